@@ -1,0 +1,332 @@
+"""What a job may be told: frozen pydantic models, read from YAML files and `key=value` overrides.
+
+A YAML file maps one to one onto a model; a key the model doesn't know is refused with the nearest one it does.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from raysnap.errors import ConfigError
+
+Method = Literal["baseline", "shift", "alsatian", "shared"]
+Proxy = Literal["linear", "sgd_linear"]
+
+MAX_CONFIG_BYTES = 1_000_000
+
+
+class Config(BaseModel):
+    """A frozen part of a configuration that refuses unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class TrainConfig(Config):
+    """How one fine-tune is trained."""
+
+    epochs: int = Field(5, ge=1, le=10_000, description="Passes over the training items.")
+    batch_size: int = Field(64, ge=1, le=65_536, description="Items per optimizer step.")
+    lr: float = Field(1e-3, gt=0, le=100, description="Learning rate.")
+    optimizer: Literal["adam", "adamw", "sgd"] = Field("adam", description="The torch.optim optimizer.")
+    momentum: float = Field(0.9, ge=0, lt=1, description="Momentum of SGD; the others ignore it.")
+    weight_decay: float = Field(0.0, ge=0, le=10, description="L2 penalty (decoupled for adamw).")
+    augment: bool = Field(False, description="Random resized crop and horizontal flip of the training items.")
+
+
+class RetrainConfig(Config):
+    """How many blocks below the head each trial retrains."""
+
+    distribution: Literal[
+        "top_layers", "twenty_five_percent", "fifty_percent", "last_one_layer", "uniform", "fixed"
+    ] = Field("twenty_five_percent", description="What the retrain index is drawn from.")
+    values: tuple[Annotated[int, Field(ge=0)], ...] | None = Field(
+        None, description="For `fixed`: the retrain indices, taken in turn."
+    )
+    freeze_fraction: float | None = Field(
+        None, ge=0, le=1, description="For `fixed`: the share f of the blocks that stays frozen, r = round((1 - f) L)."
+    )
+
+    @model_validator(mode="after")
+    def _fixed_has_one_source(self) -> RetrainConfig:
+        given = [name for name in ("values", "freeze_fraction") if getattr(self, name) is not None]
+        if self.distribution == "fixed" and len(given) != 1:
+            raise ValueError("`fixed` needs exactly one of `values` and `freeze_fraction`")
+        if self.distribution != "fixed" and given:
+            raise ValueError(f"`{given[0]}` belongs to `distribution: fixed`")
+        if self.values is not None and not self.values:
+            raise ValueError("`values` is empty")
+        return self
+
+
+class BasePretraining(Config):
+    """A dataset that each base is trained on, all blocks, before anything is fine-tuned from it."""
+
+    dataset: str = Field(description="A dataset name or the path of an ImageFolder.")
+    train: TrainConfig = Field(TrainConfig(), description="How the base is trained.")
+
+
+class BaseConfig(Config):
+    """Where every architecture's base snapshot comes from."""
+
+    weights: str = Field(
+        "random", min_length=1, description="A torchvision weights name, `random`, a snapshot or ref, or a file."
+    )
+    pretraining: BasePretraining | None = Field(None, description="Train the base on a dataset first.")
+
+
+class ShapesConfig(Config):
+    """How large the built-in `shapes` datasets are drawn."""
+
+    image_size: int = Field(64, ge=16, le=1024, description="Edge of the drawn JPEGs, in pixels.")
+    num_train: int = Field(400, ge=2, le=1_000_000, description="Training images per dataset.")
+    num_val: int = Field(100, ge=0, le=1_000_000, description="Validation images per dataset.")
+    num_test: int = Field(100, ge=0, le=1_000_000, description="Test images per dataset.")
+    seed: int = Field(0, ge=0, lt=2**32, description="Seed of the drawing.")
+
+
+class ResourcesConfig(Config):
+    """What each trial or search gets, and how many run at once."""
+
+    num_workers: int = Field(
+        0, ge=0, le=0, description="Train workers per trial; 0 is the trainer's local mode in the trial's own actor."
+    )
+    gpus: float | None = Field(None, ge=0, le=64, description="GPUs per trial; null is one where there is any, else 0.")
+    cpus: float = Field(1, gt=0, le=1024, description="CPUs per trial.")
+    max_concurrent: int | None = Field(None, ge=1, description="Trials at once; null is as many as fit.")
+
+
+class JobConfig(Config):
+    """What every job is told: its seed, its places, its data and its resources."""
+
+    seed: int = Field(0, ge=0, lt=2**32, description="The one seed that everything random derives from.")
+    run_dir: Path = Field(description="Folder of this run's records; made by the run.")
+    store: Path = Field(Path("store"), description="Folder of the model store.")
+    data_dir: Path = Field(Path("data"), description="Folder of the named datasets.")
+    datasets: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
+        min_length=1, description="Dataset names or paths of ImageFolders."
+    )
+    image_size: int = Field(224, ge=16, le=4096, description="Edge of the square that models see, in pixels.")
+    num_train: int | None = Field(None, ge=1, description="Training items used per dataset; null is all.")
+    num_test: int | None = Field(None, ge=1, description="Test items used per dataset; null is all.")
+    shapes: ShapesConfig = Field(ShapesConfig(), description="Size of the built-in datasets.")
+    resources: ResourcesConfig = Field(ResourcesConfig(), description="What each trial or search gets.")
+
+    @model_validator(mode="after")
+    def _nothing_listed_twice(self) -> JobConfig:
+        for name in ("datasets", "architectures", "methods", "proxies"):
+            values = getattr(self, name, ())
+            repeated = sorted({value for value in values if values.count(value) > 1})
+            if repeated:
+                raise ValueError(f"`{name}` lists {repeated[0]!r} twice")
+        return self
+
+
+class GenerateConfig(JobConfig):
+    """A population of fine-tuned snapshots."""
+
+    kind: Literal["generate"] = "generate"
+    run_dir: Path = Field(Path("runs/generate"), description="Folder of this run's records; made by the run.")
+    architectures: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
+        ("resnet18",), min_length=1, description="torchvision builder names."
+    )
+    num_snapshots: int = Field(8, ge=1, le=1_000_000, description="Fine-tuned snapshots, the bases not counted.")
+    num_val: int | None = Field(None, ge=1, description="Validation items used per dataset; null is all.")
+    train: TrainConfig = Field(TrainConfig(), description="How each snapshot is fine-tuned.")
+    retrain: RetrainConfig = Field(RetrainConfig(), description="How many blocks each trial retrains.")
+    base: BaseConfig = Field(BaseConfig(), description="Where fine-tunes start from.")
+
+
+class BenchConfig(JobConfig):
+    """Timed searches: every method on every dataset, some times over."""
+
+    kind: Literal["bench"] = "bench"
+    run_dir: Path = Field(Path("runs/bench"), description="Folder of this run's records; made by the run.")
+    methods: tuple[Method, ...] = Field(("baseline", "shift", "alsatian", "shared"), min_length=1)
+    proxies: tuple[Proxy, ...] = Field(("linear",), min_length=1)
+    where: str | None = Field(None, description="Which snapshots are candidates, e.g. `architecture == 'resnet18'`.")
+    budget_bytes: int | None = Field(None, ge=1, description="Bound on the activations held; null is no limit.")
+    repeats: int = Field(3, ge=1, le=1000, description="Timed runs of each cell.")
+    num_warmups: int = Field(1, ge=0, le=100, description="Untimed runs before them.")
+
+
+class QuickstartConfig(Config):
+    """The whole job on the built-in data: generate a population, then time the searches."""
+
+    kind: Literal["quickstart"] = "quickstart"
+    generate: GenerateConfig
+    bench: BenchConfig
+
+    def inside(self, directory: Path) -> QuickstartConfig:
+        """The same job with every folder moved inside `directory`; both halves share one store and its data."""
+        places = {"store": directory / "store", "data_dir": directory / "data"}
+        return self.model_copy(
+            update={
+                "generate": self.generate.model_copy(update=places | {"run_dir": directory / "run"}),
+                "bench": self.bench.model_copy(update=places | {"run_dir": directory / "run" / "bench"}),
+            }
+        )
+
+
+KINDS: dict[str, type[Config]] = {"generate": GenerateConfig, "bench": BenchConfig, "quickstart": QuickstartConfig}
+
+AnyConfig = TypeVar("AnyConfig", bound=Config)
+
+
+def load_config(path: Path, overrides: list[str], model: type[AnyConfig]) -> AnyConfig:
+    """The configuration in the YAML file `path`, with `key=value` overrides on top.
+
+    Raises:
+        ConfigError: the file is missing, not YAML, or doesn't fit the model; one line per fault.
+    """
+    document = apply_overrides(read_yaml(path), overrides)
+    return _validate(document, model, where=str(path))
+
+
+def load_any_config(path: Path, overrides: list[str]) -> Config:
+    """The configuration in `path`, of the kind that its `kind:` key names."""
+    document = apply_overrides(read_yaml(path), overrides)
+    kind = document.get("kind")
+    if kind not in KINDS:
+        raise ConfigError(f"{path}: kind: expected one of {', '.join(KINDS)}, found {kind!r}{_did_you_mean(kind, KINDS)}")
+    return _validate(document, KINDS[kind], where=str(path))
+
+
+def dump_yaml(config: Config) -> str:
+    """The configuration as YAML, every default written out; loading it gives an equal configuration."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def find_config(name: str) -> Path:
+    """The path of a configuration that comes with raysnap, such as `quickstart`."""
+    here = Path(__file__).resolve().parent
+    for folder in (here / "configs", here.parent / "configs"):
+        if (folder / f"{name}.yaml").is_file():
+            return folder / f"{name}.yaml"
+    raise ConfigError(f"configs/{name}.yaml: not found beside the package at {here}; reinstall raysnap")
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML as people expect it: `1e-3` is a number, a key stands once, aliases don't multiply."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        seen: set[str] = set()
+        for key_node, _ in node.value:
+            if key_node.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key_node.value!r} stands twice", key_node.start_mark
+                )
+            seen.add(str(key_node.value))
+        return super().construct_mapping(node, deep)
+
+    def compose_node(self, parent: yaml.Node, index: object) -> yaml.Node:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.composer.ComposerError(None, None, "aliases (*name) are not supported", self.peek_event().start_mark)
+        return super().compose_node(parent, index)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"), list("-+0123456789.")
+)
+
+
+def _parse_yaml(text: str, where: str) -> Any:
+    try:
+        return yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f" line {mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise ConfigError(f"{where}{line}: not valid YAML: {problem}") from None
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file.
+
+    Raises:
+        ConfigError: the file is missing, too large, not YAML or not a mapping.
+    """
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"{path}: can't be read as a configuration file: {error.strerror}") from None
+    if len(raw) > MAX_CONFIG_BYTES:
+        raise ConfigError(f"{path}: expected at most {MAX_CONFIG_BYTES} bytes, found {len(raw)}")
+    try:
+        document = _parse_yaml(raw.decode("utf-8"), str(path))
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path}: expected UTF-8 text, found other bytes") from None
+    if not isinstance(document, dict):
+        found = "nothing" if document is None else type(document).__name__
+        raise ConfigError(f"{path}: expected `key: value` lines, found {found}")
+    return document
+
+
+def apply_overrides(document: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
+    """A copy of `document` with each `dotted.key=value` set; values are read as YAML."""
+    result = _copy(document)
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        if not equals or not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", key):
+            raise ConfigError(f"{override!r}: expected key=value, for example train.epochs=3")
+        *parents, last = key.split(".")
+        target = result
+        for parent in parents:
+            child = target.get(parent)
+            target[parent] = child if isinstance(child, dict) else {}
+            target = target[parent]
+        target[last] = _parse_yaml(value, f"{key}=")
+    return result
+
+
+def _copy(value: Any) -> Any:
+    return {key: _copy(child) for key, child in value.items()} if isinstance(value, dict) else value
+
+
+def _validate(document: dict[str, Any], model: type[AnyConfig], where: str) -> AnyConfig:
+    try:
+        return model.model_validate(document)
+    except ValidationError as error:
+        faults = [_describe(fault, model) for fault in error.errors(include_url=False)]
+        more = f" (and {len(faults) - 1} more: {'; '.join(faults[1:3])})" if len(faults) > 1 else ""
+        raise ConfigError(f"{where}: {faults[0]}{more}") from None
+
+
+def _describe(fault: dict[str, Any], model: type[Config]) -> str:
+    """One fault of a configuration as `key.path: expected …, found …`."""
+    path = ".".join(str(part) for part in fault["loc"]) or "the whole"
+    if fault["type"] == "extra_forbidden":
+        known = _fields_at(model, fault["loc"][:-1])
+        return f"{path}: unknown key{_did_you_mean(str(fault['loc'][-1]), known)}"
+    if fault["type"] == "missing":
+        return f"{path}: missing, and it has no default"
+    message = re.sub(r"^(Input should be|Value error,) ?(a valid )?", "", fault["msg"])
+    found = fault["input"]
+    if fault["type"] == "value_error":
+        return f"{path}: {message}"
+    hint = _did_you_mean(found, re.findall(r"'([^']+)'", message)) if fault["type"] == "literal_error" else ""
+    return f"{path}: expected {message}, found {found!r}{hint}"
+
+
+def _fields_at(model: type[Config], loc: tuple[str | int, ...]) -> list[str]:
+    """The keys known at `loc`: fields are followed through optional and nested models."""
+    for part in loc:
+        field = model.model_fields.get(str(part))
+        if field is None:
+            return []
+        candidates = [field.annotation, *getattr(field.annotation, "__args__", ())]
+        nested = [one for one in candidates if isinstance(one, type) and issubclass(one, Config)]
+        if not nested:
+            return []
+        model = nested[0]
+    return list(model.model_fields)
+
+
+def _did_you_mean(word: object, known: Any) -> str:
+    near = difflib.get_close_matches(str(word), list(known), n=1, cutoff=0.5)
+    return f"; did you mean {near[0]!r}?" if near else ""
