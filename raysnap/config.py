@@ -13,10 +13,8 @@ from typing import Annotated, Any, Literal, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from raysnap.choices import Method, Proxy
 from raysnap.errors import ConfigError
-
-Method = Literal["baseline", "shift", "alsatian", "shared"]
-Proxy = Literal["linear", "sgd_linear"]
 
 MAX_CONFIG_BYTES = 1_000_000
 
@@ -84,7 +82,7 @@ class ShapesConfig(Config):
     """How large the built-in `shapes` datasets are drawn."""
 
     image_size: int = Field(64, ge=16, le=1024, description="Edge of the drawn JPEGs, in pixels.")
-    num_train: int = Field(400, ge=2, le=1_000_000, description="Training images per dataset.")
+    num_train: int = Field(400, ge=8, le=1_000_000, description="Training images per dataset.")
     num_val: int = Field(100, ge=0, le=1_000_000, description="Validation images per dataset.")
     num_test: int = Field(100, ge=0, le=1_000_000, description="Test images per dataset.")
     seed: int = Field(0, ge=0, lt=2**32, description="Seed of the drawing.")
@@ -193,7 +191,9 @@ def load_any_config(path: Path, overrides: list[str]) -> Config:
     document = apply_overrides(read_yaml(path), overrides)
     kind = document.get("kind")
     if kind not in KINDS:
-        raise ConfigError(f"{path}: kind: expected one of {', '.join(KINDS)}, found {kind!r}{_did_you_mean(kind, KINDS)}")
+        raise ConfigError(
+            f"{path}: kind: expected one of {', '.join(KINDS)}, found {kind!r}{_did_you_mean(kind, KINDS)}"
+        )
     return _validate(document, KINDS[kind], where=str(path))
 
 
@@ -226,7 +226,9 @@ class _Loader(yaml.SafeLoader):
 
     def compose_node(self, parent: yaml.Node, index: object) -> yaml.Node:
         if self.check_event(yaml.AliasEvent):
-            raise yaml.composer.ComposerError(None, None, "aliases (*name) are not supported", self.peek_event().start_mark)
+            raise yaml.composer.ComposerError(
+                None, None, "aliases (*name) are not supported", self.peek_event().start_mark
+            )
         return super().compose_node(parent, index)
 
 
@@ -237,7 +239,7 @@ _Loader.add_implicit_resolver(
 
 def _parse_yaml(text: str, where: str) -> Any:
     try:
-        return yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
+        return yaml.load(text, Loader=_Loader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         line = f" line {mark.line + 1}" if mark else ""

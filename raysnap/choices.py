@@ -1,0 +1,6 @@
+"""The closed choices that configurations and the command line share."""
+
+from typing import Literal
+
+Method = Literal["baseline", "shift", "alsatian", "shared"]
+Proxy = Literal["linear", "sgd_linear"]
