@@ -1,0 +1,10 @@
+"""`raysnap bench` on the cluster: `ray submit cluster.yaml scripts/bench.py -- CONFIG [key=value …]`."""
+
+import os
+import sys
+
+from raysnap.cli import main
+
+if __name__ == "__main__":
+    os.environ.setdefault("RAY_ADDRESS", "auto")
+    sys.exit(main(["bench", *sys.argv[1:]]))

@@ -1,0 +1,10 @@
+"""`raysnap report` on the cluster: `ray submit cluster.yaml scripts/report.py -- RUN_DIR`."""
+
+import os
+import sys
+
+from raysnap.cli import main
+
+if __name__ == "__main__":
+    os.environ.setdefault("RAY_ADDRESS", "auto")
+    sys.exit(main(["report", *sys.argv[1:]]))

@@ -1,0 +1,10 @@
+"""`raysnap search` on the cluster: `ray submit cluster.yaml scripts/search.py -- --store S --data D`."""
+
+import os
+import sys
+
+from raysnap.cli import main
+
+if __name__ == "__main__":
+    os.environ.setdefault("RAY_ADDRESS", "auto")
+    sys.exit(main(["search", *sys.argv[1:]]))
