@@ -1,0 +1,238 @@
+"""A population of fine-tuned snapshots: sample the trials, run them on Ray, collect what they leave into the store.
+
+Everything is checked before the first write; every trial that ends is a row at once, so that a driver that dies loses
+only what was still running, and `resume` runs only what no row calls done.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from raysnap.bases import RANDOM, check_weights, store_base
+from raysnap.blocks import block_shapes, num_body_blocks
+from raysnap.collect import collect, trial_row
+from raysnap.config import GenerateConfig
+from raysnap.data import Dataset, find_dataset, open_dataset
+from raysnap.errors import RaysnapError
+from raysnap.manifest import Preprocessing
+from raysnap.runs import RunDirectory, utc_timestamp
+from raysnap.store import Store
+from raysnap.trainer import TrainJob, TrialOutcome, labelled_splits, run_trials
+from raysnap.trials import Trial, base_trials, sample_trials, slug
+
+logger = logging.getLogger(__name__)
+
+OnProgress = Callable[[str, int, int, str], None]
+"""Called with a stage, how much of it is done, how much there is, and a note."""
+
+
+@dataclass(frozen=True)
+class GeneratePlan:
+    """What a generate job will do, known before anything is written.
+
+    Attributes:
+        bases: a trial per architecture; one without a dataset is stored as it is.
+        trials: the fine-tunes.
+        datasets: every dataset's folder, None for a built-in one that is not drawn yet.
+    """
+
+    preprocessing: Preprocessing
+    bases: list[Trial]
+    trials: list[Trial]
+    datasets: dict[str, Path | None]
+
+
+def plan_generate(config: GenerateConfig) -> GeneratePlan:
+    """The job's trials, checked against what there is; reads folders and writes nothing.
+
+    Raises:
+        RaysnapError: an architecture, a dataset or the base's weights are not to be had.
+    """
+    bases, trials = base_trials(config), sample_trials(config)
+    for architecture in config.architectures:
+        block_shapes(architecture, config.image_size)
+    store = Store.open(config.store) if config.store.exists() else None
+    for architecture in config.architectures:
+        check_weights(config.base.weights, architecture, store)
+    names = dict.fromkeys(trial.dataset for trial in [*bases, *trials] if trial.dataset)
+    datasets = {name: find_dataset(name, config.data_dir) for name in names}
+    for name, folder in datasets.items():
+        if folder is not None:
+            open_dataset(name, config.data_dir, config.shapes)
+    return GeneratePlan(preprocessing_of(config), bases, trials, datasets)
+
+
+def preprocessing_of(config: GenerateConfig) -> Preprocessing:
+    """ImageNet's normalisation, and torchvision's proportion of the resized to the cropped edge (256 to 224)."""
+    return Preprocessing(image_size=config.image_size, resize_size=round(config.image_size * 256 / 224))
+
+
+@dataclass(frozen=True)
+class GenerateSummary:
+    """What a generate job left behind; `snapshots` are the ids of all it made, bases included."""
+
+    run_dir: str
+    num_trials: int
+    num_done: int
+    num_failed: int
+    snapshots: list[str]
+    failures: list[dict[str, str]]
+
+
+def generate(config: GenerateConfig, *, resume: bool = False, on_progress: OnProgress) -> GenerateSummary:
+    """Runs a generate job on the Ray that is up.
+
+    Raises:
+        RaysnapError: the job can't be started; trials that fail are rows, not errors.
+        KeyboardInterrupt: Tune was stopped before every trial had ended.
+    """
+    plan = plan_generate(config)
+    store = Store.open(config.store, create=True)
+    run = RunDirectory.open(config, config.run_dir, resume=resume)
+    job = _Job(config, plan, store, run, on_progress)
+    run.write_trials([*plan.bases, *plan.trials])
+    run.write_env(config.seed, job.started, None, {})
+    with job.stage("data"):
+        job.prepare_data()
+    with job.stage("base"):
+        bases = job.make_bases()
+    with job.stage("trials"):
+        job.run(plan.trials, bases, "trials")
+    run.write_env(config.seed, job.started, time.perf_counter() - job.started_s, job.stages_s)
+    return _summarise(run, plan)
+
+
+class _Job:
+    """What the stages of one generate job share."""
+
+    def __init__(
+        self, config: GenerateConfig, plan: GeneratePlan, store: Store, run: RunDirectory, on_progress: OnProgress
+    ):
+        self.config = config
+        self.plan = plan
+        self.store = store
+        self.run_dir = run
+        self.on_progress = on_progress
+        self.started = utc_timestamp()
+        self.started_s = time.perf_counter()
+        self.stages_s: dict[str, float] = {}
+        self.datasets: dict[str, Dataset] = {}
+
+    @contextmanager
+    def stage(self, name: str):
+        """Times a stage of the job."""
+        started = time.perf_counter()
+        yield
+        self.stages_s[name] = time.perf_counter() - started
+
+    def prepare_data(self) -> None:
+        """Draws the built-in datasets that are missing, and decodes all of them into the pixel cache."""
+        config, names = self.config, list(self.plan.datasets)
+        for number, name in enumerate(names):
+            self.on_progress("data", number, len(names), slug(name))
+            self.datasets[name] = open_dataset(name, config.data_dir, config.shapes)
+            labelled_splits(self.datasets[name], self._train_job({}))
+        self.on_progress("data", len(names), len(names), "decoded")
+
+    def make_bases(self) -> dict[str, str | None]:
+        """The snapshot that each architecture's fine-tunes start from; trained first where the job says so.
+
+        An architecture whose base could not be trained has none.
+        """
+        weights, pretraining = self.config.base.weights, self.config.base.pretraining
+        num_classes = len(self.datasets[self.config.datasets[0]].classes)
+        bases: dict[str, str | None] = {}
+        for trial in self.plan.bases:
+            is_drawn_in_trial = weights == RANDOM and pretraining is not None
+            bases[trial.architecture] = (
+                None
+                if is_drawn_in_trial
+                else store_base(
+                    self.store, weights, trial.architecture, num_classes, trial.seed, self.plan.preprocessing
+                )
+            )
+        if pretraining is None:
+            return bases
+        self.run(self.plan.bases, bases, "base")
+        made = {row["trial"]: row["snapshot"] for row in _last_rows(self.run_dir)}
+        return {trial.architecture: made[trial.id] for trial in self.plan.bases if made.get(trial.id)}
+
+    def run(self, trials: list[Trial], bases: dict[str, str | None], stage: str) -> None:
+        """Runs the trials that no row calls done and collects each one as it ends."""
+        done = {row["trial"] for row in _last_rows(self.run_dir) if row["status"] == "done"}
+        ended = {trial.id for trial in trials if trial.id in done}
+        waiting = [trial for trial in trials if trial.id not in done]
+        for trial in waiting:
+            if trial.architecture not in bases:
+                self._add_row(TrialOutcome(trial, None, "failed", f"the base of {trial.architecture} failed"))
+                ended.add(trial.id)
+        waiting = [trial for trial in waiting if trial.id not in ended]
+        self.on_progress(stage, len(ended), len(trials), "")
+
+        def on_end(outcome: TrialOutcome) -> None:
+            row = self._add_row(outcome)
+            ended.add(outcome.trial.id)
+            accuracy = row["metrics"].get("val_accuracy")
+            note = outcome.trial.id + (
+                f" {row['status']}: {row['error']}" if accuracy is None else f" val {accuracy:.3f}"
+            )
+            self.on_progress(stage, len(ended), len(trials), note)
+
+        def on_epoch(trial: Trial, epoch: dict[str, Any]) -> None:
+            note = f"{trial.id} epoch {epoch['epoch']}/{trial.train.epochs}"
+            self.on_progress(stage, len(ended), len(trials), note)
+
+        if waiting:
+            ray_dir = self.config.run_dir / "ray" / stage
+            run_trials(
+                waiting, self._train_job(bases), self.config.resources, ray_dir, on_end=on_end, on_epoch=on_epoch
+            )
+        if len(ended) < len(trials):
+            raise KeyboardInterrupt
+
+    def _add_row(self, outcome: TrialOutcome) -> dict[str, Any]:
+        num_blocks = num_body_blocks(outcome.trial.architecture)
+        try:
+            row = collect(self.store, outcome, self.plan.preprocessing, num_blocks)
+        except (RaysnapError, OSError) as error:
+            row = trial_row(outcome.trial, num_blocks) | {"status": "failed", "error": f"not collected: {error}"}
+        self.run_dir.add_row(row)
+        return row
+
+    def _train_job(self, bases: dict[str, str | None]) -> TrainJob:
+        config = self.config
+        return TrainJob(
+            store_dir=config.store.resolve(),
+            dataset_dirs={name: dataset.root.resolve() for name, dataset in self.datasets.items()},
+            bases=bases,
+            preprocessing=self.plan.preprocessing,
+            seed=config.seed,
+            num_train=config.num_train,
+            num_val=config.num_val,
+            num_test=config.num_test,
+        )
+
+
+def _last_rows(run: RunDirectory) -> list[dict[str, Any]]:
+    """The newest row of each trial: a retry's row stands for the trial."""
+    return list({row["trial"]: row for row in run.rows() if "trial" in row}.values())
+
+
+def _summarise(run: RunDirectory, plan: GeneratePlan) -> GenerateSummary:
+    planned = {trial.id for trial in [*plan.bases, *plan.trials] if trial.dataset}
+    rows = [row for row in _last_rows(run) if row["trial"] in planned]
+    failures = [{"trial": row["trial"], "error": row["error"]} for row in rows if row["status"] != "done"]
+    return GenerateSummary(
+        run_dir=str(run.path),
+        num_trials=len(planned),
+        num_done=len(rows) - len(failures),
+        num_failed=len(failures),
+        snapshots=[row["snapshot"] for row in rows if row["snapshot"]],
+        failures=failures,
+    )

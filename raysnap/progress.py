@@ -1,0 +1,64 @@
+"""Progress of a job on stderr: live bars on a terminal, a line per finished piece in a log."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TextIO
+
+STAGES = {"data": "Data", "base": "Base", "trials": "Fine-tunes", "bench": "Searches"}
+
+
+@contextmanager
+def show_progress(stream: TextIO | None = None) -> Iterator[Callable[[str, int, int, str], None]]:
+    """A function to be told of each stage: its name, how much is done, how much there is, and a note."""
+    stream = stream or sys.stderr
+    if stream.isatty():
+        with _bars(stream) as show:
+            yield show
+    else:
+        yield _lines(stream)
+
+
+@contextmanager
+def _bars(stream: TextIO) -> Iterator[Callable[[str, int, int, str], None]]:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    bars: dict[str, int] = {}
+    columns = (
+        SpinnerColumn(finished_text="[green]✓"),
+        TextColumn("{task.description:<10}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("[dim]{task.fields[note]}", markup=True),
+    )
+    with Progress(*columns, console=Console(file=stream), redirect_stdout=False, redirect_stderr=False) as progress:
+
+        def show(stage: str, num_done: int, num_all: int, note: str) -> None:
+            if stage not in bars:
+                bars[stage] = progress.add_task(STAGES.get(stage, stage), total=num_all, note="")
+            progress.update(bars[stage], completed=num_done, total=num_all, note=note.replace("[", r"\["))
+
+        yield show
+
+
+def _lines(stream: TextIO) -> Callable[[str, int, int, str], None]:
+    started = time.monotonic()
+    last_done: dict[str, int] = {}
+
+    def show(stage: str, num_done: int, num_all: int, note: str) -> None:
+        if last_done.get(stage) == num_done:
+            return
+        last_done[stage] = num_done
+        seconds = time.monotonic() - started
+        print(
+            f"[{seconds:5.0f} s] {STAGES.get(stage, stage):<10} {num_done}/{num_all}  {note}".rstrip(),
+            file=stream,
+            flush=True,
+        )
+
+    return show

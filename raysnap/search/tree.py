@@ -1,0 +1,105 @@
+"""Candidates as a prefix tree: snapshots that begin with the same blocks share the nodes of those blocks.
+
+A node is (parent, block structure, block digest); heads take no part, as a search replaces them by its probe. Without
+sharing every candidate gets a chain of its own, which is how the methods that share nothing are expressed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+from raysnap.manifest import BlockEntry, Preprocessing
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A snapshot that a search may rank.
+
+    Attributes:
+        snapshot: the snapshot's id.
+        name: its name for people.
+        preprocessing: how pixels become its input.
+        blocks: its blocks from the stem to the last body block.
+    """
+
+    snapshot: str
+    name: str
+    architecture: str
+    preprocessing: Preprocessing
+    blocks: tuple[BlockEntry, ...]
+
+
+@dataclass(frozen=True)
+class Node:
+    """One block that runs once per item for all candidates below it.
+
+    Attributes:
+        index: position in the tree's `nodes`.
+        parent: index of the node whose output is this block's input; None for a stem, whose input is pixels.
+        block_index: position of the block in its architecture.
+        children: indices of the nodes that take this block's output.
+        candidates: indices of the candidates whose features this block's output is.
+    """
+
+    index: int
+    parent: int | None
+    architecture: str
+    preprocessing: Preprocessing
+    block_index: int
+    block: BlockEntry
+    children: tuple[int, ...] = ()
+    candidates: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class PrefixTree:
+    """A forest of nodes, parents before children, over `candidates`."""
+
+    candidates: tuple[Candidate, ...]
+    nodes: tuple[Node, ...]
+
+    @property
+    def roots(self) -> tuple[Node, ...]:
+        return tuple(node for node in self.nodes if node.parent is None)
+
+
+def build_tree(candidates: Sequence[Candidate], *, sharing: bool) -> PrefixTree:
+    """The prefix tree of the candidates, or one chain per candidate where `sharing` is off."""
+    nodes: list[Node] = []
+    known: dict[tuple, int] = {}
+    for number, candidate in enumerate(candidates):
+        parent = None
+        for block_index, block in enumerate(candidate.blocks):
+            owner = None if sharing else number
+            key = (owner, parent, candidate.architecture, candidate.preprocessing, block_index, block)
+            if key not in known:
+                known[key] = len(nodes)
+                nodes.append(
+                    Node(len(nodes), parent, candidate.architecture, candidate.preprocessing, block_index, block)
+                )
+                if parent is not None:
+                    nodes[parent] = replace(nodes[parent], children=(*nodes[parent].children, len(nodes) - 1))
+            parent = known[key]
+        nodes[parent] = replace(nodes[parent], candidates=(*nodes[parent].candidates, number))
+    return PrefixTree(tuple(candidates), tuple(nodes))
+
+
+def keep_candidates(tree: PrefixTree, kept: Iterable[int]) -> set[int]:
+    """The indices of the nodes that the `kept` candidates still need."""
+    kept = set(kept)
+    needed: set[int] = set()
+    for node in reversed(tree.nodes):
+        if kept.intersection(node.candidates) or needed.intersection(node.children):
+            needed.add(node.index)
+    return needed
+
+
+def candidates_below(tree: PrefixTree, node: Node) -> set[int]:
+    """The indices of all candidates that need this node."""
+    below, stack = set(), [node]
+    while stack:
+        top = stack.pop()
+        below.update(top.candidates)
+        stack.extend(tree.nodes[child] for child in top.children)
+    return below

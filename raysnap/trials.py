@@ -1,0 +1,135 @@
+"""The trial list of a job: sampled from one seed before Ray starts, the same on any machine.
+
+Architectures and datasets take turns, so that every pair gets its share whatever the number of trials; the retrain
+index of each trial is drawn from its architecture's distribution.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from pathlib import Path
+
+import numpy as np
+from scipy.stats import truncnorm
+
+from raysnap.blocks import num_body_blocks
+from raysnap.config import Config, GenerateConfig, RetrainConfig, TrainConfig
+from raysnap.errors import ConfigError
+
+
+class Trial(Config):
+    """One fine-tune that is to be run.
+
+    Attributes:
+        id: stable name, in the order of the list; the run's rows, folders and refs go by it.
+        dataset: a dataset name or the path of an ImageFolder; None for a base that is stored untrained.
+        retrain_index: the last so many body blocks are trained, and the head; None trains everything.
+        seed: of the new head, the order of the items and the augmentation.
+    """
+
+    id: str
+    role: str
+    architecture: str
+    dataset: str | None
+    retrain_index: int | None
+    seed: int
+    train: TrainConfig
+
+    @property
+    def num_frozen(self) -> int:
+        """How many blocks at the front stay frozen, the stem counted."""
+        if self.retrain_index is None:
+            return 0
+        return 1 + num_body_blocks(self.architecture) - self.retrain_index
+
+
+def sample_trials(config: GenerateConfig) -> list[Trial]:
+    """The fine-tunes of a generate job; equal for equal configurations.
+
+    Raises:
+        ConfigError: a `fixed` retrain index is larger than an architecture has blocks.
+    """
+    rng = np.random.default_rng(derive_seed(config.seed, "trials"))
+    pairs = [(architecture, dataset) for dataset in config.datasets for architecture in config.architectures]
+    turns = [pairs[turn % len(pairs)] for turn in range(config.num_snapshots)]
+    indices = {
+        architecture: iter(draw_retrain_indices(config.retrain, num_body_blocks(architecture), len(turns), rng))
+        for architecture in config.architectures
+    }
+    digits = len(str(len(turns)))
+    trials = []
+    for number, (architecture, dataset) in enumerate(turns, start=1):
+        retrain_index = next(indices[architecture])
+        trials.append(
+            Trial(
+                id=f"{number:0{digits}d}-{architecture}-{slug(dataset)}-r{retrain_index}",
+                role="finetune",
+                architecture=architecture,
+                dataset=dataset,
+                retrain_index=retrain_index,
+                seed=derive_seed(config.seed, "trial", number),
+                train=config.train,
+            )
+        )
+    return trials
+
+
+def base_trials(config: GenerateConfig) -> list[Trial]:
+    """One trial per architecture that makes the base which the others start from."""
+    pretraining = config.base.pretraining
+    return [
+        Trial(
+            id=f"base-{architecture}" + (f"-{slug(pretraining.dataset)}" if pretraining else ""),
+            role="base",
+            architecture=architecture,
+            dataset=pretraining.dataset if pretraining else None,
+            retrain_index=None,
+            seed=derive_seed(config.seed, "base", architecture),
+            train=pretraining.train if pretraining else config.train,
+        )
+        for architecture in config.architectures
+    ]
+
+
+def draw_retrain_indices(config: RetrainConfig, num_blocks: int, count: int, rng: np.random.Generator) -> list[int]:
+    """`count` retrain indices in 0..L for an architecture with L = `num_blocks` body blocks.
+
+    Truncated normals are drawn on [0, n] with n = L + 1, rounded and clipped to 0..L.
+
+    Raises:
+        ConfigError: a `fixed` value is larger than L.
+    """
+    num_slots = num_blocks + 1
+    match config.distribution:
+        case "last_one_layer":
+            return [1] * count
+        case "uniform":
+            return rng.integers(0, num_slots, size=count).tolist()
+        case "fixed":
+            values = config.values or (round((1 - config.freeze_fraction) * num_blocks),)
+            if max(values) > num_blocks:
+                raise ConfigError(
+                    f"retrain.values: expected at most {num_blocks} for this architecture, found {max(values)}"
+                )
+            return [values[turn % len(values)] for turn in range(count)]
+        case name:
+            share, spread = {"top_layers": (0.10, 2), "twenty_five_percent": (0.25, 2), "fifty_percent": (0.50, 4)}[
+                name
+            ]
+            mean = share * num_slots
+            deviation = mean / spread
+            low, high = -mean / deviation, (num_slots - mean) / deviation
+            draws = truncnorm.rvs(low, high, loc=mean, scale=deviation, size=count, random_state=rng)
+            return np.clip(np.rint(draws), 0, num_blocks).astype(int).tolist()
+
+
+def derive_seed(seed: int, *parts: object) -> int:
+    """A seed for one purpose, in 0..2**32 - 1; unrelated purposes get unrelated seeds."""
+    text = "/".join(str(part) for part in (seed, *parts))
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")
+
+
+def slug(name: str) -> str:
+    """A name, or the last part of a path, in characters that file and ref names may have."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "_", Path(name).name).strip("._-") or "unnamed"
