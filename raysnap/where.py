@@ -1,0 +1,171 @@
+"""Filter expressions over snapshots, `architecture == 'resnet18' and accuracy > 0.8`, as SQL conditions.
+
+Python's parser reads the text, a small set of its nodes is allowed, and nothing is ever evaluated: constants become
+SQL parameters, names must be fields.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+
+from raysnap.errors import UsageError
+
+TEXT, NUMBER = "text", "number"
+FIELDS: dict[str, str] = {
+    "id": TEXT,
+    "name": TEXT,
+    "architecture": TEXT,
+    "dataset": TEXT,
+    "retrain_index": NUMBER,
+    "accuracy": NUMBER,
+    "num_classes": NUMBER,
+    "num_blocks": NUMBER,
+    "num_bytes": NUMBER,
+    "base": TEXT,
+    "trial": TEXT,
+    "created": TEXT,
+}
+EXAMPLE = "architecture == 'resnet18' and retrain_index <= 4 and accuracy > 0.8"
+MAX_EXPRESSION_CHARS = 10_000
+MAX_CONSTANTS = 500
+
+_ORDER = {ast.Lt: "<", ast.LtE: "<=", ast.Gt: ">", ast.GtE: ">="}
+_MIRRORED = {ast.Lt: ast.Gt, ast.LtE: ast.GtE, ast.Gt: ast.Lt, ast.GtE: ast.LtE, ast.Eq: ast.Eq, ast.NotEq: ast.NotEq}
+
+Parameters = list["str | int | float | None"]
+
+
+def compile_where(expression: str) -> tuple[str, Parameters]:
+    """The SQL condition on the table `snapshots` that `expression` means, and its parameters.
+
+    A field that a snapshot lacks is None: equal to None only, and neither smaller nor larger than anything.
+
+    Raises:
+        UsageError: the expression is not one, or names a field that does not exist.
+    """
+    if len(expression) > MAX_EXPRESSION_CHARS:
+        raise _error(expression, f"expected at most {MAX_EXPRESSION_CHARS} characters, found {len(expression)}")
+    try:
+        tree = ast.parse(expression.strip(), mode="eval").body
+        parameters: Parameters = []
+        sql = _Compiler(expression, parameters).condition(tree)
+    except (SyntaxError, ValueError):
+        raise _error(expression, f"not an expression; expected something like: {EXAMPLE}") from None
+    except (RecursionError, MemoryError):
+        raise _error(expression, "nested too deeply") from None
+    if len(parameters) > MAX_CONSTANTS:
+        raise _error(expression, f"expected at most {MAX_CONSTANTS} constants, found {len(parameters)}")
+    return sql, parameters
+
+
+def _error(expression: str, problem: str) -> UsageError:
+    shown = expression if len(expression) <= 120 else expression[:117] + "..."
+    return UsageError(f"where {shown!r}: {problem}")
+
+
+class _Compiler:
+    """Turns one parsed expression into SQL; constants go to `parameters`, in order."""
+
+    def __init__(self, expression: str, parameters: Parameters):
+        self.expression = expression
+        self.parameters = parameters
+
+    def fail(self, problem: str) -> UsageError:
+        return _error(self.expression, problem)
+
+    def condition(self, node: ast.expr) -> str:
+        if isinstance(node, ast.BoolOp):
+            joiner = " AND " if isinstance(node.op, ast.And) else " OR "
+            return "(" + joiner.join(self.condition(value) for value in node.values) + ")"
+        if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not):
+            return f"(NOT {self.condition(node.operand)})"
+        if isinstance(node, ast.Compare):
+            lefts = [node.left, *node.comparators]
+            pairs = zip(lefts, node.ops, node.comparators, strict=False)
+            return "(" + " AND ".join(self.comparison(left, op, right) for left, op, right in pairs) + ")"
+        raise self.fail(f"expected comparisons joined by and, or, not; found {_shown(node)}; for example: {EXAMPLE}")
+
+    def comparison(self, left: ast.expr, op: ast.cmpop, right: ast.expr) -> str:
+        if not _is_field(left) and type(op) in _MIRRORED:
+            left, op, right = right, _MIRRORED[type(op)](), left
+        if not _is_field(left):
+            raise self.fail(f"expected a field to compare, found {_shown(left)}; fields: {', '.join(FIELDS)}")
+        column, kind = self.field(left)
+        if isinstance(op, ast.In | ast.NotIn):
+            sql = self.membership(column, kind, right)
+            return f"(NOT {sql})" if isinstance(op, ast.NotIn) else sql
+        if isinstance(op, ast.Is | ast.IsNot) and not (isinstance(right, ast.Constant) and right.value is None):
+            raise self.fail(f"`is` compares with None only; use == for {_shown(right)}")
+        if _is_field(right):
+            return self.between_fields(column, kind, op, right)
+        value = self.constant(right, kind)
+        if value is None and type(op) in _ORDER:
+            raise self.fail("None can be compared with == and != only")
+        if type(op) in _ORDER:
+            return _some(column, _ORDER[type(op)], value, self.parameters)
+        sql = _some(column, "IS", value, self.parameters)
+        return f"(NOT {sql})" if isinstance(op, ast.NotEq | ast.IsNot) else sql
+
+    def between_fields(self, column: str, kind: str, op: ast.cmpop, right: ast.expr) -> str:
+        other, other_kind = self.field(right)
+        if "name" in (column, other) or kind != other_kind:
+            raise self.fail(f"{_shown(right)} can't be compared with that field; compare it with a constant")
+        if type(op) in _ORDER:
+            return f"COALESCE({column} {_ORDER[type(op)]} {other}, 0)"
+        return f"({column} {'IS' if isinstance(op, ast.Eq) else 'IS NOT'} {other})"
+
+    def membership(self, column: str, kind: str, right: ast.expr) -> str:
+        if not isinstance(right, ast.Tuple | ast.List | ast.Set):
+            raise self.fail(f"expected a list of constants after `in`, found {_shown(right)}")
+        values = [self.constant(element, kind) for element in right.elts]
+        return "(" + " OR ".join([_some(column, "IS", value, self.parameters) for value in values] or ["0"]) + ")"
+
+    def field(self, node: ast.expr) -> tuple[str, str]:
+        """The SQL column and the kind of a field; `metrics.NAME` is any metric of the manifest."""
+        if isinstance(node, ast.Attribute):
+            if not (isinstance(node.value, ast.Name) and node.value.id == "metrics"):
+                raise self.fail(f"unknown field {_shown(node)}; only metrics have parts, as in metrics.val_loss")
+            # The attribute is a Python identifier, so it can't break out of the quotes.
+            return f"json_extract(snapshots.metrics, '$.\"{node.attr}\"')", NUMBER
+        name = node.id
+        if name not in FIELDS:
+            near = difflib.get_close_matches(name, list(FIELDS), n=1, cutoff=0.5)
+            hint = f"did you mean {near[0]!r}?" if near else f"fields: {', '.join(FIELDS)}, metrics.NAME"
+            raise self.fail(f"unknown field {name!r}; {hint}")
+        return ("name" if name == "name" else f"snapshots.{name}"), FIELDS[name]
+
+    def constant(self, node: ast.expr, kind: str) -> str | int | float | None:
+        negative = isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub)
+        inner = node.operand if negative else node
+        if not isinstance(inner, ast.Constant):
+            raise self.fail(f"expected a constant such as 'resnet18' or 0.8, found {_shown(node)}")
+        value = inner.value
+        if value is None and not negative:
+            return None
+        allowed = str if kind == TEXT else (int, float)
+        if isinstance(value, bool) or not isinstance(value, allowed) or (negative and isinstance(value, str)):
+            raise self.fail(f"expected {'text in quotes' if kind == TEXT else 'a number'}, found {_shown(node)}")
+        if isinstance(value, int) and abs(value) >= 2**63:
+            raise self.fail(f"{_shown(node)} is too large")
+        return -value if negative else value
+
+
+def _some(column: str, operator: str, value: str | int | float | None, parameters: Parameters) -> str:
+    """`column operator value`, never NULL; of a snapshot's names it is enough that one fits."""
+    if column != "name":
+        parameters.append(value)
+        return f"COALESCE({column} {operator} ?, 0)"
+    if value is None:
+        return "(NOT EXISTS (SELECT 1 FROM refs WHERE refs.id = snapshots.id))"
+    parameters.append(value)
+    return f"EXISTS (SELECT 1 FROM refs WHERE refs.id = snapshots.id AND refs.name {operator} ?)"
+
+
+def _is_field(node: ast.expr) -> bool:
+    return isinstance(node, ast.Name | ast.Attribute)
+
+
+def _shown(node: ast.expr) -> str:
+    text = ast.unparse(node)
+    return text if len(text) <= 60 else text[:57] + "..."

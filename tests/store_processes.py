@@ -1,0 +1,144 @@
+"""What the store tests do in processes of their own, forked from one that has imported torch and nothing else.
+
+Run as `python store_processes.py killed|together|collected FOLDER`; exits 0 when the store kept its promises.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
+
+from store_blocks import equal, make_blocks, put, read  # noqa: E402 - the test folder is no package
+
+from raysnap.errors import SnapshotNotFound, StoreError  # noqa: E402
+from raysnap.store import Store  # noqa: E402
+
+KILLED = 9
+
+
+def fork(work: Callable[[], object]) -> int:
+    """The id of a new process that does `work` and exits 0, or 1 where it failed."""
+    process = os.fork()
+    if process:
+        return process
+    status = 1
+    try:
+        work()
+        status = 0
+    finally:
+        sys.stderr.flush()
+        os._exit(status)
+
+
+def wait(process: int) -> int:
+    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+
+
+def put_until_killed(path: Path, step: int, name: str) -> None:
+    """Adds a snapshot, but ends at the given system call as if the process were killed there."""
+    calls = 0
+
+    def counting(function: Callable) -> Callable:
+        def wrapped(*args, **kwargs):
+            nonlocal calls
+            calls += 1
+            if calls == step:
+                os._exit(KILLED)
+            return function(*args, **kwargs)
+
+        return wrapped
+
+    store = Store.open(path)
+    for call in ("fsync", "replace", "utime", "open", "close", "unlink"):
+        setattr(os, call, counting(getattr(os, call)))
+    put(store, seed=2, num_retrained=2, name=name)
+
+
+def killed(folder: Path) -> None:
+    """A writer killed at every step in turn leaves the old or the new state, and adding again finishes its work."""
+    for name in ("old", "new"):
+        step, exit_code = 0, KILLED
+        while exit_code == KILLED:
+            step += 1
+            store = Store.open(folder / f"{name}-{step}", create=True)
+            old = put(store, seed=1, name="old").manifest
+            exit_code = wait(fork(lambda store=store, step=step, name=name: put_until_killed(store.path, step, name)))
+            assert store.verify()["ok"], step
+            assert equal(read(store, old.id), make_blocks(1)), step
+            assert set(store.refs()) <= {"old", name}, step
+            written = put(store, seed=2, num_retrained=2, name=name)
+            store.gc(grace_s=0)
+            assert not list((store.path / "tmp").iterdir()), step
+            assert store.resolve(name) == written.manifest.id, step
+            assert store.verify()["ok"], step
+            assert len(store.manifests()) == 2, step
+        assert exit_code == 0
+        assert step > 20
+
+
+def together(folder: Path) -> None:
+    """Processes that add the same snapshots at once store each block once and lose no name."""
+    path, num_workers, num_snapshots = folder / "store", 4, 15
+
+    def work(worker: int) -> None:
+        store = Store.open(path, create=True)
+        for seed in range(num_snapshots):
+            put(store, seed=seed, num_retrained=1, name=f"w{worker}-{seed}")
+
+    processes = [fork(lambda worker=worker: work(worker)) for worker in range(num_workers)]
+    assert [wait(process) for process in processes] == [0] * num_workers
+    store = Store.open(path)
+    stats = store.stats()
+    assert (stats["num_snapshots"], stats["num_blocks"]) == (num_snapshots, num_snapshots + 2), stats
+    assert len(store.refs()) == num_workers * num_snapshots
+    assert store.verify()["ok"]
+    assert not list((store.path / "tmp").iterdir())
+
+
+def collected(folder: Path) -> None:
+    """Writers, a remover and two collectors without any grace: what is listed at the end is whole."""
+    path, num_rounds = folder / "store", 40
+    store = Store.open(path, create=True)
+
+    def write(worker: int) -> None:
+        num_done = 0
+        for seed in range(num_rounds):
+            try:
+                put(store, seed=seed % 5, num_retrained=2, name=f"w{worker}")
+                if seed % 3 == worker:
+                    store.remove_snapshot(f"w{worker}")
+                num_done += 1
+            except SnapshotNotFound:
+                continue  # another writer has the same snapshot and removed it
+            except StoreError as error:
+                if "swept" not in str(error):
+                    raise
+        assert num_done > num_rounds // 4, num_done
+
+    def collect() -> None:
+        for _ in range(num_rounds):
+            store.gc(grace_s=0)
+
+    writers = [fork(lambda worker=worker: write(worker)) for worker in range(3)]
+    collectors = [fork(collect) for _ in range(2)]
+    exit_codes = [wait(process) for process in writers + collectors]
+    assert exit_codes == [0] * 5, exit_codes
+    report = store.verify()
+    assert report["ok"], report
+    for manifest in store.manifests():
+        read(store, manifest.id)
+    store.gc(grace_s=0)
+    needed = {block.digest for manifest in store.manifests() for block in manifest.blocks}
+    assert store.stats()["num_blocks"] == len(needed)
+    assert not list((store.path / "tmp").iterdir())
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    {"killed": killed, "together": together, "collected": collected}[sys.argv[1]](Path(sys.argv[2]))
