@@ -14,18 +14,23 @@ from raysnap.errors import SnapshotNotFound, WeightsError
 from raysnap.manifest import DatasetRecord, Preprocessing
 from raysnap.store import Store
 from raysnap.trials import slug
-from raysnap.weights import load_state_dict
+from raysnap.weights import read_blocks
 
 RANDOM = "random"
 
 
 def check_weights(weights: str, architecture: str, store: Store | None) -> None:
-    """Passes when `base.weights` can give the architecture a base; nothing is loaded or downloaded.
+    """Passes when `base.weights` can give the architecture a base; a file is read, nothing is downloaded.
 
     Raises:
-        WeightsError: it names nothing that there is.
+        WeightsError: it names nothing that there is, or a file of something else.
     """
-    if weights == RANDOM or Path(weights).is_file() or _torchvision_weights(weights, architecture) is not None:
+    if weights == RANDOM:
+        return
+    if Path(weights).is_file():
+        read_blocks(Path(weights), architecture)
+        return
+    if _torchvision_weights(weights, architecture) is not None:
         return
     try:
         manifest = store.manifest(weights) if store else None
@@ -57,7 +62,7 @@ def store_base(
     if weights == RANDOM:
         blocks, name = random_tensors(architecture, num_classes, seed), f"{architecture}-random-{seed}"
     elif Path(weights).is_file():
-        blocks = split_state_dict(architecture, load_state_dict(Path(weights)))
+        blocks = read_blocks(Path(weights), architecture)
         name = f"{architecture}-{Path(weights).stem}"
     elif entry is not None:
         blocks, name = split_state_dict(architecture, _download(entry)), f"{architecture}-{entry.name}"
@@ -66,7 +71,7 @@ def store_base(
         return store.manifest(weights).id
     written = store.put_snapshot(
         architecture=architecture,
-        blocks=[(block_name, store.put_block(tensors)) for block_name, tensors in blocks],
+        blocks=blocks,
         num_classes=num_classes_of(blocks[-1][1]),
         dataset=dataset,
         preprocessing=preprocessing,

@@ -18,8 +18,8 @@ import ray
 import torch
 
 from raysnap.config import BenchConfig
-from raysnap.data import find_dataset
-from raysnap.errors import describe_failure
+from raysnap.data import find_dataset, open_dataset
+from raysnap.errors import ConfigError, describe_failure
 from raysnap.generate import OnProgress
 from raysnap.runs import RunDirectory, utc_timestamp
 from raysnap.search import search
@@ -56,11 +56,15 @@ def plan_bench(config: BenchConfig) -> list[Cell]:
     """The benchmark's cells, checked against what there is; nothing is written.
 
     Raises:
-        RaysnapError: the store or a dataset is not there, or no snapshot fits `where`.
+        RaysnapError: the store or a dataset is not there or is of no use, or no snapshot fits `where`.
     """
     find_candidates(Store.open(config.store), config.where, config.image_size)
-    for dataset in config.datasets:
-        find_dataset(dataset, config.data_dir)
+    names = {dataset: slug(dataset) for dataset in config.datasets}
+    for dataset, name in names.items():
+        if find_dataset(dataset, config.data_dir) is not None:
+            open_dataset(dataset, config.data_dir, config.shapes)
+        if list(names.values()).count(name) > 1:
+            raise ConfigError(f"datasets: {dataset!r}: another one is called {name!r} too; rename one of the folders")
     cells = []
     for dataset, proxy, method in itertools.product(config.datasets, config.proxies, config.methods):
         arguments = {
@@ -77,7 +81,7 @@ def plan_bench(config: BenchConfig) -> list[Cell]:
             "where": config.where,
             "seed": config.seed,
         }
-        cells.append(Cell(f"{slug(dataset)}.{proxy}.{method}", slug(dataset), method, proxy, arguments))
+        cells.append(Cell(f"{names[dataset]}.{proxy}.{method}", names[dataset], method, proxy, arguments))
     return cells
 
 

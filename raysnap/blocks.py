@@ -184,7 +184,7 @@ def list_architectures() -> list[str]:
 class _Weightless(TorchFunctionMode):
     """Parameters made inside go to the meta device; what RegNet and Swin calculate their shapes with stays real."""
 
-    def __torch_function__(self, func, types, args=(), kwargs=None):  # noqa: ANN001, ANN204 - torch's signature
+    def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = dict(kwargs or {})
         if func in (torch.empty, torch.zeros, torch.ones) and kwargs.get("device") is None:
             kwargs["device"] = "meta"
@@ -209,7 +209,10 @@ def _skeleton(architecture: str) -> tuple[Block, ...]:
             + ", ".join(sorted(family.__name__ for family in _SPLITTERS))
         )
     cuts = splitter(model)
-    names = [STEM, *(max((s for s in cut if isinstance(s, str)), key=lambda path: path.count(".")) for cut in cuts[1:-1])]
+    names = [
+        STEM,
+        *(max((s for s in cut if isinstance(s, str)), key=lambda path: path.count(".")) for cut in cuts[1:-1]),
+    ]
     return tuple(
         Block(name, [(step, model.get_submodule(step)) if isinstance(step, str) else ("", step) for step in cut])
         for name, cut in zip([*names, HEAD], cuts, strict=True)
@@ -336,7 +339,9 @@ def block_shapes(architecture: str, image_size: int) -> tuple[BlockShape, ...]:
                 x = block(x)
         except RuntimeError as error:
             reason = str(error).splitlines()[0]
-            raise ArchitectureError(f"{architecture} at image_size {image_size}: block {block.name}: {reason}") from None
+            raise ArchitectureError(
+                f"{architecture} at image_size {image_size}: block {block.name}: {reason}"
+            ) from None
         num_bytes = sum(value.numel() * value.element_size() for value in block.tensors().values())
         shapes.append(BlockShape(block.name, tuple(x.shape[1:]), counter.get_total_flops(), num_bytes))
     return tuple(shapes)
@@ -357,7 +362,11 @@ def _difference(expected: Mapping[str, tuple], found: Mapping[str, tuple]) -> st
     missing = [name for name in expected if name not in found]
     unknown = [name for name in found if name not in expected]
     if missing or unknown:
-        parts = [f"{len(names)} {word} ({', '.join(names[:3])})" for names, word in ((missing, "missing"), (unknown, "unknown")) if names]
+        parts = [
+            f"{len(names)} {word} ({', '.join(names[:3])})"
+            for names, word in ((missing, "missing"), (unknown, "unknown"))
+            if names
+        ]
         return f"expected {len(expected)} tensors, found {len(found)}: {'; '.join(parts)}"
     name = next(name for name in expected if expected[name] != found[name])
     return f"{name}: expected shape {expected[name]}, found {found[name]}"

@@ -10,6 +10,7 @@ import json
 import logging
 import math
 import os
+import shlex
 import sys
 import traceback
 from collections.abc import Iterator
@@ -22,9 +23,11 @@ import typer
 
 from raysnap.choices import Method, Proxy
 from raysnap.errors import RaysnapError, StoreDamaged, UsageError, describe_failure
+from raysnap.progress import show_progress
 
 if TYPE_CHECKING:
-    from raysnap.config import GenerateConfig
+    from raysnap.config import GenerateConfig, JobConfig
+    from raysnap.generate import OnProgress
 
 app = typer.Typer(
     name="raysnap",
@@ -57,15 +60,17 @@ StoreDir = Annotated[Path, typer.Option("--store", help="Folder of the model sto
 
 def main(argv: list[str] | None = None) -> int:
     """The exit code of the command line `argv` (that of the process when None); every error becomes one line."""
-    arguments = list(sys.argv[1:] if argv is None else argv) or ["--help"]
-    is_debugging = "--debug" in arguments
-    arguments = [argument for argument in arguments if argument != "--debug"]
+    given = list(sys.argv[1:] if argv is None else argv)
+    is_debugging = "--debug" in given
+    arguments = [argument for argument in given if argument != "--debug"] or ["--help"]
     logging.basicConfig(level=logging.WARNING, format="raysnap: %(message)s", stream=sys.stderr)
     try:
-        return app(args=arguments, prog_name="raysnap", standalone_mode=False) or 0
+        exit_code = app(args=arguments, prog_name="raysnap", standalone_mode=False) or 0
+        if exit_code == INTERRUPTED:  # what typer makes of a KeyboardInterrupt
+            raise KeyboardInterrupt
+        return exit_code
     except (KeyboardInterrupt, typer.Abort):
-        command = " ".join(["raysnap", *arguments])
-        print(f"raysnap: interrupted{_how_to_resume(arguments, command)}", file=sys.stderr)
+        print(f"raysnap: interrupted{_how_to_resume(arguments)}", file=sys.stderr)
         return INTERRUPTED
     except RaysnapError as error:
         if is_debugging:
@@ -77,20 +82,24 @@ def main(argv: list[str] | None = None) -> int:
     except Exception as error:  # noqa: BLE001 - the end of the line: what nobody foresaw is told in one, too
         if is_debugging:
             traceback.print_exc()
-        usage = getattr(error, "format_message", None)  # a mistake in the command line, as typer found it
-        told = (
-            usage().replace("Value error, ", "")
-            if usage
-            else f"unexpected {describe_failure(error)}; run again with --debug"
-        )
+        is_usage = hasattr(error, "format_message")  # a mistake in the command line, as typer found it
+        told = _usage_mistake(error) if is_usage else f"unexpected {describe_failure(error)}; run again with --debug"
         print(f"raysnap: {told}", file=sys.stderr)
         return UsageError.exit_code
 
 
-def _how_to_resume(arguments: list[str], command: str) -> str:
-    if not arguments or arguments[0] not in ("generate", "bench"):
+def _usage_mistake(error: Any) -> str:
+    told = error.format_message().replace("Value error, ", "").replace("Input should be ", "expected ")
+    context = getattr(error, "ctx", None)
+    command = context.command_path if context else "raysnap"
+    return f"{told.removesuffix('.')}{' ' if told.endswith('?') else '; '}`{command} --help` says more"
+
+
+def _how_to_resume(arguments: list[str]) -> str:
+    if arguments[0] not in ("quickstart", "generate", "bench"):
         return ""
-    return f"; finish it with: {command}{'' if '--resume' in arguments else ' --resume'}"
+    needs_flag = arguments[0] != "quickstart" and "--resume" not in arguments
+    return f"; finish it with: {shlex.join(['raysnap', *arguments, *(['--resume'] if needs_flag else [])])}"
 
 
 @app.command()
@@ -107,7 +116,10 @@ def quickstart(
     from raysnap.config import QuickstartConfig, find_config, load_config
 
     config = load_config(find_config("quickstart"), overrides or [], QuickstartConfig).inside(directory)
-    with _ray_session(), _progress() as on_progress:
+    from raysnap.generate import plan_generate
+
+    plan_generate(config.generate)
+    with _job_session(config.generate, resume=True) as on_progress:
         from raysnap.quickstart import quickstart as run
 
         summary = run(config, resume=True, on_progress=on_progress)
@@ -115,7 +127,7 @@ def quickstart(
         _print_json(summary)
     else:
         from raysnap.store import Store
-        from raysnap.tables import methods_table, ranking_table
+        from raysnap.tables import methods_table, ranking_table, savings_line
 
         stats = Store.open(Path(summary.store)).stats()
         _print_failures(summary.generated.failures + summary.benched.failures)
@@ -125,7 +137,7 @@ def quickstart(
             _print(ranking_table(search, max_rows=5))
             _print("\nThe same question, timed\n")
             _print(methods_table(summary.searches))
-        _print(f"\n{_savings(stats)}\nReport: {summary.report}")
+        _print(f"\n{savings_line(stats)}\nReport: {summary.report}")
     return SOME_FAILED if summary.num_failed else 0
 
 
@@ -148,17 +160,18 @@ def generate(
     from raysnap.report import write_report
 
     plan_generate(config)
-    with _ray_session(), _progress() as on_progress:
+    with _job_session(config, resume=resume) as on_progress:
         summary = run(config, resume=resume, on_progress=on_progress)
     report_path = write_report(config.run_dir)
     if as_json:
         _print_json(summary)
     else:
         from raysnap.store import Store
+        from raysnap.tables import savings_line
 
         _print_failures(summary.failures)
         _print(f"{summary.num_done} of {summary.num_trials} trials done, {summary.num_failed} failed.")
-        _print(f"{_savings(Store.open(config.store).stats())}\nReport: {report_path}")
+        _print(f"{savings_line(Store.open(config.store).stats())}\nReport: {report_path}")
     return SOME_FAILED if summary.num_failed else 0
 
 
@@ -166,15 +179,18 @@ def _show_generate_plan(config: GenerateConfig, as_json: bool) -> int:
     from raysnap.generate import plan_generate
 
     plan = plan_generate(config)
+    trials = [*plan.bases, *plan.trials]
     if as_json:
-        trials = [trial.model_dump(mode="json") for trial in (*plan.bases, *plan.trials)]
-        _print_json({"run_dir": str(config.run_dir), "num_trials": len(plan.trials), "trials": trials})
+        num_trials = sum(1 for trial in trials if trial.dataset)
+        shown = [trial.model_dump(mode="json") for trial in trials]
+        _print_json({"run_dir": str(config.run_dir), "num_trials": num_trials, "trials": shown})
     else:
+        from raysnap.quantities import plural
         from raysnap.tables import trials_table
 
-        _print(trials_table((*plan.bases, *plan.trials)))
+        _print(trials_table(trials))
         missing = [name for name, folder in plan.datasets.items() if folder is None]
-        _print(f"\n{len(plan.trials)} fine-tunes and {len(plan.bases)} bases; nothing was written.")
+        _print(f"\n{plural(len(plan.trials), 'fine-tune')} and {plural(len(plan.bases), 'base')}; nothing was written.")
         if missing:
             _print(f"Drawn first: {', '.join(missing)}")
     return 0
@@ -218,10 +234,12 @@ def search(
     if as_json:
         _print_json(result)
     else:
+        from raysnap.quantities import plural
         from raysnap.tables import ranking_table, timings_line
 
         _print(ranking_table(result.to_dict()))
-        _print(f"\n{result.num_candidates} candidates by {result.method}, {timings_line(result.timings_s)}")
+        num_candidates = plural(result.num_candidates, "candidate")
+        _print(f"\n{num_candidates} by {result.method}, {timings_line(result.timings_s)}")
         _print_failures([{"snapshot": one.name, "error": one.error} for one in result.skipped])
     return SOME_FAILED if result.skipped else 0
 
@@ -237,7 +255,7 @@ def bench(config_path: ConfigPath, overrides: Overrides = None, resume: Resume =
     from raysnap.report import write_report
 
     plan_bench(config)
-    with _ray_session(), _progress() as on_progress:
+    with _job_session(config, resume=resume) as on_progress:
         summary = run(config, resume=resume, on_progress=on_progress)
     report_path = write_report(config.run_dir)
     if as_json:
@@ -288,9 +306,10 @@ def doctor(as_json: AsJson = False) -> int:
     if as_json:
         _print_json({"ok": not problems, "findings": [asdict(finding) for finding in findings]})
     else:
-        from raysnap.tables import simple_table
+        from raysnap.tables import findings_table
 
-        _print(simple_table(["", "found", "problem"], [(f.what, f.found, f.problem or "") for f in findings]))
+        _print(findings_table(findings))
+        _print("" if problems else "\nNothing would fail.")
     return SOME_FAILED if problems else 0
 
 
@@ -303,13 +322,9 @@ def data_ls(data_dir: DataDir = Path("data"), as_json: AsJson = False) -> int:
     if as_json:
         _print_json({"datasets": [asdict(summary) for summary in summaries]})
     else:
-        from raysnap.tables import simple_table
+        from raysnap.tables import datasets_table
 
-        rows = [
-            (one.name, "yes" if one.path else "no", one.num_classes or "", _counts(one.counts), one.fault or one.note)
-            for one in summaries
-        ]
-        _print(simple_table(["dataset", "here", "classes", "train/val/test", "note"], rows, numeric=["classes"]))
+        _print(datasets_table(summaries))
     return 0
 
 
@@ -329,7 +344,10 @@ def data_prepare(
             {"dataset": name, "counts": result.counts, "num_classes": result.num_classes, "num_bad": result.num_bad}
         )
     else:
-        _print(f"{result.dataset.root}: {result.num_classes} classes, train/val/test {_counts(result.counts)}")
+        from raysnap.tables import dataset_line
+
+        _print(dataset_line(result.dataset.root, result.num_classes, result.counts))
+        _print_failures([{"error": f"{result.num_bad} images could not be read"}] if result.num_bad else [])
     return 0
 
 
@@ -346,11 +364,13 @@ def data_check(
     if as_json:
         _print_json(asdict(result) | {"ok": result.is_sound})
     else:
+        from raysnap.tables import dataset_line
+
         totals = {split: sum(by_class.values()) for split, by_class in result.counts.items()}
-        _print(f"{result.root}: {len(result.classes)} classes, train/val/test {_counts(totals)}")
-        _print_failures([{"image": str(image), "error": reason} for image, reason in result.bad])
-        for group in result.duplicates:
-            _print("the same bytes: " + ", ".join(str(image.relative_to(result.root)) for image in group))
+        _print(dataset_line(result.root, len(result.classes), totals, result.num_ignored))
+        _print_failures([{"error": reason} for _, reason in result.bad])
+        same = [", ".join(str(image.relative_to(result.root)) for image in group) for group in result.duplicates]
+        _print_failures([{"where": str(result.root), "error": f"the same bytes in {group}"} for group in same])
     return 0 if result.is_sound else SOME_FAILED
 
 
@@ -383,29 +403,16 @@ def store_show(snapshot: SnapshotName, store_dir: StoreDir = Path("store"), as_j
 
     store = Store.open(store_dir)
     manifest = store.manifest(snapshot)
-    holders = store.snapshots_with([block.digest for block in manifest.blocks])
+    names = store.names_of(manifest.id)
     if as_json:
-        _print_json(manifest.model_dump(mode="json") | {"names": store.names_of(manifest.id)})
-        return 0
-    from raysnap.quantities import bytes_text
-    from raysnap.tables import simple_table
+        _print_json(manifest.model_dump(mode="json") | {"names": names})
+    else:
+        from raysnap.tables import blocks_table, manifest_table
 
-    about = [
-        ("id", manifest.id),
-        ("names", ", ".join(store.names_of(manifest.id)) or None),
-        ("architecture", f"{manifest.architecture}, {manifest.num_classes} classes"),
-        ("base", manifest.base),
-        ("dataset", manifest.dataset.name if manifest.dataset else None),
-        ("retrain index", manifest.retrain_index),
-        ("metrics", ", ".join(f"{name} {value:.4g}" for name, value in manifest.metrics.items()) or None),
-        ("created", manifest.created),
-    ]
-    _print(simple_table(["", ""], about))
-    rows = [
-        (block.name, block.digest[:12], bytes_text(block.num_bytes), len(holders[block.digest]) - 1)
-        for block in manifest.blocks
-    ]
-    _print(simple_table(["block", "digest", "bytes", "shared with"], rows, numeric=["bytes", "shared with"]))
+        holders = store.snapshots_with([block.digest for block in manifest.blocks])
+        _print(manifest_table(manifest, names))
+        _print("")
+        _print(blocks_table(manifest, {digest: len(found) - 1 for digest, found in holders.items()}))
     return 0
 
 
@@ -418,17 +425,21 @@ def store_add(
     as_json: AsJson = False,
 ) -> int:
     """Add a torchvision state dict as a snapshot."""
-    from raysnap.blocks import block_names
+    from raysnap.manifest import check_ref_name
     from raysnap.store import Store
-    from raysnap.weights import add_file, load_state_dict
+    from raysnap.weights import add_file, read_blocks
 
-    block_names(architecture)
-    load_state_dict(path)
+    read_blocks(path, architecture)  # a file that doesn't fit shall not leave a new store behind
+    if name is not None:
+        check_ref_name(name)
     written = add_file(Store.open(store_dir, create=True), path, architecture, name=name)
     if as_json:
         _print_json({"snapshot": written.manifest.id, "new_blocks": written.new_blocks, "new_bytes": written.new_bytes})
     else:
-        _print(f"{written.manifest.id}: {written.new_blocks} new blocks, {written.new_bytes} new bytes")
+        from raysnap.quantities import bytes_text, plural
+
+        new = plural(written.new_blocks, "new block")
+        _print(f"{written.manifest.id}: {new}, {bytes_text(written.new_bytes)} written")
     return 0
 
 
@@ -465,10 +476,9 @@ def store_diff(
     if as_json:
         _print_json({"blocks": [{"name": n, "first": a, "second": b, "equal": a == b} for n, a, b in rows]})
     else:
-        from raysnap.tables import simple_table
+        from raysnap.tables import differences_table
 
-        shown = [(n, a and a[:12], b and b[:12], "same" if a == b else "differs") for n, a, b in rows]
-        _print(simple_table(["block", first[:40], second[:40], ""], shown))
+        _print(differences_table(first, second, rows))
     return 0
 
 
@@ -480,10 +490,11 @@ def store_verify(store_dir: StoreDir = Path("store"), as_json: AsJson = False) -
     result = Store.open(store_dir).verify()
     if as_json:
         _print_json(result)
-    elif result["ok"]:
-        _print("ok")
     else:
-        _print_failures([{"damaged": str(one.get("block")), "error": str(one)} for one in result["damaged"]])
+        from raysnap.tables import damage_rows, verify_line
+
+        _print(verify_line(result))
+        _print_failures(damage_rows(result))
     return 0 if result["ok"] else StoreDamaged.exit_code
 
 
@@ -500,7 +511,9 @@ def store_gc(
     if as_json:
         _print_json(result)
     else:
-        _print(", ".join(f"{name.replace('_', ' ')}: {value}" for name, value in result.items()))
+        from raysnap.tables import gc_line
+
+        _print(gc_line(result))
     return 0
 
 
@@ -513,19 +526,23 @@ def store_stats(store_dir: StoreDir = Path("store"), as_json: AsJson = False) ->
     if as_json:
         _print_json(stats)
     else:
-        _print(_savings(stats))
+        from raysnap.tables import savings_line
+
+        _print(savings_line(stats))
     return 0
 
 
 @contextmanager
-def _ray_session() -> Iterator[None]:
-    """A Ray for the length of a job: the cluster that RAY_ADDRESS names, else one of this machine's own.
+def _job_session(config: JobConfig, *, resume: bool) -> Iterator[OnProgress]:
+    """A progress display and a Ray for a job whose run_dir is fit for it; RAY_ADDRESS names a cluster to use.
 
     What Ray and its libraries print on stdout goes to stderr meanwhile.
     """
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
-    os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+    from raysnap.runs import check_run_dir
+
+    check_run_dir(config, config.run_dir, resume=resume)
+    for name in ("RAY_USAGE_STATS_ENABLED", "RAY_AIR_NEW_OUTPUT", "RAY_ENABLE_UV_RUN_RUNTIME_ENV"):
+        os.environ.setdefault(name, "0")
     os.environ.setdefault("TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "0")
     sys.stdout.flush()
     stdout = os.dup(1)
@@ -533,25 +550,21 @@ def _ray_session() -> Iterator[None]:
     try:
         import ray
 
-        address = os.environ.get("RAY_ADDRESS")
-        own = {} if address else {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
-        ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **own)
+        is_ours = not ray.is_initialized()
+        if is_ours:
+            address = os.environ.get("RAY_ADDRESS")
+            own = {} if address else {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
+            ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **own)
         try:
-            yield
+            with show_progress() as on_progress:
+                yield on_progress
         finally:
-            ray.shutdown()
+            if is_ours:
+                ray.shutdown()
     finally:
         sys.stdout.flush()
         os.dup2(stdout, 1)
         os.close(stdout)
-
-
-@contextmanager
-def _progress() -> Iterator[Any]:
-    from raysnap.progress import show_progress
-
-    with show_progress() as on_progress:
-        yield on_progress
 
 
 def _print(shown: Any) -> None:
@@ -559,13 +572,15 @@ def _print(shown: Any) -> None:
     from rich.console import Console
 
     width = None if sys.stdout.isatty() else 200
-    Console(file=sys.stdout, width=width, highlight=False, soft_wrap=isinstance(shown, str), markup=False).print(shown)
+    console = Console(file=sys.stdout, width=width, highlight=False, soft_wrap=isinstance(shown, str), markup=False)
+    with console.capture() as captured:
+        console.print(shown)
+    sys.stdout.write("".join(f"{line.rstrip()}\n" for line in captured.get().splitlines()))
 
 
 def _print_failures(failures: list[dict[str, str]]) -> None:
     for failure in failures:
-        *names, error = failure.values()
-        print(f"raysnap: {' '.join(names)}: {error}", file=sys.stderr)
+        print(f"raysnap: {': '.join(str(value) for value in failure.values())}", file=sys.stderr)
 
 
 def _print_json(document: Any) -> None:
@@ -581,18 +596,3 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_finite(child) for child in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _counts(counts: dict[str, int]) -> str:
-    return "/".join(str(counts.get(split, 0)) for split in ("train", "val", "test")) if counts else ""
-
-
-def _savings(stats: dict[str, int]) -> str:
-    from raysnap.quantities import bytes_text, share_text
-
-    copied, kept = stats["bytes_if_copied"], stats["bytes_on_disk"]
-    saved = share_text(1 - kept / copied) if copied else "0 %"
-    return (
-        f"Store: {stats['num_snapshots']} snapshots in {stats['num_blocks']} blocks, {bytes_text(kept)} on disk; "
-        f"copies would take {bytes_text(copied)} ({saved} saved)."
-    )

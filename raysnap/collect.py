@@ -31,7 +31,7 @@ def collect(store: Store, outcome: TrialOutcome, preprocessing: Preprocessing, n
     frozen = store.manifest(record["base"]).blocks[: trial.num_frozen] if trial.num_frozen else ()
     blocks: list[tuple[str, Any]] = [(block.name, block.digest) for block in frozen]
     for name in block_names(trial.architecture)[trial.num_frozen :]:
-        blocks.append((name, store.put_block(_read_block(outcome.checkpoint_dir, name))))
+        blocks.append((name, _read_block(outcome.checkpoint_dir, name)))
     written = store.put_snapshot(
         architecture=trial.architecture,
         blocks=blocks,

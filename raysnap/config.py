@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import difflib
 import re
+import reprlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from raysnap.choices import Method, Proxy
 from raysnap.errors import ConfigError
 
-MAX_CONFIG_BYTES = 1_000_000
+MAX_CONFIG_BYTES = 100_000  # a second's worth of PyYAML
 
 
 class Config(BaseModel):
@@ -25,7 +27,19 @@ class Config(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
-class TrainConfig(Config):
+class Section(Config):
+    """A part that people write: a yes or no stands only where one is asked for, never for 1 or 0."""
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _yes_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
+        found = [one for one in (value if isinstance(value, list) else [value]) if isinstance(one, bool)]
+        if found and cls.model_fields[info.field_name].annotation is not bool:
+            raise ValueError(f"found a yes or no ({str(found[0]).lower()}), which does not belong here; quote text")
+        return value
+
+
+class TrainConfig(Section):
     """How one fine-tune is trained."""
 
     epochs: int = Field(5, ge=1, le=10_000, description="Passes over the training items.")
@@ -37,14 +51,14 @@ class TrainConfig(Config):
     augment: bool = Field(False, description="Random resized crop and horizontal flip of the training items.")
 
 
-class RetrainConfig(Config):
+class RetrainConfig(Section):
     """How many blocks below the head each trial retrains."""
 
     distribution: Literal[
         "top_layers", "twenty_five_percent", "fifty_percent", "last_one_layer", "uniform", "fixed"
     ] = Field("twenty_five_percent", description="What the retrain index is drawn from.")
     values: tuple[Annotated[int, Field(ge=0)], ...] | None = Field(
-        None, description="For `fixed`: the retrain indices, taken in turn."
+        None, description="For `fixed`: the retrain indices; each stands for a round over all datasets."
     )
     freeze_fraction: float | None = Field(
         None, ge=0, le=1, description="For `fixed`: the share f of the blocks that stays frozen, r = round((1 - f) L)."
@@ -62,14 +76,14 @@ class RetrainConfig(Config):
         return self
 
 
-class BasePretraining(Config):
+class BasePretraining(Section):
     """A dataset that each base is trained on, all blocks, before anything is fine-tuned from it."""
 
     dataset: str = Field(description="A dataset name or the path of an ImageFolder.")
     train: TrainConfig = Field(TrainConfig(), description="How the base is trained.")
 
 
-class BaseConfig(Config):
+class BaseConfig(Section):
     """Where every architecture's base snapshot comes from."""
 
     weights: str = Field(
@@ -78,7 +92,7 @@ class BaseConfig(Config):
     pretraining: BasePretraining | None = Field(None, description="Train the base on a dataset first.")
 
 
-class ShapesConfig(Config):
+class ShapesConfig(Section):
     """How large the built-in `shapes` datasets are drawn."""
 
     image_size: int = Field(64, ge=16, le=1024, description="Edge of the drawn JPEGs, in pixels.")
@@ -88,7 +102,7 @@ class ShapesConfig(Config):
     seed: int = Field(0, ge=0, lt=2**32, description="Seed of the drawing.")
 
 
-class ResourcesConfig(Config):
+class ResourcesConfig(Section):
     """What each trial or search gets, and how many run at once."""
 
     num_workers: int = Field(
@@ -99,7 +113,7 @@ class ResourcesConfig(Config):
     max_concurrent: int | None = Field(None, ge=1, description="Trials at once; null is as many as fit.")
 
 
-class JobConfig(Config):
+class JobConfig(Section):
     """What every job is told: its seed, its places, its data and its resources."""
 
     seed: int = Field(0, ge=0, lt=2**32, description="The one seed that everything random derives from.")
@@ -153,7 +167,7 @@ class BenchConfig(JobConfig):
     num_warmups: int = Field(1, ge=0, le=100, description="Untimed runs before them.")
 
 
-class QuickstartConfig(Config):
+class QuickstartConfig(Section):
     """The whole job on the built-in data: generate a population, then time the searches."""
 
     kind: Literal["quickstart"] = "quickstart"
@@ -161,7 +175,15 @@ class QuickstartConfig(Config):
     bench: BenchConfig
 
     def inside(self, directory: Path) -> QuickstartConfig:
-        """The same job with every folder moved inside `directory`; both halves share one store and its data."""
+        """The same job with every folder inside `directory`; both halves share one store and its data.
+
+        Raises:
+            ConfigError: the configuration names a folder itself.
+        """
+        for half in ("generate", "bench"):
+            for key in ("store", "data_dir", "run_dir"):
+                if key in getattr(self, half).model_fields_set:
+                    raise ConfigError(f"{half}.{key}: a quickstart keeps everything in one folder; choose it with --dir")
         places = {"store": directory / "store", "data_dir": directory / "data"}
         return self.model_copy(
             update={
@@ -190,7 +212,7 @@ def load_any_config(path: Path, overrides: list[str]) -> Config:
     """The configuration in `path`, of the kind that its `kind:` key names."""
     document = apply_overrides(read_yaml(path), overrides)
     kind = document.get("kind")
-    if kind not in KINDS:
+    if not isinstance(kind, str) or kind not in KINDS:
         raise ConfigError(
             f"{path}: kind: expected one of {', '.join(KINDS)}, found {kind!r}{_did_you_mean(kind, KINDS)}"
         )
@@ -199,7 +221,7 @@ def load_any_config(path: Path, overrides: list[str]) -> Config:
 
 def dump_yaml(config: Config) -> str:
     """The configuration as YAML, every default written out; loading it gives an equal configuration."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    return yaml.dump(config.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 def find_config(name: str) -> Path:
@@ -212,16 +234,20 @@ def find_config(name: str) -> Path:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML as people expect it: `1e-3` is a number, a key stands once, aliases don't multiply."""
+    """YAML as people expect it: `1e-3` is a number, a date is text, a key stands once, aliases don't multiply."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         seen: set[str] = set()
         for key_node, _ in node.value:
+            if not isinstance(key_node, yaml.ScalarNode):
+                raise yaml.constructor.ConstructorError(
+                    None, None, "a key has to be a word, found a list or a mapping", key_node.start_mark
+                )
             if key_node.value in seen:
                 raise yaml.constructor.ConstructorError(
                     None, None, f"the key {key_node.value!r} stands twice", key_node.start_mark
                 )
-            seen.add(str(key_node.value))
+            seen.add(key_node.value)
         return super().construct_mapping(node, deep)
 
     def compose_node(self, parent: yaml.Node, index: object) -> yaml.Node:
@@ -232,18 +258,32 @@ class _Loader(yaml.SafeLoader):
         return super().compose_node(parent, index)
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"), list("-+0123456789.")
-)
+class _Dumper(yaml.SafeDumper):
+    """Writes what `_Loader` reads back: text that looks like a number is quoted."""
+
+
+for _side in (_Loader, _Dumper):
+    _side.yaml_implicit_resolvers = {
+        first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+    _side.add_implicit_resolver(
+        "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"), list("-+0123456789.")
+    )
+
+# Besides YAMLError, what PyYAML's constructors let through for `!!int ""`, `!!bool x` and the like.
+_NOT_YAML = (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError, RecursionError)
 
 
 def _parse_yaml(text: str, where: str) -> Any:
     try:
         return yaml.load(text, Loader=_Loader)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+    except _NOT_YAML as error:
         mark = getattr(error, "problem_mark", None)
         line = f" line {mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        problem = getattr(error, "problem", None) or (str(error).splitlines() or ["a value can't be read"])[0]
+        if problem.startswith("but "):
+            problem = f"{error.context} {problem}"
         raise ConfigError(f"{where}{line}: not valid YAML: {problem}") from None
 
 
@@ -254,11 +294,12 @@ def read_yaml(path: Path) -> dict[str, Any]:
         ConfigError: the file is missing, too large, not YAML or not a mapping.
     """
     try:
-        raw = path.read_bytes()
+        with path.open("rb") as file:
+            raw = file.read(MAX_CONFIG_BYTES + 1)
     except OSError as error:
         raise ConfigError(f"{path}: can't be read as a configuration file: {error.strerror}") from None
     if len(raw) > MAX_CONFIG_BYTES:
-        raise ConfigError(f"{path}: expected at most {MAX_CONFIG_BYTES} bytes, found {len(raw)}")
+        raise ConfigError(f"{path}: expected at most {MAX_CONFIG_BYTES} bytes, found more")
     try:
         document = _parse_yaml(raw.decode("utf-8"), str(path))
     except UnicodeDecodeError:
@@ -294,39 +335,79 @@ def _validate(document: dict[str, Any], model: type[AnyConfig], where: str) -> A
     try:
         return model.model_validate(document)
     except ValidationError as error:
-        faults = [_describe(fault, model) for fault in error.errors(include_url=False)]
+        found = error.errors(include_url=False)
+        inner = {fault["loc"][:depth] for fault in found for depth in range(1, len(fault["loc"]))}
+        faults = [_describe(fault, model) for fault in found if fault["loc"] not in inner]
         more = f" (and {len(faults) - 1} more: {'; '.join(faults[1:3])})" if len(faults) > 1 else ""
         raise ConfigError(f"{where}: {faults[0]}{more}") from None
+
+
+_EXPECTED = {
+    "int_type": "a whole number",
+    "int_parsing": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "float_parsing": "a number",
+    "finite_number": "a finite number",
+    "bool_type": "true or false",
+    "bool_parsing": "true or false",
+    "string_type": "text",
+    "path_type": "a path",
+    "tuple_type": "a list",
+    "too_short": "at least {min_length} in the list",
+    "string_too_short": "at least {min_length} character",
+    "model_type": "`key: value` lines",
+    "invalid_key": "a word as key",
+    "greater_than": "more than {gt:g}",
+    "greater_than_equal": "at least {ge:g}",
+    "less_than": "less than {lt:g}",
+    "less_than_equal": "at most {le:g}",
+}
 
 
 def _describe(fault: dict[str, Any], model: type[Config]) -> str:
     """One fault of a configuration as `key.path: expected …, found …`."""
     path = ".".join(str(part) for part in fault["loc"]) or "the whole"
-    if fault["type"] == "extra_forbidden":
-        known = _fields_at(model, fault["loc"][:-1])
-        return f"{path}: unknown key{_did_you_mean(str(fault['loc'][-1]), known)}"
-    if fault["type"] == "missing":
-        return f"{path}: missing, and it has no default"
-    message = re.sub(r"^(Input should be|Value error,) ?(a valid )?", "", fault["msg"])
-    found = fault["input"]
-    if fault["type"] == "value_error":
-        return f"{path}: {message}"
-    hint = _did_you_mean(found, re.findall(r"'([^']+)'", message)) if fault["type"] == "literal_error" else ""
-    return f"{path}: expected {message}, found {found!r}{hint}"
+    context, found = fault.get("ctx", {}), reprlib.repr(fault["input"])
+    match fault["type"]:
+        case "extra_forbidden":
+            return f"{path}: unknown key{_nearest_key(model, fault['loc'])}"
+        case "missing":
+            return f"{path}: missing, and it has no default"
+        case "value_error":
+            return f"{path}: {fault['msg'].removeprefix('Value error, ')}"
+        case "literal_error":
+            hint = _did_you_mean(fault["input"], re.findall(r"'([^']+)'", context["expected"]))
+            return f"{path}: expected {context['expected']}, found {found}{hint}"
+    known = _EXPECTED.get(fault["type"])
+    expected = known.format(**context) if known else fault["msg"].removeprefix("Input should be ")
+    return f"{path}: expected {expected}, found {found}"
 
 
-def _fields_at(model: type[Config], loc: tuple[str | int, ...]) -> list[str]:
-    """The keys known at `loc`: fields are followed through optional and nested models."""
-    for part in loc:
-        field = model.model_fields.get(str(part))
-        if field is None:
-            return []
-        candidates = [field.annotation, *getattr(field.annotation, "__args__", ())]
-        nested = [one for one in candidates if isinstance(one, type) and issubclass(one, Config)]
-        if not nested:
-            return []
-        model = nested[0]
-    return list(model.model_fields)
+def _nearest_key(model: type[Config], loc: tuple[str | int, ...]) -> str:
+    """A hint at the key that was meant at `loc`: one spelt alike there, or one of that name further down."""
+    *parents, word = (str(part) for part in loc)
+    nested: type[Config] | None = model
+    for part in parents:
+        nested = nested and _model_at(nested, part)
+    near = _did_you_mean(word, nested.model_fields if nested else ())
+    below = sorted((key for key in _dotted_keys(model) if key.endswith(f".{word}")), key=len)
+    return near or (f"; did you mean {below[0]!r}?" if below else "")
+
+
+def _dotted_keys(model: type[Config], prefix: str = "") -> Iterator[str]:
+    for name in model.model_fields:
+        yield prefix + name
+        nested = _model_at(model, name)
+        if nested:
+            yield from _dotted_keys(nested, f"{prefix}{name}.")
+
+
+def _model_at(model: type[Config], name: str) -> type[Config] | None:
+    """The model that the field `name` holds, through `| None`; None for a field that holds none."""
+    field = model.model_fields.get(name)
+    candidates = [field.annotation, *getattr(field.annotation, "__args__", ())] if field else []
+    return next((one for one in candidates if isinstance(one, type) and issubclass(one, Config)), None)
 
 
 def _did_you_mean(word: object, known: Any) -> str:

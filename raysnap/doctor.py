@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import importlib
 import os
+import platform
 import shutil
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 
-PACKAGES = ("torch", "torchvision", "ray", "pandas", "safetensors", "blake3")
+PACKAGES = ("raysnap", "torch", "torchvision", "ray", "pandas", "safetensors", "blake3")
 MIN_DISK_BYTES = 2 * 10**9
 MIN_SHARED_MEMORY_BYTES = 256 * 2**20
 
@@ -24,7 +26,11 @@ class Finding:
 
 def examine(directory: Path) -> list[Finding]:
     """What raysnap needs, in the order of a reader's interest; `directory` is where runs would be written."""
-    return [*_packages(), *_processors(), _disk(directory), _shared_memory()]
+    return [_python(), *_packages(), *_processors(), _disk(directory), _shared_memory()]
+
+
+def _python() -> Finding:
+    return Finding("Python", f"{platform.python_version()} on {platform.system()} {platform.machine()}")
 
 
 def _packages() -> list[Finding]:
@@ -32,10 +38,11 @@ def _packages() -> list[Finding]:
     for name in PACKAGES:
         try:
             module = importlib.import_module(name)
-        except ImportError as error:
-            findings.append(Finding(name, "not importable", f"{error}; install raysnap again"))
+            version = getattr(module, "__version__", None) or metadata.version(name)
+        except (ImportError, OSError) as error:  # OSError: a shared library that the package needs
+            findings.append(Finding(name, "can't be imported", f"{error}; install raysnap again"))
         else:
-            findings.append(Finding(name, module.__version__))
+            findings.append(Finding(name, version))
     return findings
 
 
@@ -60,6 +67,8 @@ def _disk(directory: Path) -> Finding:
 
 def _shared_memory() -> Finding:
     path = Path("/dev/shm")
+    if platform.system() != "Linux":
+        return Finding("shared memory", "not needed here")
     if not path.is_dir():
         return Finding("shared memory", "no /dev/shm", "Ray will be slow; mount a tmpfs there")
     free_bytes = shutil.disk_usage(path).free

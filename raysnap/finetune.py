@@ -1,8 +1,8 @@
 """One fine-tune: a plain function over a model, its data and a configuration; no Ray in it.
 
-Frozen blocks run in eval mode without autograd and must come out byte-identical: BatchNorm statistics do not drift,
-dropout and stochastic depth are off in them. The epoch that does best on val is the one that is kept; test is looked
-at once, after that choice.
+Frozen blocks run in eval mode without autograd, once per item where no augmentation changes their input, and must come
+out byte-identical: BatchNorm statistics do not drift, dropout and stochastic depth are off in them. The epoch that does
+best on val is the one that is kept; test is looked at once, after that choice.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +25,11 @@ from raysnap.manifest import Preprocessing
 from raysnap.objects import block_digest
 
 logger = logging.getLogger(__name__)
+
+Scores = dict[str, float]
+
+MAX_PREFIX_BYTES = 2**30
+PREFIX_BATCH_ITEMS = 64
 
 
 @dataclass(frozen=True)
@@ -79,35 +85,32 @@ def finetune(
     """
     device = next(model.parameters()).device
     freeze(model, num_frozen)
-    optimizer = _make_optimizer([p for p in model.parameters() if p.requires_grad], config)
+    trained = model[num_frozen:]
+    optimizer = _make_optimizer(list(trained.parameters()), config)
     shuffling = torch.Generator().manual_seed(seed)
-    augmenting = torch.Generator(device=device).manual_seed(seed)
+    augmenting = torch.Generator(device=device).manual_seed(seed) if config.augment else None
     history: list[dict[str, float]] = []
     best: dict[str, float] = {}
     best_tensors: dict[str, Tensor] = {}
     timings_s = dict.fromkeys(("train", "evaluate", "verify"), 0.0)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
+        train = _Feed.of(model[:num_frozen], splits["train"], preprocessing, device, augmenting)
+        val = _Feed.of(model[:num_frozen], splits["val"], preprocessing, device)
         for epoch in range(1, config.epochs + 1):
             started = time.perf_counter()
-            train_loss = _train_epoch(
-                model, num_frozen, splits["train"], preprocessing, config, optimizer, shuffling, augmenting
-            )
-            trained = time.perf_counter()
-            val = evaluate(model, splits["val"], preprocessing, config.batch_size)
+            train_loss = _train_epoch(trained, train, config, optimizer, shuffling)
+            evaluating = time.perf_counter()
+            scores = {f"val_{name}": value for name, value in _evaluate(trained, val, config.batch_size).items()}
             ended = time.perf_counter()
-            timings_s["train"] += trained - started
-            timings_s["evaluate"] += ended - trained
-            history.append(
-                {"epoch": epoch, "train_loss": train_loss}
-                | {f"val_{name}": value for name, value in val.items()}
-                | {"epoch_s": ended - started}
-            )
+            timings_s["train"] += evaluating - started
+            timings_s["evaluate"] += ended - evaluating
+            history.append({"epoch": epoch, "train_loss": train_loss} | scores | {"epoch_s": ended - started})
             report(history[-1])
-            if not best or (val["accuracy"], -val["loss"]) > (best["val_accuracy"], -best["val_loss"]):
-                best = {f"val_{name}": value for name, value in val.items()} | {"best_epoch": epoch}
-                best_tensors = {name: value.clone() for name, value in model[num_frozen:].state_dict().items()}
-    model[num_frozen:].load_state_dict(best_tensors)
+            if not best or (scores["val_accuracy"], -scores["val_loss"]) > (best["val_accuracy"], -best["val_loss"]):
+                best = scores | {"best_epoch": epoch}
+                best_tensors = {name: value.clone() for name, value in trained.state_dict().items()}
+    trained.load_state_dict(best_tensors)
     started = time.perf_counter()
     if "test" in splits:
         test = evaluate(model, splits["test"], preprocessing, config.batch_size)
@@ -140,26 +143,60 @@ def check_frozen(model: nn.Sequential, digests: Sequence[str]) -> None:
             )
 
 
-def evaluate(
-    model: nn.Sequential, items: LabelledPixels, preprocessing: Preprocessing, batch_size: int
-) -> dict[str, float]:
+def evaluate(model: nn.Sequential, items: LabelledPixels, preprocessing: Preprocessing, batch_size: int) -> Scores:
     """Mean loss, accuracy and top-5 accuracy of the model in eval mode; each block's mode is put back afterwards."""
-    modes = [block.training for block in model]
-    model.eval()
-    device = next(model.parameters()).device
+    return _evaluate(model, _Feed.of(model[:0], items, preprocessing, next(model.parameters()).device), batch_size)
+
+
+@dataclass(frozen=True)
+class _Feed:
+    """What the trained blocks are given: for item positions their inputs and their labels, on the device."""
+
+    inputs: Callable[[Tensor], Tensor]
+    labels: Tensor
+
+    @classmethod
+    def of(
+        cls,
+        frozen: nn.Sequential,
+        items: LabelledPixels,
+        preprocessing: Preprocessing,
+        device: torch.device,
+        augmenting: torch.Generator | None = None,
+    ) -> _Feed:
+        """The items after the frozen blocks, which run once per item when there is no augmentation and it fits."""
+        edge = preprocessing.image_size if augmenting is None else preprocessing.resize_size
+
+        @torch.no_grad()
+        def compute(positions: Tensor) -> Tensor:
+            pixels = items.read(positions.tolist(), edge).to(device)
+            if augmenting is not None:
+                pixels = augment(pixels, augmenting, preprocessing.image_size)
+            return frozen(normalise(pixels, preprocessing.mean, preprocessing.std))
+
+        labels = items.labels.to(device)
+        first = compute(torch.arange(1)) if len(frozen) and augmenting is None else None
+        if first is None or first.nbytes * len(labels) > MAX_PREFIX_BYTES:
+            return cls(compute, labels)
+        outputs = torch.cat([compute(positions) for positions in torch.arange(len(labels)).split(PREFIX_BATCH_ITEMS)])
+        return cls(lambda positions: outputs[positions.to(device)], labels)
+
+
+def _evaluate(blocks: nn.Sequential, feed: _Feed, batch_size: int) -> Scores:
+    modes = [block.training for block in blocks]
+    blocks.eval()
     loss_sum, num_right, num_right_of_5 = 0.0, 0, 0
     with torch.inference_mode():
-        for positions in _batches(torch.arange(len(items.labels)), batch_size):
-            pixels = items.read(positions.tolist(), preprocessing.image_size).to(device)
-            labels = items.labels[positions].to(device)
-            logits = model(normalise(pixels, preprocessing.mean, preprocessing.std)).float()
+        for positions in _batches(torch.arange(len(feed.labels)), batch_size):
+            labels = feed.labels[positions]
+            logits = blocks(feed.inputs(positions)).float()
             loss_sum += functional.cross_entropy(logits, labels, reduction="sum").item()
             top = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
             num_right += int(top[:, 0].sum())
             num_right_of_5 += int(top.any(dim=1).sum())
-    for block, mode in zip(model, modes, strict=True):
+    for block, mode in zip(blocks, modes, strict=True):
         block.train(mode)
-    num_items = len(items.labels)
+    num_items = len(feed.labels)
     return {
         "loss": loss_sum / num_items,
         "accuracy": num_right / num_items,
@@ -168,34 +205,23 @@ def evaluate(
 
 
 def _train_epoch(
-    model: nn.Sequential,
-    num_frozen: int,
-    items: LabelledPixels,
-    preprocessing: Preprocessing,
+    blocks: nn.Sequential,
+    feed: _Feed,
     config: TrainConfig,
     optimizer: torch.optim.Optimizer,
     shuffling: torch.Generator,
-    augmenting: torch.Generator,
 ) -> float:
     """One pass over the items in a fresh order; returns the mean loss."""
-    device = next(model.parameters()).device
-    loss_sum = torch.zeros((), dtype=torch.float64)
-    for positions in _batches(torch.randperm(len(items.labels), generator=shuffling), config.batch_size):
-        edge = preprocessing.resize_size if config.augment else preprocessing.image_size
-        pixels = items.read(positions.tolist(), edge).to(device)
-        if config.augment:
-            pixels = augment(pixels, augmenting, preprocessing.image_size)
-        inputs = normalise(pixels, preprocessing.mean, preprocessing.std)
-        with torch.no_grad():
-            inputs = model[:num_frozen](inputs)
-        loss = functional.cross_entropy(model[num_frozen:](inputs), items.labels[positions].to(device))
+    loss_sum = 0.0
+    for positions in _batches(torch.randperm(len(feed.labels), generator=shuffling), config.batch_size):
+        loss = functional.cross_entropy(blocks(feed.inputs(positions)), feed.labels[positions])
         if not math.isfinite(loss_value := loss.item()):
             raise TrainingDiverged(f"the training loss became {loss_value}; try a smaller train.lr than {config.lr:g}")
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
         loss_sum += loss_value * len(positions)
-    return float(loss_sum) / len(items.labels)
+    return loss_sum / len(feed.labels)
 
 
 def _batches(positions: Tensor, batch_size: int) -> list[Tensor]:
@@ -207,7 +233,8 @@ def _batches(positions: Tensor, batch_size: int) -> list[Tensor]:
 
 
 def _make_optimizer(parameters: list[nn.Parameter], config: TrainConfig) -> torch.optim.Optimizer:
+    """The optimizer, in torch's fused form: one pass over each tensor, which halves Adam's time on a CPU too."""
+    options: dict[str, Any] = {"lr": config.lr, "weight_decay": config.weight_decay, "fused": True}
     if config.optimizer == "sgd":
-        return torch.optim.SGD(parameters, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
-    make = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[config.optimizer]
-    return make(parameters, lr=config.lr, weight_decay=config.weight_decay)
+        return torch.optim.SGD(parameters, momentum=config.momentum, **options)
+    return {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[config.optimizer](parameters, **options)

@@ -7,6 +7,7 @@ only what was still running, and `resume` runs only what no row calls done.
 from __future__ import annotations
 
 import logging
+import shutil
 import time
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -17,13 +18,13 @@ from typing import Any
 from raysnap.bases import RANDOM, check_weights, store_base
 from raysnap.blocks import block_shapes, num_body_blocks
 from raysnap.collect import collect, trial_row
-from raysnap.config import GenerateConfig
+from raysnap.config import GenerateConfig, ResourcesConfig
 from raysnap.data import Dataset, find_dataset, open_dataset
 from raysnap.errors import RaysnapError
 from raysnap.manifest import Preprocessing
-from raysnap.runs import RunDirectory, utc_timestamp
+from raysnap.runs import RunDirectory, check_run_dir, utc_timestamp
 from raysnap.store import Store
-from raysnap.trainer import TrainJob, TrialOutcome, labelled_splits, run_trials
+from raysnap.trainer import TrainJob, TrialOutcome, labelled_splits, run_trials, widen
 from raysnap.trials import Trial, base_trials, sample_trials, slug
 
 logger = logging.getLogger(__name__)
@@ -93,6 +94,7 @@ def generate(config: GenerateConfig, *, resume: bool = False, on_progress: OnPro
         KeyboardInterrupt: Tune was stopped before every trial had ended.
     """
     plan = plan_generate(config)
+    check_run_dir(config, config.run_dir, resume=resume)
     store = Store.open(config.store, create=True)
     run = RunDirectory.open(config, config.run_dir, resume=resume)
     job = _Job(config, plan, store, run, on_progress)
@@ -103,7 +105,7 @@ def generate(config: GenerateConfig, *, resume: bool = False, on_progress: OnPro
     with job.stage("base"):
         bases = job.make_bases()
     with job.stage("trials"):
-        job.run(plan.trials, bases, "trials")
+        job.run(plan.trials, bases, "trials", config.resources)
     run.write_env(config.seed, job.started, time.perf_counter() - job.started_s, job.stages_s)
     return _summarise(run, plan)
 
@@ -159,11 +161,11 @@ class _Job:
             )
         if pretraining is None:
             return bases
-        self.run(self.plan.bases, bases, "base")
+        self.run(self.plan.bases, bases, "base", widen(self.config.resources, len(self.plan.bases)))
         made = {row["trial"]: row["snapshot"] for row in _last_rows(self.run_dir)}
         return {trial.architecture: made[trial.id] for trial in self.plan.bases if made.get(trial.id)}
 
-    def run(self, trials: list[Trial], bases: dict[str, str | None], stage: str) -> None:
+    def run(self, trials: list[Trial], bases: dict[str, str | None], stage: str, resources: ResourcesConfig) -> None:
         """Runs the trials that no row calls done and collects each one as it ends."""
         done = {row["trial"] for row in _last_rows(self.run_dir) if row["status"] == "done"}
         ended = {trial.id for trial in trials if trial.id in done}
@@ -190,9 +192,7 @@ class _Job:
 
         if waiting:
             ray_dir = self.config.run_dir / "ray" / stage
-            run_trials(
-                waiting, self._train_job(bases), self.config.resources, ray_dir, on_end=on_end, on_epoch=on_epoch
-            )
+            run_trials(waiting, self._train_job(bases), resources, ray_dir, on_end=on_end, on_epoch=on_epoch)
         if len(ended) < len(trials):
             raise KeyboardInterrupt
 
@@ -203,6 +203,8 @@ class _Job:
         except (RaysnapError, OSError) as error:
             row = trial_row(outcome.trial, num_blocks) | {"status": "failed", "error": f"not collected: {error}"}
         self.run_dir.add_row(row)
+        if row["status"] == "done" and outcome.checkpoint_dir is not None:
+            shutil.rmtree(outcome.checkpoint_dir, ignore_errors=True)  # the store holds every block of it now
         return row
 
     def _train_job(self, bases: dict[str, str | None]) -> TrainJob:

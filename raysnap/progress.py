@@ -25,6 +25,7 @@ def show_progress(stream: TextIO | None = None) -> Iterator[Callable[[str, int, 
 @contextmanager
 def _bars(stream: TextIO) -> Iterator[Callable[[str, int, int, str], None]]:
     from rich.console import Console
+    from rich.markup import escape
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
     bars: dict[str, int] = {}
@@ -41,7 +42,7 @@ def _bars(stream: TextIO) -> Iterator[Callable[[str, int, int, str], None]]:
         def show(stage: str, num_done: int, num_all: int, note: str) -> None:
             if stage not in bars:
                 bars[stage] = progress.add_task(STAGES.get(stage, stage), total=num_all, note="")
-            progress.update(bars[stage], completed=num_done, total=num_all, note=note.replace("[", r"\["))
+            progress.update(bars[stage], completed=num_done, total=num_all, note=escape(note))
 
         yield show
 

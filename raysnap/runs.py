@@ -37,7 +37,7 @@ class RunDirectory:
         Raises:
             ConfigError: the folder holds another run, or something that is no run.
         """
-        _refuse_unfit(config, path, resume=resume)
+        check_run_dir(config, path, resume=resume)
         try:
             path.mkdir(parents=True, exist_ok=True)
             run = cls(path)
@@ -61,7 +61,8 @@ class RunDirectory:
             end = os.lseek(file, 0, os.SEEK_END)
             if end and os.pread(file, 1, end - 1) != b"\n":
                 line = b"\n" + line
-            os.write(file, line)
+            while line:  # a disk that fills up takes a part, and the next call says so
+                line = line[os.write(file, line) :]
             os.fsync(file)
         finally:
             os.close(file)
@@ -83,9 +84,17 @@ class RunDirectory:
         write_atomically(self.path / "env.json", json.dumps(document, indent=2) + "\n")
 
 
-def _refuse_unfit(config: Config, path: Path, *, resume: bool) -> None:
-    if path.exists() and not path.is_dir():
-        raise ConfigError(f"run_dir {path}: expected a folder, found a file; choose another run_dir=")
+def check_run_dir(config: Config, path: Path, *, resume: bool) -> None:
+    """Passes when a job may keep its records in `path`, as `RunDirectory.open` says; writes nothing.
+
+    Raises:
+        ConfigError: the folder holds another run, or something that is no run, or can't be made.
+    """
+    standing = next(one for one in (path, *path.absolute().parents) if one.exists())
+    if not standing.is_dir():
+        raise ConfigError(f"run_dir {path}: expected a folder, found the file {standing}; choose another run_dir=")
+    if not os.access(standing, os.W_OK | os.X_OK):
+        raise ConfigError(f"run_dir {path}: the folder {standing} can't be written; choose another run_dir=")
     begun = path / CONFIG_NAME
     if not begun.exists():
         if path.is_dir() and any(path.glob("*.jsonl")):

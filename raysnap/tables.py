@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from rich.markup import escape
 from rich.table import Table
 
-from raysnap.quantities import bytes_text, count_text, flops_text, score_text, seconds_text
+from raysnap.quantities import bytes_text, count_text, flops_text, plural, score_text, seconds_text, share_text
 
 MAX_ROWS = 20
 
 
 def simple_table(columns: Sequence[str], rows: Iterable[Sequence[object]], numeric: Sequence[str] = ()) -> Table:
-    """A borderless table with a bold header; the `numeric` columns are aligned to the right."""
-    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
+    """A borderless table with a bold header, if any column has a name; `numeric` columns are aligned to the right."""
+    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0), show_header=any(columns))
     for column in columns:
-        table.add_column(column, justify="right" if column in numeric else "left", overflow="fold")
+        stays_whole = column in ("id", *numeric)  # on a narrow terminal the other columns give way
+        justify = "right" if column in numeric else "left"
+        table.add_column(column, justify=justify, overflow="fold", no_wrap=stays_whole)
     for row in rows:
         table.add_row(*("–" if value is None else escape(str(value)) for value in row))
     return table
@@ -89,9 +92,104 @@ def snapshots_table(summaries: Iterable[Any]) -> Table:
             summary.retrain_index,
             score_text(summary.accuracy),
             bytes_text(summary.num_bytes),
-            summary.created,
+            summary.created[:16].replace("T", " "),
         )
         for summary in summaries
     ]
     columns = ["name", "id", "architecture", "dataset", "r", "val acc.", "bytes", "created"]
     return simple_table(columns, rows, numeric=["r", "val acc.", "bytes"])
+
+
+def manifest_table(manifest: Any, names: Sequence[str]) -> Table:
+    """What a snapshot's manifest says of it, a line each."""
+    metrics = ", ".join(f"{name} {value:.4g}" for name, value in sorted(manifest.metrics.items()))
+    return simple_table(
+        ["", ""],
+        [
+            ("id", manifest.id),
+            ("names", ", ".join(names) or None),
+            ("architecture", f"{manifest.architecture}, {plural(manifest.num_classes, 'class', 'classes')}"),
+            ("base", manifest.base),
+            ("dataset", manifest.dataset.name if manifest.dataset else None),
+            ("retrain index", manifest.retrain_index),
+            ("input", f"{manifest.preprocessing.image_size} px"),
+            ("metrics", metrics or None),
+            ("created", manifest.created),
+        ],
+    )
+
+
+def blocks_table(manifest: Any, num_others: Mapping[str, int]) -> Table:
+    """A snapshot's blocks, and how many other snapshots hold each."""
+    rows = [
+        (block.name, block.digest[:12], bytes_text(block.num_bytes), num_others[block.digest])
+        for block in manifest.blocks
+    ]
+    return simple_table(["block", "digest", "bytes", "in others"], rows, numeric=["bytes", "in others"])
+
+
+def differences_table(first: str, second: str, rows: Iterable[tuple[str, str | None, str | None]]) -> Table:
+    """Two snapshots side by side, a line per block; a block that one of them lacks is an en dash."""
+    shown = [(name, a and a[:12], b and b[:12], "same" if a == b else "differs") for name, a, b in rows]
+    return simple_table(["block", first[:40], second[:40], ""], shown)
+
+
+def findings_table(findings: Iterable[Any]) -> Table:
+    """What a look at the machine found, a line each; the last column only where something would fail."""
+    rows = [(one.what, one.found, one.problem or "") for one in findings]
+    has_problems = any(problem for *_, problem in rows)
+    return (
+        simple_table(["", "found", "problem"], rows)
+        if has_problems
+        else simple_table(["", "found"], [row[:2] for row in rows])
+    )
+
+
+def datasets_table(summaries: Iterable[Any]) -> Table:
+    """The datasets known or found, a line each."""
+    rows = [
+        (one.name, "yes" if one.path else "no", one.num_classes or "", _counts(one.counts), one.fault or one.note)
+        for one in summaries
+    ]
+    return simple_table(["dataset", "here", "classes", "train/val/test", "note"], rows, numeric=["classes"])
+
+
+def dataset_line(root: Path, num_classes: int, counts: Mapping[str, int], num_ignored: int = 0) -> str:
+    """A dataset on the disk in one line."""
+    ignored = f"; {plural(num_ignored, 'file')} left out" if num_ignored else ""
+    return f"{root}: {plural(num_classes, 'class', 'classes')}, train/val/test {_counts(counts)}{ignored}"
+
+
+def savings_line(stats: Mapping[str, int]) -> str:
+    """What a store holds, and what copies of its snapshots would take."""
+    copied, kept = stats["bytes_if_copied"], stats["bytes_on_disk"]
+    held = f"{plural(stats['num_snapshots'], 'snapshot')} in {plural(stats['num_blocks'], 'block')}"
+    saved = f"; copies would take {bytes_text(copied)} ({share_text(1 - kept / copied)} saved)" if copied else ""
+    return f"Store: {held}, {bytes_text(kept)} on disk{saved}."
+
+
+def verify_line(result: Mapping[str, Any]) -> str:
+    """What was read, and how much of it is damaged."""
+    read = f"{plural(result['num_snapshots'], 'snapshot')}, {plural(result['num_blocks'], 'block')}"
+    damaged = f"{plural(len(result['damaged']), 'block')} and {plural(len(result['damaged_files']), 'other file')}"
+    return f"{'ok' if result['ok'] else f'damaged: {damaged}'}; read {read}, {bytes_text(result['checked_bytes'])}"
+
+
+def damage_rows(result: Mapping[str, Any]) -> list[dict[str, str]]:
+    """What is damaged, a row each, with the snapshots that it hits."""
+    rows = []
+    for one in result["damaged"]:
+        hit = ", ".join(snapshot[:12] for snapshot in one["snapshots"]) or "none"
+        rows.append({"block": f"block {one['block']}", "error": f"{one['reason']}; snapshots hit: {hit}"})
+    return [*rows, *result["damaged_files"]]
+
+
+def gc_line(result: Mapping[str, int]) -> str:
+    """What a clean-up of a store deleted and kept."""
+    deleted = f"{plural(result['num_blocks_deleted'], 'block')} deleted ({bytes_text(result['deleted_bytes'])})"
+    swept = plural(result["num_files_swept"], "stale file")
+    return f"{deleted}, {result['num_blocks_kept']} kept, {swept} swept"
+
+
+def _counts(counts: Mapping[str, int]) -> str:
+    return "/".join(str(counts.get(split, 0)) for split in ("train", "val", "test")) if counts else ""

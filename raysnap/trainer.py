@@ -109,6 +109,15 @@ def run_trials(
     tuner.fit()
 
 
+def widen(resources: ResourcesConfig, num_trials: int) -> ResourcesConfig:
+    """The resources with so many CPUs per trial that `num_trials` trials fill a cluster that has no GPU."""
+    available = ray.cluster_resources()
+    if resources.gpus or available.get("GPU"):
+        return resources
+    share = available.get("CPU", 1.0) // num_trials
+    return resources.model_copy(update={"cpus": max(resources.cpus, share)})
+
+
 def _trial_id(tune_trial: Any) -> str:
     return tune_trial.config["trial"]["id"]
 

@@ -11,11 +11,12 @@ import re
 from pathlib import Path
 
 import numpy as np
-from scipy.stats import truncnorm
 
 from raysnap.blocks import num_body_blocks
 from raysnap.config import Config, GenerateConfig, RetrainConfig, TrainConfig
 from raysnap.errors import ConfigError
+
+MAX_SLUG_CHARACTERS = 80
 
 
 class Trial(Config):
@@ -45,25 +46,30 @@ class Trial(Config):
 
 
 def sample_trials(config: GenerateConfig) -> list[Trial]:
-    """The fine-tunes of a generate job; equal for equal configurations.
+    """The fine-tunes of a generate job; equal for equal configurations, and more snapshots only add to the end.
 
     Raises:
         ConfigError: a `fixed` retrain index is larger than an architecture has blocks.
     """
-    rng = np.random.default_rng(derive_seed(config.seed, "trials"))
     pairs = [(architecture, dataset) for dataset in config.datasets for architecture in config.architectures]
     turns = [pairs[turn % len(pairs)] for turn in range(config.num_snapshots)]
     indices = {
-        architecture: iter(draw_retrain_indices(config.retrain, num_body_blocks(architecture), len(turns), rng))
+        architecture: draw_retrain_indices(
+            config.retrain,
+            architecture,
+            len(turns),
+            np.random.default_rng(derive_seed(config.seed, "retrain", architecture)),
+        )
         for architecture in config.architectures
     }
-    digits = len(str(len(turns)))
+    # A fixed value stands for a whole round over the pairs, so that every dataset gets every value.
+    turns_per_value = len(pairs) if config.retrain.distribution == "fixed" else len(config.architectures)
     trials = []
     for number, (architecture, dataset) in enumerate(turns, start=1):
-        retrain_index = next(indices[architecture])
+        retrain_index = indices[architecture][(number - 1) // turns_per_value]
         trials.append(
             Trial(
-                id=f"{number:0{digits}d}-{architecture}-{slug(dataset)}-r{retrain_index}",
+                id=f"{number:03d}-{architecture}-{slug(dataset)}-r{retrain_index}",
                 role="finetune",
                 architecture=architecture,
                 dataset=dataset,
@@ -92,14 +98,15 @@ def base_trials(config: GenerateConfig) -> list[Trial]:
     ]
 
 
-def draw_retrain_indices(config: RetrainConfig, num_blocks: int, count: int, rng: np.random.Generator) -> list[int]:
-    """`count` retrain indices in 0..L for an architecture with L = `num_blocks` body blocks.
+def draw_retrain_indices(config: RetrainConfig, architecture: str, count: int, rng: np.random.Generator) -> list[int]:
+    """`count` retrain indices in 0..L for an architecture with L body blocks; a longer list begins with a shorter one.
 
     Truncated normals are drawn on [0, n] with n = L + 1, rounded and clipped to 0..L.
 
     Raises:
         ConfigError: a `fixed` value is larger than L.
     """
+    num_blocks = num_body_blocks(architecture)
     num_slots = num_blocks + 1
     match config.distribution:
         case "last_one_layer":
@@ -110,10 +117,13 @@ def draw_retrain_indices(config: RetrainConfig, num_blocks: int, count: int, rng
             values = config.values or (round((1 - config.freeze_fraction) * num_blocks),)
             if max(values) > num_blocks:
                 raise ConfigError(
-                    f"retrain.values: expected at most {num_blocks} for this architecture, found {max(values)}"
+                    f"retrain.values: expected at most {num_blocks}, the blocks of {architecture} between stem and "
+                    f"head, found {max(values)}"
                 )
             return [values[turn % len(values)] for turn in range(count)]
         case name:
+            from scipy.stats import truncnorm  # takes 2 s, which workers that only read trials need not wait
+
             share, spread = {"top_layers": (0.10, 2), "twenty_five_percent": (0.25, 2), "fifty_percent": (0.50, 4)}[
                 name
             ]
@@ -131,5 +141,5 @@ def derive_seed(seed: int, *parts: object) -> int:
 
 
 def slug(name: str) -> str:
-    """A name, or the last part of a path, in characters that file and ref names may have."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "_", Path(name).name).strip("._-") or "unnamed"
+    """A name, or the last part of a path, in at most 80 of the characters that file and ref names may have."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "_", Path(name).name).strip("._-")[:MAX_SLUG_CHARACTERS] or "unnamed"

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from raysnap import objects
-from raysnap.blocks import num_classes_of, split_state_dict
+from raysnap.blocks import block_names, num_classes_of, split_state_dict
 from raysnap.catalog import ABSENT
 from raysnap.errors import SnapshotNotFound, StoreError, WeightsError
 from raysnap.manifest import DatasetRecord, Manifest, Preprocessing, check_ref_name, snapshot_id
@@ -128,6 +128,22 @@ def _strip_prefixes(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
     return state_dict
 
 
+def read_blocks(path: Path, architecture: str) -> list[tuple[str, dict[str, Tensor]]]:
+    """The tensors in a file of weights by block, fit to be a snapshot of the architecture.
+
+    Raises:
+        ArchitectureError: the architecture is unknown or can't be split.
+        WeightsError: the file can't be read, doesn't fit the architecture or holds NaN or infinity.
+    """
+    block_names(architecture)
+    state_dict = _with_batch_counts(load_state_dict(path))
+    blocks = split_state_dict(architecture, state_dict)
+    for name, tensor in state_dict.items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor.float()).all()):
+            raise WeightsError(f"{path}: {name}: expected finite weights, found NaN or infinity")
+    return blocks
+
+
 def add_file(
     store: Store,
     path: Path,
@@ -146,11 +162,7 @@ def add_file(
     """
     if name is not None:
         check_ref_name(name)
-    state_dict = _with_batch_counts(load_state_dict(path))
-    blocks = split_state_dict(architecture, state_dict)
-    for tensor_name, tensor in state_dict.items():
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor.float()).all()):
-            raise WeightsError(f"{path}: {tensor_name}: expected finite weights, found NaN or infinity")
+    blocks = read_blocks(path, architecture)
     if name is not None and (current := store.refs().get(name)) is not None:
         found = snapshot_id(architecture, [(block_name, objects.block_digest(block)) for block_name, block in blocks])
         if current != found:

@@ -1,7 +1,11 @@
 """What all tests share: a quiet, private Ray, started once and only where a test asks for it."""
 
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
 
 import hypothesis
 import pytest
@@ -33,3 +37,28 @@ def ray_local() -> Iterator[None]:
     )
     yield
     ray.shutdown()
+
+
+@dataclass(frozen=True)
+class Quickstart:
+    """The quickstart as its script runs it, in a process of its own."""
+
+    directory: Path
+    finished: subprocess.CompletedProcess
+    verb: str = "quickstart"
+
+    def run(self) -> subprocess.CompletedProcess:
+        """The same command again, in the same folder."""
+        return _run_quickstart(self.directory)
+
+
+def _run_quickstart(directory: Path) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "raysnap", Quickstart.verb, "--dir", str(directory), "--json"]
+    return subprocess.run(command, capture_output=True, text=True, timeout=500, check=False)
+
+
+@pytest.fixture(scope="session")
+def quickstart(tmp_path_factory: pytest.TempPathFactory) -> Quickstart:
+    """One finished quickstart for the whole test run; it takes about two minutes on two cores."""
+    directory = tmp_path_factory.mktemp("quickstart") / "quickstart"
+    return Quickstart(directory, _run_quickstart(directory))

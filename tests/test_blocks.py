@@ -82,7 +82,9 @@ def test_blocks_built_alone_compose_to_torchvisions_forward_bit_for_bit(architec
 def test_shapes_and_bytes_without_weights_are_those_of_the_real_model(architecture, image_size):
     split = blocks.split_state_dict(architecture, models.get_model(architecture, weights=None).state_dict())
     x = torch.randn(1, 3, image_size, image_size)
-    for index, (shape, (name, tensors)) in enumerate(zip(blocks.block_shapes(architecture, image_size), split, strict=True)):
+    for index, (shape, (name, tensors)) in enumerate(
+        zip(blocks.block_shapes(architecture, image_size), split, strict=True)
+    ):
         with torch.inference_mode():
             x = blocks.build_block(architecture, index, tensors)(x)
         assert shape.name == name
@@ -105,7 +107,11 @@ def test_the_union_of_the_blocks_loads_into_torchvision_strictly():
 def test_random_tensors_and_heads_follow_their_seed_and_leave_the_global_generator_alone():
     state = torch.random.get_rng_state()
     first, again, other = (blocks.random_tensors("resnet18", 5, seed) for seed in (1, 1, 2))
-    assert all(torch.equal(a, b) for (_, x), (_, y) in zip(first, again, strict=True) for a, b in zip(x.values(), y.values(), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for (_, x), (_, y) in zip(first, again, strict=True)
+        for a, b in zip(x.values(), y.values(), strict=True)
+    )
     assert not torch.equal(first[0][1]["conv1.weight"], other[0][1]["conv1.weight"])
     head, same, another = (blocks.random_head("mobilenet_v3_small", 4, seed) for seed in (1, 1, 2))
     assert torch.equal(head["classifier.3.weight"], same["classifier.3.weight"])

@@ -1,0 +1,7 @@
+"""`python -m raysnap` is `raysnap`."""
+
+import sys
+
+from raysnap.cli import main
+
+sys.exit(main())

@@ -1,0 +1,164 @@
+"""Generating on a real local Ray: what trials train ends in the store, what fails is a row, what is done stays done."""
+
+import json
+from pathlib import Path
+
+import pytest
+import ray
+
+from raysnap.config import GenerateConfig, TrainConfig
+from raysnap.data import open_dataset
+from raysnap.errors import ArchitectureError, ConfigError, DataError, WeightsError
+from raysnap.generate import generate, plan_generate
+from raysnap.runs import read_rows
+from raysnap.store import Store
+from raysnap.trainer import TrainJob, run_trials
+from raysnap.trials import sample_trials
+
+QUICK = {"epochs": 1, "batch_size": 16}
+
+
+def job(directory: Path, **changes) -> GenerateConfig:
+    settings = {
+        "run_dir": directory / "run",
+        "store": directory / "store",
+        "data_dir": directory / "data",
+        "datasets": ["shapes-shape-a", "shapes-colour-a"],
+        "num_snapshots": 3,
+        "image_size": 32,
+        "shapes": {"image_size": 36, "num_train": 32, "num_val": 8, "num_test": 8},
+        "base": {"weights": "random", "pretraining": {"dataset": "shapes-texture-a", "train": QUICK}},
+        "train": QUICK,
+        "retrain": {"distribution": "fixed", "values": [2, 0, 8]},
+    }
+    return GenerateConfig.model_validate(settings | changes)
+
+
+def quiet(*progress) -> None:
+    pass
+
+
+def run(config: GenerateConfig, resume: bool = False):
+    return generate(config, resume=resume, on_progress=quiet)
+
+
+@pytest.fixture(scope="module")
+def finished(ray_local, tmp_path_factory):
+    config = job(tmp_path_factory.mktemp("generate"))
+    return config, run(config)
+
+
+def test_every_trial_is_a_row_and_a_named_snapshot_with_its_lineage(finished):
+    config, summary = finished
+    store = Store.open(config.store)
+    rows = read_rows(config.run_dir / "results.jsonl")
+    assert [row["status"] for row in rows] == ["done"] * 4
+    assert (summary.num_trials, summary.num_done, summary.num_failed) == (4, 4, 0)
+    assert {row["snapshot"] for row in rows} == set(summary.snapshots) == {m.id for m in store.manifests()}
+    base = store.manifest("base-resnet18-shapes-texture-a")
+    for row in rows:
+        manifest = store.manifest(row["trial"])
+        assert manifest.id == row["snapshot"]
+        assert manifest.base == (None if row["role"] == "base" else base.id)
+        assert manifest.dataset.name == row["dataset"]
+        assert manifest.metrics["val_accuracy"] == row["history"][row["metrics"]["best_epoch"] - 1]["val_accuracy"]
+    assert store.verify()["ok"]
+
+
+def test_frozen_blocks_are_the_bases_and_stored_once(finished):
+    config, _ = finished
+    store = Store.open(config.store)
+    base = store.manifest("base-resnet18-shapes-texture-a")
+    for row in read_rows(config.run_dir / "results.jsonl")[1:]:
+        mine = store.manifest(row["snapshot"])
+        num_frozen = 9 - row["retrain_index"]
+        shared = [a.digest == b.digest for a, b in zip(mine.blocks, base.blocks, strict=True)]
+        assert shared == [True] * num_frozen + [False] * (10 - num_frozen)
+        assert row["new_blocks"] == 10 - num_frozen
+
+
+def test_checkpoints_are_let_go_once_the_store_holds_them(finished):
+    config, _ = finished
+    assert not list(config.run_dir.rglob("*.safetensors"))
+    assert list((config.run_dir / "ray").rglob("events.out.tfevents*")), "TensorBoard has something to show"
+
+
+def test_the_run_directory_says_what_ran_where(finished):
+    config, _ = finished
+    environment = json.loads((config.run_dir / "env.json").read_text())
+    assert environment["ray"] == ray.__version__
+    assert environment["finished"] is not None
+    assert len((config.run_dir / "trials.jsonl").read_text().splitlines()) == 4
+
+
+def test_resuming_a_finished_run_trains_nothing_and_a_changed_one_is_refused(finished):
+    config, summary = finished
+    before = (config.run_dir / "results.jsonl").read_bytes()
+    assert run(config, resume=True).snapshots == summary.snapshots
+    assert (config.run_dir / "results.jsonl").read_bytes() == before
+    with pytest.raises(ConfigError, match="already holds a run; add --resume"):
+        run(config)
+    with pytest.raises(ConfigError, match="seed: the run was begun with 0, found 1"):
+        run(config.model_copy(update={"seed": 1}), resume=True)
+
+
+def test_a_resumed_run_trains_what_is_missing_to_equal_bytes(finished, tmp_path):
+    _, summary = finished
+    again = job(tmp_path)
+    run(again)
+    rows = (again.run_dir / "results.jsonl").read_text().splitlines(keepends=True)
+    assert {json.loads(row)["snapshot"] for row in rows} == set(summary.snapshots), "equal seeds, equal bytes"
+    kept = [row for row in rows if json.loads(row)["trial"].startswith(("base", "002"))]
+    (again.run_dir / "results.jsonl").write_text("".join(kept))
+    assert set(run(again, resume=True).snapshots) == set(summary.snapshots)
+    assert len(read_rows(again.run_dir / "results.jsonl")) == 4
+
+
+def test_trials_that_diverge_or_fail_are_rows_and_do_not_stop_the_others(ray_local, tmp_path, finished):
+    config, _ = finished
+    store = Store.open(config.store)
+    good, diverging, failing = sample_trials(config)
+    diverging = diverging.model_copy(update={"train": TrainConfig(epochs=20, lr=100, optimizer="sgd")})
+    failing = failing.model_copy(update={"dataset": "gone"})
+    folders = {name: open_dataset(name, config.data_dir).root.resolve() for name in config.datasets}
+    plan = plan_generate(config)
+    outcomes = []
+    run_trials(
+        [failing, diverging, good],
+        TrainJob(
+            store_dir=config.store.resolve(),
+            dataset_dirs=folders | {"gone": tmp_path / "gone"},
+            bases={"resnet18": store.resolve("base-resnet18-shapes-texture-a")},
+            preprocessing=plan.preprocessing,
+            seed=0,
+            num_train=None,
+            num_val=None,
+            num_test=None,
+        ),
+        config.resources,
+        tmp_path / "ray",
+        on_end=outcomes.append,
+        on_epoch=quiet,
+    )
+    ended = {outcome.trial.id: outcome for outcome in outcomes}
+    assert {trial_id: outcome.status for trial_id, outcome in ended.items()} == {
+        good.id: "done",
+        diverging.id: "diverged",
+        failing.id: "failed",
+    }
+    assert "smaller train.lr" in ended[diverging.id].error
+    assert str(tmp_path / "gone") in ended[failing.id].error
+
+
+@pytest.mark.parametrize(
+    ("changes", "error"),
+    [
+        ({"datasets": ["shapes-shap-a"]}, DataError),
+        ({"base": {"weights": "IMAGENET1K_V7"}}, WeightsError),
+        ({"architectures": ["vit_b_32"]}, ArchitectureError),
+    ],
+)
+def test_what_can_not_run_is_refused_before_anything_is_written(tmp_path, changes, error):
+    with pytest.raises(error):
+        run(job(tmp_path, **changes))
+    assert not list(tmp_path.iterdir())
