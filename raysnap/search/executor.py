@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from raysnap.batches import normalise
 from raysnap.blocks import block_shapes, build_block
-from raysnap.errors import BlockDamaged
+from raysnap.errors import BlockDamaged, RaysnapError, WeightsError
 from raysnap.manifest import Preprocessing
 from raysnap.search.plan import Walk
 from raysnap.search.tree import Node, PrefixTree
@@ -73,29 +73,29 @@ class Executor:
         self.work = Work()
         self._read_block = read_block
         self._device = device
-        self._blocks: dict[int, nn.Module] = {}
+        self._blocks: dict[tuple, nn.Module] = {}
 
-    def load_blocks(self, nodes: list[Node]) -> dict[int, BlockDamaged]:
-        """Brings the nodes' blocks into memory; returns the nodes whose block is damaged, with the reason."""
-        damaged: dict[int, BlockDamaged] = {}
+    def load_blocks(self, nodes: list[Node]) -> dict[int, RaysnapError]:
+        """Brings the nodes' blocks into memory; returns the nodes whose block is damaged or does not fit, and why."""
+        damaged: dict[int, RaysnapError] = {}
         with self.work.timed("load_blocks"):
             for node in nodes:
-                if node.index in self._blocks:
+                if _block_key(node) in self._blocks:
                     continue
                 try:
                     tensors = self._read_block(node.block.digest)
-                except BlockDamaged as error:
+                    self.work.block_bytes_read += node.block.num_bytes
+                    block = build_block(node.architecture, node.block_index, tensors).requires_grad_(False)
+                except (BlockDamaged, WeightsError) as error:
                     damaged[node.index] = error
                     continue
-                self.work.block_bytes_read += node.block.num_bytes
-                block = build_block(node.architecture, node.block_index, tensors).requires_grad_(False)
-                self._blocks[node.index] = block.to(self._device)
+                self._blocks[_block_key(node)] = block.to(self._device, torch.float32)
         return damaged
 
-    def forget_blocks(self, nodes: Iterable[int]) -> None:
-        """Lets go of these nodes' blocks."""
-        for index in nodes:
-            self._blocks.pop(index, None)
+    def keep_blocks(self, nodes: Iterable[int]) -> None:
+        """Lets go of every block but these nodes'."""
+        kept = {_block_key(self.tree.nodes[index]) for index in nodes}
+        self._blocks = {key: block for key, block in self._blocks.items() if key in kept}
 
     @torch.inference_mode()
     def run(self, walk: Walk, source: ItemSource, positions: range) -> dict[int, Tensor]:
@@ -120,7 +120,7 @@ class Executor:
         for step in walk.steps:
             node = self.tree.nodes[step.node]
             num_items = len(held[node.parent])
-            output = self._blocks[node.index](held[node.parent])
+            output = self._blocks[_block_key(node)](held[node.parent])
             self.work.block_item_passes += num_items
             self.work.flops += (
                 num_items * block_shapes(node.architecture, node.preprocessing.image_size)[node.block_index].flops
@@ -134,3 +134,8 @@ class Executor:
             for candidate in node.candidates:
                 features[candidate] = output.float().cpu()
         return features
+
+
+def _block_key(node: Node) -> tuple:
+    """What a block in memory goes by: nodes under different parents may hold the same one."""
+    return node.architecture, node.block_index, node.block.digest

@@ -46,7 +46,8 @@ def linear(train_ND: Array, train_labels_N: Array, test_TD: Array, test_labels_T
     """
     classes, targets_N = np.unique(train_labels_N, return_inverse=True)
     mean_D, deviation_D = train_ND.mean(axis=0, dtype=np.float64), train_ND.std(axis=0, dtype=np.float64)
-    deviation_D[deviation_D < 1e-12] = 1.0
+    # A feature that is constant up to float32's rounding says nothing: it becomes 0 everywhere.
+    deviation_D[deviation_D <= 1e-6 * np.abs(mean_D)] = np.inf
     inputs_ND, tests_TD = ((features - mean_D) / deviation_D for features in (train_ND, test_TD))
     axes_DR, variances_R = _principal_axes(inputs_ND)
     scale_R = 1 / np.sqrt(1 + variances_R / max(2, len(classes)))
@@ -111,10 +112,15 @@ def _fit_logistic_regression(
 
 
 def _score(logits_TC: Array, classes: Array, labels_T: Array) -> Score:
-    """The score of logits over the classes that were seen in training; a class never seen is never right."""
-    is_right_T = classes[logits_TC.argmax(axis=1)] == labels_T
+    """The score of logits over the classes that were seen in training; a class never seen is never right.
+
+    Nor is an item whose logits overflowed, as they may where SGD diverged.
+    """
+    is_finite_T = np.isfinite(logits_TC).all(axis=1)
+    logits_TC = np.where(is_finite_T[:, None], logits_TC, 0.0)
+    is_right_T = (classes[logits_TC.argmax(axis=1)] == labels_T) & is_finite_T
     log_probability_TC = logits_TC - logsumexp(logits_TC, axis=1, keepdims=True)
     position_T = np.searchsorted(classes, labels_T).clip(max=len(classes) - 1)
-    is_seen_T = classes[position_T] == labels_T
+    is_seen_T = (classes[position_T] == labels_T) & is_finite_T
     log_likelihood_T = np.where(is_seen_T, log_probability_TC[np.arange(len(labels_T)), position_T], np.log(1e-12))
     return Score(float(is_right_T.mean()), float(-log_likelihood_T.mean()), is_right_T)

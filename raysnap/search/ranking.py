@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import torch
@@ -21,10 +23,10 @@ from raysnap.manifest import Manifest, Preprocessing
 from raysnap.pixels import PixelCache
 from raysnap.search.confidence import tied_with
 from raysnap.search.executor import Executor
-from raysnap.search.plan import Rung, plan_rungs, plan_walk, shares_prefixes
+from raysnap.search.plan import Rung, Walk, plan_rungs, plan_walk, shares_prefixes
 from raysnap.search.proxies import PROXIES, Score
 from raysnap.search.result import RankedSnapshot, SearchResult, SkippedSnapshot
-from raysnap.search.tree import Candidate, PrefixTree, build_tree, candidates_below, keep_candidates
+from raysnap.search.tree import Candidate, Node, PrefixTree, build_tree, candidates_below, find_misfit, keep_candidates
 from raysnap.store import Store
 
 logger = logging.getLogger(__name__)
@@ -59,11 +61,14 @@ def search(
         device: a torch device; None is the GPU where there is one.
 
     Raises:
-        UsageError: no candidates, or a budget that is too small.
+        UsageError: no candidates, an unknown method or proxy, or a budget that is too small.
         DataError: the dataset is missing or too small.
         StoreError: the store can't be opened.
     """
     started = time.perf_counter()
+    for what, given, known in (("method", method, get_args(Method)), ("proxy", proxy, get_args(Proxy))):
+        if given not in known:
+            raise UsageError(f"{what}: expected one of {', '.join(known)}, found {given!r}")
     store = store if isinstance(store, Store) else Store.open(Path(store))
     dataset = open_dataset(str(data), data_dir, shapes)
     candidates = find_candidates(store, where, image_size)
@@ -74,9 +79,9 @@ def search(
     executor = Executor(tree, store.read_block, _pick_device(device))
     executor.work.timings_s["decode"] = items.decode_s
     executor.work.timings_s["plan"] = time.perf_counter() - planning
-    contest = _Contest(executor, items, proxy, seed, budget_bytes)
+    contest = _Contest(executor, items, proxy, seed, budget_bytes, shares_prefixes(method))
     for rung in rungs:
-        contest.run_rung(rung, keep_blocks=shares_prefixes(method) and rung is not rungs[-1])
+        contest.run_rung(rung, is_last=rung is rungs[-1])
     stages = ("plan", "load_blocks", "decode", "inference", "proxy")
     timings_s = {stage: executor.work.timings_s[stage] for stage in stages}
     return SearchResult(
@@ -188,6 +193,7 @@ class _Contest:
     proxy: Proxy
     seed: int
     budget_bytes: int | None
+    is_sharing: bool
     survivors: list[int] = field(default_factory=list)
     train_features: dict[int, np.ndarray] = field(default_factory=dict)
     test_features: dict[int, np.ndarray] = field(default_factory=dict)
@@ -195,16 +201,26 @@ class _Contest:
     skipped: dict[int, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.survivors = list(range(len(self._tree.candidates)))
+        reasons = {number: find_misfit(candidate) for number, candidate in enumerate(self._tree.candidates)}
+        self.skipped = {number: reason for number, reason in reasons.items() if reason is not None}
+        self.survivors = [number for number in reasons if number not in self.skipped]
 
     @property
     def _tree(self) -> PrefixTree:
         return self.executor.tree
 
-    def run_rung(self, rung: Rung, *, keep_blocks: bool) -> None:
+    def run_rung(self, rung: Rung, *, is_last: bool) -> None:
         """Gets the rung's new features, scores every survivor on all it has, and keeps the best."""
+        waiting = set(self.survivors)
         for root in self._tree.roots:
-            self._run_root(root.index, rung, keep_blocks)
+            mine = candidates_below(self._tree, root) & waiting
+            waiting -= mine
+            if mine:
+                self._run_root(root, mine, rung)
+            if not self.is_sharing:
+                self.executor.keep_blocks(())
+            elif is_last:
+                self.executor.keep_blocks(keep_candidates(self._tree, waiting))
         labels = self.items.train_labels[: rung.train_stop]
         with self.executor.work.timed("proxy"):
             for number in self.survivors:
@@ -213,33 +229,36 @@ class _Contest:
                 )
                 self.scores.setdefault(number, []).append((rung.train_stop, score))
         self.survivors = sorted(self.survivors, key=self._order)[: rung.num_kept]
-        self.executor.forget_blocks(set(range(len(self._tree.nodes))) - keep_candidates(self._tree, self.survivors))
+        self.executor.keep_blocks(keep_candidates(self._tree, self.survivors))
 
-    def _run_root(self, root: int, rung: Rung, keep_blocks: bool) -> None:
-        """The part of a rung below one root; damaged blocks take their candidates out."""
+    def _run_root(self, root: Node, mine: set[int], rung: Rung) -> None:
+        """The part of a rung below one root; damaged blocks and features that are not finite take candidates out."""
         tree, work = self._tree, self.executor.work
-        mine = candidates_below(tree, tree.nodes[root]).intersection(self.survivors)
-        if not mine:
-            return
-        needed = keep_candidates(tree, mine)
-        for index, error in self.executor.load_blocks([tree.nodes[index] for index in sorted(needed)]).items():
+        needed = sorted(keep_candidates(tree, mine))
+        for index, error in self.executor.load_blocks([tree.nodes[index] for index in needed]).items():
             for number in candidates_below(tree, tree.nodes[index]) & mine:
                 self.skipped.setdefault(number, str(error))
-        mine -= set(self.skipped)
-        self.survivors = [number for number in self.survivors if number not in self.skipped]
+        mine = mine - set(self.skipped)
         if mine:
             with work.timed("plan"):
-                walk = plan_walk(tree, tree.nodes[root], keep_candidates(tree, mine), self.budget_bytes)
+                walk = plan_walk(tree, root, keep_candidates(tree, mine), self.budget_bytes)
             num_train, num_test = len(self.items.train_labels), len(self.items.test_labels)
-            features = self.executor.run(walk, self.items, range(rung.train_start, rung.train_stop))
+            self._add_features(self.train_features, mine, walk, range(rung.train_start, rung.train_stop))
             if rung.train_start == 0:
-                tests = self.executor.run(walk, self.items, range(num_train, num_train + num_test))
-                self.test_features |= {number: tests[number].numpy() for number in mine}
-            for number in mine:
-                earlier = [self.train_features[number]] if number in self.train_features else []
-                self.train_features[number] = np.concatenate([*earlier, features[number].numpy()])
-        if not keep_blocks:
-            self.executor.forget_blocks(needed)
+                self._add_features(self.test_features, mine, walk, range(num_train, num_train + num_test))
+        self.survivors = [number for number in self.survivors if number not in self.skipped]
+
+    def _add_features(self, features: dict[int, np.ndarray], mine: set[int], walk: Walk, positions: range) -> None:
+        """Runs the walk on the items at `positions` and puts what comes out behind the features so far."""
+        outputs = self.executor.run(walk, self.items, positions)
+        for number in mine:
+            new = outputs[number].numpy()
+            features[number] = np.concatenate([features[number], new]) if number in features else new
+            if not np.isfinite(new).all():
+                snapshot = self._tree.candidates[number].snapshot
+                self.skipped.setdefault(
+                    number, f"snapshot {snapshot}: its features are not finite; its weights may hold NaN or infinity"
+                )
 
     def _order(self, number: int) -> tuple:
         """Sorts candidates: who came further, who scored higher, who has the smaller loss, then by id."""
@@ -250,11 +269,13 @@ class _Contest:
     def ranking(self) -> tuple[RankedSnapshot, ...]:
         """Everyone who was scored, best first; ties with the best are judged at the last rung both were in."""
         ordered = sorted(self.scores, key=self._order)
-        is_tied: dict[int, bool] = {}
+        by_last_rung: dict[int, list[int]] = defaultdict(list)
         for number in ordered:
-            last = len(self.scores[number]) - 1
-            best_score, score = self.scores[ordered[0]][last][1], self.scores[number][last][1]
-            is_tied[number] = bool(tied_with(best_score.is_right_T, score.is_right_T[None], self.seed)[0])
+            by_last_rung[len(self.scores[number]) - 1].append(number)
+        is_tied: dict[int, bool] = {}
+        for last, numbers in by_last_rung.items():
+            best_is_right_T, *others = (self.scores[n][last][1].is_right_T for n in (ordered[0], *numbers))
+            is_tied |= zip(numbers, tied_with(best_is_right_T, np.stack(others), self.seed).tolist(), strict=True)
         return tuple(
             RankedSnapshot(
                 rank=rank,

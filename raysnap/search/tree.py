@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
+from raysnap.blocks import block_shapes
+from raysnap.errors import ArchitectureError
 from raysnap.manifest import BlockEntry, Preprocessing
 
 
@@ -64,6 +66,21 @@ class PrefixTree:
         return tuple(node for node in self.nodes if node.parent is None)
 
 
+def find_misfit(candidate: Candidate) -> str | None:
+    """Why the candidate can't run, as far as its manifest tells; None when it can."""
+    resize_size, image_size = candidate.preprocessing.resize_size, candidate.preprocessing.image_size
+    if image_size > resize_size:
+        return f"snapshot {candidate.snapshot}: expected image_size up to resize_size {resize_size}, found {image_size}"
+    try:
+        shapes = block_shapes(candidate.architecture, image_size)
+    except ArchitectureError as error:
+        return str(error)
+    expected, found = [shape.name for shape in shapes[:-1]], [block.name for block in candidate.blocks]
+    if expected != found:
+        return f"snapshot {candidate.snapshot}: expected {candidate.architecture}'s blocks {expected}, found {found}"
+    return None
+
+
 def build_tree(candidates: Sequence[Candidate], *, sharing: bool) -> PrefixTree:
     """The prefix tree of the candidates, or one chain per candidate where `sharing` is off."""
     nodes: list[Node] = []
@@ -81,7 +98,8 @@ def build_tree(candidates: Sequence[Candidate], *, sharing: bool) -> PrefixTree:
                 if parent is not None:
                     nodes[parent] = replace(nodes[parent], children=(*nodes[parent].children, len(nodes) - 1))
             parent = known[key]
-        nodes[parent] = replace(nodes[parent], candidates=(*nodes[parent].candidates, number))
+        if parent is not None:
+            nodes[parent] = replace(nodes[parent], candidates=(*nodes[parent].candidates, number))
     return PrefixTree(tuple(candidates), tuple(nodes))
 
 

@@ -1,0 +1,183 @@
+"""Plans: rungs as published, and walks over random trees whose peak is the least that depth first can do."""
+
+import itertools
+import math
+from dataclasses import dataclass
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from search_stores import PREPROCESSING, candidate, digest
+
+from raysnap.blocks import block_shapes
+from raysnap.errors import UsageError
+from raysnap.search import plan
+from raysnap.search.plan import plan_rungs, plan_walk, usual_batch_items
+from raysnap.search.tree import build_tree, keep_candidates
+
+INPUT_BYTES = 4 * 3 * PREPROCESSING.image_size**2
+EVERY_METHOD = ("baseline", "shift", "alsatian", "shared")
+
+
+@pytest.mark.parametrize("method", ["shift", "alsatian"])
+@pytest.mark.parametrize(
+    ("num_candidates", "num_train", "starts", "num_kept"),
+    [
+        (16, 320, [0, 20, 60, 140, 320], [8, 4, 2, 1]),
+        (36, 800, [0, 13, 39, 91, 195, 403, 800], [18, 9, 4, 2, 1, 1]),
+        (8, 80, [0, 10, 30, 80], [4, 2, 1]),
+        (1, 100, [0, 100], [1]),
+        (2, 100, [0, 100], [1]),
+        (3, 100, [0, 25, 100], [1, 1]),
+        (16, 3, [0, 1, 3], [8, 4]),
+        (1000, 1, [0, 1], [500]),
+    ],
+)
+def test_the_published_ranges_and_survivors(method, num_candidates, num_train, starts, num_kept):
+    rungs = plan_rungs(method, num_candidates, num_train)
+    assert [(rung.train_start, rung.train_stop) for rung in rungs] == list(itertools.pairwise(starts))
+    assert [rung.num_kept for rung in rungs] == num_kept
+
+
+@given(st.sampled_from(EVERY_METHOD), st.integers(1, 10_000), st.integers(1, 100_000))
+def test_rungs_cover_all_train_items_once_in_ranges_that_double_and_never_keep_more(method, num_candidates, num_train):
+    rungs = plan_rungs(method, num_candidates, num_train)
+    covered = [rung.train_start for rung in rungs] + [rungs[-1].train_stop]
+    assert covered[0] == 0 and covered[-1] == num_train
+    assert all(one.train_stop == other.train_start for one, other in itertools.pairwise(rungs))
+    lengths = [rung.train_stop - rung.train_start for rung in rungs]
+    assert min(lengths) >= 1
+    assert all(other == 2 * one for one, other in itertools.pairwise(lengths[:-1]))
+    assert len(rungs) <= max(1, math.ceil(math.log2(num_candidates)))
+    kept = [num_candidates, *(rung.num_kept for rung in rungs)]
+    assert min(kept) >= 1 and all(other <= one for one, other in itertools.pairwise(kept))
+    if method in ("baseline", "shared"):
+        assert len(rungs) == 1 and kept == [num_candidates] * 2
+
+
+@dataclass(frozen=True)
+class FakeShape:
+    """The part of a block's shape that a walk is planned from."""
+
+    output_bytes: int
+
+
+@st.composite
+def random_trees(draw):
+    """A small tree of shared prefixes, and how many bytes each of its blocks puts out per item."""
+    depth = draw(st.integers(1, 6))
+    all_digits = draw(st.lists(st.lists(st.integers(0, 1), min_size=depth, max_size=depth), min_size=1, max_size=6))
+    candidates = [
+        candidate(str(number), [digest(f"{0 if position == 0 else digit}{position}") for position, digit in pairs])
+        for number, pairs in enumerate(list(enumerate(digits)) for digits in all_digits)
+    ]
+    shapes = tuple(FakeShape(1000 * draw(st.sampled_from((1, 10, 100, 300, 900)))) for _ in range(depth))
+    kept = draw(st.sets(st.integers(0, len(candidates) - 1), min_size=1))
+    return build_tree(candidates, sharing=True), shapes, kept
+
+
+def peak_of_order(tree, order, shapes, needed):
+    """The most bytes that are live at once when nodes run in `order`, each output until its last child has run."""
+    waiting = {index: sum(child in needed for child in tree.nodes[index].children) for index in order}
+    live = {None: INPUT_BYTES}
+    waiting[None] = 1
+    peak = 0
+    for index in order:
+        node = tree.nodes[index]
+        output = shapes[node.block_index].output_bytes
+        peak = max(peak, sum(live.values()) + output)
+        waiting[node.parent] -= 1
+        if waiting[node.parent] == 0:
+            del live[node.parent]
+        if waiting[index]:
+            live[index] = output
+    return peak
+
+
+def depth_first_orders(tree, index, needed):
+    """Every depth-first order of the needed nodes from this one down."""
+    children = [child for child in tree.nodes[index].children if child in needed]
+    below = {child: list(depth_first_orders(tree, child, needed)) for child in children}
+    for siblings in itertools.permutations(children):
+        for parts in itertools.product(*(below[child] for child in siblings)):
+            yield [index, *itertools.chain(*parts)]
+
+
+@settings(max_examples=150)
+@given(random_trees(), st.integers(1, 5_000_000))
+def test_a_walks_peak_is_the_least_of_all_depth_first_orders_and_within_the_budget(tree_and_shapes, budget_bytes):
+    tree, shapes, kept = tree_and_shapes
+    needed = keep_candidates(tree, kept)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plan, "block_shapes", lambda architecture, image_size: shapes)
+        walk = plan_walk(tree, tree.roots[0], needed, None)
+        least = min(peak_of_order(tree, order, shapes, needed) for order in depth_first_orders(tree, walk.root, needed))
+        if budget_bytes < least:
+            with pytest.raises(UsageError, match=f"holds {least} bytes"):
+                plan_walk(tree, tree.roots[0], needed, budget_bytes)
+        else:
+            tight = plan_walk(tree, tree.roots[0], needed, budget_bytes)
+            assert tight.peak_activation_bytes <= budget_bytes
+            assert tight.batch_items == min(walk.batch_items, budget_bytes // least)
+            assert tight.steps == walk.steps
+    order = [step.node for step in walk.steps]
+    assert sorted(order) == sorted(needed), "every needed node once, no other"
+    assert peak_of_order(tree, order, shapes, needed) == least
+    assert walk.peak_activation_bytes == walk.batch_items * least
+
+
+def test_the_child_whose_subtree_needs_the_most_goes_last():
+    """A fork whose one branch forks again: whichever candidate comes first, the fork's output is let go before that."""
+    shapes = tuple(map(FakeShape, (100_000, 100_000, 200_000, 900_000)))
+    once, again, twice = ((0, 0, 0, 0), (0, 1, 0, 0), (0, 1, 0, 1))
+    for order in itertools.permutations((once, again, twice)):
+        candidates = [
+            candidate(str(number), [digest(f"{position}{digit}") for position, digit in enumerate(digits)])
+            for number, digits in enumerate(order)
+        ]
+        tree = build_tree(candidates, sharing=True)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(plan, "block_shapes", lambda architecture, image_size: shapes)
+            walk = plan_walk(tree, tree.roots[0], range(len(tree.nodes)), None)
+        assert walk.peak_activation_bytes == walk.batch_items * (100_000 + 200_000 + 900_000)
+        assert peak_of_order(tree, [step.node for step in walk.steps], shapes, range(len(tree.nodes))) == 1_200_000
+
+
+@settings(max_examples=50)
+@given(random_trees())
+def test_a_step_frees_its_input_after_the_last_child_and_keeps_what_children_wait_for(tree_and_shapes):
+    tree, shapes, kept = tree_and_shapes
+    needed = keep_candidates(tree, kept)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plan, "block_shapes", lambda architecture, image_size: shapes)
+        steps = plan_walk(tree, tree.roots[0], needed, None).steps
+    held = {None}
+    for step in steps:
+        assert tree.nodes[step.node].parent in held
+        if step.frees_input:
+            held.remove(tree.nodes[step.node].parent)
+        if step.keeps_output:
+            held.add(step.node)
+    assert held == set()
+
+
+@pytest.mark.parametrize("architecture", ["resnet18", "mobilenet_v3_small", "vit_b_32"])
+def test_usual_batches_are_between_one_item_and_the_most_at_any_size(architecture):
+    sizes = (224,) if architecture == "vit_b_32" else (32, 224, 512)
+    items = [usual_batch_items(architecture, size) for size in sizes]
+    assert all(1 <= num <= plan.MAX_BATCH_ITEMS for num in items)
+    assert items == sorted(items, reverse=True)
+
+
+def test_a_chain_of_real_blocks_peaks_at_its_largest_input_and_output():
+    one = candidate("one", [digest(index) for index in range(9)])
+    tree = build_tree([one], sharing=True)
+    outputs = [INPUT_BYTES, *(shape.output_bytes for shape in block_shapes("resnet18", 32)[:-1])]
+    walk = plan_walk(tree, tree.roots[0], range(9), None)
+    assert walk.peak_activation_bytes == walk.batch_items * max(a + b for a, b in itertools.pairwise(outputs))
+
+
+def test_a_budget_below_one_item_names_the_architecture_and_what_it_takes():
+    tree = build_tree([candidate("one", [digest(index) for index in range(9)])], sharing=True)
+    with pytest.raises(UsageError, match="--budget 1000: resnet18 at 32 px holds [0-9]+ bytes"):
+        plan_walk(tree, tree.roots[0], range(9), 1000)
