@@ -183,7 +183,9 @@ class QuickstartConfig(Section):
         for half in ("generate", "bench"):
             for key in ("store", "data_dir", "run_dir"):
                 if key in getattr(self, half).model_fields_set:
-                    raise ConfigError(f"{half}.{key}: a quickstart keeps everything in one folder; choose it with --dir")
+                    raise ConfigError(
+                        f"{half}.{key}: a quickstart keeps everything in one folder; choose it with --dir"
+                    )
         places = {"store": directory / "store", "data_dir": directory / "data"}
         return self.model_copy(
             update={

@@ -111,6 +111,7 @@ def test_equal_blocks_below_different_ones_are_different_nodes():
         ({}, 0, "expected resnet18's blocks"),
         ({"architecture": "vit_b_32"}, NUM_BLOCKS, "224"),
         ({"preprocessing": Preprocessing(resize_size=32, image_size=36)}, NUM_BLOCKS, "resize_size 32, found 36"),
+        ({"preprocessing": Preprocessing(interpolation="bicubic")}, NUM_BLOCKS, "found bicubic"),
     ],
 )
 def test_a_candidate_that_can_not_run_says_why(fields, num_blocks, reason):

@@ -71,6 +71,9 @@ def find_misfit(candidate: Candidate) -> str | None:
     resize_size, image_size = candidate.preprocessing.resize_size, candidate.preprocessing.image_size
     if image_size > resize_size:
         return f"snapshot {candidate.snapshot}: expected image_size up to resize_size {resize_size}, found {image_size}"
+    if candidate.preprocessing.interpolation != "bilinear":
+        found = candidate.preprocessing.interpolation
+        return f"snapshot {candidate.snapshot}: expected bilinear interpolation, the pixel cache's, found {found}"
     try:
         shapes = block_shapes(candidate.architecture, image_size)
     except ArchitectureError as error:
