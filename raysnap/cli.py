@@ -1,4 +1,4 @@
-"""The command line: reads arguments, calls one function, prints its result; the only file that prints or starts Ray.
+"""The command line: reads arguments, calls one function, prints its result; nothing else starts Ray.
 
 torch and ray are imported inside the commands, so that `raysnap --help` stays fast. Results go to stdout, everything
 else to stderr.
@@ -6,24 +6,25 @@ else to stderr.
 
 from __future__ import annotations
 
-import json
 import logging
-import math
 import os
 import shlex
 import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, is_dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from raysnap.choices import Method, Proxy
-from raysnap.errors import RaysnapError, StoreDamaged, UsageError, describe_failure
+from raysnap.console import SOME_FAILED, AsJson, DataDir, StoreDir, print_failures, print_json, print_result
+from raysnap.data_verbs import data_app
+from raysnap.errors import RaysnapError, UsageError, describe_failure
 from raysnap.progress import show_progress
+from raysnap.store_verbs import store_app
 
 if TYPE_CHECKING:
     from raysnap.config import GenerateConfig, JobConfig
@@ -38,12 +39,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-data_app = typer.Typer(help="Datasets: list, prepare, check.")
-store_app = typer.Typer(help="The model store: look, add, export, verify, clean up.")
 app.add_typer(data_app, name="data")
 app.add_typer(store_app, name="store")
 
-SOME_FAILED = 1
 INTERRUPTED = 130
 OBJECT_STORE_BYTES = 256 * 2**20
 
@@ -51,11 +49,8 @@ ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML file.
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Override keys of the file: train.epochs=3.")
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document to stdout and nothing else.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Finish what an earlier run left, repeat nothing finished.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would run, and write nothing.")]
-DataDir = Annotated[Path, typer.Option("--data-dir", help="Folder of the named datasets.")]
-StoreDir = Annotated[Path, typer.Option("--store", help="Folder of the model store.")]
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -96,7 +91,7 @@ def _usage_mistake(error: Any) -> str:
 
 
 def _how_to_resume(arguments: list[str]) -> str:
-    if arguments[0] not in ("quickstart", "generate", "bench"):
+    if arguments[0] not in ("quickstart", "generate", "synthesize", "bench"):
         return ""
     needs_flag = arguments[0] != "quickstart" and "--resume" not in arguments
     return f"; finish it with: {shlex.join(['raysnap', *arguments, *(['--resume'] if needs_flag else [])])}"
@@ -124,20 +119,20 @@ def quickstart(
 
         summary = run(config, resume=True, on_progress=on_progress)
     if as_json:
-        _print_json(summary)
+        print_json(summary)
     else:
         from raysnap.store import Store
         from raysnap.tables import methods_table, ranking_table, savings_line
 
         stats = Store.open(Path(summary.store)).stats()
-        _print_failures(summary.generated.failures + summary.benched.failures)
+        print_failures(summary.generated.failures + summary.benched.failures)
         if summary.searches:
             search = summary.searches[-1]
-            _print(f"\nWhich snapshot is the best start for {search['dataset']}?  (method {search['method']})\n")
-            _print(ranking_table(search, max_rows=5))
-            _print("\nThe same question, timed\n")
-            _print(methods_table(summary.searches))
-        _print(f"\n{savings_line(stats)}\nReport: {summary.report}")
+            print_result(f"\nWhich snapshot is the best start for {search['dataset']}?  (method {search['method']})\n")
+            print_result(ranking_table(search, max_rows=5))
+            print_result("\nThe same question, timed\n")
+            print_result(methods_table(summary.searches))
+        print_result(f"\n{savings_line(stats)}\nReport: {summary.report}")
     return SOME_FAILED if summary.num_failed else 0
 
 
@@ -164,14 +159,14 @@ def generate(
         summary = run(config, resume=resume, on_progress=on_progress)
     report_path = write_report(config.run_dir)
     if as_json:
-        _print_json(summary)
+        print_json(summary)
     else:
         from raysnap.store import Store
         from raysnap.tables import savings_line
 
-        _print_failures(summary.failures)
-        _print(f"{summary.num_done} of {summary.num_trials} trials done, {summary.num_failed} failed.")
-        _print(f"{savings_line(Store.open(config.store).stats())}\nReport: {report_path}")
+        print_failures(summary.failures)
+        print_result(f"{summary.num_done} of {summary.num_trials} trials done, {summary.num_failed} failed.")
+        print_result(f"{savings_line(Store.open(config.store).stats())}\nReport: {report_path}")
     return SOME_FAILED if summary.num_failed else 0
 
 
@@ -183,16 +178,39 @@ def _show_generate_plan(config: GenerateConfig, as_json: bool) -> int:
     if as_json:
         num_trials = sum(1 for trial in trials if trial.dataset)
         shown = [trial.model_dump(mode="json") for trial in trials]
-        _print_json({"run_dir": str(config.run_dir), "num_trials": num_trials, "trials": shown})
+        print_json({"run_dir": str(config.run_dir), "num_trials": num_trials, "trials": shown})
     else:
         from raysnap.quantities import plural
         from raysnap.tables import trials_table
 
-        _print(trials_table(trials))
+        print_result(trials_table(trials))
         missing = [name for name, folder in plan.datasets.items() if folder is None]
-        _print(f"\n{plural(len(plan.trials), 'fine-tune')} and {plural(len(plan.bases), 'base')}; nothing was written.")
+        print_result(
+            f"\n{plural(len(plan.trials), 'fine-tune')} and {plural(len(plan.bases), 'base')}; nothing was written."
+        )
         if missing:
-            _print(f"Drawn first: {', '.join(missing)}")
+            print_result(f"Drawn first: {', '.join(missing)}")
+    return 0
+
+
+@app.command()
+def synthesize(
+    config_path: ConfigPath, overrides: Overrides = None, resume: Resume = False, as_json: AsJson = False
+) -> int:
+    """Make synthetic snapshots: a base with fresh top blocks, untrained."""
+    from raysnap.config import SynthesizeConfig, load_config
+
+    config = load_config(config_path, overrides or [], SynthesizeConfig)
+    from raysnap.store import Store
+    from raysnap.synthesize import synthesize as run
+    from raysnap.tables import savings_line
+
+    with show_progress() as on_progress:
+        summary = run(config, resume=resume, on_progress=on_progress)
+    if as_json:
+        print_json(summary)
+    else:
+        print_result(f"{len(summary.snapshots)} snapshots.\n{savings_line(Store.open(config.store).stats())}")
     return 0
 
 
@@ -232,15 +250,15 @@ def search(
         data_dir=data_dir,
     )
     if as_json:
-        _print_json(result)
+        print_json(result)
     else:
         from raysnap.quantities import plural
         from raysnap.tables import ranking_table, timings_line
 
-        _print(ranking_table(result.to_dict()))
+        print_result(ranking_table(result.to_dict()))
         num_candidates = plural(result.num_candidates, "candidate")
-        _print(f"\n{num_candidates} by {result.method}, {timings_line(result.timings_s)}")
-        _print_failures([{"snapshot": one.name, "error": one.error} for one in result.skipped])
+        print_result(f"\n{num_candidates} by {result.method}, {timings_line(result.timings_s)}")
+        print_failures([{"snapshot": one.name, "error": one.error} for one in result.skipped])
     return SOME_FAILED if result.skipped else 0
 
 
@@ -259,13 +277,13 @@ def bench(config_path: ConfigPath, overrides: Overrides = None, resume: Resume =
         summary = run(config, resume=resume, on_progress=on_progress)
     report_path = write_report(config.run_dir)
     if as_json:
-        _print_json(summary)
+        print_json(summary)
     else:
         from raysnap.tables import methods_table
 
-        _print_failures(summary.failures)
-        _print(methods_table(summary.searches))
-        _print(f"\nReport: {report_path}")
+        print_failures(summary.failures)
+        print_result(methods_table(summary.searches))
+        print_result(f"\nReport: {report_path}")
     return SOME_FAILED if summary.num_failed else 0
 
 
@@ -279,7 +297,7 @@ def report(
     """Write a run's report: one self-contained HTML file."""
     from raysnap.report import write_report
 
-    _print(str(write_report(run_dir, out_path)))
+    print_result(str(write_report(run_dir, out_path)))
     return 0
 
 
@@ -290,7 +308,7 @@ def show_config(config_path: ConfigPath, overrides: Overrides = None, as_json: A
 
     config = load_any_config(config_path, overrides or [])
     if as_json:
-        _print_json(config.model_dump(mode="json"))
+        print_json(config.model_dump(mode="json"))
     else:
         sys.stdout.write(dump_yaml(config))
     return 0
@@ -304,232 +322,13 @@ def doctor(as_json: AsJson = False) -> int:
     findings = examine(Path.cwd())
     problems = [finding for finding in findings if finding.problem]
     if as_json:
-        _print_json({"ok": not problems, "findings": [asdict(finding) for finding in findings]})
+        print_json({"ok": not problems, "findings": [asdict(finding) for finding in findings]})
     else:
         from raysnap.tables import findings_table
 
-        _print(findings_table(findings))
-        _print("" if problems else "\nNothing would fail.")
+        print_result(findings_table(findings))
+        print_result("" if problems else "\nNothing would fail.")
     return SOME_FAILED if problems else 0
-
-
-@data_app.command("ls")
-def data_ls(data_dir: DataDir = Path("data"), as_json: AsJson = False) -> int:
-    """List the datasets known by name or found, and where each can be had."""
-    from raysnap.inventory import list_datasets
-
-    summaries = list_datasets(data_dir)
-    if as_json:
-        _print_json({"datasets": [asdict(summary) for summary in summaries]})
-    else:
-        from raysnap.tables import datasets_table
-
-        _print(datasets_table(summaries))
-    return 0
-
-
-@data_app.command("prepare")
-def data_prepare(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="A dataset's name: `raysnap data ls`.")],
-    source: Annotated[Path | None, typer.Option("--source", help="The official files, or a folder of them.")] = None,
-    data_dir: DataDir = Path("data"),
-    as_json: AsJson = False,
-) -> int:
-    """Turn official files into an ImageFolder under the data folder."""
-    from raysnap.converters import prepare_dataset
-
-    result = prepare_dataset(name, source, data_dir)
-    if as_json:
-        _print_json(
-            {"dataset": name, "counts": result.counts, "num_classes": result.num_classes, "num_bad": result.num_bad}
-        )
-    else:
-        from raysnap.tables import dataset_line
-
-        _print(dataset_line(result.dataset.root, result.num_classes, result.counts))
-        _print_failures([{"error": f"{result.num_bad} images could not be read"}] if result.num_bad else [])
-    return 0
-
-
-@data_app.command("check")
-def data_check(
-    path: Annotated[str, typer.Argument(metavar="PATH", help="An ImageFolder, or a dataset's name.")],
-    data_dir: DataDir = Path("data"),
-    as_json: AsJson = False,
-) -> int:
-    """Look at every image of a dataset: counts, broken files, duplicates across splits and classes."""
-    from raysnap.inventory import check_dataset
-
-    result = check_dataset(path, data_dir)
-    if as_json:
-        _print_json(asdict(result) | {"ok": result.is_sound})
-    else:
-        from raysnap.tables import dataset_line
-
-        totals = {split: sum(by_class.values()) for split, by_class in result.counts.items()}
-        _print(dataset_line(result.root, len(result.classes), totals, result.num_ignored))
-        _print_failures([{"error": reason} for _, reason in result.bad])
-        same = [", ".join(str(image.relative_to(result.root)) for image in group) for group in result.duplicates]
-        _print_failures([{"where": str(result.root), "error": f"the same bytes in {group}"} for group in same])
-    return 0 if result.is_sound else SOME_FAILED
-
-
-@store_app.command("ls")
-def store_ls(
-    store_dir: StoreDir = Path("store"),
-    where: Annotated[str | None, typer.Option("--where", help='Which snapshots: "retrain_index <= 2".')] = None,
-    as_json: AsJson = False,
-) -> int:
-    """List snapshots."""
-    from raysnap.store import Store
-
-    summaries = Store.open(store_dir).summaries(where)
-    if as_json:
-        _print_json({"snapshots": [summary._asdict() for summary in summaries]})
-    else:
-        from raysnap.tables import snapshots_table
-
-        _print(snapshots_table(summaries))
-    return 0
-
-
-SnapshotName = Annotated[str, typer.Argument(metavar="ID", help="A snapshot's name, id, or the beginning of its id.")]
-
-
-@store_app.command("show")
-def store_show(snapshot: SnapshotName, store_dir: StoreDir = Path("store"), as_json: AsJson = False) -> int:
-    """Show one snapshot's manifest, and who else holds each of its blocks."""
-    from raysnap.store import Store
-
-    store = Store.open(store_dir)
-    manifest = store.manifest(snapshot)
-    names = store.names_of(manifest.id)
-    if as_json:
-        _print_json(manifest.model_dump(mode="json") | {"names": names})
-    else:
-        from raysnap.tables import blocks_table, manifest_table
-
-        holders = store.snapshots_with([block.digest for block in manifest.blocks])
-        _print(manifest_table(manifest, names))
-        _print("")
-        _print(blocks_table(manifest, {digest: len(found) - 1 for digest, found in holders.items()}))
-    return 0
-
-
-@store_app.command("add")
-def store_add(
-    path: Annotated[Path, typer.Argument(metavar="FILE", help="A .safetensors or .pth state dict.")],
-    architecture: Annotated[str, typer.Option("--arch", help="torchvision's builder name.")],
-    name: Annotated[str | None, typer.Option("--name", help="Name of the snapshot.")] = None,
-    store_dir: StoreDir = Path("store"),
-    as_json: AsJson = False,
-) -> int:
-    """Add a torchvision state dict as a snapshot."""
-    from raysnap.manifest import check_ref_name
-    from raysnap.store import Store
-    from raysnap.weights import add_file, read_blocks
-
-    read_blocks(path, architecture)  # a file that doesn't fit shall not leave a new store behind
-    if name is not None:
-        check_ref_name(name)
-    written = add_file(Store.open(store_dir, create=True), path, architecture, name=name)
-    if as_json:
-        _print_json({"snapshot": written.manifest.id, "new_blocks": written.new_blocks, "new_bytes": written.new_bytes})
-    else:
-        from raysnap.quantities import bytes_text, plural
-
-        new = plural(written.new_blocks, "new block")
-        _print(f"{written.manifest.id}: {new}, {bytes_text(written.new_bytes)} written")
-    return 0
-
-
-@store_app.command("export")
-def store_export(
-    snapshot: SnapshotName,
-    to: Annotated[Path, typer.Option("--to", help="A .safetensors or .pth file.")],
-    store_dir: StoreDir = Path("store"),
-    as_json: AsJson = False,
-) -> int:
-    """Write a snapshot as a plain torchvision state dict, with a model card beside it."""
-    from raysnap.store import Store
-    from raysnap.weights import export_snapshot
-
-    export = export_snapshot(Store.open(store_dir), snapshot, to)
-    if as_json:
-        _print_json(asdict(export))
-    else:
-        _print(f"{export.weights_path} and {export.card_path}")
-    return 0
-
-
-@store_app.command("diff")
-def store_diff(
-    first: SnapshotName, second: SnapshotName, store_dir: StoreDir = Path("store"), as_json: AsJson = False
-) -> int:
-    """Say in which blocks two snapshots differ."""
-    from raysnap.store import Store
-
-    store = Store.open(store_dir)
-    digests = [{block.name: block.digest for block in store.manifest(one).blocks} for one in (first, second)]
-    names = list(dict.fromkeys([*digests[0], *digests[1]]))
-    rows = [(name, digests[0].get(name), digests[1].get(name)) for name in names]
-    if as_json:
-        _print_json({"blocks": [{"name": n, "first": a, "second": b, "equal": a == b} for n, a, b in rows]})
-    else:
-        from raysnap.tables import differences_table
-
-        _print(differences_table(first, second, rows))
-    return 0
-
-
-@store_app.command("verify")
-def store_verify(store_dir: StoreDir = Path("store"), as_json: AsJson = False) -> int:
-    """Read every byte of the store and name what is damaged."""
-    from raysnap.store import Store
-
-    result = Store.open(store_dir).verify()
-    if as_json:
-        _print_json(result)
-    else:
-        from raysnap.tables import damage_rows, verify_line
-
-        _print(verify_line(result))
-        _print_failures(damage_rows(result))
-    return 0 if result["ok"] else StoreDamaged.exit_code
-
-
-@store_app.command("gc")
-def store_gc(
-    store_dir: StoreDir = Path("store"),
-    grace_s: Annotated[float, typer.Option("--grace", min=0, help="Spare what is younger, in seconds.")] = 3600.0,
-    as_json: AsJson = False,
-) -> int:
-    """Delete the blocks that no snapshot needs."""
-    from raysnap.store import Store
-
-    result = Store.open(store_dir).gc(grace_s)
-    if as_json:
-        _print_json(result)
-    else:
-        from raysnap.tables import gc_line
-
-        _print(gc_line(result))
-    return 0
-
-
-@store_app.command("stats")
-def store_stats(store_dir: StoreDir = Path("store"), as_json: AsJson = False) -> int:
-    """Count snapshots, blocks and bytes, and what copies would take."""
-    from raysnap.store import Store
-
-    stats = Store.open(store_dir).stats()
-    if as_json:
-        _print_json(stats)
-    else:
-        from raysnap.tables import savings_line
-
-        _print(savings_line(stats))
-    return 0
 
 
 @contextmanager
@@ -565,34 +364,3 @@ def _job_session(config: JobConfig, *, resume: bool) -> Iterator[OnProgress]:
         sys.stdout.flush()
         os.dup2(stdout, 1)
         os.close(stdout)
-
-
-def _print(shown: Any) -> None:
-    """Prints text or a rich table on stdout; in a pipe, lines are not cut at a terminal's width."""
-    from rich.console import Console
-
-    width = None if sys.stdout.isatty() else 200
-    console = Console(file=sys.stdout, width=width, highlight=False, soft_wrap=isinstance(shown, str), markup=False)
-    with console.capture() as captured:
-        console.print(shown)
-    sys.stdout.write("".join(f"{line.rstrip()}\n" for line in captured.get().splitlines()))
-
-
-def _print_failures(failures: list[dict[str, str]]) -> None:
-    for failure in failures:
-        print(f"raysnap: {': '.join(str(value) for value in failure.values())}", file=sys.stderr)
-
-
-def _print_json(document: Any) -> None:
-    if is_dataclass(document) and not isinstance(document, type):
-        document = asdict(document)
-    sys.stdout.write(json.dumps(_finite(document), indent=2, allow_nan=False, default=str) + "\n")
-
-
-def _finite(value: Any) -> Any:
-    """The document with NaN and infinity as null, which JSON can say."""
-    if isinstance(value, dict):
-        return {str(key): _finite(child) for key, child in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(child) for child in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -83,12 +83,17 @@ class BasePretraining(Section):
     train: TrainConfig = Field(TrainConfig(), description="How the base is trained.")
 
 
-class BaseConfig(Section):
+class BaseWeights(Section):
     """Where every architecture's base snapshot comes from."""
 
     weights: str = Field(
         "random", min_length=1, description="A torchvision weights name, `random`, a snapshot or ref, or a file."
     )
+
+
+class BaseConfig(BaseWeights):
+    """Where every architecture's base snapshot comes from, and what it is trained on before anything else."""
+
     pretraining: BasePretraining | None = Field(None, description="Train the base on a dataset first.")
 
 
@@ -113,12 +118,46 @@ class ResourcesConfig(Section):
     max_concurrent: int | None = Field(None, ge=1, description="Trials at once; null is as many as fit.")
 
 
-class JobConfig(Section):
-    """What every job is told: its seed, its places, its data and its resources."""
+class RunConfig(Section):
+    """What every job is told: its seed and its places."""
 
     seed: int = Field(0, ge=0, lt=2**32, description="The one seed that everything random derives from.")
     run_dir: Path = Field(description="Folder of this run's records; made by the run.")
     store: Path = Field(Path("store"), description="Folder of the model store.")
+
+    @model_validator(mode="after")
+    def _nothing_listed_twice(self) -> RunConfig:
+        for name in ("datasets", "architectures", "methods", "proxies"):
+            values = getattr(self, name, ())
+            repeated = sorted({value for value in values if values.count(value) > 1})
+            if repeated:
+                raise ValueError(f"`{name}` lists {repeated[0]!r} twice")
+        return self
+
+
+class SynthesizeConfig(RunConfig):
+    """Synthetic snapshots: a base with freshly initialised top blocks, untrained."""
+
+    kind: Literal["synthesize"] = "synthesize"
+    run_dir: Path = Field(Path("runs/synthesize"), description="Folder of this run's records; made by the run.")
+    architectures: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
+        ("resnet18",), min_length=1, description="torchvision builder names."
+    )
+    num_snapshots: int = Field(
+        36, ge=1, le=1_000_000, description="Snapshots in all, each architecture's base among them."
+    )
+    num_classes: int = Field(1000, ge=2, le=1_000_000, description="Classes of the heads.")
+    image_size: int = Field(224, ge=16, le=4096, description="Edge of the square that models see, in pixels.")
+    parent: Literal["random", "base"] = Field(
+        "random", description="What a snapshot derives from: any made before it, or always the base."
+    )
+    retrain: RetrainConfig = Field(RetrainConfig(), description="How many blocks each snapshot has of its own.")
+    base: BaseWeights = Field(BaseWeights(), description="Where the bases come from.")
+
+
+class JobConfig(RunConfig):
+    """What a job on datasets is told besides: its data and its resources."""
+
     data_dir: Path = Field(Path("data"), description="Folder of the named datasets.")
     datasets: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
         min_length=1, description="Dataset names or paths of ImageFolders."
@@ -128,15 +167,6 @@ class JobConfig(Section):
     num_test: int | None = Field(None, ge=1, description="Test items used per dataset; null is all.")
     shapes: ShapesConfig = Field(ShapesConfig(), description="Size of the built-in datasets.")
     resources: ResourcesConfig = Field(ResourcesConfig(), description="What each trial or search gets.")
-
-    @model_validator(mode="after")
-    def _nothing_listed_twice(self) -> JobConfig:
-        for name in ("datasets", "architectures", "methods", "proxies"):
-            values = getattr(self, name, ())
-            repeated = sorted({value for value in values if values.count(value) > 1})
-            if repeated:
-                raise ValueError(f"`{name}` lists {repeated[0]!r} twice")
-        return self
 
 
 class GenerateConfig(JobConfig):
@@ -195,7 +225,12 @@ class QuickstartConfig(Section):
         )
 
 
-KINDS: dict[str, type[Config]] = {"generate": GenerateConfig, "bench": BenchConfig, "quickstart": QuickstartConfig}
+KINDS: dict[str, type[Config]] = {
+    "generate": GenerateConfig,
+    "synthesize": SynthesizeConfig,
+    "bench": BenchConfig,
+    "quickstart": QuickstartConfig,
+}
 
 AnyConfig = TypeVar("AnyConfig", bound=Config)
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TextIO
 
-STAGES = {"data": "Data", "base": "Base", "trials": "Fine-tunes", "bench": "Searches"}
+STAGES = {"data": "Data", "base": "Base", "trials": "Fine-tunes", "synthesize": "Snapshots", "bench": "Searches"}
 
 
 @contextmanager

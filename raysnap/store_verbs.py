@@ -1,0 +1,172 @@
+"""`raysnap store`: look into a model store, add, export, verify, clean up."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from raysnap.console import AsJson, StoreDir, print_failures, print_json, print_result
+from raysnap.errors import StoreDamaged
+
+store_app = typer.Typer(help="The model store: look, add, export, verify, clean up.")
+
+
+@store_app.command("ls")
+def store_ls(
+    store_dir: StoreDir = Path("store"),
+    where: Annotated[str | None, typer.Option("--where", help='Which snapshots: "retrain_index <= 2".')] = None,
+    as_json: AsJson = False,
+) -> int:
+    """List snapshots."""
+    from raysnap.store import Store
+
+    summaries = Store.open(store_dir).summaries(where)
+    if as_json:
+        print_json({"snapshots": [summary._asdict() for summary in summaries]})
+    else:
+        from raysnap.tables import snapshots_table
+
+        print_result(snapshots_table(summaries))
+    return 0
+
+
+SnapshotName = Annotated[str, typer.Argument(metavar="ID", help="A snapshot's name, id, or the beginning of its id.")]
+
+
+@store_app.command("show")
+def store_show(snapshot: SnapshotName, store_dir: StoreDir = Path("store"), as_json: AsJson = False) -> int:
+    """Show one snapshot's manifest, and who else holds each of its blocks."""
+    from raysnap.store import Store
+
+    store = Store.open(store_dir)
+    manifest = store.manifest(snapshot)
+    names = store.names_of(manifest.id)
+    if as_json:
+        print_json(manifest.model_dump(mode="json") | {"names": names})
+    else:
+        from raysnap.tables import blocks_table, manifest_table
+
+        holders = store.snapshots_with([block.digest for block in manifest.blocks])
+        print_result(manifest_table(manifest, names))
+        print_result("")
+        print_result(blocks_table(manifest, {digest: len(found) - 1 for digest, found in holders.items()}))
+    return 0
+
+
+@store_app.command("add")
+def store_add(
+    path: Annotated[Path, typer.Argument(metavar="FILE", help="A .safetensors or .pth state dict.")],
+    architecture: Annotated[str, typer.Option("--arch", help="torchvision's builder name.")],
+    name: Annotated[str | None, typer.Option("--name", help="Name of the snapshot.")] = None,
+    store_dir: StoreDir = Path("store"),
+    as_json: AsJson = False,
+) -> int:
+    """Add a torchvision state dict as a snapshot."""
+    from raysnap.manifest import check_ref_name
+    from raysnap.store import Store
+    from raysnap.weights import add_file, read_blocks
+
+    read_blocks(path, architecture)  # a file that doesn't fit shall not leave a new store behind
+    if name is not None:
+        check_ref_name(name)
+    written = add_file(Store.open(store_dir, create=True), path, architecture, name=name)
+    if as_json:
+        print_json({"snapshot": written.manifest.id, "new_blocks": written.new_blocks, "new_bytes": written.new_bytes})
+    else:
+        from raysnap.quantities import bytes_text, plural
+
+        new = plural(written.new_blocks, "new block")
+        print_result(f"{written.manifest.id}: {new}, {bytes_text(written.new_bytes)} written")
+    return 0
+
+
+@store_app.command("export")
+def store_export(
+    snapshot: SnapshotName,
+    to: Annotated[Path, typer.Option("--to", help="A .safetensors or .pth file.")],
+    store_dir: StoreDir = Path("store"),
+    as_json: AsJson = False,
+) -> int:
+    """Write a snapshot as a plain torchvision state dict, with a model card beside it."""
+    from raysnap.store import Store
+    from raysnap.weights import export_snapshot
+
+    export = export_snapshot(Store.open(store_dir), snapshot, to)
+    if as_json:
+        print_json(asdict(export))
+    else:
+        print_result(f"{export.weights_path} and {export.card_path}")
+    return 0
+
+
+@store_app.command("diff")
+def store_diff(
+    first: SnapshotName, second: SnapshotName, store_dir: StoreDir = Path("store"), as_json: AsJson = False
+) -> int:
+    """Say in which blocks two snapshots differ."""
+    from raysnap.store import Store
+
+    store = Store.open(store_dir)
+    digests = [{block.name: block.digest for block in store.manifest(one).blocks} for one in (first, second)]
+    names = list(dict.fromkeys([*digests[0], *digests[1]]))
+    rows = [(name, digests[0].get(name), digests[1].get(name)) for name in names]
+    if as_json:
+        print_json({"blocks": [{"name": n, "first": a, "second": b, "equal": a == b} for n, a, b in rows]})
+    else:
+        from raysnap.tables import differences_table
+
+        print_result(differences_table(first, second, rows))
+    return 0
+
+
+@store_app.command("verify")
+def store_verify(store_dir: StoreDir = Path("store"), as_json: AsJson = False) -> int:
+    """Read every byte of the store and name what is damaged."""
+    from raysnap.store import Store
+
+    result = Store.open(store_dir).verify()
+    if as_json:
+        print_json(result)
+    else:
+        from raysnap.tables import damage_rows, verify_line
+
+        print_result(verify_line(result))
+        print_failures(damage_rows(result))
+    return 0 if result["ok"] else StoreDamaged.exit_code
+
+
+@store_app.command("gc")
+def store_gc(
+    store_dir: StoreDir = Path("store"),
+    grace_s: Annotated[float, typer.Option("--grace", min=0, help="Spare what is younger, in seconds.")] = 3600.0,
+    as_json: AsJson = False,
+) -> int:
+    """Delete the blocks that no snapshot needs."""
+    from raysnap.store import Store
+
+    result = Store.open(store_dir).gc(grace_s)
+    if as_json:
+        print_json(result)
+    else:
+        from raysnap.tables import gc_line
+
+        print_result(gc_line(result))
+    return 0
+
+
+@store_app.command("stats")
+def store_stats(store_dir: StoreDir = Path("store"), as_json: AsJson = False) -> int:
+    """Count snapshots, blocks and bytes, and what copies would take."""
+    from raysnap.store import Store
+
+    stats = Store.open(store_dir).stats()
+    if as_json:
+        print_json(stats)
+    else:
+        from raysnap.tables import savings_line
+
+        print_result(savings_line(stats))
+    return 0

@@ -1,0 +1,125 @@
+"""Synthetic snapshots: parts of a base under freshly initialised top blocks, for measuring stores and searches.
+
+Nothing is trained and no parent's weights are read: a snapshot is its parent's digests and some new blocks. Each one
+derives from the seed and its number alone, so a run that was cut short goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+
+from raysnap.bases import check_weights, store_base
+from raysnap.blocks import block_shapes, num_body_blocks, random_tensors
+from raysnap.config import SynthesizeConfig
+from raysnap.generate import GenerateSummary, OnProgress, preprocessing_of
+from raysnap.manifest import Manifest
+from raysnap.runs import RunDirectory, check_run_dir, utc_timestamp
+from raysnap.store import Store
+from raysnap.trials import derive_seed, draw_retrain_indices
+
+
+def check_plan(config: SynthesizeConfig) -> None:
+    """Passes when the job can be started; nothing is written.
+
+    Raises:
+        RaysnapError: an architecture or the base's weights are not to be had.
+    """
+    store = Store.open(config.store) if config.store.exists() else None
+    for architecture in config.architectures:
+        block_shapes(architecture, config.image_size)
+        _draw(config, architecture)
+        check_weights(config.base.weights, architecture, store)
+
+
+def synthesize(config: SynthesizeConfig, *, resume: bool = False, on_progress: OnProgress) -> GenerateSummary:
+    """Puts `num_snapshots` distinct snapshots into the store, each architecture's base among them.
+
+    Architectures take turns. Each further snapshot takes a parent among those already made of its architecture (or
+    always the base), and gets the last `r` blocks and the head anew.
+
+    Raises:
+        RaysnapError: the job can't be started, or the store can't be written.
+    """
+    check_plan(config)
+    check_run_dir(config, config.run_dir, resume=resume)
+    store = Store.open(config.store, create=True)
+    run = RunDirectory.open(config, config.run_dir, resume=resume)
+    started, started_s = utc_timestamp(), time.perf_counter()
+    draws = {architecture: _draw(config, architecture) for architecture in config.architectures}
+    made: dict[str, list[Manifest]] = {architecture: [] for architecture in config.architectures}
+    known = {row["trial"]: row["snapshot"] for row in run.rows()}
+    for number in range(config.num_snapshots):
+        architecture = config.architectures[number % len(config.architectures)]
+        family = made[architecture]
+        name = f"{number + 1:03d}-{architecture}-synthetic-r{draws[architecture][len(family)]}" if family else None
+        name = name or f"base-{architecture}-synthetic"
+        on_progress("synthesize", number, config.num_snapshots, name)
+        if name in known:
+            family.append(store.manifest(known[name]))
+            continue
+        new_bytes = 0
+        if family:
+            manifest, new_bytes = _derive(store, config, name, number, family, draws[architecture][len(family)])
+        else:
+            manifest = _base(store, config, architecture)
+        family.append(manifest)
+        run.add_row(_row(name, manifest, new_bytes))
+    on_progress("synthesize", config.num_snapshots, config.num_snapshots, "done")
+    wall_s = time.perf_counter() - started_s
+    run.write_env(config.seed, started, wall_s, {"synthesize": wall_s})
+    snapshots = [manifest.id for family in made.values() for manifest in family]
+    return GenerateSummary(str(run.path), config.num_snapshots, config.num_snapshots, 0, snapshots, [])
+
+
+def _draw(config: SynthesizeConfig, architecture: str) -> list[int]:
+    rng = np.random.default_rng(derive_seed(config.seed, "retrain", architecture))
+    return draw_retrain_indices(config.retrain, architecture, config.num_snapshots, rng)
+
+
+def _base(store: Store, config: SynthesizeConfig, architecture: str) -> Manifest:
+    seed = derive_seed(config.seed, "base", architecture)
+    preprocessing = preprocessing_of(config.image_size)
+    return store.manifest(store_base(store, config.base.weights, architecture, config.num_classes, seed, preprocessing))
+
+
+def _derive(
+    store: Store, config: SynthesizeConfig, name: str, number: int, family: list[Manifest], retrain_index: int
+) -> tuple[Manifest, int]:
+    """A snapshot with its parent's blocks but for the last `retrain_index` and the head, and the bytes it added."""
+    seed = derive_seed(config.seed, "synthetic", number)
+    parent = family[np.random.default_rng(seed).integers(len(family)) if config.parent == "random" else 0]
+    num_kept = 1 + num_body_blocks(parent.architecture) - retrain_index
+    fresh = random_tensors(parent.architecture, config.num_classes, seed)
+    written = store.put_snapshot(
+        architecture=parent.architecture,
+        blocks=[*((block.name, block.digest) for block in parent.blocks[:num_kept]), *fresh[num_kept:]],
+        num_classes=config.num_classes,
+        base=parent.id,
+        retrain_index=retrain_index,
+        preprocessing=parent.preprocessing,
+        trial=name,
+        name=name,
+    )
+    return written.manifest, written.new_bytes
+
+
+def _row(name: str, manifest: Manifest, new_bytes: int) -> dict[str, Any]:
+    return {
+        "trial": name,
+        "role": "synthetic",
+        "status": "done",
+        "error": None,
+        "architecture": manifest.architecture,
+        "dataset": None,
+        "retrain_index": manifest.retrain_index,
+        "num_blocks": num_body_blocks(manifest.architecture),
+        "snapshot": manifest.id,
+        "base": manifest.base,
+        "metrics": {},
+        "new_bytes": new_bytes,
+        "snapshot_bytes": manifest.num_bytes,
+        "finished": utc_timestamp(),
+    }
