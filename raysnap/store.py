@@ -309,6 +309,19 @@ class Store:
         except FileNotFoundError:
             raise SnapshotNotFound(f"{self.path}: snapshot {snapshot} was removed") from None
 
+    def lineage(self, manifest: Manifest) -> list[Manifest]:
+        """The snapshot's base, that one's base, and so on, as far as the store still has them."""
+        chain: list[Manifest] = []
+        seen = {manifest.id}
+        while manifest.base is not None and manifest.base not in seen:
+            seen.add(manifest.base)
+            try:
+                manifest = self.manifest(manifest.base)
+            except SnapshotNotFound:
+                break
+            chain.append(manifest)
+        return chain
+
     def resolve(self, name_or_id: str) -> str:
         """The full id of the snapshot that goes by this name, id or beginning of an id, as for `manifest`."""
         return catalog.resolve(self._files, name_or_id)

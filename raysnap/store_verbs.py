@@ -38,21 +38,28 @@ SnapshotName = Annotated[str, typer.Argument(metavar="ID", help="A snapshot's na
 
 @store_app.command("show")
 def store_show(snapshot: SnapshotName, store_dir: StoreDir = Path("store"), as_json: AsJson = False) -> int:
-    """Show one snapshot's manifest, and who else holds each of its blocks."""
+    """Show one snapshot: its manifest, its lineage, and which others hold each of its blocks."""
     from raysnap.store import Store
 
     store = Store.open(store_dir)
     manifest = store.manifest(snapshot)
-    names = store.names_of(manifest.id)
+    bases = store.lineage(manifest)
+    derived = store.summaries(f"base == '{manifest.id}'")
+    holders = store.snapshots_with([block.digest for block in manifest.blocks])
     if as_json:
-        print_json(manifest.model_dump(mode="json") | {"names": names})
+        document = manifest.model_dump(mode="json") | {"names": store.names_of(manifest.id)}
+        document |= {"lineage": [base.id for base in bases], "derived": [one.id for one in derived]}
+        others = {digest: [one for one in found if one != manifest.id] for digest, found in holders.items()}
+        print_json(document | {"shared_with": {block.name: others[block.digest] for block in manifest.blocks}})
     else:
-        from raysnap.tables import blocks_table, manifest_table
+        from raysnap.tables import blocks_table, lineage_tree, manifest_table
 
-        holders = store.snapshots_with([block.digest for block in manifest.blocks])
-        print_result(manifest_table(manifest, names))
+        names = {snapshot: name for name, snapshot in reversed(store.refs().items())}
+        print_result(manifest_table(manifest, store.names_of(manifest.id)))
         print_result("")
-        print_result(blocks_table(manifest, {digest: len(found) - 1 for digest, found in holders.items()}))
+        print_result(lineage_tree(bases, manifest, derived, names))
+        print_result("")
+        print_result(blocks_table(manifest, holders, names))
     return 0
 
 

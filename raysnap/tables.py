@@ -8,10 +8,13 @@ from typing import Any
 
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
+from rich.tree import Tree
 
 from raysnap.quantities import bytes_text, count_text, flops_text, plural, score_text, seconds_text, share_text
 
 MAX_ROWS = 20
+MAX_NAMES = 2
 
 
 def simple_table(columns: Sequence[str], rows: Iterable[Sequence[object]], numeric: Sequence[str] = ()) -> Table:
@@ -119,13 +122,40 @@ def manifest_table(manifest: Any, names: Sequence[str]) -> Table:
     )
 
 
-def blocks_table(manifest: Any, num_others: Mapping[str, int]) -> Table:
-    """A snapshot's blocks, and how many other snapshots hold each."""
-    rows = [
-        (block.name, block.digest[:12], bytes_text(block.num_bytes), num_others[block.digest])
-        for block in manifest.blocks
-    ]
-    return simple_table(["block", "digest", "bytes", "in others"], rows, numeric=["bytes", "in others"])
+def lineage_tree(bases: Sequence[Any], manifest: Any, derived: Sequence[Any], names: Mapping[str, str]) -> Tree:
+    """The snapshot below its base, that one's base and so on, and the snapshots fine-tuned from it below it."""
+
+    def label(snapshot: Any, mark: str = "", style: str = "") -> Text:
+        dataset = getattr(snapshot.dataset, "name", snapshot.dataset)
+        index = snapshot.retrain_index
+        parts = [dataset, None if index is None else f"r {index}", f"val {score_text(snapshot.accuracy)}"]
+        return Text(
+            "  ".join([names.get(snapshot.id, snapshot.id[:12]), *(part for part in parts if part)]) + mark, style=style
+        )
+
+    root = branch = None
+    for snapshot in [*reversed(bases), manifest]:
+        text = label(snapshot, "  ← this one", "bold") if snapshot is manifest else label(snapshot)
+        branch = branch.add(text) if branch else Tree(text, guide_style="dim")
+        root = root or branch
+    for snapshot in derived[:MAX_ROWS]:
+        branch.add(label(snapshot))
+    if len(derived) > MAX_ROWS:
+        branch.add(f"and {len(derived) - MAX_ROWS} more")
+    return root
+
+
+def blocks_table(manifest: Any, holders: Mapping[str, Sequence[str]], names: Mapping[str, str]) -> Table:
+    """A snapshot's blocks, and which other snapshots hold each."""
+    rows = []
+    for block in manifest.blocks:
+        others = sorted(names.get(one, one[:12]) for one in holders[block.digest] if one != manifest.id)
+        shown = ", ".join(others[:MAX_NAMES]) + (
+            f" and {len(others) - MAX_NAMES} more" if len(others) > MAX_NAMES else ""
+        )
+        rows.append((block.name, block.digest[:12], bytes_text(block.num_bytes), len(others), shown))
+    columns = ["block", "digest", "bytes", "in others", "which"]
+    return simple_table(columns, rows, numeric=["bytes", "in others"])
 
 
 def differences_table(first: str, second: str, rows: Iterable[tuple[str, str | None, str | None]]) -> Table:

@@ -24,7 +24,7 @@ from torch import Tensor
 from raysnap import objects
 from raysnap.blocks import block_names, num_classes_of, split_state_dict
 from raysnap.catalog import ABSENT
-from raysnap.errors import SnapshotNotFound, StoreError, WeightsError
+from raysnap.errors import StoreError, WeightsError
 from raysnap.manifest import DatasetRecord, Manifest, Preprocessing, check_ref_name, snapshot_id
 from raysnap.store import SnapshotWrite, Store
 
@@ -226,7 +226,7 @@ def export_snapshot(store: Store, name_or_id: str, to: Path) -> Export:
         else:
             torch.save(state_dict, file)
     with _replacing(card_path) as file:
-        file.write(model_card(manifest, _lineage(store, manifest), store.names_of(manifest.id), to.name).encode())
+        file.write(model_card(manifest, store.lineage(manifest), store.names_of(manifest.id), to.name).encode())
     return Export(to, card_path, to.stat().st_size)
 
 
@@ -256,20 +256,6 @@ def _replacing(path: Path) -> Iterator[BinaryIO]:
         raise WeightsError(f"{path}: can't be written: {error.strerror or error}") from error
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def _lineage(store: Store, manifest: Manifest) -> list[Manifest]:
-    """The snapshot's base, that one's base, and so on, as far as the store still has them."""
-    chain: list[Manifest] = []
-    seen = {manifest.id}
-    while manifest.base is not None and manifest.base not in seen:
-        seen.add(manifest.base)
-        try:
-            manifest = store.manifest(manifest.base)
-        except SnapshotNotFound:
-            break
-        chain.append(manifest)
-    return chain
 
 
 def model_card(manifest: Manifest, lineage: list[Manifest], names: list[str], file_name: str) -> str:

@@ -327,8 +327,17 @@ def test_store_show_tells_the_manifest_and_who_shares_its_blocks(here, capsys):
     assert (document["names"], document["retrain_index"], len(document["blocks"])) == (["tuned"], 0, 10)
     out = run_text(capsys, "store", "show", document["id"][:8])
     assert "resnet18, 3\u00a0classes" in out and "val_accuracy 0.75" in out
-    shared = {line.split()[0]: line.split()[-1] for line in out.splitlines()[-10:]}
-    assert (shared["stem"], shared["layer4.1"], shared["head"]) == ("1", "1", "0")
+    assert document["shared_with"]["stem"] == document["lineage"]
+    blocks = {line.split()[0]: line.split()[-2:] for line in out.splitlines()[-10:]}
+    assert (blocks["stem"], blocks["layer4.1"]) == (["1", "base"], ["1", "base"])
+    assert blocks["head"][-1] == "0"
+
+
+def test_store_show_draws_where_a_snapshot_comes_from_and_what_came_of_it(here, capsys):
+    assert "└── tuned" in run_text(capsys, "store", "show", "tuned")
+    drawn = run_text(capsys, "store", "show", "base")
+    assert any(line.startswith("base ") and "← this one" in line for line in drawn.splitlines())
+    assert "└── tuned" in drawn
 
 
 def test_store_diff_says_which_blocks_differ(here, capsys):

@@ -7,6 +7,8 @@ import pytest
 
 from raysnap.store import Store
 
+pytestmark = pytest.mark.timeout(900)
+
 
 @pytest.fixture(scope="module")
 def answer(quickstart):

@@ -2,6 +2,7 @@
 
 import gzip
 import os
+import random
 import re
 import shlex
 import shutil
@@ -11,6 +12,8 @@ import sys
 from pathlib import Path
 
 import pytest
+
+pytestmark = pytest.mark.timeout(900)
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -31,8 +34,9 @@ def workplace(quickstart, tmp_path_factory) -> Path:
     (directory / "configs").symlink_to(ROOT / "configs")
     downloads = directory / "Downloads" / "fashion-mnist"
     downloads.mkdir(parents=True)
+    noise = random.Random(0)
     for split, count in (("train", 40), ("t10k", 20)):
-        images = bytes(index * 7 % 256 for index in range(count * 28 * 28))
+        images = noise.randbytes(count * 28 * 28)
         labels = bytes(index % 10 for index in range(count))
         with gzip.open(downloads / f"{split}-images-idx3-ubyte.gz", "wb") as file:
             file.write(struct.pack(">4i", 0x803, count, 28, 28) + images)
