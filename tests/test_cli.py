@@ -15,7 +15,6 @@ import torch
 from PIL import Image
 from torchvision.models import get_model
 
-from raysnap import cli
 from raysnap.blocks import random_head, random_tensors
 from raysnap.cli import app, main
 from raysnap.manifest import DatasetRecord, Preprocessing
@@ -33,7 +32,7 @@ def no_ray(monkeypatch):
     def refuse(*arguments, **options):
         raise AssertionError("Ray would be started")
 
-    monkeypatch.setattr(cli, "_job_session", refuse)
+    monkeypatch.setattr("ray.init", refuse)
 
 
 @pytest.fixture(scope="module")
