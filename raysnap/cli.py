@@ -342,6 +342,7 @@ def _job_session(config: JobConfig, *, resume: bool) -> Iterator[OnProgress]:
     check_run_dir(config, config.run_dir, resume=resume)
     for name in ("RAY_USAGE_STATS_ENABLED", "RAY_AIR_NEW_OUTPUT", "RAY_ENABLE_UV_RUN_RUNTIME_ENV"):
         os.environ.setdefault(name, "0")
+    os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # left in place after a fit, it swallows a Ctrl-C
     os.environ.setdefault("TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "0")
     sys.stdout.flush()
     stdout = os.dup(1)

@@ -123,11 +123,17 @@ def _trial_id(tune_trial: Any) -> str:
 
 
 class _Announcer(tune.Callback):
-    """Tells the driver of each epoch and each end as Tune hears of it."""
+    """Tells the driver of each epoch and each end as Tune hears of it.
+
+    Tune pickles its callbacks for a restore of its own; what is told here is of no use in another process.
+    """
 
     def __init__(self, on_end: Callable[[TrialOutcome], None], on_epoch: Callable[[Trial, dict[str, Any]], None]):
         self._on_end = on_end
         self._on_epoch = on_epoch
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
 
     def on_trial_result(self, iteration: int, trials: list, trial: Any, result: dict, **info: Any) -> None:  # noqa: ARG002
         if "epoch" in result:

@@ -1,6 +1,7 @@
 """Generating on a real local Ray: what trials train ends in the store, what fails is a row, what is done stays done."""
 
 import json
+import threading
 from pathlib import Path
 
 import pytest
@@ -38,8 +39,23 @@ def quiet(*progress) -> None:
     pass
 
 
+class LiveDisplay:
+    """As a display on a terminal is: it holds what no process can hand to another."""
+
+    def __init__(self):
+        self.lock = threading.RLock()
+        self.stages = {}
+
+    def __call__(self, stage: str, num_done: int, num_all: int, note: str) -> None:
+        with self.lock:
+            self.stages[stage] = (num_done, num_all)
+
+
 def run(config: GenerateConfig, resume: bool = False):
-    return generate(config, resume=resume, on_progress=quiet)
+    display = LiveDisplay()
+    summary = generate(config, resume=resume, on_progress=display)
+    assert all(num_done == num_all for num_done, num_all in display.stages.values())
+    return summary
 
 
 @pytest.fixture(scope="module")
