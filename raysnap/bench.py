@@ -20,7 +20,7 @@ import torch
 from raysnap.config import BenchConfig
 from raysnap.data import find_dataset, open_dataset
 from raysnap.errors import ConfigError, describe_failure
-from raysnap.generate import OnProgress
+from raysnap.progress import OnProgress
 from raysnap.runs import RunDirectory, utc_timestamp
 from raysnap.search import search
 from raysnap.search.ranking import find_candidates

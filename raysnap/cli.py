@@ -28,7 +28,7 @@ from raysnap.store_verbs import store_app
 
 if TYPE_CHECKING:
     from raysnap.config import GenerateConfig, JobConfig
-    from raysnap.generate import OnProgress
+    from raysnap.progress import OnProgress
 
 app = typer.Typer(
     name="raysnap",

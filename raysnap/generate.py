@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import shutil
 import time
-from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,15 +21,13 @@ from raysnap.config import GenerateConfig, ResourcesConfig
 from raysnap.data import Dataset, find_dataset, open_dataset
 from raysnap.errors import RaysnapError
 from raysnap.manifest import Preprocessing
+from raysnap.progress import OnProgress
 from raysnap.runs import RunDirectory, check_run_dir, utc_timestamp
 from raysnap.store import Store
 from raysnap.trainer import TrainJob, TrialOutcome, labelled_splits, run_trials, widen
 from raysnap.trials import Trial, base_trials, sample_trials, slug
 
 logger = logging.getLogger(__name__)
-
-OnProgress = Callable[[str, int, int, str], None]
-"""Called with a stage, how much of it is done, how much there is, and a note."""
 
 
 @dataclass(frozen=True)

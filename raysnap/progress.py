@@ -8,11 +8,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TextIO
 
+OnProgress = Callable[[str, int, int, str], None]
+"""Called with a stage, how much of it is done, how much there is, and a note."""
+
 STAGES = {"data": "Data", "base": "Base", "trials": "Fine-tunes", "synthesize": "Snapshots", "bench": "Searches"}
 
 
 @contextmanager
-def show_progress(stream: TextIO | None = None) -> Iterator[Callable[[str, int, int, str], None]]:
+def show_progress(stream: TextIO | None = None) -> Iterator[OnProgress]:
     """A function to be told of each stage: its name, how much is done, how much there is, and a note."""
     stream = stream or sys.stderr
     if stream.isatty():
@@ -23,7 +26,7 @@ def show_progress(stream: TextIO | None = None) -> Iterator[Callable[[str, int, 
 
 
 @contextmanager
-def _bars(stream: TextIO) -> Iterator[Callable[[str, int, int, str], None]]:
+def _bars(stream: TextIO) -> Iterator[OnProgress]:
     from rich.console import Console
     from rich.markup import escape
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -47,7 +50,7 @@ def _bars(stream: TextIO) -> Iterator[Callable[[str, int, int, str], None]]:
         yield show
 
 
-def _lines(stream: TextIO) -> Callable[[str, int, int, str], None]:
+def _lines(stream: TextIO) -> OnProgress:
     started = time.monotonic()
     last_done: dict[str, int] = {}
 

@@ -7,7 +7,8 @@ from typing import Any
 
 from raysnap.bench import BenchSummary, bench
 from raysnap.config import QuickstartConfig
-from raysnap.generate import GenerateSummary, OnProgress, generate
+from raysnap.generate import GenerateSummary, generate
+from raysnap.progress import OnProgress
 from raysnap.report import write_report
 
 

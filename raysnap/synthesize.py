@@ -14,8 +14,9 @@ import numpy as np
 from raysnap.bases import check_weights, store_base
 from raysnap.blocks import block_shapes, num_body_blocks, random_tensors
 from raysnap.config import SynthesizeConfig
-from raysnap.generate import GenerateSummary, OnProgress, preprocessing_of
+from raysnap.generate import GenerateSummary, preprocessing_of
 from raysnap.manifest import Manifest
+from raysnap.progress import OnProgress
 from raysnap.runs import RunDirectory, check_run_dir, utc_timestamp
 from raysnap.store import Store
 from raysnap.trials import derive_seed, draw_retrain_indices
