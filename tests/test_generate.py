@@ -48,13 +48,13 @@ class LiveDisplay:
 
     def __call__(self, stage: str, num_done: int, num_all: int, note: str) -> None:
         with self.lock:
-            self.stages[stage] = (num_done, num_all)
+            self.stages[stage] = (num_done, num_all, note)
 
 
 def run(config: GenerateConfig, resume: bool = False):
     display = LiveDisplay()
     summary = generate(config, resume=resume, on_progress=display)
-    assert all(num_done == num_all for num_done, num_all in display.stages.values())
+    assert all(num_done == num_all for num_done, num_all, _ in display.stages.values())
     return summary
 
 
