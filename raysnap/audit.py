@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from raysnap.catalog import is_manifest_name, manifest_path, read_manifest, resolve, snapshot_ids
-from raysnap.errors import StoreDamaged, WeightsError
-from raysnap.files import Files, names_in
+from raysnap.errors import SnapshotNotFound, StoreDamaged, WeightsError
+from raysnap.files import Files, entries_in, names_in
 from raysnap.manifest import is_digest, is_ref_name
 
 Fault = dict[str, str]
@@ -25,13 +25,9 @@ def verify(files: Files) -> dict[str, Any]:
     on_disk = {entry.name for entry in files.objects()}
     damaged, checked_bytes = [], 0
     for digest in sorted(on_disk | holders.keys()):
-        try:
-            checked_bytes += _check_block(files, digest)
-        except StoreDamaged as error:
-            # What was removed and collected while this ran is not damage.
-            snapshots = [one for one in holders.get(digest, []) if manifest_path(files, one).exists()]
-            if snapshots or files.object_path(digest).exists():
-                damaged.append({"block": digest, "snapshots": snapshots, "reason": str(error)})
+        num_bytes, fault = _examine_block(files, digest, holders.get(digest, []))
+        checked_bytes += num_bytes
+        damaged += [fault] if fault else []
     damaged_files += _check_refs(files) + _find_strays(files)
     return {
         "ok": not damaged and not damaged_files,
@@ -62,6 +58,23 @@ def _check_manifests(files: Files) -> tuple[dict[str, list[str]], list[Fault], i
     return holders, faults, len(snapshots)
 
 
+def _examine_block(files: Files, digest: str, holders: list[str]) -> tuple[int, dict[str, Any] | None]:
+    """The bytes that were read of the block, and what is wrong with it.
+
+    Looked at twice: what others removed, collected or put again while this ran is not damage.
+    """
+    fault = None
+    for _ in range(2):
+        try:
+            return _check_block(files, digest), None
+        except StoreDamaged as error:
+            snapshots = [one for one in holders if manifest_path(files, one).exists()]
+            if not snapshots and not files.object_path(digest).exists():
+                return 0, None
+            fault = {"block": digest, "snapshots": snapshots, "reason": str(error)}
+    return 0, fault
+
+
 def _check_block(files: Files, digest: str) -> int:
     """The length of the block's file, when its bytes are sound."""
     from raysnap import objects  # torch comes with it, which an empty store does without
@@ -77,13 +90,24 @@ def _check_block(files: Files, digest: str) -> int:
 def _check_refs(files: Files) -> list[Fault]:
     faults = []
     for name in sorted(filter(is_ref_name, names_in(files.refs_dir))):
+        reason = _examine_ref(files, name)
+        faults += [{"file": f"refs/{name}", "reason": reason}] if reason else []
+    return faults
+
+
+def _examine_ref(files: Files, name: str) -> str | None:
+    """What is wrong with the name; looked at twice, because others may move it or take it away while this runs."""
+    reason = None
+    for _ in range(2):
         try:
             resolve(files, name)
+        except SnapshotNotFound:
+            return None
         except StoreDamaged as error:
-            # A name that was taken away while this ran is not damage.
-            if (files.refs_dir / name).exists():
-                faults.append({"file": f"refs/{name}", "reason": str(error)})
-    return faults
+            reason = str(error)
+        else:
+            return None
+    return reason
 
 
 def _find_strays(files: Files) -> list[Fault]:
@@ -94,7 +118,7 @@ def _find_strays(files: Files) -> list[Fault]:
 
     found = strays(files.snapshots_dir, is_manifest_name) + strays(files.refs_dir, is_ref_name)
     found += strays(files.objects_dir, re.compile("[0-9a-f]{2}").fullmatch)
-    for shard in files.objects_dir.iterdir():
+    for shard in (Path(entry.path) for entry in entries_in(files.objects_dir)):
         if shard.is_dir():
             found += strays(shard, lambda name, prefix=shard.name: is_digest(name) and name.startswith(prefix))
     reason = "does not belong here; remove it"

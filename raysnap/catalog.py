@@ -143,7 +143,9 @@ def set_ref(files: Files, name: str, snapshot: str, expected: str | None = None)
     with files.ref_lock():
         if not manifest_path(files, snapshot).exists():
             raise SnapshotNotFound(f"{files.root}: no snapshot {snapshot} to name {name!r}")
-        if _compare_ref(path, expected) != snapshot:
+        if _compare_ref(path, expected) == snapshot:
+            files.sync(path)
+        else:
             files.write(path, f"{snapshot}\n".encode())
 
 
@@ -165,8 +167,8 @@ def remove_snapshot(files: Files, snapshot: str) -> None:
     """Takes away the manifest of this id and all its names; the lock keeps anyone from naming it meanwhile."""
     with files.ref_lock():
         for name in filter(is_ref_name, names_in(files.refs_dir)):
-            with suppress(FileNotFoundError, StoreDamaged):
-                if read_ref(files.refs_dir / name) == snapshot:
+            with suppress(FileNotFoundError):
+                if _read(files.refs_dir / name, REF_BYTES) == f"{snapshot}\n".encode():
                     files.remove(files.refs_dir / name)
         files.remove(manifest_path(files, snapshot))
 

@@ -8,13 +8,15 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import io
 import os
 import re
 import secrets
+import stat
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from blake3 import blake3
 
@@ -41,6 +43,7 @@ class Files:
 
     def create_folders(self) -> None:
         """Makes the store's folders, all shards included, so that a published object never waits for its folder."""
+        made = [self.root, *(folder for folder in self.root.parents if not folder.exists())]
         with explained(self.root):
             for folder in (self.objects_dir, self.snapshots_dir, self.refs_dir, self.tmp_dir):
                 folder.mkdir(parents=True, exist_ok=True)
@@ -48,7 +51,8 @@ class Files:
                 (self.objects_dir / shard).mkdir(exist_ok=True)
             sync_dir(self.objects_dir)
             sync_dir(self.root)
-            sync_dir(self.root.parent)
+            for folder in made:
+                sync_dir(folder.parent)
 
     def object_path(self, digest: str) -> Path:
         """Where the object of this digest lies; the digest is checked before it becomes a path."""
@@ -112,6 +116,11 @@ class Files:
                     return
         raise swept_away(target)
 
+    def sync(self, target: Path) -> None:
+        """Makes sure of a file that is visible already: who renamed it may have been killed before the fsync."""
+        with explained(target):
+            sync_dir(target.parent)
+
     def remove(self, target: Path) -> bool:
         """Whether `target` was there; it is not any more, and that is on the disk."""
         with explained(target):
@@ -143,11 +152,10 @@ class Files:
 
     def sync_shards(self, digests: Iterable[str]) -> None:
         """Fsyncs the folders of these objects: another process may have renamed one, but not yet fsynced."""
-        for shard in {digest[:2] for digest in digests}:
-            with explained(self.objects_dir / shard):
-                sync_dir(self.objects_dir / shard)
+        for digest in {digest[:2]: digest for digest in digests}.values():
+            self.sync(self.object_path(digest))
 
-    def open_object(self, digest: str) -> BinaryIO:
+    def open_object(self, digest: str) -> io.FileIO:
         """The object, open for reading, from where `gc` set it aside if need be.
 
         Raises:
@@ -156,11 +164,11 @@ class Files:
         path = self.object_path(digest)
         try:
             with contextlib.suppress(FileNotFoundError):
-                return path.open("rb", buffering=0)
+                return open_regular(path)
             for _ in range(MAX_ATTEMPTS):
                 for candidate in (*self.set_aside(digest), path):
                     with contextlib.suppress(FileNotFoundError):
-                        return candidate.open("rb", buffering=0)
+                        return open_regular(candidate)
         except OSError as error:
             raise StoreDamaged(f"the file can't be read: {error.strerror}") from None
         raise StoreDamaged("the file is missing")
@@ -195,13 +203,8 @@ class Files:
 
     def set_aside(self, digest: str | None = None) -> list[Path]:
         """The files in STORE/tmp that a `gc` took out of objects, of this digest or of any."""
-        found = []
-        with contextlib.suppress(FileNotFoundError), os.scandir(self.tmp_dir) as entries:
-            for entry in entries:
-                match = _SET_ASIDE.fullmatch(entry.name)
-                if match and digest in (None, match[1]):
-                    found.append(self.tmp_dir / entry.name)
-        return found
+        matches = (_SET_ASIDE.fullmatch(name) for name in names_in(self.tmp_dir))
+        return [self.tmp_dir / match[0] for match in matches if match and digest in (None, match[1])]
 
     def put_back(self, digest: str) -> bool:
         """Whether an object that `gc` set aside lies in objects again."""
@@ -212,9 +215,10 @@ class Files:
 
     def objects(self) -> Iterator[os.DirEntry]:
         """Every file in objects whose name is a digest in its own shard."""
-        for shard in _SHARDS:
-            with contextlib.suppress(FileNotFoundError), os.scandir(self.objects_dir / shard) as entries:
-                yield from (entry for entry in entries if is_digest(entry.name) and entry.name.startswith(shard))
+        present = set(names_in(self.objects_dir))
+        for shard in filter(present.__contains__, _SHARDS):
+            entries = entries_in(self.objects_dir / shard)
+            yield from (entry for entry in entries if is_digest(entry.name) and entry.name.startswith(shard))
 
     def now_ns(self) -> int:
         """The file system's own time, which is what ages of its files are measured by."""
@@ -239,20 +243,42 @@ class Files:
             yield
 
 
+def open_regular(path: Path) -> io.FileIO:
+    """The file, open for reading; a pipe in its place is refused, where `open` would wait for a writer."""
+    return io.FileIO(path, opener=_open_regular)
+
+
+def _open_regular(name: str, flags: int) -> int:
+    descriptor = os.open(name, flags | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "it is no regular file", name)
+    return descriptor
+
+
 def read_bounded(path: Path, max_bytes: int) -> bytes:
     """The file's bytes, at most one more than `max_bytes` of them.
 
     Raises:
         OSError: it can't be read.
     """
-    with path.open("rb", buffering=0) as file:
-        return file.read(max_bytes + 1)
+    with io.BufferedReader(open_regular(path)) as file:
+        return file.read(min(os.fstat(file.fileno()).st_size, max_bytes) + 1)
+
+
+def entries_in(folder: Path) -> list[os.DirEntry]:
+    """All entries of one of the store's folders.
+
+    Raises:
+        StoreDamaged: the folder is missing or can't be read.
+    """
+    with looked_at(folder), os.scandir(folder) as entries:
+        return list(entries)
 
 
 def names_in(folder: Path) -> list[str]:
-    """The names of all entries of the folder."""
-    with os.scandir(folder) as entries:
-        return [entry.name for entry in entries]
+    """The names of all entries of the folder; raises as `entries_in` does."""
+    return [entry.name for entry in entries_in(folder)]
 
 
 def sync_dir(folder: Path) -> None:
@@ -273,6 +299,17 @@ def discard(path: Path) -> None:
 def swept_away(target: Path) -> StoreError:
     """The error for a file that a gc without grace removed each time it was about to be published."""
     return StoreError(f"{target}: a gc swept it away {MAX_ATTEMPTS} times while it was written; repeat")
+
+
+@contextlib.contextmanager
+def looked_at(folder: Path) -> Iterator[None]:
+    """Turns an OSError of looking at one of the store's folders into one line that names it."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise StoreDamaged(f"{folder}: expected a folder of the store, found none; make it again (mkdir)") from None
+    except OSError as error:
+        raise StoreDamaged(f"{folder}: can't be read: {error.strerror}") from None
 
 
 @contextlib.contextmanager

@@ -26,13 +26,13 @@ from __future__ import annotations
 
 import os
 import secrets
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 from raysnap.catalog import is_manifest_name, read_manifest_bytes
 from raysnap.errors import StoreDamaged
-from raysnap.files import Files, discard, explained, names_in
-from raysnap.manifest import block_digests, check_manifest_bytes
+from raysnap.files import Files, discard, entries_in, explained, names_in
+from raysnap.manifest import FORMAT, block_digests, check_manifest_bytes
 
 
 class Reached:
@@ -50,29 +50,31 @@ class Reached:
         """Reads what is new; drafts before manifests, see the module's docstring.
 
         Raises:
-            StoreDamaged: a manifest is damaged, so that no one knows which blocks it needs.
+            StoreDamaged: a manifest or draft can't be read, so that no one knows which blocks it needs.
         """
         for name in names_in(self._files.tmp_dir):
             if name.startswith("draft-"):
-                # A draft that is gone was published or given up; one without a checksum is not staged yet (before W1).
-                with suppress(FileNotFoundError, StoreDamaged):
-                    self._add(self._files.tmp_dir / name)
+                self._add(self._files.tmp_dir / name, is_draft=True)
         for name in names_in(self._files.snapshots_dir):
             if name not in self._seen and is_manifest_name(name):
-                try:
-                    self._add(self._files.snapshots_dir / name)
-                except FileNotFoundError:
-                    continue
-                except StoreDamaged as error:
-                    raise StoreDamaged(
-                        f"{error}; nothing is deleted while a manifest is unreadable: restore it or remove that file"
-                    ) from None
+                self._add(self._files.snapshots_dir / name)
                 self._seen.add(name)
 
-    def _add(self, path: Path) -> None:
-        raw = read_manifest_bytes(path)
-        check_manifest_bytes(raw, str(path))
-        self._digests.update(block_digests(raw))
+    def _add(self, path: Path, is_draft: bool = False) -> None:
+        try:
+            raw = read_manifest_bytes(path)
+            if not is_draft and f'"format":{FORMAT},"id":"{path.stem}",'.encode() not in raw:
+                raise StoreDamaged(f"{path}: expected the manifest of {path.stem}, found something else")
+            # A draft without a sound checksum is not staged yet (before W1): its writer has touched no block so far.
+            with suppress(StoreDamaged) if is_draft else nullcontext():
+                check_manifest_bytes(raw, str(path))
+                self._digests.update(block_digests(raw))
+        except FileNotFoundError:
+            return  # removed, or a draft that was published or given up
+        except StoreDamaged as error:
+            raise StoreDamaged(
+                f"{error}; nothing is deleted while a manifest is unreadable: restore it or remove that file"
+            ) from None
 
 
 def collect_garbage(files: Files, grace_s: float) -> dict[str, int]:
@@ -89,6 +91,8 @@ def collect_garbage(files: Files, grace_s: float) -> dict[str, int]:
     newest_ns = files.now_ns() - int(grace_s * 1e9) if grace_s > 0 else None
     reached = Reached(files)
     with explained(files.root):
+        # First, so that the draft of a dead writer does not keep its blocks for another round.
+        num_swept = _sweep(files, newest_ns)
         reached.look()
         token = secrets.token_hex(8)
         num_kept, taken = _set_aside(files, reached, newest_ns, token)
@@ -111,7 +115,6 @@ def collect_garbage(files: Files, grace_s: float) -> dict[str, int]:
                 path.unlink()
                 num_deleted += 1
                 deleted_bytes += status.st_size
-        num_swept = _sweep(files, newest_ns)
     return {
         "num_blocks_deleted": num_deleted,
         "deleted_bytes": deleted_bytes,
@@ -157,7 +160,7 @@ def _take_over(files: Files, token: str) -> list[str]:
 def _sweep(files: Files, newest_ns: int | None) -> int:
     """Removes what dead writers left in STORE/tmp; the number of files."""
     num_swept = 0
-    for entry in list(os.scandir(files.tmp_dir)):
+    for entry in entries_in(files.tmp_dir):
         with suppress(FileNotFoundError):
             if not entry.name.startswith("gone-") and entry.is_file() and _is_old(entry.stat(), newest_ns):
                 discard(Path(entry.path))

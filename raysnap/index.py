@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import sqlite3
 import zlib
 from collections.abc import Iterator
@@ -18,7 +17,7 @@ from typing import NamedTuple
 
 from raysnap.catalog import read_manifest, read_ref
 from raysnap.errors import StoreDamaged, StoreError
-from raysnap.files import Files, read_bounded
+from raysnap.files import Files, entries_in, looked_at, read_bounded
 from raysnap.manifest import is_digest, is_ref_name
 from raysnap.where import compile_where
 
@@ -33,7 +32,7 @@ CREATE TABLE snapshots (id TEXT PRIMARY KEY, stamp TEXT, architecture TEXT, data
   metrics TEXT) WITHOUT ROWID;
 CREATE TABLE refs (name TEXT PRIMARY KEY, stamp TEXT, id TEXT) WITHOUT ROWID;
 CREATE INDEX refs_by_id ON refs (id);
-CREATE TABLE damaged (file TEXT PRIMARY KEY, stamp TEXT, reason TEXT) WITHOUT ROWID;
+CREATE TABLE damaged (file TEXT PRIMARY KEY, reason TEXT) WITHOUT ROWID;
 CREATE TABLE folders (name TEXT PRIMARY KEY, mtime_ns INTEGER, is_settled INTEGER) WITHOUT ROWID;
 """
 _SCHEMA_ID = zlib.crc32(_SCHEMA.encode()) & 0x7FFFFFFF
@@ -134,7 +133,8 @@ def _refresh(connection: sqlite3.Connection, files: Files) -> bool:
     has_damage = connection.execute("SELECT 1 FROM damaged").fetchone() is not None
     changed = False
     for table, folder in (("snapshots", files.snapshots_dir), ("refs", files.refs_dir)):
-        mtime_ns = folder.stat().st_mtime_ns
+        with looked_at(folder):
+            mtime_ns = folder.stat().st_mtime_ns
         if known.get(table) == [mtime_ns, 1] and not has_damage:
             continue
         # A file may come within the same tick of the clock as the listing; only an older folder time proves no change.
@@ -152,14 +152,14 @@ def _mirror(connection: sqlite3.Connection, table: str, folder: Path) -> int:
     key = "id" if table == "snapshots" else "name"
     rows = dict(connection.execute(f"SELECT {key}, stamp FROM {table}"))
     prefix = f"{folder.name}/"
-    damaged = connection.execute("SELECT file, stamp FROM damaged WHERE file GLOB ?", (f"{prefix}*",)).fetchall()
-    rows |= {file.removeprefix(prefix): stamp for file, stamp in damaged}
-    found = _stamps(folder)
+    # Damaged files are read again each time: the disk may have failed only for a moment.
+    known_damage = connection.execute("SELECT * FROM damaged WHERE file GLOB ?", (f"{prefix}*",)).fetchall()
+    connection.execute("DELETE FROM damaged WHERE file GLOB ?", (f"{prefix}*",))
+    found, damage = _stamps(folder), []
     row_of = _snapshot_row if table == "snapshots" else _ref_row
     stale = [name for name, stamp in rows.items() if found.get(name) != stamp]
     fresh = [name for name, stamp in found.items() if rows.get(name) != stamp]
     connection.executemany(f"DELETE FROM {table} WHERE {key} = ?", [(name,) for name in stale])
-    connection.executemany("DELETE FROM damaged WHERE file = ?", [(prefix + name,) for name in stale])
     for name in fresh:
         try:
             row = row_of(folder, name, found[name])
@@ -167,22 +167,22 @@ def _mirror(connection: sqlite3.Connection, table: str, folder: Path) -> int:
         except FileNotFoundError:
             continue
         except StoreDamaged as error:
-            connection.execute("INSERT INTO damaged VALUES (?, ?, ?)", (prefix + name, found[name], str(error)))
-    return len(stale) + len(fresh)
+            damage.append((prefix + name, str(error)))
+    connection.executemany("INSERT INTO damaged VALUES (?, ?)", damage)
+    return len(stale) + len(fresh) - len(damage) + (sorted(damage) != known_damage)
 
 
 def _stamps(folder: Path) -> dict[str, str]:
     """For each snapshot or ref in the folder, what changes when its file is replaced."""
     is_snapshots = folder.name == "snapshots"
     stamps = {}
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            name = entry.name.removesuffix(".json") if is_snapshots else entry.name
-            if not (is_digest(name) and name != entry.name if is_snapshots else is_ref_name(name)):
-                continue
-            with suppress(FileNotFoundError):
-                status = entry.stat()
-                stamps[name] = f"{status.st_mtime_ns} {status.st_ino} {status.st_size}"
+    for entry in entries_in(folder):
+        name = entry.name.removesuffix(".json") if is_snapshots else entry.name
+        if not (is_digest(name) and name != entry.name if is_snapshots else is_ref_name(name)):
+            continue
+        with suppress(FileNotFoundError):
+            status = entry.stat()
+            stamps[name] = f"{status.st_mtime_ns} {status.st_ino} {status.st_size}"
     return stamps
 
 

@@ -13,9 +13,8 @@ from datetime import UTC, datetime
 from typing import Annotated, Any, ClassVar, Literal
 
 from blake3 import blake3
-from pydantic import ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from raysnap.config import Config
 from raysnap.errors import StoreDamaged, UsageError
 
 FORMAT = 1
@@ -45,7 +44,13 @@ class BlockEntry:
     num_bytes: Count
 
 
-class DatasetRecord(Config):
+class Record(BaseModel):
+    """A frozen part of a manifest that refuses unknown keys; not a `Config`, whose models take as long as a listing."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class DatasetRecord(Record):
     """The dataset a snapshot was trained on."""
 
     name: Text
@@ -53,7 +58,7 @@ class DatasetRecord(Config):
     classes: tuple[str, ...] = Field((), max_length=1_000_000, description="Class names in label order.")
 
 
-class Preprocessing(Config):
+class Preprocessing(Record):
     """What turns an image into the model's input; the default is torchvision's for ImageNet."""
 
     resize_size: int = Field(256, ge=1, le=65_536, description="Length of the shorter side after resizing, in pixels.")
@@ -63,7 +68,7 @@ class Preprocessing(Config):
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
 
 
-class Manifest(Config):
+class Manifest(Record):
     """One snapshot: its blocks in model order, where it comes from and how good it is."""
 
     format: Literal[1] = FORMAT

@@ -20,7 +20,7 @@ from raysnap.errors import WeightsError
 from raysnap.manifest import parse_json
 
 MAX_HEADER_BYTES = 16 * 2**20
-MAX_TENSORS = 100_000
+MAX_TENSORS = 20_000
 MAX_DIMENSIONS = 64
 MAX_DIMENSION = 2**48
 

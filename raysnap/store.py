@@ -20,11 +20,12 @@ from typing import TYPE_CHECKING, Any
 from raysnap import catalog, index
 from raysnap.audit import verify
 from raysnap.errors import BlockDamaged, SnapshotNotFound, StoreDamaged, StoreError, UsageError, WeightsError
-from raysnap.files import MAX_ATTEMPTS, Files, explained, names_in, read_bounded, swept_away
+from raysnap.files import MAX_ATTEMPTS, Files, entries_in, explained, names_in, read_bounded, swept_away
 from raysnap.garbage import collect_garbage
 from raysnap.index import Summary
 from raysnap.manifest import (
     FORMAT,
+    MAX_MANIFEST_BYTES,
     BlockEntry,
     DatasetRecord,
     Manifest,
@@ -121,7 +122,8 @@ class Store:
     def _is_empty(self) -> bool:
         files = self._files
         folders = (folder for folder in (files.snapshots_dir, files.refs_dir) if folder.is_dir())
-        return not any(names_in(folder) for folder in folders) and next(files.objects(), None) is None
+        has_objects = files.objects_dir.is_dir() and next(files.objects(), None) is not None
+        return not any(names_in(folder) for folder in folders) and not has_objects
 
     # Blocks
 
@@ -244,6 +246,8 @@ class Store:
                 raysnap_version=_raysnap_version(),
             )
             content = manifest.to_bytes()
+            if len(content) > MAX_MANIFEST_BYTES:
+                raise ValueError(f"its manifest takes {len(content)} bytes, at most {MAX_MANIFEST_BYTES} can be read")
         except ValueError as error:
             raise StoreError(f"{architecture} snapshot can't be described: {_first_line(error)}") from None
         tensors = {entry.digest: block for entry, (_, block) in zip(entries, blocks, strict=True)}
@@ -280,7 +284,9 @@ class Store:
                 if missing:
                     continue
                 with suppress(FileNotFoundError, StoreDamaged):
-                    return catalog.read_manifest(target)
+                    found = catalog.read_manifest(target)
+                    self._files.sync(target)
+                    return found
                 self._files.sync_shards(entry.digest for entry in manifest.blocks)
                 if self._files.publish(draft, target):
                     return None
@@ -393,7 +399,7 @@ class Store:
         """The bytes of everything in the store that is not a block."""
         files = self._files
         folders = (files.root, files.snapshots_dir, files.refs_dir, files.tmp_dir)
-        entries = (entry for folder in folders for entry in os.scandir(folder))
+        entries = (entry for folder in folders for entry in entries_in(folder))
         total = 0
         for entry in entries:
             with suppress(FileNotFoundError):
@@ -433,8 +439,8 @@ def block_digest(tensors: Mapping[str, Tensor]) -> str:
 def _check_format(raw: bytes, path: Path) -> None:
     try:
         document = json.loads(raw)
-        found, digest = document["format"], document["digest"]
-    except (ValueError, KeyError, TypeError, RecursionError):
+        found, digest = document["format"], document.get("digest")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise StoreDamaged(f'{path}: expected {{"digest":"blake3","format":{FORMAT}}}, found something else') from None
     if type(found) is int and found > FORMAT:
         raise StoreError(

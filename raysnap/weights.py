@@ -24,6 +24,7 @@ from torch import Tensor
 from raysnap import objects
 from raysnap.blocks import block_names, num_classes_of, split_state_dict
 from raysnap.catalog import ABSENT
+from raysnap.checkpoints import check_checkpoint
 from raysnap.errors import StoreError, WeightsError
 from raysnap.manifest import DatasetRecord, Manifest, Preprocessing, check_ref_name, snapshot_id
 from raysnap.store import SnapshotWrite, Store
@@ -33,8 +34,12 @@ TORCH_SUFFIXES = (".pth", ".pt", ".bin")
 CARD_NAME = "README.md"
 CARD_MARK = "<!-- model card written by raysnap -->"
 
+MAX_NAME_CHARACTERS = 500
+
 _WRAPPERS = ("state_dict", "model", "model_state_dict")
 _PREFIXES = ("module.", "_orig_mod.")
+# The buffers of torchvision's models that hold whole numbers.
+_WHOLE = ("num_batches_tracked", "relative_position_index")
 # What torch.load raises on bytes that are no checkpoint of tensors; BLE001 forbids naming them all at once.
 _UNREADABLE = (
     pickle.UnpicklingError,
@@ -96,6 +101,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def _read_torch(path: Path) -> Any:
+    check_checkpoint(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -116,6 +122,8 @@ def _check_tensors(state_dict: Any, path: Path) -> dict[str, Tensor]:
     for name, value in state_dict.items():
         if not isinstance(name, str) or not isinstance(value, Tensor):
             raise WeightsError(f"{path}: expected tensors by name, found {str(name)[:80]!r}: {type(value).__name__}")
+        if len(name) > MAX_NAME_CHARACTERS or not name.isprintable():
+            raise WeightsError(f"{path}: expected names of tensors in one short line, found {name[:80]!r}")
         if value.layout != torch.strided or value.is_meta or value.nbytes > file_bytes:
             raise WeightsError(f"{path}: {name[:80]!r}: expected a dense tensor with its values in the file")
     return {name: value.detach() for name, value in state_dict.items()}
@@ -133,15 +141,23 @@ def read_blocks(path: Path, architecture: str) -> list[tuple[str, dict[str, Tens
 
     Raises:
         ArchitectureError: the architecture is unknown or can't be split.
-        WeightsError: the file can't be read, doesn't fit the architecture or holds NaN or infinity.
+        WeightsError: the file can't be read, doesn't fit the architecture or holds NaN, infinity or another kind of
+            numbers.
     """
     block_names(architecture)
     state_dict = _with_batch_counts(load_state_dict(path))
     blocks = split_state_dict(architecture, state_dict)
     for name, tensor in state_dict.items():
+        if not (_is_whole(tensor) if name.endswith(_WHOLE) else tensor.is_floating_point()):
+            kind = "whole" if name.endswith(_WHOLE) else "floating-point"
+            raise WeightsError(f"{path}: {name}: expected {kind} numbers, found {tensor.dtype}")
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor.float()).all()):
             raise WeightsError(f"{path}: {name}: expected finite weights, found NaN or infinity")
     return blocks
+
+
+def _is_whole(tensor: Tensor) -> bool:
+    return not (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool)
 
 
 def add_file(

@@ -1,25 +1,32 @@
 """What the store tests do in processes of their own, forked from one that has imported torch and nothing else.
 
-Run as `python store_processes.py killed|together|collected FOLDER`; exits 0 when the store kept its promises.
+Run as `python store_processes.py killed|struck|together|collected FOLDER`; exits 0 when the store kept its promises.
 """
 
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
+from random import Random
 
 import torch
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
 
 from store_blocks import equal, make_blocks, put, read  # noqa: E402 - the test folder is no package
+from store_laws import COUNTS, SEED, World, check_laws, make_store  # noqa: E402
 
 from raysnap.errors import SnapshotNotFound, StoreError  # noqa: E402
+from raysnap.manifest import snapshot_id  # noqa: E402
+from raysnap.objects import block_digest  # noqa: E402
 from raysnap.store import Store  # noqa: E402
 
 KILLED = 9
+MAX_LIFE_S = 0.02
 
 
 def fork(work: Callable[[], object]) -> int:
@@ -82,6 +89,49 @@ def killed(folder: Path) -> None:
         assert step > 20
 
 
+def struck(folder: Path) -> None:
+    """A writer killed from outside at any moment: what it reported is there, and at most one snapshot more."""
+    random = Random(SEED)
+    store, world = make_store(folder / "store")
+    known = dict(world.snapshots)
+    seed, num_struck = 1, 0
+    while num_struck < COUNTS.real_kills:
+        reports, report = os.pipe()
+
+        def write(first: int = seed + 1, report: int = report) -> None:
+            for one in range(first, first + 1000):
+                written = put(Store.open(store.path), seed=one, num_retrained=1, name="latest")
+                os.write(report, f"{written.manifest.id}\n".encode())
+
+        process = fork(write)
+        os.close(report)
+        time.sleep(random.uniform(0, MAX_LIFE_S))
+        os.kill(process, signal.SIGKILL)
+        num_struck += wait(process) == -signal.SIGKILL
+        with os.fdopen(reports) as lines:
+            reported = lines.read().split()
+        for snapshot in reported:
+            seed += 1
+            known[snapshot] = make_blocks(seed, 1)
+            world = world.plus(snapshot, known[snapshot]).named("latest", snapshot)
+        seed += 1
+        blocks = make_blocks(seed, 1)
+        begun = snapshot_id("resnet18", [(name, block_digest(tensors)) for name, tensors in blocks])
+        known[begun] = blocks
+        nameless = world.plus(begun, known[begun])
+        new = nameless.named("latest", begun)
+
+        def repeat(new: World = new, seed: int = seed) -> World:
+            put(store, seed=seed, num_retrained=1, name="latest")
+            return new
+
+        check_laws(store.path, [world, nameless, new], repeat, known)
+        for snapshot in list(new.snapshots)[:-3]:
+            store.remove_snapshot(snapshot)
+            new = new.minus(snapshot)
+        world = new
+
+
 def together(folder: Path) -> None:
     """Processes that add the same snapshots at once store each block once and lose no name."""
     path, num_workers, num_snapshots = folder / "store", 4, 15
@@ -141,4 +191,4 @@ def collected(folder: Path) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    {"killed": killed, "together": together, "collected": collected}[sys.argv[1]](Path(sys.argv[2]))
+    {"killed": killed, "struck": struck, "together": together, "collected": collected}[sys.argv[1]](Path(sys.argv[2]))

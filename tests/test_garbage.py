@@ -78,6 +78,21 @@ def test_nothing_is_deleted_while_a_manifest_is_damaged(store, damage):
     assert store.stats()["num_blocks"] == 4
 
 
+def test_nothing_is_deleted_while_a_draft_can_not_be_read(store):
+    store.put_block(make_blocks()[0][1])
+    (store.path / "tmp" / "draft-1-ab").mkdir()
+    with pytest.raises(StoreDamaged, match="nothing is deleted"):
+        store.gc(grace_s=0)
+    assert store.stats()["num_blocks"] == 1
+
+
+def test_a_dead_writers_draft_keeps_no_block_from_collection(store):
+    manifest = put(store).manifest
+    (store.path / "snapshots" / f"{manifest.id}.json").rename(store.path / "tmp" / "draft-1-ab")
+    assert store.gc(grace_s=0)["num_blocks_deleted"] == 3
+    assert store.stats()["num_blocks"] == 0
+
+
 @pytest.mark.parametrize("grace_s", [-1, float("nan"), float("inf")])
 def test_a_grace_that_is_no_time_is_refused(store, grace_s):
     with pytest.raises(UsageError):

@@ -99,7 +99,14 @@ def test_a_missing_digest_is_refused_before_a_manifest_is_written(store):
 
 
 @pytest.mark.parametrize(
-    "fields", [{"metrics": {"val_accuracy": float("nan")}}, {"train": {"x": object()}}, {"retrain_index": -1}]
+    "fields",
+    [
+        {"metrics": {"val_accuracy": float("nan")}},
+        {"train": {"x": object()}},
+        {"retrain_index": -1},
+        {"train": {"note": "x" * 2**24}},
+    ],
+    ids=["a metric of NaN", "training that is no JSON", "a negative index", "a manifest too long to be read"],
 )
 def test_a_snapshot_that_can_not_be_described_is_refused(store, fields):
     with pytest.raises((StoreError, TypeError)):
