@@ -7,6 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from store_blocks import make_blocks, put
+
+from raysnap import audit
+from raysnap.store import Store
 
 DEEP = os.environ.get("RAYSNAP_DEEP") == "1"
 NUM_WORKERS, NUM_COMMITS = (64, 500) if DEEP else (8, 50)
@@ -35,3 +39,52 @@ def test_writers_collectors_and_readers_killed_at_random_lose_no_needed_block_an
     assert result["num_kills"] >= STORM_S
     assert result["num_stored"] >= STORM_S
     assert result["num_live"] > 0
+
+
+@pytest.fixture
+def store(tmp_path) -> Store:
+    return Store.open(tmp_path / "store", create=True)
+
+
+def test_a_name_that_is_taken_away_while_names_are_verified_is_no_damage(store, monkeypatch):
+    put(store, name="mine")
+    resolve = audit.resolve
+
+    def resolve_too_late(*arguments):
+        store.remove_ref("mine")
+        return resolve(*arguments)
+
+    monkeypatch.setattr(audit, "resolve", resolve_too_late)
+    assert store.verify()["ok"]
+
+
+def test_a_name_that_moves_while_its_snapshot_is_removed_is_no_damage(store, monkeypatch):
+    old, new = (put(store, seed=seed).manifest.id for seed in range(2))
+    store.set_ref("mine", old)
+    (store.path / "snapshots" / f"{old}.json").unlink()
+    resolve = audit.resolve
+
+    def resolve_then_move(*arguments):
+        try:
+            return resolve(*arguments)
+        finally:
+            store.set_ref("mine", new)
+
+    monkeypatch.setattr(audit, "resolve", resolve_then_move)
+    assert store.verify()["ok"]
+
+
+def test_a_block_that_is_collected_and_put_again_while_it_is_verified_is_no_damage(store, monkeypatch):
+    store.put_block(make_blocks()[0][1])
+    check_block = audit._check_block
+
+    def check_while_it_is_away(*arguments):
+        monkeypatch.undo()
+        store.gc(grace_s=0)
+        try:
+            return check_block(*arguments)
+        finally:
+            put(store)
+
+    monkeypatch.setattr(audit, "_check_block", check_while_it_is_away)
+    assert store.verify()["ok"]
