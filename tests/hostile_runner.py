@@ -51,6 +51,7 @@ def in_a_process(folder: Path, architecture: str, batch: list[tuple[str, bool]])
     process = os.fork()
     if not process:
         try:
+            os.close(1)  # what a gadget prints is no outcome
             resource.setrlimit(resource.RLIMIT_CPU, (CPU_LIMIT_S, CPU_LIMIT_S))
             for file, is_guarded in batch:
                 os.write(writable, json.dumps(examine(folder / file, architecture, is_guarded)).encode() + b"\n")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import pickletools
 import zipfile
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -62,6 +63,15 @@ def doubled(depth: int) -> bytes:
     return b")q\0" + b"".join(steps)
 
 
+def without_values(content: bytes) -> bytes:
+    """A legacy file of the same length whose last pickle lists no storage to be read."""
+    file = io.BytesIO(content)
+    for _ in range(4):
+        for _ in pickletools.genops(file):
+            pass
+    return (content[: file.tell()] + b"\x80\x02].").ljust(len(content), b"\0")
+
+
 def zip_bomb(num_bytes: int) -> bytes:
     """An archive of some megabytes that holds a storage of `num_bytes`."""
     buffer = io.BytesIO()
@@ -90,9 +100,9 @@ def code_cases(folder: Path, *, every: bool) -> Iterator[Case]:
                     yield Case(name, suffix, content, canary=canary, is_guarded=is_guarded)
 
 
-def bomb_cases(zip_bomb_bytes: int) -> Iterator[Case]:
-    """Small files that would take much memory or time."""
-    values = {
+def bombs(*, legacy: bool) -> dict[str, bytes]:
+    """Opcodes of some hundred bytes that would take much memory or time, or claim more than is there."""
+    return {
         "bytearray": opcodes(Call(("builtins", "bytearray"), (1_200_000_000,))),
         "a tensor of its own": b"}" + opcodes("x") + opcodes(Call(("torch", "FloatTensor"), (10**10,))) + b"s",
         "a storage of its own": opcodes(Call(("torch.storage", "UntypedStorage"), (10**11,))),
@@ -100,14 +110,21 @@ def bomb_cases(zip_bomb_bytes: int) -> Iterator[Case]:
         "a function of 2**60 tuples": doubled(60) + b")R",
         "a list that holds itself": b"]q\0(" + b"h\0" * 9 + b"e",
         "tuples a million deep": b"}" + b")" + b"\x85" * 10**6 + opcodes(1) + b"s",
-        "a tensor larger than its storage": tensor_opcodes(4, 10**10),
-        "a tensor stretched over one number": tensor_opcodes(4, 10**10, stride=0),
-        "a storage larger than its record": tensor_opcodes(10**9, 4),
+        "a tensor larger than its storage": tensor_opcodes(4, 10**10, legacy=legacy),
+        "a tensor stretched over one number": tensor_opcodes(4, 10**10, stride=0, legacy=legacy),
+        "a storage larger than its record": tensor_opcodes(10**9, 4, legacy=legacy),
     }
-    for name, value in values.items():
+
+
+def bomb_cases(zip_bomb_bytes: int) -> Iterator[Case]:
+    """The bombs in both kinds of file, and files that are bombs as a whole."""
+    for name, value in bombs(legacy=False).items():
         yield Case(f"zip: {name}", ".pth", zip_file(value, members={"data/0": bytes(16)}))
-        yield Case(f"legacy: {name}", ".pth", legacy_file(value))
-    yield Case("legacy: a storage that is not in the file", ".pth", legacy_file(tensor_opcodes(4, 4, legacy=True)))
+    for name, value in bombs(legacy=True).items():
+        record = (4).to_bytes(8, "little") + bytes(16)
+        keys = b"\x80\x02](" + opcodes("0") + b"e."
+        yield Case(f"legacy: {name}", ".pth", legacy_file(value).removesuffix(b"\x80\x02].") + keys + record)
+    yield Case("legacy: values that are not in the file", ".pth", without_values(saved(sound_weights(), legacy=True)))
     yield Case("zip: a deflated storage", ".pth", zip_bomb(zip_bomb_bytes))
     overlapping = zip_file(tensor_opcodes(4, 4), members={f"data/{index}": bytes(16) for index in range(3)})
     yield Case("zip: cut", ".pth", overlapping[:-30])
