@@ -108,6 +108,27 @@ class Files:
             sync_dir(target.parent)
         return True
 
+    def write_new(self, target: Path, content: bytes) -> None:
+        """Makes `target` hold `content`, unless another process was faster.
+
+        What stands there is never replaced: `ref_lock` locks that very file, not whatever has its name.
+        """
+        for _ in range(MAX_ATTEMPTS):
+            with self.staged("file", [content]) as staged, explained(target):
+                try:
+                    os.link(staged, target)
+                except FileExistsError:
+                    pass
+                except FileNotFoundError:
+                    continue  # a gc without grace swept the staged file away
+                except OSError as error:
+                    if error.errno not in (errno.EPERM, errno.ENOTSUP):
+                        raise
+                    self.publish(staged, target)  # a file system without hard links, such as exFAT
+                self.sync(target)
+                return
+        raise swept_away(target)
+
     def write(self, target: Path, content: bytes) -> None:
         """Makes `target` hold `content`, whatever stood there."""
         for _ in range(MAX_ATTEMPTS):

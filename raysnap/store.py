@@ -92,9 +92,14 @@ class Store:
         try:
             raw = read_bounded(path / STORE_FILE, MAX_STORE_FILE_BYTES)
         except FileNotFoundError:
-            store._check_vacant(create)
+            try:
+                store._check_vacant(create)
+            except StoreError:
+                if not (path / STORE_FILE).exists():
+                    raise
+                return cls.open(path)  # another process made it a moment ago
             store._files.create_folders()
-            store._files.write(path / STORE_FILE, canonical_json({"digest": "blake3", "format": FORMAT}) + b"\n")
+            store._files.write_new(path / STORE_FILE, canonical_json({"digest": "blake3", "format": FORMAT}) + b"\n")
             return store
         except OSError as error:
             if error.errno == errno.ENOTDIR:

@@ -20,7 +20,7 @@ import pytest
 
 # What takes room on a disk, and what may fail when there is none.
 GROWING = ("create", "write", "mkdir")
-CHANGING = (*GROWING, "fsync", "rename", "unlink", "utime")
+CHANGING = (*GROWING, "fsync", "rename", "link", "unlink", "utime")
 # The index is a database in memory: its commits touch no disk, only a kill can hit them.
 IN_MEMORY = "commit"
 
@@ -84,6 +84,7 @@ class Disk:
             (os, "close", self._close),
             (os, "fsync", self._fsync),
             (os, "replace", self._replace),
+            (os, "link", self._link),
             (os, "unlink", self._unlink),
             (os, "mkdir", self._mkdir),
             (os, "utime", self._plain("utime")),
@@ -184,6 +185,15 @@ class Disk:
         function(source, target)
         if self._is_ours(source):
             self.changes.append(Change("rename", Path(source), target=Path(target)))
+
+    def _link(self, function: Callable, source: Any, target: Any) -> None:
+        self._changing(source)
+        self._changing(target)
+        if self._is_ours(source):
+            self.before("link", Path(target))
+        function(source, target)
+        if self._is_ours(source):
+            self.changes.append(Change("link", Path(source), target=Path(target)))
 
     def _unlink(self, function: Callable, path: Any, **kwargs: Any) -> None:
         self._changing(path)

@@ -62,6 +62,8 @@ class Power:
                 self._contents[change.file], self._synced[change.file] = b"", b""
         elif change.kind == "unlink":
             self._enter(Entry(change.path, None, is_gone=True))
+        elif change.kind == "link":
+            self._enter(Entry(change.target, self._names[change.path]))
         elif change.kind == "rename":
             arrival = Entry(change.target, self._names[change.path])
             self._enter(arrival)

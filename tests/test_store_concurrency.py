@@ -10,6 +10,7 @@ import pytest
 from store_blocks import make_blocks, put
 
 from raysnap import audit
+from raysnap.files import Files
 from raysnap.store import Store
 
 DEEP = os.environ.get("RAYSNAP_DEEP") == "1"
@@ -44,6 +45,24 @@ def test_writers_collectors_and_readers_killed_at_random_lose_no_needed_block_an
 @pytest.fixture
 def store(tmp_path) -> Store:
     return Store.open(tmp_path / "store", create=True)
+
+
+@pytest.mark.parametrize("moment", ["_check_vacant", "create_folders"])
+def test_a_store_that_another_process_makes_and_fills_meanwhile_is_opened_as_it_is(tmp_path, monkeypatch, moment):
+    path, owner = tmp_path / "store", Store if moment == "_check_vacant" else Files
+    unhurried, made = getattr(owner, moment), []
+
+    def overtaken(*args: object) -> object:
+        monkeypatch.undo()
+        put(Store.open(path, create=True), name="mine")
+        made.append((path / "store.json").stat().st_ino)
+        return unhurried(*args)
+
+    monkeypatch.setattr(owner, moment, overtaken)
+    store = Store.open(path, create=True)
+    assert list(store.refs()) == ["mine"]
+    assert [(path / "store.json").stat().st_ino] == made
+    assert not list((path / "tmp").iterdir())
 
 
 def test_a_name_that_is_taken_away_while_names_are_verified_is_no_damage(store, monkeypatch):
