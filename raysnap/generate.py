@@ -63,12 +63,7 @@ def plan_generate(config: GenerateConfig) -> GeneratePlan:
     for name, folder in datasets.items():
         if folder is not None:
             open_dataset(name, config.data_dir, config.shapes)
-    return GeneratePlan(preprocessing_of(config.image_size), bases, trials, datasets)
-
-
-def preprocessing_of(image_size: int) -> Preprocessing:
-    """ImageNet's normalisation, and torchvision's proportion of the resized to the cropped edge (256 to 224)."""
-    return Preprocessing(image_size=image_size, resize_size=round(image_size * 256 / 224))
+    return GeneratePlan(Preprocessing.cropping(config.image_size), bases, trials, datasets)
 
 
 @dataclass(frozen=True)

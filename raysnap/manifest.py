@@ -67,6 +67,11 @@ class Preprocessing(Record):
     std: Channels = Field((0.229, 0.224, 0.225), description="Per channel, of pixels in 0..1.")
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
 
+    @classmethod
+    def cropping(cls, image_size: int) -> Preprocessing:
+        """Crops of `image_size` pixels, in torchvision's usual proportion of 224 to a shorter side of 256."""
+        return cls(image_size=image_size, resize_size=round(image_size * 256 / 224))
+
 
 class Manifest(Record):
     """One snapshot: its blocks in model order, where it comes from and how good it is."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -9,7 +10,7 @@ from typing import Annotated
 import typer
 
 from raysnap.console import AsJson, StoreDir, print_failures, print_json, print_result
-from raysnap.errors import StoreDamaged
+from raysnap.errors import StoreDamaged, UsageError
 
 store_app = typer.Typer(help="The model store: look, add, export, verify, clean up.")
 
@@ -68,18 +69,34 @@ def store_add(
     path: Annotated[Path, typer.Argument(metavar="FILE", help="A .safetensors or .pth state dict.")],
     architecture: Annotated[str, typer.Option("--arch", help="torchvision's builder name.")],
     name: Annotated[str | None, typer.Option("--name", help="Name of the snapshot.")] = None,
+    base: Annotated[str | None, typer.Option("--base", help="The stored snapshot it was fine-tuned from.")] = None,
+    dataset: Annotated[str | None, typer.Option("--dataset", help="Name of what it was trained on.")] = None,
+    metrics: Annotated[
+        list[str] | None, typer.Option("--metric", metavar="NAME=NUMBER", help="val_accuracy=0.93; may stand again.")
+    ] = None,
+    image_size: Annotated[int, typer.Option("--image-size", min=1, help="Edge of its input, in pixels.")] = 224,
     store_dir: StoreDir = Path("store"),
     as_json: AsJson = False,
 ) -> int:
     """Add a torchvision state dict as a snapshot."""
-    from raysnap.manifest import check_ref_name
+    from raysnap.manifest import DatasetRecord, Preprocessing, check_ref_name
     from raysnap.store import Store
     from raysnap.weights import add_file, read_blocks
 
+    figures = parse_metrics(metrics or [])
     read_blocks(path, architecture)  # a file that doesn't fit shall not leave a new store behind
     if name is not None:
         check_ref_name(name)
-    written = add_file(Store.open(store_dir, create=True), path, architecture, name=name)
+    written = add_file(
+        Store.open(store_dir, create=base is None),
+        path,
+        architecture,
+        name=name,
+        base=base,
+        dataset=DatasetRecord(name=dataset) if dataset else None,
+        preprocessing=Preprocessing.cropping(image_size),
+        metrics=figures,
+    )
     if as_json:
         print_json({"snapshot": written.manifest.id, "new_blocks": written.new_blocks, "new_bytes": written.new_bytes})
     else:
@@ -88,6 +105,25 @@ def store_add(
         new = plural(written.new_blocks, "new block")
         print_result(f"{written.manifest.id}: {new}, {bytes_text(written.new_bytes)} written")
     return 0
+
+
+def parse_metrics(given: list[str]) -> dict[str, float]:
+    """The figures in `NAME=NUMBER` arguments.
+
+    Raises:
+        UsageError: one is written otherwise, is not finite, or stands twice.
+    """
+    figures: dict[str, float] = {}
+    for one in given:
+        name, _, number = one.partition("=")
+        try:
+            value = float(number)
+        except ValueError:
+            value = math.nan
+        if not name or not math.isfinite(value) or name in figures:
+            raise UsageError(f"--metric {one}: expected NAME=NUMBER, each name once, such as val_accuracy=0.93")
+        figures[name] = value
+    return figures
 
 
 @store_app.command("export")

@@ -14,8 +14,8 @@ import numpy as np
 from raysnap.bases import check_weights, store_base
 from raysnap.blocks import block_shapes, num_body_blocks, random_tensors
 from raysnap.config import SynthesizeConfig
-from raysnap.generate import GenerateSummary, preprocessing_of
-from raysnap.manifest import Manifest
+from raysnap.generate import GenerateSummary
+from raysnap.manifest import Manifest, Preprocessing
 from raysnap.progress import OnProgress
 from raysnap.runs import RunDirectory, check_run_dir, utc_timestamp
 from raysnap.store import Store
@@ -82,7 +82,7 @@ def _draw(config: SynthesizeConfig, architecture: str) -> list[int]:
 
 def _base(store: Store, config: SynthesizeConfig, architecture: str) -> Manifest:
     seed = derive_seed(config.seed, "base", architecture)
-    preprocessing = preprocessing_of(config.image_size)
+    preprocessing = Preprocessing.cropping(config.image_size)
     return store.manifest(store_base(store, config.base.weights, architecture, config.num_classes, seed, preprocessing))
 
 

@@ -7,6 +7,7 @@ the strict parser of `objects`.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import pickle
 import secrets
@@ -172,6 +173,8 @@ def add_file(
 ) -> SnapshotWrite:
     """The snapshot of the weights in a file, in the store; any number of classes is fine.
 
+    Given its `base`, its retrain index is what the blocks say: how many below the head differ from the base's.
+
     Raises:
         WeightsError: the file can't be read, doesn't fit the architecture or holds NaN or infinity.
         StoreError: `name` stands for another snapshot already, or the store can't be written.
@@ -179,6 +182,7 @@ def add_file(
     if name is not None:
         check_ref_name(name)
     blocks = read_blocks(path, architecture)
+    retrain_index = None if base is None else _retrain_index(store.manifest(base), architecture, blocks)
     if name is not None and (current := store.refs().get(name)) is not None:
         found = snapshot_id(architecture, [(block_name, objects.block_digest(block)) for block_name, block in blocks])
         if current != found:
@@ -188,6 +192,7 @@ def add_file(
         blocks=blocks,
         num_classes=num_classes_of(blocks[-1][1]),
         base=base,
+        retrain_index=retrain_index,
         dataset=dataset,
         preprocessing=preprocessing,
         metrics=metrics,
@@ -195,6 +200,15 @@ def add_file(
     if name is not None and store.refs().get(name) != written.manifest.id:
         store.set_ref(name, written.manifest.id, expected=ABSENT)
     return written
+
+
+def _retrain_index(base: Manifest, architecture: str, blocks: list[tuple[str, dict[str, Tensor]]]) -> int | None:
+    """How many blocks below the head came after the first that is not the base's; None where none is the base's."""
+    if base.architecture != architecture:
+        raise WeightsError(f"base {base.id[:12]}: expected the architecture {architecture}, found {base.architecture}")
+    pairs = zip(base.blocks, blocks, strict=True)
+    num_equal = len(list(itertools.takewhile(lambda pair: pair[0].digest == objects.block_digest(pair[1][1]), pairs)))
+    return max(0, len(blocks) - 1 - num_equal) if num_equal else None
 
 
 def _with_batch_counts(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:

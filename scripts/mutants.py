@@ -59,6 +59,14 @@ MUTANTS = [
         r"which is not in the store|assert found in allowed",
     ),
     Mutant(
+        "a new store's marker replaces no other",
+        "store.py",
+        "store._files.write_new(path / STORE_FILE",
+        "store._files.write(path / STORE_FILE",
+        "test_store_concurrency.py::test_a_store_that_another_process_makes_and_fills_meanwhile_is_opened_as_it_is",
+        r"assert \[\d+\] == \[\d+\]",
+    ),
+    Mutant(
         "fsync of the folders above a new store",
         "files.py",
         "            for folder in made:\n                sync_dir(folder.parent)\n",

@@ -192,6 +192,14 @@ MISTAKES = [
     (["store", "add", "garbage.pth", "--arch", "resnet19", "--store", "new"], "did you mean 'resnet18'?"),
     (["store", "add", "head.pth", "--arch", "resnet18", "--store", "new"], "expected 122 tensors, found 1"),
     (["store", "add", "fits.pth", "--arch", "resnet18", "--store", "new", "--name", "a b"], "snapshot name 'a b'"),
+    (
+        ["store", "add", "fits.pth", "--arch", "resnet18", "--store", "new", "--metric", "val_accuracy"],
+        "--metric val_accuracy: expected NAME=NUMBER",
+    ),
+    (["store", "add", "fits.pth", "--arch", "resnet18", "--metric", "a=1", "--metric", "a=2"], "each name once"),
+    (["store", "add", "fits.pth", "--arch", "resnet18", "--metric", "a=nan"], "--metric a=nan: expected NAME=NUMBER"),
+    (["store", "add", "fits.pth", "--arch", "resnet18", "--base", "nope"], "no snapshot goes by 'nope'"),
+    (["store", "add", "fits.pth", "--arch", "resnet18", "--store", "new", "--base", "x"], "expected a model store"),
     (["store", "add", "nan.pth", "--arch", "resnet18", "--store", "new"], "fc.bias: expected finite weights"),
     (["generate", "job.yaml", "base.weights=nan.pth"], "fc.bias: expected finite weights"),
     (["generate", "job.yaml", "base.weights=fits.pth", "architectures=[resnet34]"], "expected 218 tensors, found 122"),
@@ -372,6 +380,22 @@ def test_store_export_and_add_bring_back_the_same_snapshot(here, capsys):
     model.load_state_dict(torch.load("w.pth", weights_only=True), strict=True)
     assert "0\u00a0new blocks" in run_text(capsys, "store", "add", "w.pth", "--arch", "resnet18", "--store", "new")
     assert "w.pth and README.md" in run_text(capsys, "store", "export", "tuned", "--to", "w.pth")
+
+
+def test_store_add_keeps_what_is_known_of_a_file_and_finds_its_retrain_index(here, capsys):
+    store = Store.open("store")
+    blocks = [(block.name, store.read_block(block.digest)) for block in store.manifest("base").blocks]
+    tensors = {name: tensor for _, block in blocks for name, tensor in block.items()}
+    torch.save(tensors | {name: tensor + 1 for name, tensor in blocks[-3][1].items()}, "tuned.pth")
+    shutil.copytree("store", "other")
+    facts = ("--base", "base", "--dataset", "birds", "--metric", "val_accuracy=0.5", "--metric", "f1=1e-1")
+    arguments = ("tuned.pth", "--arch", "resnet18", "--image-size", "112", *facts, "--store", "other")
+    added = run_json(capsys, "store", "add", *arguments)
+    assert added["new_blocks"] == 1
+    manifest = Store.open("other").manifest(added["snapshot"])
+    assert (manifest.base, manifest.retrain_index) == (store.resolve("base"), 2)
+    assert (manifest.dataset.name, manifest.metrics) == ("birds", {"val_accuracy": 0.5, "f1": 0.1})
+    assert (manifest.preprocessing.resize_size, manifest.preprocessing.image_size) == (128, 112)
 
 
 def test_store_gc_deletes_what_no_snapshot_needs(here, capsys):
