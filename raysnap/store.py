@@ -44,6 +44,7 @@ logger = logging.getLogger(__name__)
 
 STORE_FILE = "store.json"
 MAX_STORE_FILE_BYTES = 65_536
+STORE_CONTENT = canonical_json({"digest": "blake3", "format": FORMAT}) + b"\n"
 DEFAULT_GRACE_S = 3600.0
 
 
@@ -99,7 +100,7 @@ class Store:
                     raise
                 return cls.open(path)  # another process made it a moment ago
             store._files.create_folders()
-            store._files.write_new(path / STORE_FILE, canonical_json({"digest": "blake3", "format": FORMAT}) + b"\n")
+            store._files.write_new(path / STORE_FILE, STORE_CONTENT)
             return store
         except OSError as error:
             if error.errno == errno.ENOTDIR:
@@ -454,6 +455,8 @@ def _check_format(raw: bytes, path: Path) -> None:
     if type(found) is not int or found != FORMAT or digest != "blake3":
         shown = f"{found!r} with {digest!r}"[:200]
         raise StoreDamaged(f"{path}: expected format {FORMAT} with digest blake3, found {shown}")
+    if raw != STORE_CONTENT:
+        raise StoreDamaged(f"{path}: expected {STORE_CONTENT!r}, found {raw[:200]!r}; write it anew")
 
 
 def _raysnap_version() -> str:
