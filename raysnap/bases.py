@@ -10,42 +10,12 @@ from torch import Tensor
 from torchvision import models
 
 from raysnap.blocks import num_classes_of, random_tensors, split_state_dict
-from raysnap.errors import SnapshotNotFound, WeightsError
+from raysnap.errors import WeightsError
 from raysnap.manifest import DatasetRecord, Preprocessing
+from raysnap.population import RANDOM, check_weights
 from raysnap.store import Store
 from raysnap.trials import slug
 from raysnap.weights import read_blocks
-
-RANDOM = "random"
-
-
-def check_weights(weights: str, architecture: str, store: Store | None) -> None:
-    """Passes when `base.weights` can give the architecture a base; a file is read, nothing is downloaded.
-
-    Raises:
-        WeightsError: it names nothing that there is, or a file of something else.
-    """
-    if weights == RANDOM:
-        return
-    if Path(weights).is_file():
-        read_blocks(Path(weights), architecture)
-        return
-    if _torchvision_weights(weights, architecture) is not None:
-        return
-    try:
-        manifest = store.manifest(weights) if store else None
-    except SnapshotNotFound:
-        manifest = None
-    if manifest is None:
-        known = ", ".join(entry.name for entry in models.get_model_weights(architecture))
-        raise WeightsError(
-            f"base.weights {weights!r}: expected `random`, a weights name of {architecture} ({known or 'none'}), "
-            "a file, or a snapshot of the store, found none of these"
-        )
-    if manifest.architecture != architecture:
-        raise WeightsError(
-            f"base.weights {weights!r}: expected a snapshot of {architecture}, found one of {manifest.architecture}"
-        )
 
 
 def store_base(

@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import copy
 import difflib
-import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
@@ -22,6 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision import models
 from torchvision.ops import Permute
 
+from raysnap.anatomy import BlockShape
 from raysnap.errors import ArchitectureError, WeightsError
 
 Steps = list["str | nn.Module"]
@@ -228,11 +227,6 @@ def block_names(architecture: str) -> tuple[str, ...]:
     return tuple(block.name for block in _skeleton(architecture))
 
 
-def num_body_blocks(architecture: str) -> int:
-    """`L`: how many blocks stand between stem and head, the largest retrain index."""
-    return len(_skeleton(architecture)) - 2
-
-
 def feature_dim(architecture: str) -> int:
     """The width D of the features `[N, D]` that the head takes."""
     return _linear(_skeleton(architecture)[-1]).in_features
@@ -276,7 +270,7 @@ def split_state_dict(architecture: str, state_dict: Mapping[str, Tensor]) -> lis
 
 def random_tensors(architecture: str, num_classes: int, seed: int) -> list[tuple[str, Tensors]]:
     """Freshly initialised tensors of every block by name, as torchvision initialises them; equal for equal seeds."""
-    num_body_blocks(architecture)
+    block_names(architecture)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = models.get_model(architecture, weights=None, num_classes=num_classes)
@@ -302,30 +296,7 @@ def num_classes_of(head_tensors: Mapping[str, Tensor]) -> int:
     return widths.pop()
 
 
-@dataclass(frozen=True)
-class BlockShape:
-    """What one block costs, known without weights.
-
-    Attributes:
-        name: the block's name.
-        output_shape: shape of the output for one item, without the batch dimension.
-        flops: FLOPs per item of convolutions and matrix products (a multiply-add is two).
-        num_parameter_bytes: bytes of parameters and buffers.
-    """
-
-    name: str
-    output_shape: tuple[int, ...]
-    flops: int
-    num_parameter_bytes: int
-
-    @property
-    def output_bytes(self) -> int:
-        """Bytes of one item's float32 output."""
-        return 4 * math.prod(self.output_shape)
-
-
-@lru_cache(maxsize=64)
-def block_shapes(architecture: str, image_size: int) -> tuple[BlockShape, ...]:
+def measure_blocks(architecture: str, image_size: int) -> tuple[BlockShape, ...]:
     """Output shape, FLOPs and bytes of every block for square images of `image_size` pixels.
 
     Raises:

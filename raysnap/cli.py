@@ -22,12 +22,12 @@ import typer
 from raysnap.choices import Method, Proxy
 from raysnap.console import SOME_FAILED, AsJson, DataDir, StoreDir, print_failures, print_json, print_result
 from raysnap.data_verbs import data_app
-from raysnap.errors import RaysnapError, UsageError, describe_failure
+from raysnap.errors import ConfigError, RaysnapError, UsageError, describe_failure
 from raysnap.progress import show_progress
 from raysnap.store_verbs import store_app
 
 if TYPE_CHECKING:
-    from raysnap.config import GenerateConfig, JobConfig
+    from raysnap.config import GenerateConfig, JobConfig, ResourcesConfig
     from raysnap.progress import OnProgress
 
 app = typer.Typer(
@@ -111,7 +111,7 @@ def quickstart(
     from raysnap.config import QuickstartConfig, find_config, load_config
 
     config = load_config(find_config("quickstart"), overrides or [], QuickstartConfig).inside(directory)
-    from raysnap.generate import plan_generate
+    from raysnap.population import plan_generate
 
     plan_generate(config.generate)
     with _job_session(config.generate, resume=True) as on_progress:
@@ -150,11 +150,12 @@ def generate(
     config = load_config(config_path, overrides or [], GenerateConfig)
     if dry_run:
         return _show_generate_plan(config, as_json)
+    from raysnap.forecast import check_room, forecast
     from raysnap.generate import generate as run
-    from raysnap.generate import plan_generate
+    from raysnap.population import plan_generate
     from raysnap.report import write_report
 
-    plan_generate(config)
+    check_room(config, forecast(config, plan_generate(config)))
     with _job_session(config, resume=resume) as on_progress:
         summary = run(config, resume=resume, on_progress=on_progress)
     report_path = write_report(config.run_dir)
@@ -171,25 +172,22 @@ def generate(
 
 
 def _show_generate_plan(config: GenerateConfig, as_json: bool) -> int:
-    from raysnap.generate import plan_generate
+    from raysnap.forecast import check_room, forecast
+    from raysnap.population import plan_generate
 
     plan = plan_generate(config)
+    needed = forecast(config, plan)
     trials = [*plan.bases, *plan.trials]
     if as_json:
-        num_trials = sum(1 for trial in trials if trial.dataset)
         shown = [trial.model_dump(mode="json") for trial in trials]
-        print_json({"run_dir": str(config.run_dir), "num_trials": num_trials, "trials": shown})
+        document = {"run_dir": str(config.run_dir), "num_trials": needed.num_trials, "trials": shown}
+        print_json(document | {"forecast": asdict(needed)})
     else:
-        from raysnap.quantities import plural
-        from raysnap.tables import trials_table
+        from raysnap.tables import forecast_lines, trials_table
 
         print_result(trials_table(trials))
-        missing = [name for name, folder in plan.datasets.items() if folder is None]
-        print_result(
-            f"\n{plural(len(plan.trials), 'fine-tune')} and {plural(len(plan.bases), 'base')}; nothing was written."
-        )
-        if missing:
-            print_result(f"Drawn first: {', '.join(missing)}")
+        print_result(f"\n{forecast_lines(needed, num_finetunes=len(plan.trials), num_bases=len(plan.bases))}")
+    check_room(config, needed)
     return 0
 
 
@@ -331,6 +329,18 @@ def doctor(as_json: AsJson = False) -> int:
     return SOME_FAILED if problems else 0
 
 
+def check_resources(resources: ResourcesConfig, available: dict[str, float]) -> None:
+    """Refuses what would wait for ever on this machine; a cluster may still grow."""
+    num_workers = max(1, resources.num_workers)
+    for key, kind, wanted in (("cpus", "CPU", resources.cpus), ("gpus", "GPU", resources.gpus or 0)):
+        found = available.get(kind, 0)
+        if num_workers * wanted > found:
+            raise ConfigError(
+                f"resources.{key}: expected at most the {found:g} {kind}s of this machine, found {num_workers} x "
+                f"{wanted:g} for each trial; ask for less, or set RAY_ADDRESS to a cluster that has them"
+            )
+
+
 @contextmanager
 def _job_session(config: JobConfig, *, resume: bool) -> Iterator[OnProgress]:
     """A progress display and a Ray for a job whose run_dir is fit for it; RAY_ADDRESS names a cluster to use.
@@ -356,6 +366,8 @@ def _job_session(config: JobConfig, *, resume: bool) -> Iterator[OnProgress]:
             own = {} if address else {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
             ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **own)
         try:
+            if is_ours and not address:
+                check_resources(config.resources, ray.cluster_resources())
             with show_progress() as on_progress:
                 yield on_progress
         finally:

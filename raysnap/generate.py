@@ -11,59 +11,22 @@ import shutil
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from raysnap.bases import RANDOM, check_weights, store_base
-from raysnap.blocks import block_shapes, num_body_blocks
+from raysnap.anatomy import num_body_blocks
+from raysnap.bases import store_base
 from raysnap.collect import collect, trial_row
 from raysnap.config import GenerateConfig, ResourcesConfig
-from raysnap.data import Dataset, find_dataset, open_dataset
+from raysnap.data import Dataset, open_dataset
 from raysnap.errors import RaysnapError
-from raysnap.manifest import Preprocessing
+from raysnap.population import RANDOM, GeneratePlan, plan_generate
 from raysnap.progress import OnProgress
 from raysnap.runs import RunDirectory, check_run_dir, utc_timestamp
 from raysnap.store import Store
 from raysnap.trainer import TrainJob, TrialOutcome, labelled_splits, run_trials, widen
-from raysnap.trials import Trial, base_trials, sample_trials, slug
+from raysnap.trials import Trial, slug
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class GeneratePlan:
-    """What a generate job will do, known before anything is written.
-
-    Attributes:
-        bases: a trial per architecture; one without a dataset is stored as it is.
-        trials: the fine-tunes.
-        datasets: every dataset's folder, None for a built-in one that is not drawn yet.
-    """
-
-    preprocessing: Preprocessing
-    bases: list[Trial]
-    trials: list[Trial]
-    datasets: dict[str, Path | None]
-
-
-def plan_generate(config: GenerateConfig) -> GeneratePlan:
-    """The job's trials, checked against what there is; reads folders and writes nothing.
-
-    Raises:
-        RaysnapError: an architecture, a dataset or the base's weights are not to be had.
-    """
-    bases, trials = base_trials(config), sample_trials(config)
-    for architecture in config.architectures:
-        block_shapes(architecture, config.image_size)
-    store = Store.open(config.store) if config.store.exists() else None
-    for architecture in config.architectures:
-        check_weights(config.base.weights, architecture, store)
-    names = dict.fromkeys(trial.dataset for trial in [*bases, *trials] if trial.dataset)
-    datasets = {name: find_dataset(name, config.data_dir) for name in names}
-    for name, folder in datasets.items():
-        if folder is not None:
-            open_dataset(name, config.data_dir, config.shapes)
-    return GeneratePlan(Preprocessing.cropping(config.image_size), bases, trials, datasets)
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from markupsafe import Markup
 from raysnap import charts, summary
 from raysnap.errors import UsageError
 from raysnap.holdings import HeldSnapshot, Holdings, read_holdings
+from raysnap.places import write_atomically
 from raysnap.quantities import (
     bytes_text,
     bytes_unit,
@@ -30,7 +31,6 @@ from raysnap.quantities import (
     share_text,
 )
 from raysnap.records import MethodRuns, Question, Run, Trial, mapping, number, read_run
-from raysnap.runs import write_atomically
 from raysnap.summary import short_dataset
 
 TEMPLATES_DIR = Path(__file__).resolve().parent / "templates"

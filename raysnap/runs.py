@@ -20,6 +20,7 @@ import torch
 
 from raysnap.config import Config, dump_yaml, read_yaml
 from raysnap.errors import ConfigError
+from raysnap.places import write_atomically
 
 CONFIG_NAME = "config.yaml"
 
@@ -127,19 +128,6 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
         if isinstance(row, dict):
             rows.append(row)
     return rows
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Writes a whole file: readers see the old one or the new one, never a part."""
-    partial_path = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with partial_path.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        partial_path.replace(path)
-    finally:
-        partial_path.unlink(missing_ok=True)
 
 
 def describe_environment() -> dict[str, Any]:

@@ -11,11 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from raysnap.bases import check_weights, store_base
-from raysnap.blocks import block_shapes, num_body_blocks, random_tensors
+from raysnap.anatomy import block_shapes, num_body_blocks
+from raysnap.bases import store_base
+from raysnap.blocks import random_tensors
 from raysnap.config import SynthesizeConfig
 from raysnap.generate import GenerateSummary
 from raysnap.manifest import Manifest, Preprocessing
+from raysnap.population import check_weights
 from raysnap.progress import OnProgress
 from raysnap.runs import RunDirectory, check_run_dir, utc_timestamp
 from raysnap.store import Store

@@ -5,6 +5,7 @@ import torch
 from torchvision import models
 
 from raysnap import blocks
+from raysnap.anatomy import block_shapes, num_body_blocks
 from raysnap.errors import ArchitectureError, WeightsError
 
 NUM_BODY_BLOCKS = {
@@ -49,7 +50,7 @@ def randomised(architecture: str) -> torch.nn.Module:
 
 @pytest.mark.parametrize(("architecture", "expected"), NUM_BODY_BLOCKS.items())
 def test_the_number_of_blocks_is_the_contracts(architecture, expected):
-    assert blocks.num_body_blocks(architecture) == expected
+    assert num_body_blocks(architecture) == expected
 
 
 def test_every_architecture_of_a_supported_family_is_split_and_every_other_is_refused():
@@ -82,19 +83,17 @@ def test_blocks_built_alone_compose_to_torchvisions_forward_bit_for_bit(architec
 def test_shapes_and_bytes_without_weights_are_those_of_the_real_model(architecture, image_size):
     split = blocks.split_state_dict(architecture, models.get_model(architecture, weights=None).state_dict())
     x = torch.randn(1, 3, image_size, image_size)
-    for index, (shape, (name, tensors)) in enumerate(
-        zip(blocks.block_shapes(architecture, image_size), split, strict=True)
-    ):
+    for index, (shape, (name, tensors)) in enumerate(zip(block_shapes(architecture, image_size), split, strict=True)):
         with torch.inference_mode():
             x = blocks.build_block(architecture, index, tensors)(x)
         assert shape.name == name
         assert shape.output_shape == tuple(x.shape[1:])
         assert shape.num_parameter_bytes == sum(t.numel() * t.element_size() for t in tensors.values())
-    assert blocks.block_shapes(architecture, image_size)[-2].output_shape == (blocks.feature_dim(architecture),)
+    assert block_shapes(architecture, image_size)[-2].output_shape == (blocks.feature_dim(architecture),)
 
 
 def test_flops_of_resnet18_at_224_are_the_published_figure():
-    total = sum(shape.flops for shape in blocks.block_shapes("resnet18", 224))
+    total = sum(shape.flops for shape in block_shapes("resnet18", 224))
     assert total == pytest.approx(2 * 1.814e9, rel=0.01)
 
 
@@ -137,9 +136,9 @@ def test_weights_that_do_not_fit_are_named(change, message):
 
 def test_an_unknown_architecture_is_answered_with_the_nearest():
     with pytest.raises(ArchitectureError, match="did you mean 'resnet18'"):
-        blocks.num_body_blocks("resnet_18")
+        num_body_blocks("resnet_18")
 
 
 def test_a_vision_transformer_refuses_images_it_has_no_positions_for():
     with pytest.raises(ArchitectureError, match="224"):
-        blocks.block_shapes("vit_b_32", 64)
+        block_shapes("vit_b_32", 64)

@@ -16,7 +16,9 @@ from PIL import Image
 from torchvision.models import get_model
 
 from raysnap.blocks import random_head, random_tensors
-from raysnap.cli import app, main
+from raysnap.cli import app, check_resources, main
+from raysnap.config import ResourcesConfig
+from raysnap.errors import ConfigError
 from raysnap.manifest import DatasetRecord, Preprocessing
 from raysnap.runs import RunDirectory
 from raysnap.store import Store
@@ -457,9 +459,22 @@ def test_a_dry_run_lists_the_trials_and_writes_nothing(here, capsys):
     assert [trial["role"] for trial in document["trials"]] == ["base", "finetune", "finetune"]
     out = run_text(capsys, "generate", "job.yaml", "--dry-run", "datasets=[pets, shapes-shape-a]")
     assert "002-resnet18-shapes-shape-a-r" in out
-    assert "2\u00a0fine-tunes and 1\u00a0base; nothing was written." in out
-    assert "Drawn first: shapes-shape-a" in out
+    assert "2\u00a0fine-tunes and 1\u00a0base, " in out and "Nothing was written." in out
+    assert "Drawn first: shapes-shape-a" in out and "of new blocks; copies would take" in out
     assert listing(here) == before
+
+
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [
+        ({"cpus": 3}, "resources.cpus: expected at most the 2 CPUs of this machine, found 1 x 3"),
+        ({"gpus": 0.5}, "resources.gpus: expected at most the 0 GPUs of this machine, found 1 x 0.5"),
+    ],
+)
+def test_resources_that_this_machine_lacks_are_refused_at_once(asked, told):
+    check_resources(ResourcesConfig(cpus=2), {"CPU": 2.0})
+    with pytest.raises(ConfigError, match=told):
+        check_resources(ResourcesConfig(**asked), {"CPU": 2.0})
 
 
 def test_a_run_that_was_begun_is_refused_before_ray_starts(here, capsys):

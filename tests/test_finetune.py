@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from raysnap import blocks, finetune
+from raysnap.anatomy import num_body_blocks
 from raysnap.config import TrainConfig
 from raysnap.errors import FrozenBlockChanged, TrainingDiverged
 from raysnap.finetune import LabelledPixels
@@ -49,7 +50,7 @@ def run(model, num_frozen, config=None, data=None, report=lambda epoch: None, di
 @pytest.mark.parametrize("augment", [False, True])
 def test_frozen_blocks_keep_their_digests_and_trained_ones_change(architecture, augment):
     model = model_of(architecture)
-    num_frozen = 1 + blocks.num_body_blocks(architecture) - 1
+    num_frozen = 1 + num_body_blocks(architecture) - 1
     before = [block_digest(block.tensors()) for block in model]
     run(model, num_frozen, TrainConfig(epochs=1, batch_size=8, augment=augment))
     after = [block_digest(block.tensors()) for block in model]

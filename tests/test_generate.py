@@ -10,7 +10,8 @@ import ray
 from raysnap.config import GenerateConfig, TrainConfig
 from raysnap.data import open_dataset
 from raysnap.errors import ArchitectureError, ConfigError, DataError, WeightsError
-from raysnap.generate import generate, plan_generate
+from raysnap.generate import generate
+from raysnap.population import plan_generate
 from raysnap.runs import read_rows
 from raysnap.store import Store
 from raysnap.trainer import TrainJob, run_trials

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from raysnap import runs
 from raysnap.config import GenerateConfig, load_config
 from raysnap.errors import ConfigError
-from raysnap.runs import RunDirectory, check_run_dir, read_rows, write_atomically
+from raysnap.places import write_atomically
+from raysnap.runs import RunDirectory, check_run_dir, read_rows
 from raysnap.trials import sample_trials
 
 CONFIG = GenerateConfig(datasets=("pets", "1e-3", "no"), seed=3, train={"lr": 1e-5})

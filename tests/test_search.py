@@ -13,7 +13,7 @@ from search_stores import PREPROCESSING, one_thread, put, random_blocks, variant
 from torchvision import models
 from torchvision.transforms import v2
 
-from raysnap.blocks import block_shapes
+from raysnap.anatomy import block_shapes
 from raysnap.config import ShapesConfig
 from raysnap.data import open_dataset, probe_splits
 from raysnap.errors import DataError, StoreError, UsageError

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from search_stores import PREPROCESSING, BlockShelf, Pixels, candidate, digest, one_thread, random_blocks, variant
 from torchvision import models
 
+from raysnap.anatomy import block_shapes
 from raysnap.batches import normalise
-from raysnap.blocks import block_shapes
 from raysnap.errors import BlockDamaged, WeightsError
 from raysnap.search.executor import Executor
 from raysnap.search.plan import plan_walk

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from search_stores import PREPROCESSING, candidate, digest
 
-from raysnap.blocks import block_shapes
+from raysnap.anatomy import block_shapes
 from raysnap.errors import UsageError
 from raysnap.search import plan
 from raysnap.search.plan import plan_rungs, plan_walk, usual_batch_items

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raysnap.blocks import num_body_blocks
+from raysnap.anatomy import num_body_blocks
 from raysnap.config import GenerateConfig, RetrainConfig
 from raysnap.errors import ArchitectureError, ConfigError
 from raysnap.manifest import is_ref_name

@@ -16,8 +16,9 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from raysnap.anatomy import block_shapes
 from raysnap.batches import normalise
-from raysnap.blocks import block_shapes, build_block
+from raysnap.blocks import build_block
 from raysnap.errors import BlockDamaged, RaysnapError, WeightsError
 from raysnap.manifest import Preprocessing
 from raysnap.search.plan import Walk

@@ -11,7 +11,7 @@ import math
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from raysnap.blocks import block_shapes
+from raysnap.anatomy import block_shapes
 from raysnap.choices import Method
 from raysnap.errors import UsageError
 from raysnap.search.tree import Node, PrefixTree

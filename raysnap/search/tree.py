@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from raysnap.blocks import block_shapes
+from raysnap.anatomy import block_shapes
 from raysnap.errors import ArchitectureError
 from raysnap.manifest import BlockEntry, Preprocessing
 

@@ -1,0 +1,196 @@
+"""What a generate job will take, before it starts and without torch: compute, disk, time, what is still to be had.
+
+Bytes are upper bounds of what is written; FLOPs are those of convolutions and matrix products. The time is FLOPs over
+a speed: that of a matrix product on this machine's CPUs, measured, or a GPU's usual one, and so a rough figure.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from raysnap.anatomy import BlockShape, block_shapes, weights_files
+from raysnap.config import GenerateConfig
+from raysnap.data import VAL_FRACTION, read_folder
+from raysnap.errors import ConfigError
+from raysnap.images import num_cpus
+from raysnap.population import RANDOM, GeneratePlan
+from raysnap.quantities import bytes_text
+from raysnap.shapes import TASKS
+from raysnap.trials import Trial
+
+SHARE_OF_MATRIX_SPEED = 0.3
+TRIAL_OVERHEAD_S = 1.0
+GPU_FLOPS_PER_S = 20e12
+WIDTH_OF_MEASURED_HEADS = 1000
+COPIES_IN_A_CHECKPOINT = 4  # the best weights, the last ones and Adam's two moments
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a job will take.
+
+    Attributes:
+        num_trials: trainings, those of bases included.
+        num_epochs: epochs of all trials.
+        train_flops: FLOPs of all of them, frozen blocks run once per item and epoch.
+        store_bytes: new bytes in the store, every shared block once.
+        copied_bytes: what a plain copy of every snapshot would take.
+        checkpoint_bytes: the most that checkpoints take at one time.
+        pixel_bytes: the decoded images of all datasets.
+        to_draw: built-in datasets that are drawn first.
+        to_download: files of torchvision's weights that are downloaded first.
+        cpu_s: the time on this machine's CPUs, in seconds.
+        gpu_s: the time on one GPU at `GPU_FLOPS_PER_S`, in seconds.
+    """
+
+    num_trials: int
+    num_epochs: int
+    train_flops: float
+    store_bytes: int
+    copied_bytes: int
+    checkpoint_bytes: int
+    pixel_bytes: int
+    to_draw: tuple[str, ...]
+    to_download: tuple[str, ...]
+    cpu_s: float
+    gpu_s: float
+
+
+def forecast(config: GenerateConfig, plan: GeneratePlan) -> Forecast:
+    """What the job will take on top of what is there; reads folders and writes nothing."""
+    trials = [trial for trial in [*plan.bases, *plan.trials] if trial.dataset]
+    sizes = {name: _DatasetSize.of(folder, config) for name, folder in plan.datasets.items()}
+    flops = sum(_train_flops(trial, sizes[trial.dataset], config.image_size) for trial in trials)
+    trained = [_trained_bytes(trial, sizes[trial.dataset].num_classes, config.image_size) for trial in trials]
+    untrained = [trial for trial in plan.bases if trial.dataset is None]
+    base_bytes = sum(_model_bytes(trial.architecture, config.image_size) for trial in untrained)
+    num_at_once = min(len(trials), config.resources.max_concurrent or num_cpus())
+    resize_size = plan.preprocessing.resize_size
+    return Forecast(
+        num_trials=len(trials),
+        num_epochs=sum(trial.train.epochs for trial in trials),
+        train_flops=flops,
+        store_bytes=base_bytes + sum(trained),
+        copied_bytes=base_bytes + sum(_model_bytes(trial.architecture, config.image_size) for trial in trials),
+        checkpoint_bytes=COPIES_IN_A_CHECKPOINT * sum(sorted(trained, reverse=True)[:num_at_once]),
+        pixel_bytes=sum(size.num_images for size in sizes.values()) * 3 * resize_size * (resize_size + 1),
+        to_draw=tuple(name for name, folder in plan.datasets.items() if folder is None and name in TASKS),
+        to_download=_missing_weights(config),
+        cpu_s=flops / (SHARE_OF_MATRIX_SPEED * _matrix_flops_per_s()) + TRIAL_OVERHEAD_S * len(trials),
+        gpu_s=flops / GPU_FLOPS_PER_S + TRIAL_OVERHEAD_S * len(trials),
+    )
+
+
+def check_room(config: GenerateConfig, needed: Forecast) -> None:
+    """Passes when the disks have room for what the job writes.
+
+    Raises:
+        ConfigError: one of them has not; it says which key puts how much there.
+    """
+    wanted: dict[int, list[tuple[str, Path, int]]] = {}
+    for key, path, num_bytes in (
+        ("store", config.store, needed.store_bytes),
+        ("run_dir", config.run_dir, needed.checkpoint_bytes),
+        ("data_dir", config.data_dir, needed.pixel_bytes),
+    ):
+        standing = next(one for one in (path.absolute(), *path.absolute().parents) if one.exists())
+        wanted.setdefault(standing.stat().st_dev, []).append((key, standing, num_bytes))
+    for parts in wanted.values():
+        free_bytes, total = shutil.disk_usage(parts[0][1]).free, sum(num_bytes for *_, num_bytes in parts)
+        if total > free_bytes:
+            key, standing, num_bytes = max(parts, key=lambda part: part[2])
+            raise ConfigError(
+                f"{key}: the job writes up to {bytes_text(total)} to the disk of {standing} ({bytes_text(num_bytes)} "
+                f"as {key}), found {bytes_text(free_bytes)} free; free space there or choose another {key}="
+            )
+
+
+@dataclass(frozen=True)
+class _DatasetSize:
+    """How many items of a dataset a fine-tune uses, and how many images it has in all."""
+
+    num_train: int
+    num_val: int
+    num_test: int
+    num_images: int
+    num_classes: int
+
+    @classmethod
+    def of(cls, folder: Path | None, config: GenerateConfig) -> _DatasetSize:
+        """The sizes after the job's caps; a built-in dataset that is not drawn yet has those it will be drawn with."""
+        if folder is None:
+            shapes, num_classes = config.shapes, 4
+            train, val, test = shapes.num_train, shapes.num_val, shapes.num_test
+        else:
+            dataset = read_folder(folder)
+            train, val, test = (len(dataset.splits.get(split, ())) for split in ("train", "val", "test"))
+            num_classes = len(dataset.classes)
+        num_images = train + val + test
+        if not val:
+            val = round(VAL_FRACTION * train)
+            train -= val
+        caps = (config.num_train, config.num_val, config.num_test)
+        used = [size if cap is None else min(size, cap) for size, cap in zip((train, val, test), caps, strict=True)]
+        return cls(*used, num_images=num_images, num_classes=num_classes)
+
+
+def _shapes_for(architecture: str, num_classes: int, image_size: int) -> list[tuple[float, float]]:
+    """FLOPs per item and parameter bytes of every block, the head for so many classes."""
+    *body, head = block_shapes(architecture, image_size)
+    scale = num_classes / WIDTH_OF_MEASURED_HEADS
+    return [*((one.flops, one.num_parameter_bytes) for one in body), _scaled(head, scale)]
+
+
+def _scaled(head: BlockShape, scale: float) -> tuple[float, float]:
+    return head.flops * scale, head.num_parameter_bytes * scale
+
+
+def _train_flops(trial: Trial, size: _DatasetSize, image_size: int) -> float:
+    """Forward through everything and backward through what is trained (twice a forward), every epoch; then test."""
+    flops = [one for one, _ in _shapes_for(trial.architecture, size.num_classes, image_size)]
+    forward, trained = sum(flops), sum(flops[trial.num_frozen :])
+    per_epoch = size.num_train * (forward + 2 * trained) + size.num_val * forward
+    return trial.train.epochs * per_epoch + size.num_test * forward
+
+
+def _trained_bytes(trial: Trial, num_classes: int, image_size: int) -> int:
+    blocks = _shapes_for(trial.architecture, num_classes, image_size)
+    return math.ceil(sum(num_bytes for _, num_bytes in blocks[trial.num_frozen :]))
+
+
+def _model_bytes(architecture: str, image_size: int) -> int:
+    return sum(one.num_parameter_bytes for one in block_shapes(architecture, image_size))
+
+
+def _missing_weights(config: GenerateConfig) -> tuple[str, ...]:
+    """The files of torchvision's weights that torch.hub's folder lacks."""
+    weights = config.base.weights
+    if weights == RANDOM or Path(weights).is_file():
+        return ()
+    files = {weights_files(architecture).get(weights) for architecture in config.architectures} - {None}
+    return tuple(sorted(name for name in files if not (_hub_dir() / name).exists()))
+
+
+def _hub_dir() -> Path:
+    """Where torch.hub keeps downloaded weights: https://docs.pytorch.org/docs/stable/hub.html."""
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("TORCH_HOME") or Path(cache) / "torch") / "hub" / "checkpoints"
+
+
+def _matrix_flops_per_s() -> float:
+    """The speed of a float32 matrix product on all CPUs, the best of a few, measured in about 0.1 s."""
+    edge = 1024
+    matrix = np.ones((edge, edge), dtype=np.float32)
+    seconds = []
+    for _ in range(5):
+        started = time.perf_counter()
+        matrix @ matrix
+        seconds.append(time.perf_counter() - started)
+    return 2 * edge**3 / min(seconds)

@@ -1,0 +1,25 @@
+"""Where raysnap may keep what it can make again, and how a whole file appears there or anywhere."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def user_cache_dir() -> Path:
+    """This user's cache folder for raysnap, perhaps not made yet: below `XDG_CACHE_HOME` or `~/.cache`."""
+    home = os.environ.get("XDG_CACHE_HOME")
+    return (Path(home) if home else Path.home() / ".cache") / "raysnap"
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Writes a whole file: readers see the old one or the new one, never a part."""
+    partial_path = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with partial_path.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        partial_path.replace(path)
+    finally:
+        partial_path.unlink(missing_ok=True)

@@ -1,0 +1,103 @@
+"""What a generate job will do, known before anything is written and without torch: its trials, bases and datasets."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from raysnap.anatomy import block_shapes, weights_files
+from raysnap.config import GenerateConfig
+from raysnap.data import find_dataset, open_dataset
+from raysnap.errors import DataError, SnapshotNotFound, WeightsError
+from raysnap.manifest import Preprocessing
+from raysnap.store import Store
+from raysnap.trials import Trial, base_trials, sample_trials
+
+RANDOM = "random"
+
+
+@dataclass(frozen=True)
+class GeneratePlan:
+    """What a generate job will do.
+
+    Attributes:
+        bases: a trial per architecture; one without a dataset is stored as it is.
+        trials: the fine-tunes.
+        datasets: every dataset's folder, None for a built-in one that is not drawn yet.
+    """
+
+    preprocessing: Preprocessing
+    bases: list[Trial]
+    trials: list[Trial]
+    datasets: dict[str, Path | None]
+
+
+def plan_generate(config: GenerateConfig) -> GeneratePlan:
+    """The job's trials, checked against what there is; reads folders and writes nothing.
+
+    Raises:
+        RaysnapError: an architecture, a dataset or the base's weights are not to be had.
+    """
+    bases, trials = base_trials(config), sample_trials(config)
+    for architecture in config.architectures:
+        block_shapes(architecture, config.image_size)
+    store = Store.open(config.store) if config.store.exists() else None
+    for architecture in config.architectures:
+        check_weights(config.base.weights, architecture, store)
+    names = dict.fromkeys(trial.dataset for trial in [*bases, *trials] if trial.dataset)
+    datasets = _find_datasets(list(names), config.data_dir)
+    for name, folder in datasets.items():
+        if folder is not None:
+            open_dataset(name, config.data_dir, config.shapes)
+    return GeneratePlan(Preprocessing.cropping(config.image_size), bases, trials, datasets)
+
+
+def _find_datasets(names: list[str], data_dir: Path) -> dict[str, Path | None]:
+    """The folder of each dataset, None where it is drawn first; all that are missing are told at once."""
+    found: dict[str, Path | None] = {}
+    missing: dict[str, DataError] = {}
+    for name in names:
+        try:
+            found[name] = find_dataset(name, data_dir)
+        except DataError as error:
+            missing[name] = error
+    if len(missing) == 1:
+        raise next(iter(missing.values()))
+    if missing:
+        raise DataError(
+            f"data_dir {data_dir}: {len(missing)} of {len(names)} datasets are not there: {', '.join(missing)}; "
+            "`raysnap data ls` says where each can be had and `raysnap data prepare` makes it"
+        )
+    return found
+
+
+def check_weights(weights: str, architecture: str, store: Store | None) -> None:
+    """Passes when `base.weights` can give the architecture a base; a file is read, nothing is downloaded.
+
+    Raises:
+        WeightsError: it names nothing that there is, or a file of something else.
+    """
+    if weights == RANDOM:
+        return
+    if Path(weights).is_file():
+        from raysnap.weights import read_blocks  # torch comes with it, which planning does without
+
+        read_blocks(Path(weights), architecture)
+        return
+    known = weights_files(architecture)
+    if weights in known:
+        return
+    try:
+        manifest = store.manifest(weights) if store else None
+    except SnapshotNotFound:
+        manifest = None
+    if manifest is None:
+        names = ", ".join(name for name in known if "." not in name)
+        raise WeightsError(
+            f"base.weights {weights!r}: expected `random`, a weights name of {architecture} ({names or 'none'}), "
+            "a file, or a snapshot of the store, found none of these"
+        )
+    if manifest.architecture != architecture:
+        raise WeightsError(
+            f"base.weights {weights!r}: expected a snapshot of {architecture}, found one of {manifest.architecture}"
+        )
