@@ -8,6 +8,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TextIO
 
+from raysnap.quantities import seconds_text
+
+MIN_LEFT_TOLD_S = 60
+
 OnProgress = Callable[[str, int, int, str], None]
 """Called with a stage, how much of it is done, how much there is, and a note."""
 
@@ -29,7 +33,15 @@ def show_progress(stream: TextIO | None = None) -> Iterator[OnProgress]:
 def _bars(stream: TextIO) -> Iterator[OnProgress]:
     from rich.console import Console
     from rich.markup import escape
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        SpinnerColumn,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
     bars: dict[str, int] = {}
     columns = (
@@ -38,6 +50,8 @@ def _bars(stream: TextIO) -> Iterator[OnProgress]:
         BarColumn(bar_width=24),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
+        TextColumn("[dim]left"),
+        TimeRemainingColumn(),
         TextColumn("[dim]{task.fields[note]}", markup=True),
     )
     with Progress(*columns, console=Console(file=stream), redirect_stdout=False, redirect_stderr=False) as progress:
@@ -52,15 +66,19 @@ def _bars(stream: TextIO) -> Iterator[OnProgress]:
 
 def _lines(stream: TextIO) -> OnProgress:
     started = time.monotonic()
+    first: dict[str, tuple[float, int]] = {}
     last_done: dict[str, int] = {}
 
     def show(stage: str, num_done: int, num_all: int, note: str) -> None:
         if last_done.get(stage) == num_done:
             return
         last_done[stage] = num_done
-        seconds = time.monotonic() - started
+        now = time.monotonic()
+        began, num_before = first.setdefault(stage, (now, num_done))
+        left_s = (now - began) / max(1, num_done - num_before) * (num_all - num_done)
+        left = f"  (about {seconds_text(left_s)} left)" if left_s >= MIN_LEFT_TOLD_S else ""
         print(
-            f"[{seconds:5.0f} s] {STAGES.get(stage, stage):<10} {num_done}/{num_all}  {note}".rstrip(),
+            f"[{now - started:5.0f} s] {STAGES.get(stage, stage):<10} {num_done}/{num_all}  {note}".rstrip() + left,
             file=stream,
             flush=True,
         )

@@ -1,0 +1,39 @@
+"""Progress: a line per finished piece in a log, and when it will be done."""
+
+import io
+
+from raysnap import progress
+
+
+def lines_of(monkeypatch, calls: list[tuple[float, tuple]]) -> list[str]:
+    """What a log shows when progress is told at these times."""
+    stream, clock = io.StringIO(), iter([0.0, *(time_s for time_s, _ in calls)])
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
+    with progress.show_progress(stream) as show:
+        for _, call in calls:
+            show(*call)
+    return stream.getvalue().splitlines()
+
+
+def test_a_log_tells_each_step_once_and_how_long_the_rest_will_take(monkeypatch):
+    calls = [
+        (10.0, ("trials", 2, 12, "two were done before")),
+        (60.0, ("trials", 3, 12, "a")),
+        (160.0, ("trials", 5, 12, "b")),
+        (510.0, ("trials", 12, 12, "c")),
+    ]
+    assert lines_of(monkeypatch, calls) == [
+        "[   10 s] Fine-tunes 2/12  two were done before",
+        "[   60 s] Fine-tunes 3/12  a  (about 7\u00a0min\u00a030\u00a0s left)",
+        "[  160 s] Fine-tunes 5/12  b  (about 5\u00a0min\u00a050\u00a0s left)",
+        "[  510 s] Fine-tunes 12/12  c",
+    ]
+
+
+def test_a_short_rest_and_notes_between_steps_are_not_worth_a_line():
+    stream = io.StringIO()
+    with progress.show_progress(stream) as show:
+        show("data", 0, 2, "first")
+        show("data", 0, 2, "still the first")
+        show("data", 1, 2, "")
+    assert [line[10:] for line in stream.getvalue().splitlines()] == ["Data       0/2  first", "Data       1/2"]
