@@ -1,56 +1,39 @@
 """Named datasets from the files their makers publish, as image folders: `data prepare`.
 
-`CONVERTERS` maps a dataset's name to the function that lists its images; writing, digests and idempotence are the
-same for all of them.
+`raysnap.layouts` says what each source becomes, `raysnap.trees` reads it; here it is found, checked against what is
+published, and written: once, whole, and with a `dataset.json` that says from what.
 """
 
 from __future__ import annotations
 
 import difflib
-import gzip
-import hashlib
 import io
 import logging
-import struct
-import zlib
-from collections.abc import Callable, Iterator
+import warnings
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 from PIL import Image
 
+from raysnap.archives import checked_name
 from raysnap.config import ShapesConfig
-from raysnap.data import NAMED_DATASETS, SPLITS, Dataset, open_dataset, read_folder
+from raysnap.data import SPLITS, Dataset, open_dataset, read_folder
 from raysnap.errors import DataError
-from raysnap.imagefolder import new_folder, read_record
+from raysnap.imagefolder import FolderWriter, class_slug, new_folder, read_record
+from raysnap.images import DECODING_ERRORS
+from raysnap.layouts import LAYOUTS, Plan
 from raysnap.shapes import TASKS
+from raysnap.sources import SOURCES, DatasetSource
+from raysnap.trees import Tree, archive_stem, base_name, is_archive_name, list_files
 
-CONVERTER_VERSION = 1
-MAX_IDX_BYTES = 1 << 30
-IDX_IMAGES_MAGIC = 0x00000803
-IDX_LABELS_MAGIC = 0x00000801
+CONVERTER_VERSION = 2
+MAX_BAD_FRACTION = 0.001
+ALLOW_HINT = "get it anew, or pass --allow-other-counts if it is meant to be so"
 
 log = logging.getLogger(__name__)
-
-
-class SourceImage(NamedTuple):
-    """One image as its source has it, ready to be written."""
-
-    split: str
-    class_name: str
-    file_name: str
-    content: bytes
-
-
-@dataclass(frozen=True)
-class Converter:
-    """How one named dataset is read: the files it needs, its licence note, and its images."""
-
-    find_files: Callable[[Path], list[Path]]
-    images: Callable[[list[Path]], Iterator[SourceImage]]
-    licence: str
 
 
 @dataclass(frozen=True)
@@ -64,166 +47,254 @@ class PrepareResult:
 
 
 def prepare_dataset(
-    name: str, source: Path | None, data_dir: Path, shapes: ShapesConfig | None = None
+    name: str,
+    source: Path | None,
+    data_dir: Path,
+    shapes: ShapesConfig | None = None,
+    *,
+    allow_other_counts: bool = False,
+    max_bad: int | None = None,
 ) -> PrepareResult:
     """The dataset `data_dir/<name>`, made from the files at `source` unless it was made from them before.
 
+    Whether it was is decided by digests, which takes as long as reading the source once. Images of an unpacked folder
+    on the same file system are hard links: they take no space, and to edit one in place is to edit both.
+
     Args:
         name: a named dataset or a `shapes` task; a task is drawn and has no source.
-        source: a folder that holds the published files, or one of them.
+        source: a published archive, a folder that holds the published files, or one where they were unpacked.
         data_dir: where the dataset's folder goes.
         shapes: how large a `shapes` task is drawn.
+        allow_other_counts: take a source whose counts or digests are not the published ones, and note how they differ.
+        max_bad: how many images may be none and are left out; None is one in a thousand, or one.
 
     Raises:
-        DataError: unknown or not yet convertible, files missing or malformed, or another dataset is in the way.
+        DataError: unknown name, files missing, malformed, hostile or not the published ones, too many bad images, or
+            another dataset is in the way.
     """
     if name in TASKS:
         if source is not None:
             raise DataError(f"dataset {name!r}: expected no --source, found {source}; raysnap draws it itself")
-        return _result(open_dataset(name, data_dir, shapes), num_bad=0)
-    converter = _converter(name)
+        return _result(open_dataset(name, data_dir, shapes))
+    _refuse_unknown(name)
     if source is None:
-        raise DataError(f"dataset {name!r}: expected --source PATH; get the files from {NAMED_DATASETS[name]}")
+        raise DataError(f"dataset {name!r}: expected --source PATH; get the files from {SOURCES[name]}")
     if not source.exists():
         raise DataError(f"--source {source}: expected the files of {name}, found nothing there")
-    files = converter.find_files(source)
-    record = {
+    return _convert(name, open_tree(name, source), data_dir / name, allow_other_counts, max_bad)
+
+
+def _convert(name: str, tree: Tree, root: Path, is_other_allowed: bool, max_bad: int | None) -> PrepareResult:
+    plan, wanted = (None, frozenset()) if tree.folder is None else _look(name, tree)
+    files = tree.records(wanted, _published_names(SOURCES[name]))
+    notes = _refuse_other_digests(name, files, is_other_allowed)
+    if root.exists():
+        _refuse_other_source(root, files)
+        log.info("%s was made from these files before", root)
+        return _result(read_folder(root))
+    if plan is None:
+        plan, _ = _look(name, tree)
+    notes += _refuse_other_counts(name, plan, is_other_allowed)
+    with new_folder(root, _record(name, files, plan, notes)) as folder:
+        with warnings.catch_warnings():  # Pillow's on odd files
+            warnings.simplefilter("ignore")
+            _write_images(folder, tree, plan, max_bad)
+        _refuse_senseless(folder, root)
+    return _result(read_folder(root))
+
+
+def open_tree(name: str, source: Path) -> Tree:
+    """The files at `source`: one archive, several that belong together, or what was unpacked from them.
+
+    Raises:
+        DataError: there is nothing of that dataset.
+    """
+    published, layout = SOURCES[name], LAYOUTS[name]
+    names = _published_names(published)
+    stems = {archive_stem(each) for each in (*names, *layout.nested) if is_archive_name(each)}
+    if source.is_file():
+        if source.name in names and len(published.files) > 1:
+            beside = [each for each in sorted(names) if (source.parent / each).is_file()]
+            archives = tuple(source.parent / each for each in beside if is_archive_name(each))
+            chosen = tuple(each for each in beside if not is_archive_name(each))
+            return Tree(str(source.parent), source.parent, chosen, archives, layout.nested)
+        if is_archive_name(source.name):
+            return Tree(str(source), archives=(source,), nested=layout.nested)
+        raise DataError(
+            f"--source {source}: expected a folder or one of {', '.join(sorted(names))}, found another file"
+        )
+    where = f"--source {source}"
+    found = list_files(source, Tree(where).limits)
+    if layout.is_unpacked(found):
+        return Tree(where, source)
+    archives = tuple(
+        source / each for each in found if is_archive_name(each) and archive_stem(base_name(each)) in stems
+    )
+    if len(archives) > 1 and len(published.files) == 1:
+        listing = ", ".join(path.name for path in archives)
+        raise DataError(f"{where}: expected one archive of {name}, found {listing}; name the one to use")
+    if not archives:
+        expected = ", ".join(file.name for file in published.files)
+        raise DataError(
+            f"{where}: expected {expected}, or a folder where that was unpacked, found neither; get it from {published}"
+        )
+    is_alone = len(published.files) == 1
+    return Tree(where, None if is_alone else source, None, archives, layout.nested)
+
+
+def _look(name: str, tree: Tree) -> tuple[Plan, frozenset[str]]:
+    """The plan for a source, and the files of it that matter."""
+    survey = tree.survey(LAYOUTS[name].metadata)
+    plan = LAYOUTS[name].plan(survey)
+    if not plan.targets:
+        raise DataError(f"{tree.where}: expected the images of {name}, found none; get them from {SOURCES[name]}")
+    places: dict[tuple[str, str, str], str] = {}
+    for image, target in plan.targets.items():
+        place = (
+            target.split,
+            checked_name(class_slug(target.class_name), tree.where).casefold(),
+            checked_name(target.file_name, tree.where).casefold(),
+        )
+        if places.setdefault(place, image) != image:
+            raise DataError(f"{tree.where}: expected a name of its own for {image!a}, found {places[place]!a} too")
+    return plan, frozenset((*plan.targets, *survey.contents))
+
+
+def _write_images(folder: FolderWriter, tree: Tree, plan: Plan, max_bad: int | None) -> None:
+    """Write every image of the plan that is one; past `max_bad` that are none, raise."""
+    if max_bad is None:
+        max_bad = max(1, int(MAX_BAD_FRACTION * len(plan.targets)))
+    bad: list[str] = []
+    for image, content, path in _contents(tree, plan):
+        if (fault := _image_fault(content)) is not None:
+            bad.append(f"{ascii(image)[1:-1]}: {fault}")
+            log.warning("%s: %s is left out", tree.where, bad[-1])
+            if len(bad) > max_bad:
+                raise DataError(
+                    f"{tree.where}: expected at most {max_bad} of {len(plan.targets)} images to be bad, found more: "
+                    f"{'; '.join(bad[:3])}; get the dataset anew"
+                )
+            continue
+        target = plan.targets[image]
+        folder.add_image(target.split, target.class_name, target.file_name, content, target.original, path)
+    folder.details = {"class_counts": folder.counts_per_class(), "bad_images": bad}
+
+
+def _contents(tree: Tree, plan: Plan) -> Iterator[tuple[str, bytes, Path | None]]:
+    if plan.render is None:
+        yield from tree.read(plan.targets)
+    else:
+        yield from ((name, content, None) for name, content in plan.render(plan.targets))
+
+
+def _image_fault(content: bytes) -> str | None:
+    """Why the bytes do not begin as an image does; None if they do, whatever their name says."""
+    try:
+        Image.open(io.BytesIO(content)).close()
+    except DECODING_ERRORS as error:
+        if not content:
+            return "an empty file"
+        return "no known image format" if isinstance(error, Image.UnidentifiedImageError) else ascii(str(error))[1:-1]
+    return None
+
+
+def _result(dataset: Dataset) -> PrepareResult:
+    counts = {split: len(dataset.splits.get(split, ())) for split in SPLITS}
+    bad = (read_record(dataset.root) or {}).get("bad_images", [])
+    return PrepareResult(dataset, counts, len(dataset.classes), len(bad))
+
+
+def _refuse_unknown(name: str) -> None:
+    if name not in LAYOUTS:
+        near = difflib.get_close_matches(name, [*SOURCES, *TASKS], n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]!r}?" if near else "`raysnap data ls` lists the names"
+        raise DataError(f"dataset {name!r}: expected the name of a known dataset, found another; {hint}")
+
+
+def _published_names(source: DatasetSource) -> frozenset[str]:
+    """The names of the published files, and of those that were packed alone, without `.gz`."""
+    names = [file.name for file in (*source.files, *source.variants)]
+    return frozenset((*names, *(name.removesuffix(".gz") for name in names if not is_archive_name(name))))
+
+
+def _refuse_other_digests(name: str, files: list[dict[str, Any]], is_allowed: bool) -> list[str]:
+    """What differs from the published digests, as notes; an error unless that is allowed."""
+    published = {file.name: file.digest for file in (*SOURCES[name].files, *SOURCES[name].variants) if file.digest}
+    notes = []
+    for file in files:
+        algorithm, _, expected = published.get(file["name"], "").partition(":")
+        if expected and file[algorithm] != expected:
+            note = f"{file['name']}: expected {algorithm} {expected} as published, found {file[algorithm]}"
+            if not is_allowed:
+                raise DataError(f"{note}; {ALLOW_HINT}")
+            notes.append(note)
+    return notes
+
+
+def _refuse_other_counts(name: str, plan: Plan, is_allowed: bool) -> list[str]:
+    """What differs from the published counts, as notes; an error unless that is allowed."""
+    notes = []
+    if plan.missing:
+        num_listed = len(plan.missing) + len(plan.targets)
+        listing = ", ".join(map(ascii, plan.missing[:3])) + (", …" if len(plan.missing) > 3 else "")
+        notes.append(f"expected {num_listed} listed images, found {len(plan.missing)} of them missing: {listing}")
+    source = SOURCES[name]
+    classes = {target.class_name for target in plan.targets.values()}
+    if len(classes) != source.num_classes:
+        notes.append(f"expected {source.num_classes} classes, found {len(classes)}")
+    found = {split: Counter[str]() for split in source.counts}
+    for target in plan.targets.values():
+        found.setdefault(target.split, Counter())[target.class_name] += 1
+    for split, expected in source.counts.items():
+        if found[split].total() != expected:
+            notes.append(
+                f"{split}: expected {expected:,} images, found {found[split].total():,}"
+                + _odd_classes(found[split], sorted(classes), expected, source.num_classes)
+            )
+    if notes and not is_allowed:
+        raise DataError(f"dataset {name!r}: {'; '.join(notes)}; {ALLOW_HINT}")
+    return notes
+
+
+def _odd_classes(found: Counter[str], classes: list[str], expected: int, num_classes: int) -> str:
+    """Which classes have too few or too many, where all have the same number: a split that divides evenly does."""
+    if expected % num_classes:
+        return ""
+    per_class = expected // num_classes
+    odd = [f"{name} has {found[name]}" for name in classes if found[name] != per_class]
+    return f" ({per_class} of each class; {', '.join(odd[:3])}{', …' if len(odd) > 3 else ''})" if odd else ""
+
+
+def _record(name: str, files: list[dict[str, Any]], plan: Plan, notes: list[str]) -> dict[str, Any]:
+    source = SOURCES[name]
+    return {
         "name": name,
-        "source": NAMED_DATASETS[name],
-        "files": [_file_record(path) for path in files],
-        "licence": converter.licence,
+        "title": source.title,
+        "page": source.page,
+        "files": files,
+        "licence": source.licence,
+        "overlap_with_imagenet": source.overlap,
+        "splits": plan.split_note,
+        "differences": notes,
         "converter_version": CONVERTER_VERSION,
     }
-    root = data_dir / name
-    if root.exists():
-        _refuse_other_source(root, record)
-        log.info("%s was made from these files before", root)
-    else:
-        with new_folder(root, record) as folder:
-            for image in converter.images(files):
-                folder.add_image(*image)
-    return _result(read_folder(root), num_bad=0)
 
 
-def _result(dataset: Dataset, num_bad: int) -> PrepareResult:
-    counts = {split: len(dataset.splits.get(split, ())) for split in SPLITS}
-    return PrepareResult(dataset, counts, len(dataset.classes), num_bad)
+def _refuse_senseless(folder: FolderWriter, root: Path) -> None:
+    """Raise, before it can be seen, if nothing could be trained on the folder."""
+    try:
+        read_folder(folder.partial_dir)
+    except DataError as error:
+        raise DataError(str(error).replace(str(folder.partial_dir), str(root))) from None
 
 
-def _converter(name: str) -> Converter:
-    if name in CONVERTERS:
-        return CONVERTERS[name]
-    if name in NAMED_DATASETS:
-        raise DataError(
-            f"dataset {name!r}: raysnap can't convert this one yet (it converts {', '.join(CONVERTERS)}); "
-            f"put its images in DATA_DIR/{name}/{{train,val,test}}/<class>/ yourself and the name works everywhere"
-        )
-    near = difflib.get_close_matches(name, [*NAMED_DATASETS, *TASKS], n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]!r}?" if near else "`raysnap data ls` lists the names"
-    raise DataError(f"dataset {name!r}: expected the name of a known dataset, found another; {hint}")
-
-
-def _file_record(path: Path) -> dict[str, Any]:
-    with path.open("rb") as file:
-        return {
-            "name": path.name,
-            "num_bytes": path.stat().st_size,
-            "sha256": hashlib.file_digest(file, "sha256").hexdigest(),
-        }
-
-
-def _refuse_other_source(root: Path, record: dict[str, Any]) -> None:
+def _refuse_other_source(root: Path, files: list[dict[str, Any]]) -> None:
     found = read_record(root) if root.is_dir() else None
     if found is None:
         raise DataError(f"{root}: expected nothing or what raysnap made there, found something else; move it away")
-    for key in ("files", "converter_version"):
-        if found.get(key) != record[key]:
+    for key, expected in (("files", files), ("converter_version", CONVERTER_VERSION)):
+        if found.get(key) != expected:
             raise DataError(
                 f"{root}: expected the dataset made from these files, found one with other {key} in dataset.json; "
                 f"delete that folder to have it made anew"
             )
-
-
-FASHION_MNIST_CLASSES = (
-    "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
-)  # fmt: skip
-FASHION_MNIST_FILES = {
-    "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
-    "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
-}
-
-
-def _find_fashion_mnist(source: Path) -> list[Path]:
-    """The four IDX files, packed or not, in a folder, in its `FashionMNIST/raw`, or beside the one that is named."""
-    wanted = [name for names in FASHION_MNIST_FILES.values() for name in names]
-    if source.is_file() and source.name.removesuffix(".gz") not in wanted:
-        raise DataError(f"--source {source}: expected a folder or one of {', '.join(wanted)}, found another file")
-    folder = source if source.is_dir() else source.parent
-    places = (folder, folder / "raw", folder / "FashionMNIST" / "raw")
-    files = []
-    for name in wanted:
-        candidates = [place / f"{name}{suffix}" for place in places for suffix in ("", ".gz")]
-        path = next((path for path in candidates if path.is_file()), None)
-        if path is None:
-            raise DataError(
-                f"--source {source}: expected {', '.join(wanted)} (each with .gz or without), found no {name}; "
-                f"get the files from {NAMED_DATASETS['fashion-mnist']}"
-            )
-        files.append(path)
-    return files
-
-
-def _fashion_mnist_images(files: list[Path]) -> Iterator[SourceImage]:
-    for split, images_path, labels_path in (("train", *files[:2]), ("test", *files[2:])):
-        images_NHW = read_idx(images_path, IDX_IMAGES_MAGIC)
-        labels_N = read_idx(labels_path, IDX_LABELS_MAGIC)
-        if len(images_NHW) != len(labels_N):
-            raise DataError(
-                f"{labels_path}: expected {len(images_NHW)} labels as {images_path.name} has images, "
-                f"found {len(labels_N)}; get both files from one place"
-            )
-        if labels_N.size and labels_N.max() >= len(FASHION_MNIST_CLASSES):
-            raise DataError(
-                f"{labels_path}: expected labels 0 to {len(FASHION_MNIST_CLASSES) - 1}, found {labels_N.max()}; "
-                f"is it another dataset's?"
-            )
-        for index, (image_HW, label) in enumerate(zip(images_NHW, labels_N.tolist(), strict=True)):
-            buffer = io.BytesIO()
-            Image.fromarray(image_HW).save(buffer, "PNG")
-            yield SourceImage(split, FASHION_MNIST_CLASSES[label], f"{index:05d}.png", buffer.getvalue())
-
-
-def read_idx(path: Path, magic: int) -> np.ndarray:
-    """The uint8 array of an IDX file, gzip-packed or not (http://yann.lecun.com/exdb/mnist, "file formats").
-
-    Raises:
-        DataError: it can't be read, is not that kind of IDX file, or is shorter or longer than its header says.
-    """
-    num_dimensions = magic & 0xFF
-    header_bytes = 4 * (1 + num_dimensions)
-    try:
-        with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file:
-            header = file.read(header_bytes)
-            if len(header) < header_bytes or struct.unpack(">I", header[:4])[0] != magic:
-                raise DataError(
-                    f"{path}: expected an IDX file that begins with {magic:08x}, found {header[:4].hex() or 'nothing'}"
-                )
-            shape = struct.unpack(f">{num_dimensions}I", header[4:])
-            num_bytes = int(np.prod([int(length) for length in shape], dtype=object))
-            if num_bytes > MAX_IDX_BYTES:
-                raise DataError(
-                    f"{path}: expected at most {MAX_IDX_BYTES} bytes of content, found {num_bytes} announced"
-                )
-            content = file.read(num_bytes + 1)
-    except (OSError, EOFError, zlib.error) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise DataError(f"{path}: can't be read as an IDX file: {reason}; get it anew") from None
-    if len(content) != num_bytes:
-        found = "more" if len(content) > num_bytes else len(content)
-        raise DataError(f"{path}: expected {num_bytes} bytes after the header, found {found}; get it anew")
-    return np.frombuffer(content, np.uint8).reshape(shape)
-
-
-CONVERTERS: dict[str, Converter] = {
-    "fashion-mnist": Converter(_find_fashion_mnist, _fashion_mnist_images, "Fashion-MNIST by Zalando SE: MIT licence."),
-}

@@ -19,23 +19,12 @@ from raysnap.config import ShapesConfig
 from raysnap.errors import DataError
 from raysnap.imagefolder import RECORD_NAME, read_record
 from raysnap.shapes import TASKS, draw_task, drawing_record
+from raysnap.sources import SOURCES
 
 SPLITS = ("train", "val", "test")
 IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"))
 MIN_TRAIN_IMAGES_PER_CLASS = 2
 VAL_FRACTION = 0.2
-
-NAMED_DATASETS: dict[str, str] = {
-    "cub-birds-200": "CUB-200-2011, https://data.caltech.edu/records/65de6-vp158",
-    "food-101": "Food-101, https://data.vision.ee.ethz.ch/cvl/datasets_extra/food-101/",
-    "image-woof": "Imagewoof, https://github.com/fastai/imagenette",
-    "imagenette": "Imagenette, https://github.com/fastai/imagenette",
-    "stanford-cars": "Stanford Cars, https://pytorch.org/vision/stable/generated/torchvision.datasets.StanfordCars.html",
-    "stanford-dogs": "Stanford Dogs, http://vision.stanford.edu/aditya86/ImageNetDogs/",
-    "fashion-mnist": "Fashion-MNIST, https://github.com/zalandoresearch/fashion-mnist",
-    "inaturalist-12k": "iNaturalist 12K, https://storage.googleapis.com/wandb_datasets/nature_12K.zip",
-    "caltech-101": "Caltech-101, https://data.caltech.edu/records/mzrjq-6wc02",
-}
 
 log = logging.getLogger(__name__)
 
@@ -104,14 +93,14 @@ def find_dataset(name_or_path: str, data_dir: Path) -> Path | None:
         raise DataError(f"dataset {name_or_path!r}: expected a folder, found a fault: {error.strerror}") from None
     if name_or_path in TASKS:
         return None
-    if name_or_path in NAMED_DATASETS:
+    if name_or_path in SOURCES:
         raise DataError(
             f"dataset {name_or_path!r}: expected the folder {data_dir / name_or_path}, found none; get it from "
-            f"{NAMED_DATASETS[name_or_path]} and run `raysnap data prepare {name_or_path} --source PATH`"
+            f"{SOURCES[name_or_path]} and run `raysnap data prepare {name_or_path} --source PATH`"
         )
     if not is_name:
         raise DataError(f"dataset {name_or_path!r}: expected a folder with train/<class>/<image>, found nothing there")
-    near = difflib.get_close_matches(name_or_path, [*TASKS, *NAMED_DATASETS, *folders_in(data_dir)], n=1, cutoff=0.5)
+    near = difflib.get_close_matches(name_or_path, [*TASKS, *SOURCES, *folders_in(data_dir)], n=1, cutoff=0.5)
     hint = f"; did you mean {near[0]!r}?" if near else "; `raysnap data ls` lists the names"
     raise DataError(f"dataset {name_or_path!r}: expected a folder in {data_dir} or a known name, found neither{hint}")
 

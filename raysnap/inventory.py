@@ -1,18 +1,14 @@
-"""What datasets there are, and whether one on disk is sound: `data ls` and `data check`."""
+"""What datasets there are, what is missing and where it can be had: `data ls`."""
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from blake3 import blake3
-
-from raysnap.converters import CONVERTERS
-from raysnap.data import NAMED_DATASETS, SPLITS, Item, folders_in, open_dataset, read_folder
+from raysnap.data import SPLITS, folders_in, read_folder
 from raysnap.errors import DataError
-from raysnap.images import for_each_image, read_image
 from raysnap.shapes import TASKS
+from raysnap.sources import SOURCES
 
 
 @dataclass(frozen=True)
@@ -22,41 +18,26 @@ class DatasetSummary:
     Attributes:
         path: the folder, or None when the dataset is not there.
         counts: images per split; empty when it is not there or `fault` is set.
-        note: where it comes from, or how to get it.
+        official_counts: images per split of the whole dataset; empty where not known for sure.
+        note: what it is, or how to get it.
+        page: where a person can get it, or None.
+        num_files: how many files `data prepare --download` fetches; 0 where it can't.
+        licence: the terms in a sentence, or None.
+        overlap: why its images are shared with ImageNet, or None.
         fault: why the folder can't be used, or None.
     """
 
     name: str
     path: Path | None
-    counts: dict[str, int]
-    num_classes: int
     note: str
+    counts: dict[str, int] = field(default_factory=dict)
+    official_counts: dict[str, int] = field(default_factory=dict)
+    num_classes: int = 0
+    page: str | None = None
+    num_files: int = 0
+    licence: str | None = None
+    overlap: str | None = None
     fault: str | None = None
-
-
-@dataclass(frozen=True)
-class CheckResult:
-    """What a full look at one dataset found.
-
-    Attributes:
-        counts: images per split and class.
-        num_ignored: files in class folders that are no images.
-        bad: files that can't be decoded, each with the reason.
-        duplicates: groups of byte-equal files that are in more than one split or class.
-    """
-
-    name: str
-    root: Path
-    classes: tuple[str, ...]
-    counts: dict[str, dict[str, int]]
-    num_ignored: int
-    bad: tuple[tuple[Path, str], ...]
-    duplicates: tuple[tuple[Path, ...], ...]
-
-    @property
-    def is_sound(self) -> bool:
-        """Whether nothing is bad and nothing of one split is in another."""
-        return not self.bad and not self.duplicates
 
 
 def list_datasets(data_dir: Path) -> list[DatasetSummary]:
@@ -67,68 +48,47 @@ def list_datasets(data_dir: Path) -> list[DatasetSummary]:
     """
     if data_dir.exists() and not data_dir.is_dir():
         raise DataError(f"data_dir {data_dir}: expected a folder, found a file; choose another data_dir")
-    known = [*TASKS, *sorted(NAMED_DATASETS)]
+    known = [*TASKS, *sorted(SOURCES)]
     others = [name for name in folders_in(data_dir) if name not in known]
-    return [_summary(name, data_dir) for name in (*known, *others)]
+    return [_summary(name, data_dir / name) for name in (*known, *others)]
 
 
-def check_dataset(name_or_path: str, data_dir: Path) -> CheckResult:
-    """Counts, undecodable files and duplicates across splits or classes of one dataset; reads every byte of it.
-
-    Raises:
-        DataError: no such dataset, or one that nothing can be trained on.
-    """
-    dataset = open_dataset(name_or_path, data_dir)
-    located = [(split, item) for split in SPLITS for item in dataset.splits.get(split, ())]
-    verdicts = for_each_image(lambda i: _examine(located[i][1]), range(len(located)))
-    groups: dict[str, list[tuple[str, Item]]] = defaultdict(list)
-    for (split, item), (digest, _) in zip(located, verdicts, strict=True):
-        if digest is not None:
-            groups[digest].append((split, item))
-    counts: dict[str, Counter[str]] = {split: Counter() for split in dataset.splits}
-    for split, item in located:
-        counts[split][dataset.classes[item.label]] += 1
-    return CheckResult(
-        name=dataset.name,
-        root=dataset.root,
-        classes=dataset.classes,
-        counts={split: {name: counts[split][name] for name in dataset.classes} for split in counts},
-        num_ignored=dataset.num_ignored,
-        bad=tuple((i.path, fault) for (_, i), (_, fault) in zip(located, verdicts, strict=True) if fault is not None),
-        duplicates=tuple(
-            tuple(item.path for _, item in group)
-            for group in groups.values()
-            if len({(split, item.label) for split, item in group}) > 1
-        ),
-    )
+def how_to_get(name: str) -> str:
+    """In a few words how a named dataset is had: by a download, or by hand from its page."""
+    source = SOURCES[name]
+    if not source.is_downloadable:
+        return f"get {', '.join(file.name for file in source.files)} from {source.page} and pass --source PATH"
+    files = "its file" if len(source.files) == 1 else f"its {len(source.files)} files"
+    return f"--download fetches {files}, or get them from {source.page} and pass --source PATH"
 
 
-def _summary(name: str, data_dir: Path) -> DatasetSummary:
-    root = data_dir / name
+def _summary(name: str, root: Path) -> DatasetSummary:
+    is_there = root.is_dir()
+    known, counts, num_classes, fault = _known(name, is_there), {}, 0, None
+    if is_there:
+        try:
+            dataset = read_folder(root)
+            counts = {split: len(dataset.splits.get(split, ())) for split in SPLITS}
+            num_classes = len(dataset.classes)
+        except DataError as error:
+            fault = str(error)
+    found = {"counts": counts, "num_classes": num_classes, "fault": fault} if is_there else {}
+    return DatasetSummary(name=name, path=root if is_there else None, **known | found)
+
+
+def _known(name: str, is_there: bool) -> dict[str, object]:
+    """What is known of a name before its folder is looked into."""
     if name in TASKS:
-        note = "built in, drawn on first use"
-    elif name in CONVERTERS:
-        note = f"{NAMED_DATASETS[name]}; `raysnap data prepare {name} --source PATH`"
-    else:
-        note = NAMED_DATASETS.get(name, "a folder of yours")
-    if not root.is_dir():
-        return DatasetSummary(name, None, {}, 0, note)
-    try:
-        dataset = read_folder(root)
-    except DataError as error:
-        return DatasetSummary(name, root, {}, 0, note, str(error))
-    counts = {split: len(dataset.splits.get(split, ())) for split in SPLITS}
-    return DatasetSummary(name, root, counts, len(dataset.classes), note)
-
-
-def _examine(item: Item) -> tuple[str | None, str | None]:
-    """The file's digest, and why it can't be decoded; each None where there is none."""
-    try:
-        digest = blake3(item.path.read_bytes()).hexdigest()
-    except OSError as error:
-        return None, f"{item.path}: can't be read: {error.strerror}"
-    try:
-        read_image(item.path)
-    except DataError as error:
-        return digest, str(error)
-    return digest, None
+        return {"note": "built in" if is_there else "drawn on first use", "num_classes": len(TASKS[name].classes)}
+    if name not in SOURCES:
+        return {"note": "a folder of yours"}
+    source = SOURCES[name]
+    return {
+        "note": source.title if is_there else how_to_get(name),
+        "official_counts": dict(source.counts),
+        "num_classes": source.num_classes,
+        "page": source.page,
+        "num_files": len(source.files) if source.is_downloadable else 0,
+        "licence": source.licence,
+        "overlap": source.overlap,
+    }

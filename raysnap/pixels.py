@@ -5,32 +5,37 @@ A cache is a folder of two sparse files, `pixels.bin` with a slot of equal lengt
 which is all that centre crops of any extent can ask for. The cache's name is a digest over every file's path, byte
 count, times and inode, and over the preprocessing, so a changed dataset gets another cache.
 
-Any number of processes may fill one cache at once without a lock: they write equal bytes. A record says "here" only
-after the pixels reached the disk, so a crash leaves images to be decoded again and never wrong ones.
+Any number of processes may fill one cache at once without a lock: they write equal bytes, begin at different images
+and leave out what another recorded in the meantime, so they share the work. A record says "here" only after the pixels
+reached the disk, so a crash leaves images to be decoded again and never wrong ones. The disk works on one portion
+while the next is decoded.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import random
 import shutil
 import time
+from collections import defaultdict
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
 from blake3 import blake3
-from PIL import Image
 
 from raysnap.data import Item, image_files
+from raysnap.decoding import Job, Shape, decode_into, kept
 from raysnap.errors import DataError
-from raysnap.images import for_each_image, read_image, resize_shorter_side
+from raysnap.images import MAX_BAD_FRACTION, num_bad_allowed
 
-FORMAT = 1
-MAX_BAD_FRACTION = 0.001
-FLUSH_BYTES = 256 * 1024 * 1024
+FORMAT = 2
+FLUSH_BYTES = 64 * 1024 * 1024
 
 _RECORD = np.dtype([("height", "<u4"), ("width", "<u4"), ("state", "<u4"), ("format", "<u4")])
 _HERE = 1
@@ -45,6 +50,7 @@ class PixelCache:
     Attributes:
         num_decoded: images that this object decoded.
         decode_s: wall time that took, in seconds.
+        max_bad: fraction of the images asked for that may be bad; one may be unless it is 0.
         bad: images that can't be decoded, by index, each with its file and the reason.
     """
 
@@ -54,17 +60,22 @@ class PixelCache:
     _slots: np.ndarray
     _records: np.memmap
     _pixels: np.memmap
+    max_bad: float = MAX_BAD_FRACTION
     num_decoded: int = 0
     decode_s: float = 0.0
     bad: dict[int, str] = field(default_factory=dict)
 
     @classmethod
-    def open(cls, items: Sequence[Item], dataset_root: Path, resize_size: int) -> PixelCache:
+    def open(
+        cls, items: Sequence[Item], dataset_root: Path, resize_size: int, max_bad: float = MAX_BAD_FRACTION
+    ) -> PixelCache:
         """The cache of the items' dataset, made empty where it is not there yet; nothing is decoded.
 
         Raises:
             DataError: an item is not in the dataset's folder, or no place for the cache can be written.
+            ValueError: `max_bad` is no fraction.
         """
+        num_bad_allowed(len(items), max_bad)
         paths = image_files(dataset_root)
         slot_of = {path: slot for slot, path in enumerate(paths)}
         try:
@@ -79,13 +90,13 @@ class PixelCache:
             records = _map(directory / "index.bin", _RECORD, (num_slots,), "r+")
         except OSError as error:
             raise DataError(f"pixel cache {directory}: can't be opened: {error.strerror or error}; delete it") from None
-        return cls(tuple(items), resize_size, directory, slots, records, pixels)
+        return cls(tuple(items), resize_size, directory, slots, records, pixels, max_bad)
 
     def load(self, indices: Sequence[int]) -> list[int]:
         """Those of `indices` whose pixels are in the cache now; what was missing is decoded first.
 
         Raises:
-            DataError: more than `max(1, 0.1 %)` of the images asked for are bad, or the disk is full.
+            DataError: more of the images asked for are bad than `max_bad` allows, or the disk is full.
         """
         indices = list(indices)
         state = self._records["state"][self._slots[indices]]
@@ -99,7 +110,7 @@ class PixelCache:
     def read(self, indices: Sequence[int], crop_size: int) -> torch.Tensor:
         """The centre crops of images that `load` called good: uint8 `[len(indices), 3, crop_size, crop_size]`.
 
-        Equal to torchvision's `Resize(resize_size)` and `CenterCrop(crop_size)` of the RGB image.
+        Equal to torchvision's `Resize(resize_size)` and `CenterCrop(crop_size)` of the upright RGB image.
 
         Raises:
             DataError: an image is bad.
@@ -122,75 +133,68 @@ class PixelCache:
 
     def _window(self, slot: int, height: int, width: int, crop_size: int) -> np.ndarray:
         """The centre crop `[3, crop_size, crop_size]` of the image in a slot, as a view."""
-        top, num_rows = _kept(height, self.resize_size)
-        left, num_columns = _kept(width, self.resize_size)
-        kept = self._pixels[slot, : 3 * num_rows * num_columns].reshape(3, num_rows, num_columns)
+        top, num_rows = kept(height, self.resize_size)
+        left, num_columns = kept(width, self.resize_size)
+        planes = self._pixels[slot, : 3 * num_rows * num_columns].reshape(3, num_rows, num_columns)
         # round() of a half goes to the even neighbour, in torchvision's CenterCrop as here.
         first_row = round((height - crop_size) / 2.0) - top
         first_column = round((width - crop_size) / 2.0) - left
-        return kept[:, first_row : first_row + crop_size, first_column : first_column + crop_size]
+        return planes[:, first_row : first_row + crop_size, first_column : first_column + crop_size]
 
     def _decode(self, missing: list[int]) -> None:
         """Decode images into their slots, in portions that are flushed before their records say so."""
         started_s = time.perf_counter()
-        num_at_once = max(64, FLUSH_BYTES // self._pixels.shape[1])
+        slot_bytes = self._pixels.shape[1]
+        num_at_once = max(64, FLUSH_BYTES // slot_bytes)
+        first = random.SystemRandom().randrange(len(missing))
+        indices_of: dict[Job, list[int]] = defaultdict(list)
+        for i in missing[first:] + missing[:first]:
+            indices_of[Job(str(self.items[i].path), int(self._slots[i]) * slot_bytes)].append(i)
+
+        def is_done(job: Job) -> bool:
+            return self._records["state"][job.offset // slot_bytes] == _HERE
+
+        flushed: list[Future[None]] = []
+        portion: list[tuple[int, Shape]] = []
         try:
-            file = os.open(self.directory / "pixels.bin", os.O_WRONLY)
-            try:
-                for start in range(0, len(missing), num_at_once):
-                    portion = missing[start : start + num_at_once]
-                    shapes = for_each_image(lambda i: self._decode_one(i, file), portion)
-                    _sync(file)
-                    self._record(portion, shapes)
-            finally:
-                os.close(file)
+            with (
+                (self.directory / "pixels.bin").open("r+b", buffering=0) as file,
+                ThreadPoolExecutor(1) as flushing,
+                closing(decode_into(file.fileno(), list(indices_of), self.resize_size, is_done)) as outcomes,
+            ):
+                for job, outcome in outcomes:
+                    if isinstance(outcome, str):
+                        self.bad |= dict.fromkeys(indices_of[job], outcome)
+                        continue
+                    portion.append((job.offset // slot_bytes, outcome))
+                    if len(portion) == num_at_once:
+                        flushed.append(flushing.submit(self._flush, file.fileno(), portion))
+                        portion = []
+                flushed.append(flushing.submit(self._flush, file.fileno(), portion))
+                for future in flushed:
+                    future.result()
         except OSError as error:
             raise DataError(
                 f"pixel cache {self.directory}: can't be written: {error.strerror or error}; free space there"
             ) from None
         self.decode_s += time.perf_counter() - started_s
 
-    def _decode_one(self, index: int, file: int) -> tuple[int, int] | None:
-        """Height and width of the resized image whose pixels now are in its slot; None when it is bad."""
-        path = self.items[index].path
-        try:
-            image = resize_shorter_side(read_image(path), self.resize_size)
-        except DataError as error:
-            message = str(error)
-            self.bad[index] = message if message.startswith(str(path)) else f"{path}: {message}"
-            return None
-        _write_all(file, _central_bytes(image, self.resize_size), int(self._slots[index]) * self._pixels.shape[1])
-        return image.height, image.width
-
-    def _record(self, indices: list[int], shapes: list[tuple[int, int] | None]) -> None:
-        good = [(i, *shape) for i, shape in zip(indices, shapes, strict=True) if shape is not None]
-        for index, height, width in good:
-            self._records[self._slots[index]] = (height, width, _HERE, FORMAT)
-        self.num_decoded += len(good)
+    def _flush(self, file: int, portion: list[tuple[int, Shape]]) -> None:
+        """Sees the pixels in the portion's slots to the disk, then records them."""
+        _sync(file)
+        for slot, (height, width) in portion:
+            self._records[slot] = (height, width, _HERE, FORMAT)
+        self.num_decoded += len(portion)
 
     def _refuse_many_bad(self, indices: list[int]) -> None:
         bad = [self.bad[i] for i in indices if i in self.bad]
-        max_bad = max(1, int(MAX_BAD_FRACTION * len(indices)))
+        max_bad = num_bad_allowed(len(indices), self.max_bad)
         if len(bad) > max_bad:
             more = f" (and {len(bad) - 3} more)" if len(bad) > 3 else ""
             raise DataError(
                 f"{len(bad)} of {len(indices)} images are bad, expected at most {max_bad}: {'; '.join(bad[:3])}{more}; "
                 f"remove or replace them (`raysnap data check` lists all)"
             )
-
-
-def _kept(length: int, resize_size: int) -> tuple[int, int]:
-    """Where the kept part of a side begins, and its length: the centre, and one pixel more for odd crops."""
-    first = (length - resize_size) // 2
-    return first, min(length - first, resize_size + 1)
-
-
-def _central_bytes(image: Image.Image, resize_size: int) -> bytes:
-    """The kept part of a resized image, planes first."""
-    top, num_rows = _kept(image.height, resize_size)
-    left, num_columns = _kept(image.width, resize_size)
-    kept = np.asarray(image)[top : top + num_rows, left : left + num_columns]
-    return kept.transpose(2, 0, 1).tobytes()
 
 
 def _cache_name(dataset_root: Path, paths: list[Path], resize_size: int) -> str:
@@ -243,15 +247,6 @@ def _map(path: Path, dtype: np.dtype, shape: tuple[int, ...], mode: str) -> np.m
     if path.stat().st_size < num_bytes:
         os.truncate(path, num_bytes)
     return np.memmap(path, dtype=dtype, mode=mode, shape=shape)
-
-
-def _write_all(file: int, content: bytes, offset: int) -> None:
-    """Write at an offset, whatever short writes it takes; threads and processes may write beside each other."""
-    view = memoryview(content)
-    while view:
-        num_written = os.pwrite(file, view, offset)
-        view = view[num_written:]
-        offset += num_written
 
 
 def _sync(file: int) -> None:

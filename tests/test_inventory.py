@@ -1,23 +1,31 @@
-"""What datasets there are, and the full look at one."""
+"""What datasets there are, what is missing and where it can be had."""
 
 import shutil
 
 import pytest
-from PIL import Image
 
 from raysnap.config import ShapesConfig
-from raysnap.data import NAMED_DATASETS, open_dataset
+from raysnap.data import open_dataset
 from raysnap.errors import DataError
-from raysnap.inventory import check_dataset, list_datasets
+from raysnap.inventory import how_to_get, list_datasets
 from raysnap.shapes import TASKS
+from raysnap.sources import SOURCES
+from raysnap.tables import datasets_table, sources_table
 
 TINY = ShapesConfig(image_size=16, num_train=8, num_val=4, num_test=4)
 
 
+def shown(table, width, capsys):
+    from rich.console import Console
+
+    Console(width=width).print(table)
+    return [line.rstrip() for line in capsys.readouterr().out.splitlines()]
+
+
 def test_every_known_name_is_listed_and_nothing_is_made(tmp_path):
     summaries = list_datasets(tmp_path / "nowhere")
-    assert [summary.name for summary in summaries] == [*TASKS, *sorted(NAMED_DATASETS)]
-    assert all(summary.path is None and summary.note for summary in summaries)
+    assert [summary.name for summary in summaries] == [*TASKS, *sorted(SOURCES)]
+    assert all(summary.path is None and summary.note and summary.num_classes for summary in summaries)
     assert not (tmp_path / "nowhere").exists()
 
 
@@ -28,7 +36,13 @@ def test_what_is_there_is_listed_with_its_counts_or_its_fault(tmp_path):
     by_name = {summary.name: summary for summary in list_datasets(tmp_path)}
     assert by_name["mine"].counts == by_name["shapes-shape-a"].counts == {"train": 8, "val": 4, "test": 4}
     assert by_name["mine"].num_classes == 4
+    assert by_name["mine"].note == "a folder of yours"
     assert "found no folders" in by_name["broken"].fault
+
+
+def test_folders_with_a_dot_are_no_datasets(tmp_path):
+    (tmp_path / ".downloads" / "imagenette").mkdir(parents=True)
+    assert {summary.name for summary in list_datasets(tmp_path)} == {*TASKS, *SOURCES}
 
 
 def test_a_data_dir_that_is_a_file_is_refused(tmp_path):
@@ -37,36 +51,29 @@ def test_a_data_dir_that_is_a_file_is_refused(tmp_path):
         list_datasets(tmp_path / "data")
 
 
-def test_a_sound_dataset_is_counted(tmp_path):
-    open_dataset("shapes-shape-a", tmp_path, TINY)
-    result = check_dataset("shapes-shape-a", tmp_path)
-    assert result.is_sound
-    assert result.counts["train"] == dict.fromkeys(result.classes, 2)
-    assert result.counts["val"] == dict.fromkeys(result.classes, 1)
-    assert result.num_ignored == 0
+@pytest.mark.parametrize("name", sorted(SOURCES))
+def test_every_named_dataset_says_where_it_is_on_what_terms_and_whether_it_can_be_fetched(tmp_path, name):
+    summary = next(one for one in list_datasets(tmp_path) if one.name == name)
+    source = SOURCES[name]
+    assert (summary.page, summary.licence, summary.overlap) == (source.page, source.licence, source.overlap)
+    assert summary.num_files == (len(source.files) if source.is_downloadable else 0)
+    assert source.page in how_to_get(name) and "--source" in how_to_get(name)
+    assert ("--download" in how_to_get(name)) == source.is_downloadable
 
 
-def test_bad_images_strays_and_leaks_between_splits_are_named(tmp_path):
-    dataset = open_dataset("shapes-shape-a", tmp_path, TINY)
-    train, val = dataset.splits["train"], dataset.splits["val"]
-    train[0].path.write_bytes(b"")
-    (train[0].path.parent / "notes.txt").touch()
-    shutil.copy(train[3].path, val[1].path)
-    twin = train[5].path.with_name("twin.jpg")
-    shutil.copy(train[5].path, twin)
-    result = check_dataset(str(dataset.root), tmp_path)
-    assert not result.is_sound
-    assert [path for path, _ in result.bad] == [train[0].path]
-    assert "an empty file" in result.bad[0][1]
-    assert result.num_ignored == 1
-    assert result.duplicates == ((train[3].path, val[1].path),)
+@pytest.mark.parametrize("width", [80, 120])
+def test_the_list_fits_the_terminal_and_hides_nothing(tmp_path, capsys, width):
+    summaries = list_datasets(tmp_path)
+    lines = shown(datasets_table(summaries), width, capsys)
+    assert max(map(len, lines)) <= width
+    assert all(any(line.startswith(one.name) for line in lines) for one in summaries)
+    assert " ".join(lines).count("[ImageNet overlap]") == sum(bool(one.overlap) for one in summaries)
+    assert "5994/0/5794" in "".join(lines)
+    pages = "".join(line.strip() for line in shown(sources_table(summaries), width, capsys)).replace(" ", "")
+    assert all(source.page in pages and source.licence.replace(" ", "") in pages for source in SOURCES.values())
 
 
-def test_equal_images_of_two_classes_are_named(tmp_path):
-    for class_name in ("a", "b"):
-        (tmp_path / "it" / "train" / class_name).mkdir(parents=True)
-        for index in range(2):
-            value = index if class_name == "a" else index * 9
-            Image.new("L", (4, 4), value).save(tmp_path / "it" / "train" / class_name / f"{index}.png")
-    (group,) = check_dataset(str(tmp_path / "it"), tmp_path).duplicates
-    assert [path.parent.name for path in group] == ["a", "b"]
+def test_a_dataset_with_other_counts_than_the_official_ones_says_both(tmp_path, capsys):
+    shutil.copytree(open_dataset("shapes-shape-a", tmp_path, TINY).root, tmp_path / "fashion-mnist")
+    (line,) = (one for one in shown(datasets_table(list_datasets(tmp_path)), 80, capsys) if one.startswith("fashion"))
+    assert line.split() == ["fashion-mnist", "yes", "4", "8/4/4", "of", "60000/0/10000"]

@@ -1,29 +1,27 @@
 """The pixel cache: equal to torchvision's pixels, decoded once, never wrong after a crash or a change."""
 
 import errno
-import io
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
+from bad_images import BAD, noise_image
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageOps
 from torchvision.transforms.v2 import CenterCrop, Compose, Resize
 from torchvision.transforms.v2.functional import pil_to_tensor
 
-from raysnap import images, pixels
+from raysnap import decoding, pixels
 from raysnap.data import Dataset, read_folder
 from raysnap.errors import DataError
 from raysnap.pixels import PixelCache
 
+IS_DEEP = os.environ.get("RAYSNAP_DEEP") == "1"
 FORMS = [(40, 40), (40, 57), (57, 40), (24, 33), (33, 90), (200, 61), (31, 32), (12, 12), (7, 50), (1, 1)]
-
-
-def noise_image(width: int, height: int, seed: int = 0) -> Image.Image:
-    noise = np.random.default_rng([width, height, seed]).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    return Image.fromarray(noise)
 
 
 def make_dataset(root: Path, forms: list[tuple[int, int]], suffix: str = "png") -> Dataset:
@@ -41,7 +39,10 @@ def open_cache(dataset: Dataset, resize_size: int = 32) -> PixelCache:
 def torchvision_pixels(dataset: Dataset, resize_size: int, crop_size: int) -> torch.Tensor:
     transform = Compose([Resize(resize_size), CenterCrop(crop_size)])
     return torch.stack(
-        [pil_to_tensor(transform(Image.open(item.path).convert("RGB"))) for item in dataset.splits["train"]]
+        [
+            pil_to_tensor(transform(ImageOps.exif_transpose(Image.open(item.path)).convert("RGB")))
+            for item in dataset.splits["train"]
+        ]
     )
 
 
@@ -55,16 +56,47 @@ def test_pixels_equal_torchvision_bit_for_bit(tmp_path, suffix, resize_size, cro
     assert torch.equal(cache.read(everything, crop_size), torchvision_pixels(dataset, resize_size, crop_size))
 
 
-@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK", "1", "LA", "I;16"])
+@settings(max_examples=300 if IS_DEEP else 40)
+@given(width=st.integers(1, 90), height=st.integers(1, 90), resize_size=st.integers(1, 70), crop=st.floats(0, 1))
+def test_pixels_of_any_form_at_any_size_equal_torchvision_bit_for_bit(width, height, resize_size, crop):
+    crop_size = max(1, round(crop * resize_size))
+    with TemporaryDirectory() as folder:
+        dataset = make_dataset(Path(folder), [(width, height), (height, width), (width, width), (1, height)])
+        found = open_cache(dataset, resize_size).read(range(4), crop_size)
+        assert torch.equal(found, torchvision_pixels(dataset, resize_size, crop_size))
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK", "1", "LA"])
 def test_images_of_every_mode_become_rgb(tmp_path, mode):
     dataset = make_dataset(tmp_path, FORMS[:4])
     path = dataset.splits["train"][0].path
-    if mode == "I;16":
-        Image.fromarray(np.arange(1600, dtype=np.uint16).reshape(40, 40) * 40).save(path)
-    else:
-        path.unlink()
-        noise_image(40, 40).convert(mode).save(path, "TIFF" if mode == "CMYK" else "PNG")
+    path.unlink()
+    noise_image(40, 40).convert(mode).save(path, "TIFF" if mode == "CMYK" else "PNG")
     assert torch.equal(open_cache(dataset).read(range(4), 32), torchvision_pixels(dataset, 32, 32))
+
+
+def test_a_photo_that_lies_on_its_side_is_turned_upright(tmp_path):
+    dataset = make_dataset(tmp_path, FORMS[:4], "jpg")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    noise_image(70, 40).save(dataset.splits["train"][1].path, exif=exif)
+    found = open_cache(dataset).read(range(4), 30)
+    assert torch.equal(found, torchvision_pixels(dataset, 32, 30))
+
+
+def test_processes_fill_the_cache_as_threads_do(tmp_path, monkeypatch):
+    monkeypatch.setattr(decoding, "MAX_THREADS", 1)
+    monkeypatch.setattr(decoding, "MIN_JOBS_PER_PROCESS", 1)
+    monkeypatch.setattr(decoding, "num_cpus", lambda: 2)
+    dataset = make_dataset(tmp_path, FORMS * 4)
+    everything = range(len(FORMS) * 4)
+    expected = torchvision_pixels(dataset, 32, 32)
+    dataset.splits["train"][3].path.write_bytes(b"")
+    cache = open_cache(dataset)
+    good = cache.load(everything)
+    assert good == [index for index in everything if index != 3]
+    assert torch.equal(cache.read(good, 32), expected[good])
+    assert cache.num_decoded == len(good)
 
 
 def test_each_image_is_decoded_once_and_only_when_asked_for(tmp_path):
@@ -183,37 +215,34 @@ def test_two_writers_fill_one_cache_at_once(tmp_path):
     assert cache.num_decoded == 0
 
 
-def jpeg_bytes(width: int = 40, height: int = 40) -> bytes:
-    buffer = io.BytesIO()
-    noise_image(width, height).save(buffer, "JPEG")
-    return buffer.getvalue()
+def test_what_another_process_decodes_meanwhile_is_not_decoded_again(tmp_path, monkeypatch):
+    dataset = make_dataset(tmp_path, FORMS * 10)
+    indices = list(range(len(FORMS) * 10))
+    mine, other = open_cache(dataset), open_cache(dataset)
+    read_image, seen = decoding.read_image, []
+
+    def read_after_other(path: Path) -> Image.Image:
+        seen.append(path)
+        if len(seen) == 1:
+            other.load(indices[:50])
+        return read_image(path)
+
+    monkeypatch.setattr(decoding, "num_cpus", lambda: 1)
+    monkeypatch.setattr(decoding, "read_image", read_after_other)
+    assert mine.load(indices) == indices
+    assert other.num_decoded == 50
+    assert 50 <= mine.num_decoded <= 51 + decoding.RUN_LENGTH
+    assert torch.equal(mine.read(indices, 32), torchvision_pixels(dataset, 32, 32))
 
 
-def png_of_claimed_extent(width: int, height: int) -> bytes:
-    buffer = io.BytesIO()
-    Image.new("1", (width, height)).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-BAD = {
-    "empty": (b"", "an empty file"),
-    "garbage": (b"garbage" * 50, "no known image format"),
-    "text": (b"<html>404</html>", "no known image format"),
-    "cut JPEG": (jpeg_bytes()[:400], "a fault in it"),
-    "JPEG header alone": (jpeg_bytes()[:20], "expected an image"),
-    "cut PNG": (png_of_claimed_extent(64, 64)[:45], "expected an image"),
-    "bomb": (png_of_claimed_extent(20_000, 6_000), "at most 100,000,000 pixels, found 20000 x 6000"),
-    "thread": (png_of_claimed_extent(4_000_000, 1), "side ratio"),
-}
-
-
-@pytest.mark.parametrize("kind", BAD)
+@pytest.mark.parametrize("kind", ["empty", "garbage", "cut JPEG", "bomb of 20,000 x 6,000", "named pipe"])
 def test_a_bad_image_is_named_and_left_out(tmp_path, kind):
-    content, reason = BAD[kind]
+    make, reason = BAD[kind]
     dataset = make_dataset(tmp_path, FORMS)
-    path = dataset.splits["train"][2].path
-    path.write_bytes(content)
     cache = open_cache(dataset)
+    path = dataset.splits["train"][2].path
+    path.unlink()
+    make(path)
     assert cache.load([0, 1, 2, 3]) == [0, 1, 3]
     assert list(cache.bad) == [2]
     assert cache.bad[2].startswith(f"{path}: ")
@@ -221,6 +250,24 @@ def test_a_bad_image_is_named_and_left_out(tmp_path, kind):
     assert cache.num_decoded == 3
     with pytest.raises(DataError, match="leave out what load"):
         cache.read([2], 32)
+
+
+def test_an_item_that_is_listed_twice_is_bad_twice(tmp_path):
+    dataset = make_dataset(tmp_path, FORMS)
+    items = dataset.splits["train"]
+    items[1].path.write_bytes(b"")
+    cache = PixelCache.open((*items, items[1], items[0]), tmp_path, 32, max_bad=0.5)
+    assert cache.load([0, 1, 10, 11]) == [0, 11]
+    assert cache.bad[1] == cache.bad[10]
+    assert cache.num_decoded == 1
+
+
+def test_an_image_too_long_and_thin_to_be_resized_is_bad(tmp_path):
+    dataset = make_dataset(tmp_path, FORMS)
+    Image.new("1", (4_000_000, 1)).save(dataset.splits["train"][2].path)
+    cache = open_cache(dataset)
+    assert cache.load([1, 2]) == [1]
+    assert cache.bad[2].startswith(f"{dataset.splits['train'][2].path}: expected a side ratio that fits")
 
 
 def test_a_file_that_went_missing_is_a_bad_image(tmp_path):
@@ -239,6 +286,25 @@ def test_more_bad_images_than_the_limit_are_an_error_that_names_some(tmp_path):
     with pytest.raises(DataError, match=r"5 of 10 images are bad, expected at most 1: .*000\.png.*\(and 2 more\)"):
         cache.load(range(len(FORMS)))
     assert cache.load([0, 7]) == [7]
+
+
+@pytest.mark.parametrize(("max_bad", "num_allowed"), [(0.5, 5), (0.4, 4), (0.0, 0)])
+def test_the_limit_of_bad_images_is_a_fraction_of_those_asked_for(tmp_path, max_bad, num_allowed):
+    dataset = make_dataset(tmp_path, FORMS)
+    for item in dataset.splits["train"][:5]:
+        item.path.write_bytes(b"")
+    cache = PixelCache.open(dataset.splits["train"], dataset.root, 32, max_bad)
+    if num_allowed == 5:
+        assert cache.load(range(10)) == [5, 6, 7, 8, 9]
+    else:
+        with pytest.raises(DataError, match=f"5 of 10 images are bad, expected at most {num_allowed}"):
+            cache.load(range(10))
+
+
+def test_a_limit_that_is_no_fraction_is_refused(tmp_path):
+    dataset = make_dataset(tmp_path, FORMS)
+    with pytest.raises(ValueError, match="max_bad: expected a fraction from 0 to 1, found 2"):
+        PixelCache.open(dataset.splits["train"], dataset.root, 32, max_bad=2)
 
 
 def test_an_odd_file_warns_nobody(tmp_path):
@@ -265,7 +331,3 @@ def test_reading_nothing_gives_nothing(tmp_path):
     cache = open_cache(make_dataset(tmp_path, FORMS))
     assert cache.load([]) == []
     assert cache.read([], 32).shape == (0, 3, 32, 32)
-
-
-def test_results_come_in_the_order_of_the_indices():
-    assert images.for_each_image(lambda index: index * index, [3, 1, 2]) == [9, 1, 4]
