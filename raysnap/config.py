@@ -34,7 +34,7 @@ class Section(Config):
     @classmethod
     def _yes_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
         found = [one for one in (value if isinstance(value, list) else [value]) if isinstance(one, bool)]
-        if found and cls.model_fields[info.field_name].annotation is not bool:
+        if found and cls.model_fields[info.field_name].annotation not in (bool, bool | None):
             raise ValueError(f"found a yes or no ({str(found[0]).lower()}), which does not belong here; quote text")
         return value
 
@@ -48,7 +48,27 @@ class TrainConfig(Section):
     optimizer: Literal["adam", "adamw", "sgd"] = Field("adam", description="The torch.optim optimizer.")
     momentum: float = Field(0.9, ge=0, lt=1, description="Momentum of SGD; the others ignore it.")
     weight_decay: float = Field(0.0, ge=0, le=10, description="L2 penalty (decoupled for adamw).")
-    augment: bool = Field(False, description="Random resized crop and horizontal flip of the training items.")
+    views: int | None = Field(
+        1,
+        ge=1,
+        le=1000,
+        description="Fixed augmented views of each training item, used in turn by the epochs; 1 is none, null is a "
+        "fresh one each epoch.",
+    )
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto",
+        description="What blocks compute in; auto is float32 on a CPU, bfloat16 on a GPU that has it, else float16.",
+    )
+    channels_last: bool | None = Field(
+        None, description="Memory layout of convolutions; null is what is fast: yes on a GPU, no on a CPU."
+    )
+    compile: bool = Field(False, description="torch.compile of the trained blocks.")
+    deterministic: bool = Field(
+        False, description="Only deterministic kernels: the same seed gives the same bytes on the same machine."
+    )
+    checkpoint_every: int | None = Field(
+        None, ge=1, description="Epochs between checkpoints that a killed trial goes on from; null is only the last."
+    )
 
 
 class RetrainConfig(Section):
@@ -111,7 +131,17 @@ class ResourcesConfig(Section):
     """What each trial or search gets, and how many run at once."""
 
     num_workers: int = Field(
-        0, ge=0, le=0, description="Train workers per trial; 0 is the trainer's local mode in the trial's own actor."
+        0,
+        ge=0,
+        le=1024,
+        description="Train workers per trial; 0 is the trainer's local mode in the trial's own actor, 1 and more are a "
+        "worker group.",
+    )
+    max_failures: int = Field(
+        1,
+        ge=0,
+        le=1000,
+        description="How often a trial whose process died is begun again, from its newest checkpoint.",
     )
     gpus: float | None = Field(None, ge=0, le=64, description="GPUs per trial; null is one where there is any, else 0.")
     cpus: float = Field(1, gt=0, le=1024, description="CPUs per trial.")
@@ -182,6 +212,9 @@ class GenerateConfig(JobConfig):
     train: TrainConfig = Field(TrainConfig(), description="How each snapshot is fine-tuned.")
     retrain: RetrainConfig = Field(RetrainConfig(), description="How many blocks each trial retrains.")
     base: BaseConfig = Field(BaseConfig(), description="Where fine-tunes start from.")
+    prefix_cache_bytes: int = Field(
+        10 * 2**30, ge=0, description="Room for the cached outputs of frozen blocks, per machine; 0 is no cache."
+    )
 
 
 class BenchConfig(JobConfig):
@@ -296,7 +329,14 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Dumper(yaml.SafeDumper):
-    """Writes what `_Loader` reads back: text that looks like a number is quoted."""
+    """Writes what `_Loader` reads back: text that looks like a number is quoted, odd line ends are escaped."""
+
+    def represent_text(self, text: str) -> yaml.ScalarNode:
+        is_odd = any(line_end in text for line_end in "\x85\u2028\u2029")
+        return self.represent_scalar("tag:yaml.org,2002:str", text, style='"' if is_odd else None)
+
+
+_Dumper.add_representer(str, _Dumper.represent_text)
 
 
 for _side in (_Loader, _Dumper):

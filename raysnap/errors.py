@@ -68,7 +68,13 @@ class FrozenBlockChanged(RaysnapError):
 
 
 class TrainingDiverged(RaysnapError):
-    """The loss became NaN or infinite."""
+    """The loss or the weights became NaN or infinite."""
+
+    exit_code = 1
+
+
+class OutOfMemory(RaysnapError):
+    """A device or this machine has too little memory for a fine-tune."""
 
     exit_code = 1
 

@@ -1,48 +1,40 @@
 """One fine-tune: a plain function over a model, its data and a configuration; no Ray in it.
 
-Frozen blocks run in eval mode without autograd, once per item where no augmentation changes their input, and must come
+Frozen blocks run in eval mode without autograd, once per item and view where their outputs are cached, and must come
 out byte-identical: BatchNorm statistics do not drift, dropout and stochastic depth are off in them. The epoch that does
 best on val is the one that is kept; test is looked at once, after that choice.
 """
 
 from __future__ import annotations
 
-import logging
 import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from raysnap.batches import augment, normalise
 from raysnap.config import TrainConfig
-from raysnap.errors import FrozenBlockChanged, TrainingDiverged
+from raysnap.errors import FrozenBlockChanged, OutOfMemory, TrainingDiverged
+from raysnap.feeds import Feed, FrozenPrefix, LabelledPixels, View
 from raysnap.manifest import Preprocessing
+from raysnap.numerics import Numerics
 from raysnap.objects import block_digest
-
-logger = logging.getLogger(__name__)
+from raysnap.prefixes import PrefixCache
+from raysnap.training_state import TrainingState, random_state
+from raysnap.workers import ALONE, Worker
 
 Scores = dict[str, float]
+Save = Callable[[Path], None]
+Report = Callable[[dict[str, float], Save | None], None]
 
-MAX_PREFIX_BYTES = 2**30
-PREFIX_BATCH_ITEMS = 64
+STEPS_PER_CHECK = 50  # looking at the loss makes a GPU wait
 
-
-@dataclass(frozen=True)
-class LabelledPixels:
-    """The items of one split.
-
-    Attributes:
-        read: takes item positions and an edge S in pixels, gives their centre crops, uint8 `[n, 3, S, S]`.
-        labels: class indices, int64 `[N]`.
-    """
-
-    read: Callable[[Sequence[int], int], Tensor]
-    labels: Tensor
+_NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
 
 
 @dataclass(frozen=True)
@@ -50,9 +42,9 @@ class FinetuneResult:
     """What a fine-tune leaves behind; the model itself holds the best epoch's weights.
 
     Attributes:
-        metrics: `val_accuracy`, `val_loss`, `test_accuracy`, `test_loss` (test where there is one), `best_epoch`.
-        history: a dict per epoch: `epoch`, `train_loss`, `val_loss`, `val_accuracy`, `epoch_s`.
-        timings_s: `train`, `evaluate`, `verify`.
+        metrics: `val_accuracy`, `val_top5_accuracy`, `val_loss`, the same of `test` where there is one, `best_epoch`.
+        history: a dict per epoch: `epoch`, `train_loss`, `val_loss`, `val_accuracy`, `val_top5_accuracy`, `epoch_s`.
+        timings_s: `prefix` (filling the cache), `train`, `evaluate`, `verify`.
     """
 
     metrics: dict[str, float]
@@ -69,57 +61,165 @@ def finetune(
     *,
     seed: int,
     base_digests: Sequence[str],
-    report: Callable[[dict[str, float]], None],
+    report: Report,
+    resume_dir: Path | None = None,
+    prefix: PrefixCache | None = None,
+    views_seed: int | None = None,
+    worker: Worker = ALONE,
 ) -> FinetuneResult:
     """Trains all but the first `num_frozen` blocks of `model` in place and says how it went.
+
+    Several workers share every batch, so that they train what one worker would, to the last bits but a few. BatchNorm
+    that is trained takes its statistics from the whole batch on GPUs (SyncBatchNorm), from each worker's part on CPUs.
 
     Args:
         model: blocks from stem to head, on the device to train on.
         splits: `train` and `val`, and `test` where there is one.
         base_digests: the digests that the frozen blocks must still have afterwards, in order.
-        report: called with each epoch's history entry.
+        report: called on every worker with each epoch's history entry, and with what writes a checkpoint into a folder
+            where one is due: every `checkpoint_every` epochs, to be called before `report` returns, and after the last
+            epoch, which may be called later too. Only the first worker need call it.
+        resume_dir: a checkpoint of the same fine-tune that was to go on; the result is as if it had never stopped.
+        prefix: where outputs of frozen blocks are cached; None runs them in every epoch.
+        views_seed: of fixed views, which trials of one value share; None is `seed`.
 
     Raises:
-        TrainingDiverged: the loss became NaN or infinite.
-        FrozenBlockChanged: a frozen block no longer has its digest.
+        TrainingDiverged: the loss, a score or a weight became NaN or infinite.
+        OutOfMemory: the device or the machine has too little memory for it.
+        FrozenBlockChanged: a frozen block no longer has its digest, or was in training mode.
+        WeightsError: `resume_dir` holds no such checkpoint.
     """
-    device = next(model.parameters()).device
-    freeze(model, num_frozen)
-    trained = model[num_frozen:]
-    optimizer = _make_optimizer(list(trained.parameters()), config)
-    shuffling = torch.Generator().manual_seed(seed)
-    augmenting = torch.Generator(device=device).manual_seed(seed) if config.augment else None
-    history: list[dict[str, float]] = []
-    best: dict[str, float] = {}
-    best_tensors: dict[str, Tensor] = {}
-    timings_s = dict.fromkeys(("train", "evaluate", "verify"), 0.0)
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        train = _Feed.of(model[:num_frozen], splits["train"], preprocessing, device, augmenting)
-        val = _Feed.of(model[:num_frozen], splits["val"], preprocessing, device)
-        for epoch in range(1, config.epochs + 1):
+    numerics = Numerics.choose(config, next(model.parameters()).device)
+    terms = _Terms(config, numerics, worker, seed, seed if views_seed is None else views_seed)
+
+    def verify() -> None:
+        check_frozen(model, base_digests[:num_frozen])
+
+    try:
+        with numerics.applied(), _forked_random_state(numerics.device):
+            torch.manual_seed(seed + worker.rank)
+            freeze(model, num_frozen)
+            numerics.lay_out(model)
+            frozen = FrozenPrefix(
+                model[:num_frozen],
+                preprocessing,
+                numerics,
+                digests=base_digests[:num_frozen],
+                cache=prefix,
+                verify=verify,
+            )
+            result = _run(model[num_frozen:], frozen, splits, terms, resume_dir, report)
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        reason = (str(error).splitlines() or ["no reason given"])[0]
+    else:
+        started = time.perf_counter()
+        verify()
+        result.timings_s["verify"] = time.perf_counter() - started
+        return result
+    # Raised here, where the fault and with it every tensor in its traceback are gone: a retry finds the memory free.
+    raise OutOfMemory(
+        f"fine-tune on {numerics.device}: expected memory for train.batch_size {config.batch_size} and "
+        f"{len(model) - num_frozen} trained blocks, found too little: {reason}; try a smaller train.batch_size"
+    )
+
+
+@dataclass(frozen=True)
+class _Terms:
+    """What holds for the whole of one fine-tune."""
+
+    config: TrainConfig
+    numerics: Numerics
+    worker: Worker
+    seed: int
+    views_seed: int
+
+    def view(self, epoch: int) -> View | None:
+        """How an epoch sees the training items; None is as they are."""
+        match self.config.views:
+            case 1:
+                return None
+            case None:
+                return View(self.seed, epoch)
+            case num_views:
+                return View(self.views_seed, (epoch - 1) % num_views)
+
+
+def _run(
+    trained: nn.Sequential,
+    frozen: FrozenPrefix,
+    splits: dict[str, LabelledPixels],
+    terms: _Terms,
+    resume_dir: Path | None,
+    report: Report,
+) -> FinetuneResult:
+    """Trains the blocks, which hold the best epoch's weights afterwards; the frozen ones aren't verified yet."""
+    worker = terms.worker
+    trained = worker.synchronise_batchnorm(trained, terms.numerics.device)
+    state = TrainingState.begin(trained, terms.config, terms.seed, terms.numerics)
+    if resume_dir is not None:
+        state.load(resume_dir, worker.rank)
+    with frozen:
+        timings_s = _train(state, frozen, splits, terms, report)
+        state.restore_best()
+        metrics = state.best
+        if "test" in splits:
+            begun = time.perf_counter()
+            feed = frozen.feed(splits["test"])
             started = time.perf_counter()
-            train_loss = _train_epoch(trained, train, config, optimizer, shuffling)
-            evaluating = time.perf_counter()
-            scores = {f"val_{name}": value for name, value in _evaluate(trained, val, config.batch_size).items()}
-            ended = time.perf_counter()
-            timings_s["train"] += evaluating - started
-            timings_s["evaluate"] += ended - evaluating
-            history.append({"epoch": epoch, "train_loss": train_loss} | scores | {"epoch_s": ended - started})
-            report(history[-1])
-            if not best or (scores["val_accuracy"], -scores["val_loss"]) > (best["val_accuracy"], -best["val_loss"]):
-                best = scores | {"best_epoch": epoch}
-                best_tensors = {name: value.clone() for name, value in trained.state_dict().items()}
-    trained.load_state_dict(best_tensors)
-    started = time.perf_counter()
-    if "test" in splits:
-        test = evaluate(model, splits["test"], preprocessing, config.batch_size)
-        best |= {f"test_{name}": value for name, value in test.items()}
-    timings_s["evaluate"] += time.perf_counter() - started
-    started = time.perf_counter()
-    check_frozen(model, base_digests[:num_frozen])
-    timings_s["verify"] = time.perf_counter() - started
-    return FinetuneResult(metrics=best, history=history, timings_s=timings_s)
+            metrics = metrics | _named("test", _evaluate(trained, feed, terms))
+            timings_s["prefix"] += started - begun
+            timings_s["evaluate"] += time.perf_counter() - started
+    return FinetuneResult(metrics, state.history, timings_s)
+
+
+def _train(
+    state: TrainingState,
+    frozen: FrozenPrefix,
+    splits: dict[str, LabelledPixels],
+    terms: _Terms,
+    report: Report,
+) -> dict[str, float]:
+    """Runs the epochs that are missing and gives the seconds they took, by kind."""
+    config, trained = terms.config, state.trained
+    timings_s = dict.fromkeys(("prefix", "train", "evaluate", "verify"), 0.0)
+    forward = terms.worker.parallel(trained)
+    if config.compile:
+        forward = torch.compile(forward)
+    for epoch in range(len(state.history) + 1, config.epochs + 1):
+        begun = time.perf_counter()
+        train = frozen.feed(splits["train"], terms.view(epoch), is_fixed=config.views is not None)
+        val = frozen.feed(splits["val"])
+        started = time.perf_counter()
+        train_loss = _train_epoch(forward, state, train, terms)
+        evaluating = time.perf_counter()
+        terms.worker.synchronise_buffers(trained)
+        scores = _named("val", _evaluate(trained, val, terms))
+        _refuse_divergence(trained, {"train_loss": train_loss} | scores, config)
+        ended = time.perf_counter()
+        timings_s["prefix"] += started - begun
+        timings_s["train"] += evaluating - started
+        timings_s["evaluate"] += ended - evaluating
+        entry = {"epoch": epoch, "train_loss": train_loss} | scores | {"epoch_s": ended - started}
+        state.end_epoch(entry, scores)
+        report(entry, _checkpoint(state, epoch, terms))
+    return timings_s
+
+
+def _checkpoint(state: TrainingState, epoch: int, terms: _Terms) -> Save | None:
+    """What writes the checkpoint that is due after this epoch; None where none is."""
+    config = terms.config
+    if epoch == config.epochs:
+        return lambda directory: state.save(directory, None)
+    if config.checkpoint_every is None or epoch % config.checkpoint_every:
+        return None
+    random_states = terms.worker.gather(random_state(terms.numerics.device))
+    return lambda directory: state.save(directory, random_states)
+
+
+def _named(split: str, scores: Scores) -> Scores:
+    return {f"{split}_{name}": value for name, value in scores.items()}
 
 
 def freeze(model: nn.Sequential, num_frozen: int) -> None:
@@ -129,7 +229,7 @@ def freeze(model: nn.Sequential, num_frozen: int) -> None:
 
 
 def check_frozen(model: nn.Sequential, digests: Sequence[str]) -> None:
-    """Passes when the first `len(digests)` blocks still have these digests.
+    """Passes when the first `len(digests)` blocks have these digests and stand in eval mode.
 
     Raises:
         FrozenBlockChanged: naming the first block that differs.
@@ -138,90 +238,90 @@ def check_frozen(model: nn.Sequential, digests: Sequence[str]) -> None:
         found = block_digest(block.tensors())
         if found != expected:
             raise FrozenBlockChanged(
-                f"block {block.name} was to stay frozen: expected digest {expected[:12]}, found {found[:12]} after "
-                "training; nothing of this trial is stored"
+                f"block {block.name} was to stay frozen: expected digest {expected[:12]}, found {found[:12]}; nothing "
+                "of this trial is stored"
+            )
+        if any(module.training for module in block.modules()):
+            raise FrozenBlockChanged(
+                f"block {block.name} was to stay frozen: expected eval mode, found training mode, in which dropout and "
+                "stochastic depth are on and BatchNorm drifts; nothing of this trial is stored"
             )
 
 
 def evaluate(model: nn.Sequential, items: LabelledPixels, preprocessing: Preprocessing, batch_size: int) -> Scores:
     """Mean loss, accuracy and top-5 accuracy of the model in eval mode; each block's mode is put back afterwards."""
-    return _evaluate(model, _Feed.of(model[:0], items, preprocessing, next(model.parameters()).device), batch_size)
+    numerics = Numerics(next(model.parameters()).device)
+    feed = FrozenPrefix(model[:0], preprocessing, numerics).feed(items)
+    return _evaluate(model, feed, _Terms(TrainConfig(batch_size=batch_size), numerics, ALONE, 0, 0))
 
 
-@dataclass(frozen=True)
-class _Feed:
-    """What the trained blocks are given: for item positions their inputs and their labels, on the device."""
-
-    inputs: Callable[[Tensor], Tensor]
-    labels: Tensor
-
-    @classmethod
-    def of(
-        cls,
-        frozen: nn.Sequential,
-        items: LabelledPixels,
-        preprocessing: Preprocessing,
-        device: torch.device,
-        augmenting: torch.Generator | None = None,
-    ) -> _Feed:
-        """The items after the frozen blocks, which run once per item when there is no augmentation and it fits."""
-        edge = preprocessing.image_size if augmenting is None else preprocessing.resize_size
-
-        @torch.no_grad()
-        def compute(positions: Tensor) -> Tensor:
-            pixels = items.read(positions.tolist(), edge).to(device)
-            if augmenting is not None:
-                pixels = augment(pixels, augmenting, preprocessing.image_size)
-            return frozen(normalise(pixels, preprocessing.mean, preprocessing.std))
-
-        labels = items.labels.to(device)
-        first = compute(torch.arange(1)) if len(frozen) and augmenting is None else None
-        if first is None or first.nbytes * len(labels) > MAX_PREFIX_BYTES:
-            return cls(compute, labels)
-        outputs = torch.cat([compute(positions) for positions in torch.arange(len(labels)).split(PREFIX_BATCH_ITEMS)])
-        return cls(lambda positions: outputs[positions.to(device)], labels)
-
-
-def _evaluate(blocks: nn.Sequential, feed: _Feed, batch_size: int) -> Scores:
+def _evaluate(blocks: nn.Sequential, feed: Feed, terms: _Terms) -> Scores:
+    numerics, worker = terms.numerics, terms.worker
     modes = [block.training for block in blocks]
     blocks.eval()
-    loss_sum, num_right, num_right_of_5 = 0.0, 0, 0
+    num_items = len(feed.labels)
+    sums = torch.zeros(3, dtype=torch.float64, device=numerics.device)
     with torch.inference_mode():
-        for positions in _batches(torch.arange(len(feed.labels)), batch_size):
-            labels = feed.labels[positions]
-            logits = blocks(feed.inputs(positions)).float()
-            loss_sum += functional.cross_entropy(logits, labels, reduction="sum").item()
+        for positions in (
+            torch.arange(num_items).tensor_split(worker.world_size)[worker.rank].split(terms.config.batch_size)
+        ):
+            if not len(positions):
+                continue
+            labels = feed.labels[positions.to(numerics.device)]
+            inputs = feed.inputs(positions)
+            with numerics.autocast():
+                logits = blocks(inputs).float()
             top = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
-            num_right += int(top[:, 0].sum())
-            num_right_of_5 += int(top.any(dim=1).sum())
+            sums[0] += functional.cross_entropy(logits, labels, reduction="sum")
+            sums[1] += top[:, 0].sum()
+            sums[2] += top.any(dim=1).sum()
     for block, mode in zip(blocks, modes, strict=True):
         block.train(mode)
-    num_items = len(feed.labels)
-    return {
-        "loss": loss_sum / num_items,
-        "accuracy": num_right / num_items,
-        "top5_accuracy": num_right_of_5 / num_items,
-    }
+    loss, accuracy, top5_accuracy = (worker.total(sums) / num_items).tolist()
+    return {"loss": loss, "accuracy": accuracy, "top5_accuracy": top5_accuracy}
 
 
 def _train_epoch(
-    blocks: nn.Sequential,
-    feed: _Feed,
-    config: TrainConfig,
-    optimizer: torch.optim.Optimizer,
-    shuffling: torch.Generator,
+    forward: Callable[[Tensor], Tensor],
+    state: TrainingState,
+    feed: Feed,
+    terms: _Terms,
 ) -> float:
     """One pass over the items in a fresh order; returns the mean loss."""
-    loss_sum = 0.0
-    for positions in _batches(torch.randperm(len(feed.labels), generator=shuffling), config.batch_size):
-        loss = functional.cross_entropy(blocks(feed.inputs(positions)), feed.labels[positions])
-        if not math.isfinite(loss_value := loss.item()):
-            raise TrainingDiverged(f"the training loss became {loss_value}; try a smaller train.lr than {config.lr:g}")
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        loss_sum += loss_value * len(positions)
-    return loss_sum / len(feed.labels)
+    config, numerics, worker = terms.config, terms.numerics, terms.worker
+    device, num_items = numerics.device, len(feed.labels)
+    loss_sum = torch.zeros((), dtype=torch.float64, device=device)
+    batches = _batches(torch.randperm(num_items, generator=state.shuffling), config.batch_size)
+    for step, positions in enumerate(batches, start=1):
+        part, weight = worker.part(positions)
+        inputs = feed.inputs(part)
+        with numerics.autocast():
+            logits = forward(inputs)
+        losses = functional.cross_entropy(logits.float(), feed.labels[part.to(device)], reduction="sum") * weight
+        state.optimizer.zero_grad(set_to_none=True)
+        # DDP takes the mean over the workers; what is wanted is the mean over the items of the whole batch.
+        state.scaler.scale(losses * (worker.world_size / len(positions))).backward()
+        state.scaler.step(state.optimizer)
+        state.scaler.update()
+        loss_sum += losses.detach()
+        if step % STEPS_PER_CHECK == 0 and not math.isfinite(loss := worker.total(loss_sum.clone()).item()):
+            raise _diverged("train_loss", loss, config)
+    return worker.total(loss_sum).item() / num_items
+
+
+def _refuse_divergence(trained: nn.Sequential, scores: Scores, config: TrainConfig) -> None:
+    """Passes when the scores and all that was trained are finite: a loss can be while a weight no longer is."""
+    for name, value in scores.items():
+        if not math.isfinite(value):
+            raise _diverged(name, value, config)
+    for block in trained:
+        for name, tensor in block.tensors().items():
+            if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+                raise _diverged(f"the weight {name}", "not finite", config)
+
+
+def _diverged(name: str, value: float | str, config: TrainConfig) -> TrainingDiverged:
+    return TrainingDiverged(f"{name} became {value}; try a smaller train.lr than {config.lr:g}")
 
 
 def _batches(positions: Tensor, batch_size: int) -> list[Tensor]:
@@ -232,9 +332,11 @@ def _batches(positions: Tensor, batch_size: int) -> list[Tensor]:
     return runs
 
 
-def _make_optimizer(parameters: list[nn.Parameter], config: TrainConfig) -> torch.optim.Optimizer:
-    """The optimizer, in torch's fused form: one pass over each tensor, which halves Adam's time on a CPU too."""
-    options: dict[str, Any] = {"lr": config.lr, "weight_decay": config.weight_decay, "fused": True}
-    if config.optimizer == "sgd":
-        return torch.optim.SGD(parameters, momentum=config.momentum, **options)
-    return {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[config.optimizer](parameters, **options)
+def _forked_random_state(device: torch.device) -> Any:
+    """A context after which torch's generators are where they were."""
+    return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    is_known = isinstance(error, (MemoryError, torch.OutOfMemoryError))
+    return is_known or any(words in str(error) for words in _NO_MEMORY)

@@ -1,5 +1,13 @@
 """Fine-tuning: what is frozen stays byte-identical, what is trained learns, and the best epoch is the one kept."""
 
+import math
+import subprocess
+import sys
+import textwrap
+import weakref
+from collections.abc import Iterator
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
@@ -7,27 +15,49 @@ from torch import nn
 from raysnap import blocks, finetune
 from raysnap.anatomy import num_body_blocks
 from raysnap.config import TrainConfig
-from raysnap.errors import FrozenBlockChanged, TrainingDiverged
-from raysnap.finetune import LabelledPixels
+from raysnap.errors import FrozenBlockChanged, OutOfMemory, TrainingDiverged, WeightsError
+from raysnap.feeds import LabelledPixels
 from raysnap.manifest import Preprocessing
-from raysnap.objects import block_digest
+from raysnap.numerics import Numerics
+from raysnap.objects import block_digest, decode
+from raysnap.prefixes import PrefixCache
 
 PREPROCESSING = Preprocessing(resize_size=36, image_size=32)
-WITH_BATCHNORM_DROPOUT_OR_STOCHASTIC_DEPTH = ["resnet18", "mobilenet_v3_small", "efficientnet_b0", "convnext_tiny"]
+FAMILIES = [  # BatchNorm, dropout, stochastic depth, and none of them
+    "resnet18",
+    "mobilenet_v2",
+    "mobilenet_v3_small",
+    "efficientnet_b0",
+    "regnet_x_400mf",
+    "convnext_tiny",
+    "swin_t",
+    "vit_b_32",
+]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Tensors as small as here only wait for the other threads."""
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(num_threads)
 
 
 def coloured_squares(num_items: int, seed: int) -> LabelledPixels:
-    """Items of two classes that differ in colour, under noise."""
+    """Items of two classes that differ in colour, under noise; larger crops repeat their pixels."""
     generator = torch.Generator().manual_seed(seed)
     labels = torch.arange(num_items) % 2
     pixels = torch.randint(0, 120, (num_items, 3, 36, 36), generator=generator, dtype=torch.uint8)
     pixels[labels == 1, 0] += 120
 
     def read(positions, crop_size):
+        if crop_size > 36:
+            return pixels[positions].repeat(1, 1, 7, 7)[:, :, :crop_size, :crop_size]
         edge = (36 - crop_size) // 2
         return pixels[positions][:, :, edge : edge + crop_size, edge : edge + crop_size]
 
-    return LabelledPixels(read, labels)
+    return LabelledPixels(read, labels, digest=f"{num_items} coloured squares {seed}")
 
 
 def splits(num_train: int = 24) -> dict[str, LabelledPixels]:
@@ -38,39 +68,67 @@ def model_of(architecture: str) -> nn.Sequential:
     return blocks.build_model(architecture, [tensors for _, tensors in blocks.random_tensors(architecture, 2, 0)])
 
 
-def run(model, num_frozen, config=None, data=None, report=lambda epoch: None, digests=None):
-    digests = digests or [block_digest(block.tensors()) for block in model]
+def digests_of(model) -> list[str]:
+    return [block_digest(block.tensors()) for block in model]
+
+
+def run(model, num_frozen, config=None, data=None, report=lambda entry, save: None, digests=None, **options):
+    digests = digests or digests_of(model)
     config = config or TrainConfig(epochs=1, batch_size=8)
-    return finetune.finetune(
-        model, num_frozen, data or splits(), PREPROCESSING, config, seed=0, base_digests=digests, report=report
-    )
+    options = {"seed": 0, "base_digests": digests, "report": report} | options
+    edge = 224 if any("encoder" in block.name for block in model) else 32
+    preprocessing = Preprocessing(resize_size=edge + 4, image_size=edge)
+    return finetune.finetune(model, num_frozen, data or splits(), preprocessing, config, **options)
 
 
-@pytest.mark.parametrize("architecture", WITH_BATCHNORM_DROPOUT_OR_STOCHASTIC_DEPTH)
-@pytest.mark.parametrize("augment", [False, True])
-def test_frozen_blocks_keep_their_digests_and_trained_ones_change(architecture, augment):
+def one_step(num_items=4) -> dict[str, LabelledPixels]:
+    return {"train": coloured_squares(num_items, 0), "val": coloured_squares(2, 1)}
+
+
+@pytest.mark.parametrize("architecture", FAMILIES)
+def test_frozen_blocks_of_every_family_keep_the_bases_digests_and_the_published_mistake_is_refused(
+    architecture, monkeypatch
+):
     model = model_of(architecture)
-    num_frozen = 1 + num_body_blocks(architecture) - 1
-    before = [block_digest(block.tensors()) for block in model]
-    run(model, num_frozen, TrainConfig(epochs=1, batch_size=8, augment=augment))
-    after = [block_digest(block.tensors()) for block in model]
+    num_frozen = num_body_blocks(architecture)
+    before = digests_of(model)
+    run(model, num_frozen, data=one_step())
+    after = digests_of(model)
     assert after[:num_frozen] == before[:num_frozen]
-    assert all(a != b for a, b in zip(after[num_frozen:], before[num_frozen:], strict=True))
+    assert after[-1] != before[-1]
 
-
-def test_the_published_mistake_of_training_mode_in_frozen_blocks_is_refused(monkeypatch):
     def freeze_gradients_only(model, num_frozen):
         for index, block in enumerate(model):
             block.requires_grad_(index >= num_frozen).train()
 
     monkeypatch.setattr(finetune, "freeze", freeze_gradients_only)
     with pytest.raises(FrozenBlockChanged, match="block stem was to stay frozen"):
-        run(model_of("resnet18"), num_frozen=7)
+        run(model, num_frozen, data=one_step())
+
+
+def test_batchnorm_in_training_mode_is_seen_in_the_bytes_even_if_the_mode_was_put_back(monkeypatch):
+    def drift(model, num_frozen):
+        model.train()
+        model(torch.randn(4, 3, 32, 32))
+        for index, block in enumerate(model):
+            block.requires_grad_(index >= num_frozen).train(index >= num_frozen)
+
+    monkeypatch.setattr(finetune, "freeze", drift)
+    with pytest.raises(FrozenBlockChanged, match="block stem was to stay frozen: expected digest"):
+        run(model_of("resnet18"), num_frozen=9, data=one_step())
+
+
+@pytest.mark.parametrize("views", [2, None])
+def test_augmented_views_leave_frozen_blocks_as_they_are(views):
+    model = model_of("resnet18")
+    before = digests_of(model)
+    run(model, 8, TrainConfig(epochs=2, batch_size=8, views=views), one_step(8))
+    assert digests_of(model)[:8] == before[:8]
 
 
 def test_a_base_with_another_frozen_block_is_refused():
     model = model_of("resnet18")
-    digests = [block_digest(block.tensors()) for block in model]
+    digests = digests_of(model)
     digests[3] = "0" * 64
     with pytest.raises(FrozenBlockChanged, match=r"block layer2.0 .*expected digest 000000000000"):
         run(model, num_frozen=5, digests=digests)
@@ -78,7 +136,12 @@ def test_a_base_with_another_frozen_block_is_refused():
 
 def test_an_easy_task_is_learned_and_every_epoch_reported():
     told = []
-    result = run(model_of("resnet18"), 0, TrainConfig(epochs=4, batch_size=8, lr=1e-3), report=told.append)
+    result = run(
+        model_of("resnet18"),
+        0,
+        TrainConfig(epochs=4, batch_size=8, lr=1e-3),
+        report=lambda entry, save: told.append(entry),
+    )
     assert told == result.history
     assert [entry["epoch"] for entry in told] == [1, 2, 3, 4]
     assert result.metrics["val_accuracy"] == 1.0
@@ -89,7 +152,7 @@ def test_the_kept_weights_are_those_of_the_best_epoch(monkeypatch):
     told = iter([0.5, 0.9, 0.7, 0.1])
     seen = []
 
-    def evaluate(trained, feed, batch_size):
+    def evaluate(trained, feed, terms):
         seen.append(block_digest(trained[-1].tensors()))
         accuracy = next(told)
         return {"loss": 1.0, "accuracy": accuracy, "top5_accuracy": 1.0}
@@ -107,7 +170,7 @@ def test_equal_seeds_give_equal_bytes():
     digests = []
     for _ in range(2):
         model = model_of("efficientnet_b0")
-        run(model, 12, TrainConfig(epochs=1, batch_size=8, augment=True))
+        run(model, 12, TrainConfig(epochs=1, batch_size=8, views=2))
         digests.append([block_digest(block.tensors()) for block in model])
     assert digests[0] == digests[1]
 
@@ -151,12 +214,280 @@ def test_accuracy_and_loss_are_those_of_the_whole_split_whatever_the_batch():
     assert whole["loss"] == pytest.approx(parts["loss"], rel=1e-4)
 
 
-@pytest.mark.parametrize("num_frozen", [1, 7, 9])
-def test_frozen_blocks_that_run_once_give_the_weights_of_frozen_blocks_that_run_every_epoch(num_frozen, monkeypatch):
-    once, always = model_of("resnet18"), model_of("resnet18")
-    config = TrainConfig(epochs=2, batch_size=8)
-    run(once, num_frozen, config)
-    monkeypatch.setattr(finetune, "MAX_PREFIX_BYTES", 0)
-    run(always, num_frozen, config)
-    for one, other in zip(once.parameters(), always.parameters(), strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
+# Caching
+
+
+def cache_in(folder: Path, depth: int) -> PrefixCache:
+    return PrefixCache.beside(folder, depth, budget_bytes=10**9)
+
+
+@pytest.mark.parametrize(("num_frozen", "depth", "views"), [(1, 1, 1), (8, 8, 2), (8, 3, 1), (9, 9, 2)])
+def test_cached_frozen_blocks_train_what_uncached_ones_do(tmp_path, num_frozen, depth, views):
+    """To rounding: convolutions add up in another order in batches of another size, which fills are."""
+    config = TrainConfig(epochs=3, batch_size=8, lr=1e-4, views=views)
+    uncached, filling, filled = (model_of("resnet18") for _ in range(3))
+    plain = run(uncached, num_frozen, config, one_step(16))
+    results = [
+        run(model, num_frozen, config, one_step(16), prefix=cache_in(tmp_path, depth)) for model in (filling, filled)
+    ]
+    assert digests_of(filling) == digests_of(filled)
+    assert results[0].metrics == results[1].metrics
+    for one, other in zip(uncached.parameters(), filled.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3)
+    assert plain.history[0]["train_loss"] == pytest.approx(results[0].history[0]["train_loss"], rel=1e-3)
+
+
+def test_trials_of_other_seeds_share_fixed_views_where_they_are_told_one_seed_for_them(tmp_path):
+    for seed in (1, 2):
+        config = TrainConfig(epochs=2, batch_size=8, views=2)
+        run(model_of("resnet18"), 9, config, one_step(8), prefix=cache_in(tmp_path, 9), seed=seed, views_seed=0)
+    place = cache_in(tmp_path, 9).place
+    assert len(list(place.glob("*/"))) == 3, "two views of train, and val"
+
+
+def test_what_would_poison_the_cache_is_refused_before_it_is_filled(tmp_path):
+    model = model_of("resnet18")
+    digests = digests_of(model)
+    with torch.no_grad():
+        model[0].steps[0].weight[0] = 1
+    with pytest.raises(FrozenBlockChanged, match="block stem"):
+        run(model, 9, digests=digests, prefix=cache_in(tmp_path, 9))
+    assert not any(any(path.read_bytes()) for path in cache_in(tmp_path, 9).place.rglob("index.bin"))
+
+
+# Going on
+
+
+class Killed(Exception):
+    pass
+
+
+def without_times(history):
+    return [{name: value for name, value in entry.items() if name != "epoch_s"} for entry in history]
+
+
+@pytest.mark.parametrize(
+    ("architecture", "num_frozen", "killed_after", "changes"),
+    [
+        ("efficientnet_b0", 14, 1, {"views": 2}),
+        ("resnet18", 7, 2, {"optimizer": "sgd", "views": None}),
+        ("resnet18", 9, 1, {"precision": "float16"}),
+    ],
+)
+def test_a_fine_tune_that_was_killed_goes_on_as_if_it_had_not_been(
+    tmp_path, architecture, num_frozen, killed_after, changes
+):
+    config = TrainConfig(epochs=3, batch_size=8, deterministic=True, checkpoint_every=1, **changes)
+
+    def save_and_die(entry, save):
+        save(tmp_path)
+        if entry["epoch"] == killed_after:
+            raise Killed
+
+    never, killed, resumed = (model_of(architecture) for _ in range(3))
+    expected = run(never, num_frozen, config, one_step(16))
+    with pytest.raises(Killed):
+        run(killed, num_frozen, config, one_step(16), report=save_and_die)
+    found = run(resumed, num_frozen, config, one_step(16), resume_dir=tmp_path)
+    assert digests_of(resumed) == digests_of(never)
+    assert found.metrics == expected.metrics
+    assert without_times(found.history) == without_times(expected.history)
+
+
+def test_checkpoints_come_when_they_are_due_and_hold_only_what_was_trained(tmp_path):
+    due = {}
+
+    def report(entry, save):
+        due[entry["epoch"]] = save
+        if save and entry["epoch"] == 2:
+            save(tmp_path / "going-on")
+
+    model = model_of("resnet18")
+    run(model, 8, TrainConfig(epochs=5, batch_size=24, checkpoint_every=2), report=report)
+    assert [epoch for epoch, save in due.items() if save] == [2, 4, 5]
+    due[5](tmp_path / "last")
+    files = {folder: {str(path.relative_to(tmp_path / folder)) for path in (tmp_path / folder).rglob("*.*")}
+             for folder in ("going-on", "last")}  # fmt: skip
+    best = {"best/layer4.1.safetensors", "best/head.safetensors"}
+    assert files["last"] == best
+    assert files["going-on"] == best | {"state.pt", "last/layer4.1.safetensors", "last/head.safetensors"}
+    kept = decode(memoryview(bytearray((tmp_path / "last/best/head.safetensors").read_bytes())), "head")
+    assert block_digest(kept) == digests_of(model)[-1]
+
+
+@pytest.mark.parametrize("fault", ["nothing there", "state cut", "another trial's"])
+def test_what_is_no_checkpoint_to_go_on_from_is_refused(tmp_path, fault):
+    config = TrainConfig(epochs=2, batch_size=24, checkpoint_every=1)
+    if fault != "nothing there":
+        run(model_of("resnet18"), 9, config, report=lambda entry, save: entry["epoch"] == 1 and save(tmp_path))
+    if fault == "state cut":
+        (tmp_path / "state.pt").write_bytes((tmp_path / "state.pt").read_bytes()[:1000])
+    with pytest.raises(WeightsError, match="expected the (state|trained block)"):
+        run(model_of("resnet18"), 8 if fault == "another trial's" else 9, config, resume_dir=tmp_path)
+
+
+# What goes wrong
+
+
+@pytest.mark.parametrize("poisoned", ["loss", "score", "weight"])
+def test_a_fine_tune_that_diverged_ends_before_it_is_reported(monkeypatch, poisoned):
+    train_epoch, evaluate, reported = finetune._train_epoch, finetune._evaluate, []
+
+    def train(forward, state, feed, terms):
+        loss = train_epoch(forward, state, feed, terms)
+        if reported and poisoned == "weight":
+            with torch.no_grad():
+                state.trained[-1].steps[-1].weight[0, 0] = math.inf
+        return math.nan if reported and poisoned == "loss" else loss
+
+    def score(*arguments):
+        scores = evaluate(*arguments) if not reported or poisoned != "weight" else dict.fromkeys(scores_of_before, 1.0)
+        scores_of_before.update(scores)
+        return scores | ({"loss": math.nan} if reported and poisoned == "score" else {})
+
+    scores_of_before = {}
+    monkeypatch.setattr(finetune, "_train_epoch", train)
+    monkeypatch.setattr(finetune, "_evaluate", score)
+    with pytest.raises(
+        TrainingDiverged, match=r"(train_loss became nan|val_loss became nan|fc\.weight became not fin)"
+    ):
+        run(
+            model_of("resnet18"), 9, TrainConfig(epochs=3, batch_size=24), report=lambda entry, save: reported.append(1)
+        )
+    assert len(reported) == 1
+
+
+def allocate_too_much():
+    torch.empty(2**55, dtype=torch.uint8)
+
+
+def run_out_of_memory():
+    raise MemoryError
+
+
+def run_out_of_gpu_memory():
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+
+def go_wrong(*_):
+    raise RuntimeError("shapes differ")
+
+
+@pytest.mark.parametrize("fail", [allocate_too_much, run_out_of_memory, run_out_of_gpu_memory])
+def test_too_little_memory_is_an_error_of_its_own_that_holds_none_of_it(monkeypatch, fail):
+    states = []
+
+    def train_epoch(forward, state, feed, terms):
+        states.append(weakref.ref(state))
+        fail()
+
+    monkeypatch.setattr(finetune, "_train_epoch", train_epoch)
+    with pytest.raises(OutOfMemory, match=r"on cpu: .*train\.batch_size 8 .*try a smaller train\.batch_size"):
+        run(model_of("resnet18"), 9)
+    assert states[0]() is None
+
+
+def test_another_runtime_error_stays_what_it_is(monkeypatch):
+    monkeypatch.setattr(finetune, "_train_epoch", go_wrong)
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        run(model_of("resnet18"), 9)
+
+
+# How it computes
+
+
+@pytest.mark.parametrize(
+    ("changes", "num_frozen"),
+    [
+        ({"precision": "bfloat16"}, 8),
+        ({"precision": "float16"}, 9),
+        ({"channels_last": True}, 7),
+        ({"deterministic": True}, 7),
+    ],
+    ids=str,
+)
+def test_every_way_to_compute_learns_and_leaves_float32_blocks_and_a_process_as_it_was(tmp_path, changes, num_frozen):
+    model = model_of("resnet18")
+    before = digests_of(model)
+    config = TrainConfig(epochs=2, batch_size=8, **changes)
+    result = run(model, num_frozen, config, one_step(16), prefix=cache_in(tmp_path, num_frozen))
+    assert result.history[-1]["train_loss"] < result.history[0]["train_loss"]
+    assert digests_of(model)[:num_frozen] == before[:num_frozen]
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_a_cpu_computes_in_float32_unless_told_otherwise():
+    cpu = torch.device("cpu")
+    assert Numerics.choose(TrainConfig(), cpu) == Numerics(cpu, torch.float32, channels_last=False)
+    told = TrainConfig(precision="bfloat16", channels_last=True, deterministic=True)
+    assert Numerics.choose(told, cpu) == Numerics(cpu, torch.bfloat16, channels_last=True, deterministic=True)
+
+
+def test_only_trained_blocks_are_compiled(monkeypatch):
+    compiled = []
+    monkeypatch.setattr(torch, "compile", lambda module: compiled.append([block.name for block in module]) or module)
+    run(model_of("resnet18"), 9, TrainConfig(epochs=1, batch_size=24, compile=True))
+    assert compiled == [["head"]]
+
+
+TWO_WORKERS = """
+    import sys, torch
+    from pathlib import Path
+    from torch import distributed
+    from torchvision.ops import StochasticDepth
+    sys.path.insert(0, {tests!r})
+    from test_finetune import cache_in, digests_of, model_of, run, without_times, coloured_squares
+    from raysnap.config import TrainConfig
+    from raysnap.workers import Worker
+
+    def train(folder, worker):
+        torch.set_num_threads(1)
+        model = model_of({architecture!r})
+        for module in model.modules():
+            if isinstance(module, StochasticDepth):
+                module.p = 0.0
+        data = {{name: coloured_squares(count, count) for name, count in (("train", 13), ("val", 9), ("test", 7))}}
+        config = TrainConfig(epochs=2, batch_size=5, lr=1e-3, optimizer="sgd", checkpoint_every=1, views=2)
+        def report(entry, save):
+            if worker.rank == 0:
+                save(folder / str(entry["epoch"]))
+        result = run(model, {num_frozen}, config, data, report, prefix=cache_in(folder, {depth}), worker=worker)
+        torch.save([model.state_dict(), result.metrics, without_times(result.history)], folder / f"{{worker.rank}}.pt")
+"""
+
+
+@pytest.mark.parametrize(("architecture", "num_frozen", "depth"), [("resnet18", 9, 9), ("convnext_tiny", 17, 12)])
+def test_two_workers_train_what_one_does(tmp_path, architecture, num_frozen, depth):
+    facts = {
+        "tests": str(Path(__file__).parent),
+        "architecture": architecture,
+        "num_frozen": num_frozen,
+        "depth": depth,
+    }
+    source = textwrap.dedent(TWO_WORKERS.format(**facts))
+    alone, shared = tmp_path / "alone", tmp_path / "shared"
+    for folder in (alone, shared):
+        folder.mkdir()
+    script = tmp_path / "two_workers.py"
+    script.write_text(
+        source
+        + f"rank = int(sys.argv[1])\ndistributed.init_process_group('gloo', init_method='file://{tmp_path}/meet', "
+        + f"rank=rank, world_size=2)\ntrain(Path({str(shared)!r}), Worker(rank, 2))\ndistributed.barrier()\n"
+        + f"distributed.destroy_process_group()\nif rank == 0:\n    train(Path({str(alone)!r}), Worker())\n"
+    )
+    processes = [
+        subprocess.Popen([sys.executable, script, str(rank)], stderr=subprocess.PIPE, text=True) for rank in range(2)
+    ]
+    faults = [process.communicate(timeout=240)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], faults
+    (first, metrics, history), other, one = (
+        torch.load(path, weights_only=True) for path in (shared / "0.pt", shared / "1.pt", alone / "0.pt")
+    )
+    assert all(torch.equal(first[name], other[0][name]) for name in first)
+    assert (metrics, history) == (other[1], other[2])
+    for name, tensor in one[0].items():
+        torch.testing.assert_close(first[name], tensor, rtol=1e-3, atol=1e-5)
+    for entry, expected in zip([*history, metrics], [*one[2], one[1]], strict=True):
+        assert entry == pytest.approx(expected, rel=1e-3)
+    assert len(torch.load(shared / "1" / "state.pt", weights_only=True)["random_states"]) == 2
