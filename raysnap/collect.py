@@ -1,37 +1,56 @@
-"""From a trial's checkpoint to a snapshot in the store; the driver alone does it, and twice changes nothing."""
+"""From a trial's savepoint to a snapshot in the store; the driver alone does it, and twice changes nothing."""
 
 from __future__ import annotations
 
-import json
+import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from raysnap.blocks import block_names
-from raysnap.errors import WeightsError
-from raysnap.manifest import DatasetRecord, Preprocessing
+from raysnap.errors import FrozenBlockChanged, WeightsError
+from raysnap.manifest import BlockEntry, DatasetRecord, Preprocessing
 from raysnap.objects import decode
 from raysnap.runs import utc_timestamp
 from raysnap.store import Store
-from raysnap.trainer import RECORD_NAME, TrialOutcome
+from raysnap.trainer import TrialOutcome
 from raysnap.trials import Trial, slug
+
+TRAINING = ("prefix", "train", "evaluate")
+"""The timings of a row that are time in training, not around it."""
+
+RECORDED = (
+    "base",
+    "metrics",
+    "history",
+    "timings_s",
+    "batch_size",
+    "num_parameters",
+    "num_trained_parameters",
+    "device",
+    "precision",
+)
 
 
 def collect(store: Store, outcome: TrialOutcome, preprocessing: Preprocessing, num_body_blocks: int) -> dict[str, Any]:
     """Stores what a trial trained on top of the blocks it left frozen, and returns the trial's row.
 
     Raises:
-        WeightsError: the checkpoint is not one of this trial.
+        WeightsError: the savepoint is not one of this trial.
+        FrozenBlockChanged: the blocks that stayed frozen in training are not those of the base in the store.
         StoreError: the store can't be written.
     """
     trial = outcome.trial
     row = trial_row(trial, num_body_blocks) | {"status": outcome.status, "error": outcome.error}
-    if outcome.status != "done" or outcome.checkpoint_dir is None:
+    if outcome.savepoint is None:
         return row
-    record = json.loads((outcome.checkpoint_dir / RECORD_NAME).read_text())
-    frozen = store.manifest(record["base"]).blocks[: trial.num_frozen] if trial.num_frozen else ()
-    blocks: list[tuple[str, Any]] = [(block.name, block.digest) for block in frozen]
+    record, best_dir = outcome.savepoint.record, outcome.savepoint.path / "best"
+    if record["trial"] != trial.id:
+        raise WeightsError(f"{outcome.savepoint.path}: expected a checkpoint of {trial.id}, found {record['trial']}'s")
+    blocks: list[tuple[str, Any]] = [(block.name, block.digest) for block in _frozen_blocks(store, trial, record)]
     for name in block_names(trial.architecture)[trial.num_frozen :]:
-        blocks.append((name, _read_block(outcome.checkpoint_dir, name)))
+        blocks.append((name, _read_block(best_dir, name)))
+    used = trial.train.model_copy(update={"batch_size": record["batch_size"]})
     written = store.put_snapshot(
         architecture=trial.architecture,
         blocks=blocks,
@@ -43,23 +62,23 @@ def collect(store: Store, outcome: TrialOutcome, preprocessing: Preprocessing, n
         ),
         preprocessing=preprocessing,
         metrics=record["metrics"],
-        train=trial.train.model_dump(mode="json"),
+        train=used.model_dump(mode="json"),
         trial=trial.id,
         name=trial.id,
     )
-    return row | {
-        "snapshot": written.manifest.id,
-        "base": record["base"],
-        "metrics": record["metrics"],
-        "history": record["history"],
-        "timings_s": record["timings_s"],
-        "num_parameters": record["num_parameters"],
-        "num_trained_parameters": record["num_trained_parameters"],
-        "device": record["device"],
-        "new_blocks": written.new_blocks,
-        "new_bytes": written.new_bytes,
-        "snapshot_bytes": written.manifest.num_bytes,
-    }
+    return (
+        row
+        | {name: record[name] for name in RECORDED}
+        | _overhead(outcome, record["timings_s"])
+        | {
+            "snapshot": written.manifest.id,
+            "train": used.model_dump(mode="json"),
+            "note": _note(trial, record["batch_size"]),
+            "new_blocks": written.new_blocks,
+            "new_bytes": written.new_bytes,
+            "snapshot_bytes": written.manifest.num_bytes,
+        }
+    )
 
 
 def trial_row(trial: Trial, num_body_blocks: int) -> dict[str, Any]:
@@ -72,17 +91,52 @@ def trial_row(trial: Trial, num_body_blocks: int) -> dict[str, Any]:
         "retrain_index": trial.retrain_index,
         "num_blocks": num_body_blocks,
         "seed": trial.seed,
+        "train": trial.train.model_dump(mode="json"),
+        "batch_size": trial.train.batch_size,
         "snapshot": None,
         "base": None,
         "metrics": {},
         "history": [],
         "timings_s": {},
+        "wall_s": None,
+        "overhead_s": None,
+        "device": None,
+        "precision": None,
+        "note": None,
         "finished": utc_timestamp(),
     }
 
 
-def _read_block(checkpoint_dir: Path, name: str) -> dict[str, Any]:
-    path = checkpoint_dir / f"{name}.safetensors"
+def _overhead(outcome: TrialOutcome, timings_s: Mapping[str, float]) -> dict[str, float | None]:
+    """A trial's wall time from its start in Tune till it was stored, and how much of it was not training."""
+    if outcome.started_s is None:
+        return {"wall_s": None, "overhead_s": None}
+    wall_s = time.monotonic() - outcome.started_s
+    return {"wall_s": wall_s, "overhead_s": wall_s - sum(timings_s[name] for name in TRAINING)}
+
+
+def _note(trial: Trial, batch_size: int) -> str | None:
+    if batch_size == trial.train.batch_size:
+        return None
+    return f"out of memory at batch size {trial.train.batch_size}; trained with {batch_size}"
+
+
+def _frozen_blocks(store: Store, trial: Trial, record: Mapping[str, Any]) -> tuple[BlockEntry, ...]:
+    """The blocks of the base that the trial left as they are; they must be those that it was trained on."""
+    if not trial.num_frozen:
+        return ()
+    frozen = store.manifest(record["base"]).blocks[: trial.num_frozen]
+    for block, digest in zip(frozen, record["frozen"], strict=True):
+        if block.digest != digest:
+            raise FrozenBlockChanged(
+                f"block {block.name} of the base {record['base'][:12]}: expected digest {block.digest[:12]}, found "
+                f"that {trial.id} was trained on {digest[:12]}; nothing of this trial is stored"
+            )
+    return frozen
+
+
+def _read_block(best_dir: Path, name: str) -> dict[str, Any]:
+    path = best_dir / f"{name}.safetensors"
     if not path.is_file():
         raise WeightsError(f"{path}: expected the trained block {name}, found no such file")
     return decode(memoryview(bytearray(path.read_bytes())), str(path))

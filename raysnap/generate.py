@@ -7,10 +7,10 @@ only what was still running, and `resume` runs only what no row calls done.
 from __future__ import annotations
 
 import logging
-import shutil
 import time
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from raysnap.anatomy import num_body_blocks
@@ -20,10 +20,13 @@ from raysnap.config import GenerateConfig, ResourcesConfig
 from raysnap.data import Dataset, open_dataset
 from raysnap.errors import RaysnapError
 from raysnap.population import RANDOM, GeneratePlan, plan_generate
+from raysnap.prefix_plan import plan_trials
 from raysnap.progress import OnProgress
 from raysnap.runs import RunDirectory, check_run_dir, utc_timestamp
+from raysnap.savepoints import drop_all, keep_newest
 from raysnap.store import Store
-from raysnap.trainer import TrainJob, TrialOutcome, labelled_splits, run_trials, widen
+from raysnap.trainer import TrialOutcome, gpus_per_worker, run_trials, widen
+from raysnap.training import TrainJob, labelled_splits
 from raysnap.trials import Trial, slug
 
 logger = logging.getLogger(__name__)
@@ -80,6 +83,7 @@ class _Job:
         self.started_s = time.perf_counter()
         self.stages_s: dict[str, float] = {}
         self.datasets: dict[str, Dataset] = {}
+        self.num_items: dict[str, dict[str, int]] = {}
 
     @contextmanager
     def stage(self, name: str):
@@ -94,7 +98,8 @@ class _Job:
         for number, name in enumerate(names):
             self.on_progress("data", number, len(names), slug(name))
             self.datasets[name] = open_dataset(name, config.data_dir, config.shapes)
-            labelled_splits(self.datasets[name], self._train_job({}))
+            splits = labelled_splits(self.datasets[name], self._train_job({}))
+            self.num_items[name] = {split: len(items.labels) for split, items in splits.items()}
         self.on_progress("data", len(names), len(names), "decoded")
 
     def make_bases(self) -> dict[str, str | None]:
@@ -122,44 +127,68 @@ class _Job:
 
     def run(self, trials: list[Trial], bases: dict[str, str | None], stage: str, resources: ResourcesConfig) -> None:
         """Runs the trials that no row calls done and collects each one as it ends."""
-        done = {row["trial"] for row in _last_rows(self.run_dir) if row["status"] == "done"}
-        ended = {trial.id for trial in trials if trial.id in done}
-        waiting = [trial for trial in trials if trial.id not in done]
-        for trial in waiting:
-            if trial.architecture not in bases:
-                self._add_row(TrialOutcome(trial, None, "failed", f"the base of {trial.architecture} failed"))
-                ended.add(trial.id)
-        waiting = [trial for trial in waiting if trial.id not in ended]
-        self.on_progress(stage, len(ended), len(trials), "")
+        ray_dir = self.config.run_dir / "ray" / stage
+        ended: set[str] = set()
 
         def on_end(outcome: TrialOutcome) -> None:
-            row = self._add_row(outcome)
+            row = self._add_row(outcome, ray_dir)
             ended.add(outcome.trial.id)
             accuracy = row["metrics"].get("val_accuracy")
             note = outcome.trial.id + (
                 f" {row['status']}: {row['error']}" if accuracy is None else f" val {accuracy:.3f}"
             )
+            num_epochs = outcome.trial.train.epochs
+            self.on_progress(f"{stage}/{outcome.trial.id}", num_epochs, num_epochs, "")
             self.on_progress(stage, len(ended), len(trials), note)
 
         def on_epoch(trial: Trial, epoch: dict[str, Any]) -> None:
-            note = f"{trial.id} epoch {epoch['epoch']}/{trial.train.epochs}"
-            self.on_progress(stage, len(ended), len(trials), note)
+            note = f"val {epoch['val_accuracy']:.3f}"
+            self.on_progress(f"{stage}/{trial.id}", epoch["epoch"], trial.train.epochs, note)
 
+        unfinished = self._without_done(trials, ray_dir)
+        ended |= {trial.id for trial in trials} - {trial.id for trial in unfinished}
+        waiting = []
+        for trial in unfinished:
+            savepoint = keep_newest(ray_dir / trial.id)
+            if trial.architecture not in bases:
+                on_end(TrialOutcome(trial, None, "failed", f"the base of {trial.architecture} failed"))
+            elif savepoint is not None and savepoint.is_final:
+                on_end(TrialOutcome(trial, savepoint, "done", None))  # the last driver died before its row
+            else:
+                waiting.append(trial)
+        self.on_progress(stage, len(ended), len(trials), "")
         if waiting:
-            ray_dir = self.config.run_dir / "ray" / stage
-            run_trials(waiting, self._train_job(bases), resources, ray_dir, on_end=on_end, on_epoch=on_epoch)
+            job = replace(self._train_job(bases), prefix_depths=self._plan_prefixes(trials, resources))
+            run_trials(waiting, job, resources, ray_dir, on_end=on_end, on_epoch=on_epoch)
         if len(ended) < len(trials):
             raise KeyboardInterrupt
 
-    def _add_row(self, outcome: TrialOutcome) -> dict[str, Any]:
+    def _plan_prefixes(self, trials: list[Trial], resources: ResourcesConfig) -> dict[str, int]:
+        """How deep frozen blocks are cached for each trial; finished ones count too, so that a resumed run agrees."""
+        config = self.config
+        is_half = config.train.precision in ("bfloat16", "float16")
+        is_half |= config.train.precision == "auto" and gpus_per_worker(resources) > 0
+        return plan_trials(
+            trials, config.image_size, self.num_items, config.prefix_cache_bytes, element_bytes=2 if is_half else 4
+        )
+
+    def _without_done(self, trials: list[Trial], ray_dir: Path) -> list[Trial]:
+        """The trials that no row calls done; what the others left on the disk is deleted."""
+        done = {row["trial"] for row in _last_rows(self.run_dir) if row["status"] == "done"}
+        for trial in trials:
+            if trial.id in done:
+                drop_all(ray_dir / trial.id)
+        return [trial for trial in trials if trial.id not in done]
+
+    def _add_row(self, outcome: TrialOutcome, ray_dir: Path) -> dict[str, Any]:
         num_blocks = num_body_blocks(outcome.trial.architecture)
         try:
             row = collect(self.store, outcome, self.plan.preprocessing, num_blocks)
         except (RaysnapError, OSError) as error:
             row = trial_row(outcome.trial, num_blocks) | {"status": "failed", "error": f"not collected: {error}"}
         self.run_dir.add_row(row)
-        if row["status"] == "done" and outcome.checkpoint_dir is not None:
-            shutil.rmtree(outcome.checkpoint_dir, ignore_errors=True)  # the store holds every block of it now
+        if row["status"] == "done":
+            drop_all(ray_dir / outcome.trial.id)  # the store holds every block of it now
         return row
 
     def _train_job(self, bases: dict[str, str | None]) -> TrainJob:
@@ -173,6 +202,7 @@ class _Job:
             num_train=config.num_train,
             num_val=config.num_val,
             num_test=config.num_test,
+            prefix_cache_bytes=config.prefix_cache_bytes,
         )
 
 

@@ -1,73 +1,64 @@
-"""Fine-tunes on Ray: Tune gives each trial its actor and GPU, Train's TorchTrainer runs the loop inside it.
+"""Fine-tunes on Ray: Tune gives each trial its actor, Train's TorchTrainer runs the loop in it or in a worker group.
 
-With `num_workers: 0` the trainer is in local mode: the loop runs in the trial's own process, which Tune reuses from
-trial to trial. The loop is `finetune`, which knows nothing of Ray; what it trained goes into the trial's checkpoint,
-and the driver collects it. A trial that fails reports its error as its result, so that neither the actor nor the other
-trials suffer.
+With `num_workers: 0` the trainer is in local mode: the loop runs in the trial's own process, which Tune gave the GPU
+and reuses from trial to trial. With more, each trial's actor drives a group of Train workers, which get the GPUs. What
+goes wrong inside a fine-tune becomes the trial's result, so that neither the actor nor the other trials suffer; a
+process that dies is Tune's to begin again, and the trial goes on from its newest savepoint.
 """
 
 from __future__ import annotations
 
-import json
+import gc
 import logging
-import tempfile
+import os
 import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import ray
 import torch
-from ray import tune
+from ray import cloudpickle, train, tune
+from ray.exceptions import RayError
 from ray.train import ScalingConfig
-from ray.train.torch import TorchTrainer
+from ray.train.torch import TorchTrainer, get_device
+from ray.tune.integration.ray_train import TuneReportCallback
 
-from raysnap.blocks import build_model, random_head, random_tensors
 from raysnap.config import ResourcesConfig
-from raysnap.data import Dataset, Item, read_folder, training_splits
-from raysnap.errors import TrainingDiverged, describe_failure
-from raysnap.finetune import LabelledPixels, finetune
-from raysnap.manifest import Preprocessing
-from raysnap.objects import canonical_block_bytes
-from raysnap.pixels import PixelCache
-from raysnap.store import Store
+from raysnap.errors import OutOfMemory, RaysnapError, TrainingDiverged, describe_failure
+from raysnap.savepoints import Savepoint, newest_savepoint
+from raysnap.training import TrainJob
+from raysnap.training import train as train_loop
 from raysnap.trials import Trial
+from raysnap.workers import Worker
 
 logger = logging.getLogger(__name__)
 
-RECORD_NAME = "trial.json"
+# A trial's actor that only drives a worker group must take something, and CPUs are what its workers wait for.
+DRIVER_RESOURCES = {"memory": 1}
 
-
-@dataclass(frozen=True)
-class TrainJob:
-    """What every trial of a job needs to know; paths are absolute, as workers run in other folders.
-
-    Attributes:
-        dataset_dirs: the folder of each dataset that trials name.
-        bases: the id of the snapshot that each architecture's trials start from; None is random weights, drawn
-            from the trial's seed.
-    """
-
-    store_dir: Path
-    dataset_dirs: dict[str, Path]
-    bases: dict[str, str | None]
-    preprocessing: Preprocessing
-    seed: int
-    num_train: int | None
-    num_val: int | None
-    num_test: int | None
+GROUP_ENVIRONMENT = {
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # one process less per trial; a preempted worker is one that died
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.3",  # every report waits for it, 2 s by default
+}
 
 
 @dataclass(frozen=True)
 class TrialOutcome:
-    """How a trial ended: with a checkpoint, or with an error and its kind."""
+    """How a trial ended: with a savepoint to collect, or with an error and its kind.
+
+    Attributes:
+        started_s: when Tune started it, on `time.monotonic`; None where another driver saw it start.
+    """
 
     trial: Trial
-    checkpoint_dir: Path | None
+    savepoint: Savepoint | None
     status: str
     error: str | None
+    started_s: float | None = None
 
 
 def run_trials(
@@ -81,41 +72,64 @@ def run_trials(
 ) -> None:
     """Runs the trials on the Ray that is up, and calls back in this process as each one ends.
 
+    A trial goes on from the newest savepoint in its folder of `ray_dir`. SIGTERM ends this as Ctrl-C does.
+
     Args:
-        ray_dir: folder for Ray's own result files; on a cluster one that all nodes share.
+        ray_dir: folder for Ray's own result files and the checkpoints; on a cluster one that all nodes share.
         on_end: called once per trial that ended; a trial without a call was interrupted.
+
+    Raises:
+        KeyboardInterrupt: the process was told to end.
     """
-    num_gpus = resources.gpus if resources.gpus is not None else min(1.0, ray.cluster_resources().get("GPU", 0.0))
-    trainable = tune.with_resources(
-        tune.with_parameters(train_driver_fn, job=job, use_gpu=num_gpus > 0), {"CPU": resources.cpus, "GPU": num_gpus}
+    ray_dir = ray_dir.resolve()
+    each = {"CPU": resources.cpus, "GPU": gpus_per_worker(resources)}
+    trainable = tune.with_parameters(
+        train_driver_fn, job=job, num_workers=resources.num_workers, each=each, ray_dir=ray_dir
     )
+    at_once = _num_groups(resources, each) if resources.num_workers else resources.max_concurrent
     tuner = tune.Tuner(
-        trainable,
+        tune.with_resources(trainable, DRIVER_RESOURCES if resources.num_workers else each),
         param_space={"trial": tune.grid_search([trial.model_dump(mode="json") for trial in trials])},
         tune_config=tune.TuneConfig(
             reuse_actors=True,
-            max_concurrent_trials=resources.max_concurrent,
+            max_concurrent_trials=at_once,
             trial_name_creator=_trial_id,
             trial_dirname_creator=_trial_id,
         ),
         run_config=tune.RunConfig(
             name=ray_dir.name,
-            storage_path=str(ray_dir.parent.resolve()),
-            callbacks=[_Announcer(on_end, on_epoch)],
+            storage_path=str(ray_dir.parent),
+            callbacks=[_Announcer(ray_dir, on_end, on_epoch)],
             checkpoint_config=tune.CheckpointConfig(num_to_keep=1),
+            failure_config=tune.FailureConfig(max_failures=resources.max_failures),
             verbose=0,
         ),
     )
     tuner.fit()
 
 
+def gpus_per_worker(resources: ResourcesConfig) -> float:
+    """The GPUs of each process that trains: as told, else one where the cluster has any."""
+    if resources.gpus is not None:
+        return resources.gpus
+    return min(1.0, ray.cluster_resources().get("GPU", 0.0))
+
+
 def widen(resources: ResourcesConfig, num_trials: int) -> ResourcesConfig:
     """The resources with so many CPUs per trial that `num_trials` trials fill a cluster that has no GPU."""
     available = ray.cluster_resources()
-    if resources.gpus or available.get("GPU"):
+    if resources.gpus or resources.num_workers or available.get("GPU"):
         return resources
     share = available.get("CPU", 1.0) // num_trials
     return resources.model_copy(update={"cpus": max(resources.cpus, share)})
+
+
+def _num_groups(resources: ResourcesConfig, each: dict[str, float]) -> int:
+    """How many worker groups fit the cluster at once: Tune sees only their drivers and would start them all."""
+    available = ray.cluster_resources()
+    wanted = {name: amount * resources.num_workers for name, amount in each.items() if amount}
+    fitting = min(int(available.get(name, 0.0) // amount) for name, amount in wanted.items())
+    return max(1, min(fitting, resources.max_concurrent or fitting))
 
 
 def _trial_id(tune_trial: Any) -> str:
@@ -128,12 +142,22 @@ class _Announcer(tune.Callback):
     Tune pickles its callbacks for a restore of its own; what is told here is of no use in another process.
     """
 
-    def __init__(self, on_end: Callable[[TrialOutcome], None], on_epoch: Callable[[Trial, dict[str, Any]], None]):
+    def __init__(
+        self,
+        ray_dir: Path,
+        on_end: Callable[[TrialOutcome], None],
+        on_epoch: Callable[[Trial, dict[str, Any]], None],
+    ):
+        self._ray_dir = ray_dir
         self._on_end = on_end
         self._on_epoch = on_epoch
+        self._started_s: dict[str, float] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         return {}
+
+    def on_trial_start(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:  # noqa: ARG002
+        self._started_s.setdefault(_trial_id(trial), time.monotonic())
 
     def on_trial_result(self, iteration: int, trials: list, trial: Any, result: dict, **info: Any) -> None:  # noqa: ARG002
         if "epoch" in result:
@@ -141,106 +165,146 @@ class _Announcer(tune.Callback):
 
     def on_trial_complete(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:  # noqa: ARG002
         result = trial.last_result or {}
-        checkpoint = trial.checkpoint
-        self._on_end(
-            TrialOutcome(
-                trial=Trial.model_validate(trial.config["trial"]),
-                checkpoint_dir=Path(checkpoint.path) if checkpoint else None,
-                status=result.get("status", "failed"),
-                error=result.get("error") or (None if checkpoint else "the trial ended without a checkpoint"),
-            )
-        )
+        savepoint = newest_savepoint(self._ray_dir / _trial_id(trial)) if result.get("status") == "done" else None
+        if savepoint is not None and savepoint.is_final:
+            self._end(trial, savepoint, "done", None)
+        elif result.get("error"):
+            self._end(trial, None, result["status"], result["error"])
+        else:
+            self._end(trial, None, "failed", "the trial ended without a whole checkpoint")
 
     def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:  # noqa: ARG002
-        error = trial.get_pickled_error()
-        reason = describe_failure(error) if error else "its process died"
-        self._on_end(TrialOutcome(Trial.model_validate(trial.config["trial"]), None, "failed", reason))
+        self._end(trial, None, "failed", f"its process died: {_last_words(trial)}")
+
+    def _end(self, trial: Any, savepoint: Savepoint | None, status: str, error: str | None) -> None:
+        started_s = self._started_s.get(_trial_id(trial))
+        self._on_end(TrialOutcome(Trial.model_validate(trial.config["trial"]), savepoint, status, error, started_s))
 
 
-def train_driver_fn(config: dict[str, Any], job: TrainJob, use_gpu: bool) -> None:
-    """One Tune trial: a TorchTrainer in local mode around the fine-tune, whose failure becomes the trial's result."""
-    trial = Trial.model_validate(config["trial"])
-    failure: dict[str, str] = {}
-
-    def train_fn_per_worker() -> None:
-        try:
-            _train(trial, job, "cuda" if use_gpu and torch.cuda.is_available() else "cpu")
-        except TrainingDiverged as error:
-            failure.update(status="diverged", error=str(error))
-        except Exception as error:  # noqa: BLE001 - a trial's failure is a row, whatever it was
-            logger.debug("trial %s failed\n%s", trial.id, traceback.format_exc())
-            failure.update(status="failed", error=describe_failure(error))
-
-    TorchTrainer(train_fn_per_worker, scaling_config=ScalingConfig(num_workers=0, use_gpu=use_gpu)).fit()
-    if failure:
-        tune.report(failure)
+def _last_words(tune_trial: Any) -> str:
+    """Why Tune gave a trial up, in one line."""
+    try:
+        error = cloudpickle.loads(Path(tune_trial.pickled_error_file).read_bytes())
+    except (TypeError, OSError):
+        return "no reason was recorded"
+    return describe_failure(getattr(error, "cause", None) or error)
 
 
-def _train(trial: Trial, job: TrainJob, device: str) -> None:
-    """Fine-tunes one model and reports its checkpoint, which holds the trained blocks and a record of how it went."""
-    started = time.perf_counter()
-    store = Store.open(job.store_dir)
-    base_id = job.bases[trial.architecture]
-    base_blocks = store.manifest(base_id).blocks if base_id else ()
-    dataset = read_folder(job.dataset_dirs[trial.dataset])
-    splits = labelled_splits(dataset, job)
-    if base_id:
-        tensors = [store.read_block(block.digest) for block in base_blocks[:-1]]
-        tensors.append(random_head(trial.architecture, len(dataset.classes), trial.seed))
-    else:
-        tensors = [block for _, block in random_tensors(trial.architecture, len(dataset.classes), trial.seed)]
-    model = build_model(trial.architecture, tensors).to(device)
-    data_s = time.perf_counter() - started
-    result = finetune(
-        model,
-        trial.num_frozen,
-        splits,
-        job.preprocessing,
-        trial.train,
-        seed=trial.seed,
-        base_digests=[block.digest for block in base_blocks],
-        report=lambda epoch: None if epoch["epoch"] == trial.train.epochs else tune.report(epoch),
-    )
-    checkpointing = time.perf_counter()
-    with tempfile.TemporaryDirectory(prefix="raysnap-") as checkpoint_dir:
-        for block in list(model)[trial.num_frozen :]:
-            tensors = {name: tensor.cpu() for name, tensor in block.tensors().items()}
-            (Path(checkpoint_dir) / f"{block.name}.safetensors").write_bytes(canonical_block_bytes(tensors))
-        record = {
-            "metrics": result.metrics,
-            "history": result.history,
-            "base": base_id,
-            "classes": dataset.classes,
-            "dataset_digest": dataset.digest,
-            "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
-            "num_parameters": sum(p.numel() for p in model.parameters()),
-            "num_trained_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
-            "timings_s": result.timings_s
-            | {
-                "data": data_s,
-                "checkpoint": time.perf_counter() - checkpointing,
-                "total": time.perf_counter() - started,
-            },
-        }
-        (Path(checkpoint_dir) / RECORD_NAME).write_text(json.dumps(record))
-        last = result.history[-1] | {"status": "done"} | result.metrics
-        tune.report(last, checkpoint=tune.Checkpoint.from_directory(checkpoint_dir))
-
-
-def labelled_splits(dataset: Dataset, job: TrainJob) -> dict[str, LabelledPixels]:
-    """The train, val and, where there is one, test items of a fine-tune, decoded into the machine's pixel cache.
+def train_driver_fn(
+    config: dict[str, Any], job: TrainJob, num_workers: int, each: dict[str, float], ray_dir: Path
+) -> None:
+    """One Tune trial: a TorchTrainer around the fine-tune, whose failure becomes the trial's result.
 
     Raises:
-        DataError: the dataset is too small, or too many of its images are bad.
+        RayError: a worker's process died; Tune begins the trial again.
     """
-    items = training_splits(dataset, job.seed, job.num_train, job.num_val, job.num_test)
-    return {split: _labelled(split_items, dataset, job) for split, split_items in items.items()}
+    trial = Trial.model_validate(config["trial"])
+    savepoint = newest_savepoint(ray_dir / trial.id)
+    if savepoint is not None and savepoint.is_final:
+        tune.report({"status": "done"})  # the process died after the last epoch, before Tune heard of it
+        return
+    launch = partial(_launch_group, num_workers, each, ray_dir) if num_workers else partial(_launch_here, each)
+    try:
+        with_less_memory(trial, savepoint, partial(launch, job))
+    except RayError:
+        raise
+    except (OutOfMemory, torch.OutOfMemoryError, MemoryError) as error:
+        tune.report({"status": "oom", "error": describe_failure(error)})
+    except TrainingDiverged as error:
+        tune.report({"status": "diverged", "error": str(error)})
+    except Exception as error:  # noqa: BLE001 - a trial's failure is a row, whatever it was
+        logger.debug("trial %s failed\n%s", trial.id, traceback.format_exc())
+        tune.report({"status": "failed", "error": describe_failure(error)})
+    finally:
+        if torch.cuda.is_initialized():
+            _release_memory()  # to those who share the GPU; on a CPU it would only cost time
 
 
-def _labelled(items: tuple[Item, ...], dataset: Dataset, job: TrainJob) -> LabelledPixels:
-    cache = PixelCache.open(items, dataset.root, job.preprocessing.resize_size)
-    good = cache.load(range(len(items)))
-    return LabelledPixels(
-        read=lambda positions, crop_size: cache.read([good[position] for position in positions], crop_size),
-        labels=torch.tensor([items[position].label for position in good]),
+def with_less_memory(trial: Trial, resume: Savepoint | None, launch: Callable[[Trial, Savepoint | None], None]) -> None:
+    """Launches the trial, and once more from its beginning at half its batch size where memory was too small.
+
+    Raises:
+        OutOfMemory: memory was too small for half the batch size, too.
+    """
+    batch_size = resume.record["batch_size"] if resume else trial.train.batch_size
+    try:
+        launch(_with_batch_size(trial, batch_size), resume)
+        return
+    except OutOfMemory:
+        if batch_size < trial.train.batch_size or batch_size == 1:
+            raise
+    # Only here, after the except block, are the error and the tensors in its frames let go.
+    _release_memory()
+    launch(_with_batch_size(trial, batch_size // 2), None)
+
+
+def _with_batch_size(trial: Trial, batch_size: int) -> Trial:
+    return trial.model_copy(update={"train": trial.train.model_copy(update={"batch_size": batch_size})})
+
+
+def _release_memory() -> None:
+    gc.collect()
+    torch.cuda.empty_cache()
+
+
+def _launch_here(each: dict[str, float], job: TrainJob, trial: Trial, resume: Savepoint | None) -> None:
+    """Runs the loop in this process, which Tune gave the trial's GPU."""
+    use_gpu = each["GPU"] > 0
+
+    def report(metrics: dict[str, Any], checkpoint_dir: Path | None) -> None:
+        tune.report(metrics, checkpoint=tune.Checkpoint.from_directory(checkpoint_dir) if checkpoint_dir else None)
+
+    def train_fn_per_worker() -> None:
+        device = torch.device("cuda" if use_gpu and torch.cuda.is_available() else "cpu")
+        train_loop(trial, job, device, report, resume=resume)
+
+    TorchTrainer(train_fn_per_worker, scaling_config=ScalingConfig(num_workers=0, use_gpu=use_gpu)).fit()
+
+
+def _launch_group(
+    num_workers: int,
+    each: dict[str, float],
+    ray_dir: Path,
+    job: TrainJob,
+    trial: Trial,
+    resume: Savepoint | None,
+) -> None:
+    """Runs the loop in a group of Train workers, whose reports reach Tune through this process."""
+
+    def report(metrics: dict[str, Any], checkpoint_dir: Path | None) -> None:
+        train.report(metrics, checkpoint=train.Checkpoint.from_directory(checkpoint_dir) if checkpoint_dir else None)
+
+    def train_fn_per_worker() -> None:
+        context = train.get_context()
+        worker = Worker(rank=context.get_world_rank(), world_size=context.get_world_size())
+        train_loop(trial, job, get_device(), report, resume=resume, worker=worker)
+
+    for name, value in GROUP_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    trainer = TorchTrainer(
+        train_fn_per_worker,
+        scaling_config=ScalingConfig(num_workers=num_workers, use_gpu=each["GPU"] > 0, resources_per_worker=each),
+        run_config=train.RunConfig(
+            name=trial.id,
+            storage_path=str(ray_dir / trial.id),
+            callbacks=[TuneReportCallback()],
+            checkpoint_config=train.CheckpointConfig(num_to_keep=1),
+            failure_config=train.FailureConfig(max_failures=0),  # Tune counts the failures of both modes
+        ),
     )
+    try:
+        trainer.fit()
+    except train.WorkerGroupError as error:
+        raise _cause(list(error.worker_failures.values())) from None
+
+
+def _cause(failures: list[Exception]) -> Exception:
+    """Which of the workers' errors the others followed from: a death, else raysnap's own, else the first.
+
+    When one worker dies, the others' collectives fail as well; what Ray says of the dead one is an error of its own.
+    """
+    for failure in failures:
+        if type(failure).__module__.partition(".")[0] == "ray":
+            return RayError(describe_failure(failure))
+    own = [failure for failure in failures if isinstance(failure, RaysnapError)]
+    return [*own, *failures][0]

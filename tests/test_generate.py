@@ -7,15 +7,11 @@ from pathlib import Path
 import pytest
 import ray
 
-from raysnap.config import GenerateConfig, TrainConfig
-from raysnap.data import open_dataset
+from raysnap.config import GenerateConfig
 from raysnap.errors import ArchitectureError, ConfigError, DataError, WeightsError
 from raysnap.generate import generate
-from raysnap.population import plan_generate
 from raysnap.runs import read_rows
 from raysnap.store import Store
-from raysnap.trainer import TrainJob, run_trials
-from raysnap.trials import sample_trials
 
 QUICK = {"epochs": 1, "batch_size": 16}
 
@@ -30,14 +26,10 @@ def job(directory: Path, **changes) -> GenerateConfig:
         "image_size": 32,
         "shapes": {"image_size": 36, "num_train": 32, "num_val": 8, "num_test": 8},
         "base": {"weights": "random", "pretraining": {"dataset": "shapes-texture-a", "train": QUICK}},
-        "train": QUICK,
+        "train": QUICK | {"epochs": 2},
         "retrain": {"distribution": "fixed", "values": [2, 0, 8]},
     }
     return GenerateConfig.model_validate(settings | changes)
-
-
-def quiet(*progress) -> None:
-    pass
 
 
 class LiveDisplay:
@@ -97,7 +89,16 @@ def test_frozen_blocks_are_the_bases_and_stored_once(finished):
 def test_checkpoints_are_let_go_once_the_store_holds_them(finished):
     config, _ = finished
     assert not list(config.run_dir.rglob("*.safetensors"))
+    assert not list(config.run_dir.rglob("trial.json"))
     assert list((config.run_dir / "ray").rglob("events.out.tfevents*")), "TensorBoard has something to show"
+
+
+def test_outputs_of_frozen_blocks_are_cached_beside_the_data_for_all_trials(finished):
+    config, _ = finished
+    assert all(list((config.data_dir / name).rglob("outputs.bin")) for name in config.datasets)
+    for row in read_rows(config.run_dir / "results.jsonl"):
+        if row["retrain_index"] in (0, 2):
+            assert row["timings_s"]["prefix"] > 0.001, "filling and opening them took its time"
 
 
 def test_the_run_directory_says_what_ran_where(finished):
@@ -129,42 +130,6 @@ def test_a_resumed_run_trains_what_is_missing_to_equal_bytes(finished, tmp_path)
     (again.run_dir / "results.jsonl").write_text("".join(kept))
     assert set(run(again, resume=True).snapshots) == set(summary.snapshots)
     assert len(read_rows(again.run_dir / "results.jsonl")) == 4
-
-
-def test_trials_that_diverge_or_fail_are_rows_and_do_not_stop_the_others(ray_local, tmp_path, finished):
-    config, _ = finished
-    store = Store.open(config.store)
-    good, diverging, failing = sample_trials(config)
-    diverging = diverging.model_copy(update={"train": TrainConfig(epochs=20, lr=100, optimizer="sgd")})
-    failing = failing.model_copy(update={"dataset": "gone"})
-    folders = {name: open_dataset(name, config.data_dir).root.resolve() for name in config.datasets}
-    plan = plan_generate(config)
-    outcomes = []
-    run_trials(
-        [failing, diverging, good],
-        TrainJob(
-            store_dir=config.store.resolve(),
-            dataset_dirs=folders | {"gone": tmp_path / "gone"},
-            bases={"resnet18": store.resolve("base-resnet18-shapes-texture-a")},
-            preprocessing=plan.preprocessing,
-            seed=0,
-            num_train=None,
-            num_val=None,
-            num_test=None,
-        ),
-        config.resources,
-        tmp_path / "ray",
-        on_end=outcomes.append,
-        on_epoch=quiet,
-    )
-    ended = {outcome.trial.id: outcome for outcome in outcomes}
-    assert {trial_id: outcome.status for trial_id, outcome in ended.items()} == {
-        good.id: "done",
-        diverging.id: "diverged",
-        failing.id: "failed",
-    }
-    assert "smaller train.lr" in ended[diverging.id].error
-    assert str(tmp_path / "gone") in ended[failing.id].error
 
 
 @pytest.mark.parametrize(
