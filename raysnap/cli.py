@@ -9,12 +9,15 @@ from __future__ import annotations
 import logging
 import os
 import shlex
+import signal
 import sys
+import threading
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -342,6 +345,23 @@ def check_resources(resources: ResourcesConfig, available: dict[str, float]) -> 
 
 
 @contextmanager
+def interrupted_by_sigterm() -> Iterator[None]:
+    """SIGTERM raises KeyboardInterrupt meanwhile; Ray's own handler would end the driver without a word."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(signum: int, frame: FrameType | None) -> None:  # noqa: ARG001
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
 def _job_session(config: JobConfig, *, resume: bool) -> Iterator[OnProgress]:
     """A progress display and a Ray for a job whose run_dir is fit for it; RAY_ADDRESS names a cluster to use.
 
@@ -368,7 +388,7 @@ def _job_session(config: JobConfig, *, resume: bool) -> Iterator[OnProgress]:
         try:
             if is_ours and not address:
                 check_resources(config.resources, ray.cluster_resources())
-            with show_progress() as on_progress:
+            with show_progress() as on_progress, interrupted_by_sigterm():
                 yield on_progress
         finally:
             if is_ours:

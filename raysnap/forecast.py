@@ -21,6 +21,7 @@ from raysnap.data import VAL_FRACTION, read_folder
 from raysnap.errors import ConfigError
 from raysnap.images import num_cpus
 from raysnap.population import RANDOM, GeneratePlan
+from raysnap.prefix_plan import plan_trials
 from raysnap.quantities import bytes_text
 from raysnap.shapes import TASKS
 from raysnap.trials import Trial
@@ -39,11 +40,12 @@ class Forecast:
     Attributes:
         num_trials: trainings, those of bases included.
         num_epochs: epochs of all trials.
-        train_flops: FLOPs of all of them, frozen blocks run once per item and epoch.
+        train_flops: FLOPs of all of them; frozen blocks whose outputs are cached run once.
         store_bytes: new bytes in the store, every shared block once.
         copied_bytes: what a plain copy of every snapshot would take.
         checkpoint_bytes: the most that checkpoints take at one time.
         pixel_bytes: the decoded images of all datasets.
+        prefix_bytes: the cached outputs of frozen blocks.
         to_draw: built-in datasets that are drawn first.
         to_download: files of torchvision's weights that are downloaded first.
         cpu_s: the time on this machine's CPUs, in seconds.
@@ -57,6 +59,7 @@ class Forecast:
     copied_bytes: int
     checkpoint_bytes: int
     pixel_bytes: int
+    prefix_bytes: int
     to_draw: tuple[str, ...]
     to_download: tuple[str, ...]
     cpu_s: float
@@ -67,7 +70,12 @@ def forecast(config: GenerateConfig, plan: GeneratePlan) -> Forecast:
     """What the job will take on top of what is there; reads folders and writes nothing."""
     trials = [trial for trial in [*plan.bases, *plan.trials] if trial.dataset]
     sizes = {name: _DatasetSize.of(folder, config) for name, folder in plan.datasets.items()}
-    flops = sum(_train_flops(trial, sizes[trial.dataset], config.image_size) for trial in trials)
+    num_items = {name: size.num_items for name, size in sizes.items()}
+    depths = plan_trials(trials, config.image_size, num_items, config.prefix_cache_bytes)
+    fills = {(trial.architecture, trial.dataset, trial.train.views, depths[trial.id]) for trial in trials}
+    flops = sum(
+        _train_flops(trial, sizes[trial.dataset], config.image_size, depths[trial.id]) for trial in trials
+    ) + sum(_fill_flops(*fill, sizes, config.image_size) for fill in fills)
     trained = [_trained_bytes(trial, sizes[trial.dataset].num_classes, config.image_size) for trial in trials]
     untrained = [trial for trial in plan.bases if trial.dataset is None]
     base_bytes = sum(_model_bytes(trial.architecture, config.image_size) for trial in untrained)
@@ -81,6 +89,7 @@ def forecast(config: GenerateConfig, plan: GeneratePlan) -> Forecast:
         copied_bytes=base_bytes + sum(_model_bytes(trial.architecture, config.image_size) for trial in trials),
         checkpoint_bytes=COPIES_IN_A_CHECKPOINT * sum(sorted(trained, reverse=True)[:num_at_once]),
         pixel_bytes=sum(size.num_images for size in sizes.values()) * 3 * resize_size * (resize_size + 1),
+        prefix_bytes=sum(_fill_bytes(*fill, sizes, config.image_size) for fill in fills),
         to_draw=tuple(name for name, folder in plan.datasets.items() if folder is None and name in TASKS),
         to_download=_missing_weights(config),
         cpu_s=flops / (SHARE_OF_MATRIX_SPEED * _matrix_flops_per_s()) + TRIAL_OVERHEAD_S * len(trials),
@@ -98,7 +107,7 @@ def check_room(config: GenerateConfig, needed: Forecast) -> None:
     for key, path, num_bytes in (
         ("store", config.store, needed.store_bytes),
         ("run_dir", config.run_dir, needed.checkpoint_bytes),
-        ("data_dir", config.data_dir, needed.pixel_bytes),
+        ("data_dir", config.data_dir, needed.pixel_bytes + needed.prefix_bytes),
     ):
         standing = next(one for one in (path.absolute(), *path.absolute().parents) if one.exists())
         wanted.setdefault(standing.stat().st_dev, []).append((key, standing, num_bytes))
@@ -140,6 +149,15 @@ class _DatasetSize:
         used = [size if cap is None else min(size, cap) for size, cap in zip((train, val, test), caps, strict=True)]
         return cls(*used, num_images=num_images, num_classes=num_classes)
 
+    @property
+    def num_items(self) -> dict[str, int]:
+        """The items used of each split."""
+        return {"train": self.num_train, "val": self.num_val, "test": self.num_test}
+
+    def num_cached(self, views: int | None) -> int:
+        """The items whose outputs are kept where fixed views allow it, each view counted."""
+        return (views or 0) * self.num_train + self.num_val + self.num_test
+
 
 def _shapes_for(architecture: str, num_classes: int, image_size: int) -> list[tuple[float, float]]:
     """FLOPs per item and parameter bytes of every block, the head for so many classes."""
@@ -152,12 +170,27 @@ def _scaled(head: BlockShape, scale: float) -> tuple[float, float]:
     return head.flops * scale, head.num_parameter_bytes * scale
 
 
-def _train_flops(trial: Trial, size: _DatasetSize, image_size: int) -> float:
-    """Forward through everything and backward through what is trained (twice a forward), every epoch; then test."""
+def _train_flops(trial: Trial, size: _DatasetSize, image_size: int, depth: int) -> float:
+    """Forward through what is not cached, backward through what is trained (twice a forward) per epoch; then test."""
     flops = [one for one, _ in _shapes_for(trial.architecture, size.num_classes, image_size)]
-    forward, trained = sum(flops), sum(flops[trial.num_frozen :])
-    per_epoch = size.num_train * (forward + 2 * trained) + size.num_val * forward
-    return trial.train.epochs * per_epoch + size.num_test * forward
+    forward, cached, trained = sum(flops), sum(flops[:depth]), sum(flops[trial.num_frozen :])
+    train = forward - (cached if trial.train.views else 0) + 2 * trained
+    per_epoch = size.num_train * train + size.num_val * (forward - cached)
+    return trial.train.epochs * per_epoch + size.num_test * (forward - cached)
+
+
+def _fill_flops(
+    architecture: str, dataset: str, views: int | None, depth: int, sizes: dict[str, _DatasetSize], image_size: int
+) -> float:
+    flops = sum(shape.flops for shape in block_shapes(architecture, image_size)[:depth])
+    return flops * sizes[dataset].num_cached(views)
+
+
+def _fill_bytes(
+    architecture: str, dataset: str, views: int | None, depth: int, sizes: dict[str, _DatasetSize], image_size: int
+) -> int:
+    num_bytes = block_shapes(architecture, image_size)[depth - 1].output_bytes if depth else 0
+    return num_bytes * sizes[dataset].num_cached(views)
 
 
 def _trained_bytes(trial: Trial, num_classes: int, image_size: int) -> int:

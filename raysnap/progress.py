@@ -13,7 +13,10 @@ from raysnap.quantities import seconds_text
 MIN_LEFT_TOLD_S = 60
 
 OnProgress = Callable[[str, int, int, str], None]
-"""Called with a stage, how much of it is done, how much there is, and a note."""
+"""Called with a stage, how much of it is done, how much there is, and a note.
+
+`stage/piece` tells of one piece of a stage while it runs: a row of its own on a terminal, nothing in a log.
+"""
 
 STAGES = {"data": "Data", "base": "Base", "trials": "Fine-tunes", "synthesize": "Snapshots", "bench": "Searches"}
 
@@ -57,8 +60,14 @@ def _bars(stream: TextIO) -> Iterator[OnProgress]:
     with Progress(*columns, console=Console(file=stream), redirect_stdout=False, redirect_stderr=False) as progress:
 
         def show(stage: str, num_done: int, num_all: int, note: str) -> None:
+            _, is_piece, piece = stage.partition("/")
+            if is_piece and num_done == num_all:
+                if stage in bars:
+                    progress.remove_task(bars.pop(stage))
+                return
             if stage not in bars:
-                bars[stage] = progress.add_task(STAGES.get(stage, stage), total=num_all, note="")
+                name = f"  {piece}" if is_piece else STAGES.get(stage, stage)
+                bars[stage] = progress.add_task(escape(name), total=num_all, note="")
             progress.update(bars[stage], completed=num_done, total=num_all, note=escape(note))
 
         yield show
@@ -70,7 +79,7 @@ def _lines(stream: TextIO) -> OnProgress:
     last_done: dict[str, int] = {}
 
     def show(stage: str, num_done: int, num_all: int, note: str) -> None:
-        if last_done.get(stage) == num_done:
+        if last_done.get(stage) == num_done or "/" in stage:
             return
         last_done[stage] = num_done
         now = time.monotonic()

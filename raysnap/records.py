@@ -49,6 +49,8 @@ class Trial:
     curve: tuple[tuple[float, float], ...]
     train_s: float | None
     total_s: float | None
+    wall_s: float | None
+    overhead_s: float | None
     num_trained_parameters: float | None
     num_parameters: float | None
     new_bytes: float | None
@@ -194,6 +196,17 @@ class Run:
         """The trials that started from a base."""
         return [trial for trial in self.trials if trial.role != "base"]
 
+    @property
+    def timed_trials(self) -> list[Trial]:
+        """The fine-tunes that went from start to end in one run, so that their wall time is known."""
+        return [trial for trial in self.finetunes if trial.wall_s and trial.overhead_s is not None]
+
+    @property
+    def training_share(self) -> float | None:
+        """Time in training over the wall time of the fine-tunes, starts of actors left out; None without any."""
+        wall_s = math.fsum(trial.wall_s for trial in self.timed_trials)
+        return 1 - math.fsum(trial.overhead_s for trial in self.timed_trials) / wall_s if wall_s else None
+
     @cached_property
     def questions(self) -> tuple[Question, ...]:
         """What the finished searches were asked, each with the methods that answered."""
@@ -320,6 +333,8 @@ def _trial(row: dict[str, Any]) -> Trial:
         curve=tuple(sorted((x, y) for x, y in curve if x is not None and y is not None)),
         train_s=number(timings_s.get("train")),
         total_s=number(timings_s.get("total")),
+        wall_s=number(row.get("wall_s")),
+        overhead_s=number(row.get("overhead_s")),
         num_trained_parameters=number(row.get("num_trained_parameters")),
         num_parameters=number(row.get("num_parameters")),
         new_bytes=number(row.get("new_bytes")),

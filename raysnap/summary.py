@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import PurePath
+from statistics import median
 
 from markupsafe import Markup
 
@@ -146,7 +147,13 @@ def _training(run: Run) -> Markup:
     troubles = [f"{plural(count, 'trial')} {status}" for status, count in counts.items()]
     if run.num_unfinished:
         troubles.append(f"{plural(run.num_unfinished, 'planned trial has', 'planned trials have')} not finished")
-    return text + (Markup("; {}.").format(" and ".join(troubles)) if troubles else Markup("."))
+    text += Markup("; {}.").format(" and ".join(troubles)) if troubles else Markup(".")
+    if run.training_share is not None:
+        overhead_s = median(trial.overhead_s for trial in run.timed_trials)
+        text += Markup(" <b>{}</b> of the fine-tunes' wall time was training; around each, {} went by besides.").format(
+            share_text(run.training_share), seconds_text(overhead_s)
+        )
+    return text
 
 
 def _winner(question: Question, run: Run) -> Markup:

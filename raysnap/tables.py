@@ -97,7 +97,7 @@ def forecast_lines(needed: Any, num_finetunes: int, num_bases: int) -> str:
         f"Store: at most {bytes_text(needed.store_bytes)} of new blocks; copies would take "
         f"{bytes_text(needed.copied_bytes)} ({share_text(saved)} saved).",
         f"Besides: checkpoints at most {bytes_text(needed.checkpoint_bytes)} at a time, decoded images "
-        f"{bytes_text(needed.pixel_bytes)}.",
+        f"{bytes_text(needed.pixel_bytes)}, outputs of frozen blocks {bytes_text(needed.prefix_bytes)}.",
     ]
     lines += [f"Drawn first: {', '.join(needed.to_draw)}."] if needed.to_draw else []
     lines += [f"Downloaded first: {', '.join(needed.to_download)}."] if needed.to_download else []

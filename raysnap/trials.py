@@ -26,7 +26,7 @@ class Trial(Config):
         id: stable name, in the order of the list; the run's rows, folders and refs go by it.
         dataset: a dataset name or the path of an ImageFolder; None for a base that is stored untrained.
         retrain_index: the last so many body blocks are trained, and the head; None trains everything.
-        seed: of the new head, the order of the items and the augmentation.
+        seed: of the new head, the order of the items and fresh views; fixed views follow from the job's seed.
     """
 
     id: str

@@ -6,6 +6,7 @@ Nothing here starts Ray: what needs it is refused before, or is in `test_end_to_
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +17,7 @@ from PIL import Image
 from torchvision.models import get_model
 
 from raysnap.blocks import random_head, random_tensors
-from raysnap.cli import app, check_resources, main
+from raysnap.cli import app, check_resources, interrupted_by_sigterm, main
 from raysnap.config import ResourcesConfig
 from raysnap.errors import ConfigError
 from raysnap.manifest import DatasetRecord, Preprocessing
@@ -468,13 +469,21 @@ def test_a_dry_run_lists_the_trials_and_writes_nothing(here, capsys):
     ("asked", "told"),
     [
         ({"cpus": 3}, "resources.cpus: expected at most the 2 CPUs of this machine, found 1 x 3"),
+        ({"num_workers": 3}, "resources.cpus: expected at most the 2 CPUs of this machine, found 3 x 1"),
         ({"gpus": 0.5}, "resources.gpus: expected at most the 0 GPUs of this machine, found 1 x 0.5"),
     ],
 )
 def test_resources_that_this_machine_lacks_are_refused_at_once(asked, told):
-    check_resources(ResourcesConfig(cpus=2), {"CPU": 2.0})
+    check_resources(ResourcesConfig(num_workers=2), {"CPU": 2.0})
     with pytest.raises(ConfigError, match=told):
         check_resources(ResourcesConfig(**asked), {"CPU": 2.0})
+
+
+def test_sigterm_ends_a_run_as_ctrl_c_does_and_is_handled_as_before_afterwards():
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt), interrupted_by_sigterm():
+        signal.raise_signal(signal.SIGTERM)
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_a_run_that_was_begun_is_refused_before_ray_starts(here, capsys):

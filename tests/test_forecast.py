@@ -34,13 +34,24 @@ def forecast_of(config: GenerateConfig) -> forecast_module.Forecast:
 
 
 def test_flops_are_a_forward_of_everything_and_twice_that_of_what_is_trained(tmp_path):
-    found = forecast_of(job(tmp_path, num_snapshots=1))
+    found = forecast_of(job(tmp_path, num_snapshots=1, prefix_cache_bytes=0))
     *body, head = (shape.flops for shape in block_shapes("resnet18", 32))
     head *= 4 / 1000
     forward = sum(body) + head
     assert found.train_flops == pytest.approx(3 * (32 * (forward + 2 * head) + 8 * forward) + 8 * forward)
     assert (found.num_trials, found.num_epochs) == (1, 3)
     assert found.cpu_s > 1
+
+
+def test_cached_outputs_of_frozen_blocks_run_once_and_are_shared_by_trials(tmp_path):
+    *frozen, _ = block_shapes("resnet18", 32)
+    head_flops = block_shapes("resnet18", 32)[-1].flops * 4 / 1000
+    for num_snapshots in (1, 2):
+        config = job(tmp_path, num_snapshots=num_snapshots, retrain={"distribution": "fixed", "values": [0]})
+        found = forecast_of(config)
+        trained = 3 * (32 * 3 * head_flops + 8 * head_flops) + 8 * head_flops
+        assert found.train_flops == pytest.approx(48 * sum(one.flops for one in frozen) + num_snapshots * trained)
+        assert found.prefix_bytes == 48 * frozen[-1].output_bytes
 
 
 def test_shared_blocks_count_once(tmp_path):

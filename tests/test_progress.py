@@ -37,3 +37,25 @@ def test_a_short_rest_and_notes_between_steps_are_not_worth_a_line():
         show("data", 0, 2, "still the first")
         show("data", 1, 2, "")
     assert [line[10:] for line in stream.getvalue().splitlines()] == ["Data       0/2  first", "Data       1/2"]
+
+
+def test_pieces_of_a_stage_stand_on_a_terminal_while_they_run_and_never_in_a_log(monkeypatch):
+    calls = [("trials", 0, 2, ""), ("trials/001-a", 1, 3, "val 0.5"), ("trials/[red]b", 1, 3, "val 0.25")]
+
+    def told(stream) -> str:
+        with progress.show_progress(stream) as show:
+            for call in calls:
+                show(*call)
+            show("trials/001-a", 3, 3, "")
+            show("trials/never-begun", 3, 3, "")
+            show("trials", 1, 2, "a is done")
+        return stream.getvalue()
+
+    assert [line[10:] for line in told(io.StringIO()).splitlines()] == ["Fine-tunes 0/2", "Fine-tunes 1/2  a is done"]
+    terminal = io.StringIO()
+    monkeypatch.setattr(terminal, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "120")
+    last = told(terminal).split("\x1b[1A")[-1]
+    text = terminal.getvalue()
+    assert "a is done" in text and "[red]b" in text and "val 0.25" in text
+    assert "001-a" not in last and "never-begun" not in text

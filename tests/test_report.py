@@ -145,6 +145,14 @@ def test_the_summary_says_what_was_trained_what_won_how_fast_and_what_was_saved(
     assert "added 10.0 kB to the store where whole copies would take 40.0 kB" in page.text
 
 
+def test_the_summary_says_how_much_of_the_trials_time_was_training(tmp_path):
+    timed = [trial(1, wall_s=4.0, overhead_s=0.5), trial(2, wall_s=6.0, overhead_s=1.5)]
+    untimed = [trial(3, wall_s=None, overhead_s=None), trial(4)]
+    text = render(write_run(tmp_path / "run", [*timed, *untimed])).text
+    assert "80 % of the fine-tunes' wall time was training; around each, 1.00 s went by besides." in text
+    assert "wall time was training" not in render(write_run(tmp_path / "untimed", untimed)).text
+
+
 def test_failures_are_named_with_their_reason(tmp_path):
     trials = some_trials()
     run_dir = quickstart(tmp_path / "run", trials)
