@@ -2,5 +2,5 @@
 
 from typing import Literal
 
-Method = Literal["baseline", "shift", "alsatian", "shared"]
-Proxy = Literal["linear", "sgd_linear"]
+Method = Literal["baseline", "shift", "alsatian", "shared", "nested"]
+Proxy = Literal["linear", "sgd_linear", "knn", "hscore", "logme"]

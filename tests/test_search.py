@@ -1,5 +1,6 @@
 """A search from store to ranking: the laws between methods, counters that are the tree's arithmetic, clear errors."""
 
+import itertools
 import json
 import math
 import os
@@ -28,7 +29,7 @@ SMALL = "mobilenet_v3_small"
 SHAPES = ShapesConfig(image_size=32, num_train=48, num_val=24, num_test=8)
 DATA = "shapes-colour-a"
 VARIANTS = {"base": (0, 0), "head": (1, 0), "one": (2, 1), "two": (3, 2), "three": (4, 3), "also-three": (5, 3)}
-METHODS = ("baseline", "shared", "shift", "alsatian")
+METHODS = ("baseline", "shared", "shift", "alsatian", "nested")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -86,14 +87,14 @@ def lines(result):
     return [(one.snapshot, one.score, one.num_train, one.num_test, one.tied_with_best) for one in result.ranking]
 
 
-def rungs_of_alsatian(store, result):
-    """For each rung: its train range, the nodes it needed and the items it ran, from the ranking alone."""
+def rungs_of(store, result):
+    """For each rung of a halving: the nodes it needed and the items it ran, from the ranking alone."""
     candidates = ranking.find_candidates(store, None, None)
     tree = build_tree(candidates, sharing=True)
     number_of = {one.snapshot: number for number, one in enumerate(candidates)}
-    for rung in plan_rungs("alsatian", len(candidates), SHAPES.num_train):
+    for rung in plan_rungs(result.method, len(candidates), SHAPES.num_train, SHAPES.num_val):
         alive = [number_of[one.snapshot] for one in result.ranking if one.num_train >= rung.train_stop]
-        num_items = rung.train_stop - rung.train_start + (SHAPES.num_val if rung.train_start == 0 else 0)
+        num_items = rung.train_stop - rung.train_start + rung.test_stop - rung.test_start
         yield [tree.nodes[index] for index in keep_candidates(tree, alive)], num_items
 
 
@@ -136,10 +137,11 @@ def test_scores_are_those_of_a_probe_on_torchvisions_own_features(find, resnets,
 def test_whoever_reaches_the_last_rung_has_the_score_that_all_items_give(request, find, store_name):
     store = request.getfixturevalue(store_name)
     full = {one.snapshot: one.score for one in find(store, method="shared").ranking}
-    last = [one for one in find(store, method="alsatian").ranking if one.num_train == SHAPES.num_train]
-    assert last
-    for one in last:
-        assert one.score == pytest.approx(full[one.snapshot], abs=1e-5)
+    for method in ("alsatian", "nested"):
+        last = [one for one in find(store, method=method).ranking if one.num_train == SHAPES.num_train]
+        assert last and {one.num_test for one in last} == {SHAPES.num_val}
+        for one in last:
+            assert one.score == pytest.approx(full[one.snapshot], abs=1e-5)
 
 
 def test_of_equal_scores_the_smaller_loss_is_ranked_first(resnets, data_dir, monkeypatch):
@@ -160,22 +162,23 @@ def test_every_snapshot_is_ranked_once_and_the_better_first(find, mixed, method)
     keys = [(one.num_train, one.score) for one in result.ranking]
     assert keys == sorted(keys, reverse=True)
     assert result.ranking[0].tied_with_best
-    assert {one.num_test for one in result.ranking} == {SHAPES.num_val}
+    slices = {rung.train_stop: rung.test_stop for rung in plan_rungs(method, 8, SHAPES.num_train, SHAPES.num_val)}
+    assert all(one.num_test == slices[one.num_train] for one in result.ranking)
+    assert result.ranking[0].num_test == SHAPES.num_val
 
 
 def test_the_ranking_follows_neither_the_order_of_adding_nor_that_of_the_manifests(
     find, resnets, data_dir, tmp_path, monkeypatch
 ):
-    expected = find(resnets, method="alsatian")
+    expected = {method: lines(find(resnets, method=method)) for method in ("alsatian", "nested")}
     turned = Store.open(tmp_path / "store", create=True)
     for name in reversed(VARIANTS):
         put(turned, name, variant("resnet18", *VARIANTS[name]))
-    assert lines(find(turned, method="alsatian")) == lines(expected)
+    assert {method: lines(find(turned, method=method)) for method in expected} == expected
     manifests = turned.manifests()
     np.random.default_rng(3).shuffle(manifests)
     monkeypatch.setattr(Store, "manifests", lambda self, where=None: list(manifests))
-    again = search(turned, DATA, data_dir=data_dir)
-    assert lines(again) == lines(expected)
+    assert lines(search(turned, DATA, data_dir=data_dir)) == expected["nested"], "the default"
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -184,14 +187,14 @@ def test_each_candidate_is_scored_once_per_rung_on_all_items_so_far(find, resnet
 
     def proxy(train_ND, train_labels_N, test_TD, test_labels_T, seed):
         calls.append((len(train_ND), len(train_labels_N), len(test_TD), len(test_labels_T)))
-        return Score(0.0, float(train_ND.sum()), np.zeros(len(test_TD), dtype=bool))
+        return Score(0.0, float(train_ND.sum()), np.zeros(len(test_TD)))
 
     monkeypatch.setitem(PROXIES, "linear", proxy)
-    search(resnets, DATA, method=method, data_dir=data_dir)
-    rungs = plan_rungs(method, len(VARIANTS), SHAPES.num_train)
+    search(resnets, DATA, method=method, confidence=0, data_dir=data_dir)
+    rungs = plan_rungs(method, len(VARIANTS), SHAPES.num_train, SHAPES.num_val)
     entered = [len(VARIANTS), *(rung.num_kept for rung in rungs)]
     expected = [
-        (rung.train_stop, rung.train_stop, SHAPES.num_val, SHAPES.num_val)
+        (rung.train_stop, rung.train_stop, rung.test_stop, rung.test_stop)
         for rung, num_candidates in zip(rungs, entered, strict=False)
         for _ in range(num_candidates)
     ]
@@ -243,17 +246,19 @@ def test_counters_of_full_searches_are_the_trees_arithmetic(request, find, store
     assert find(store, method="baseline").work["block_bytes_read"] == copied
 
 
+@pytest.mark.parametrize("method", ["alsatian", "nested"])
 @pytest.mark.parametrize("store_name", ["resnets", "mixed"])
-def test_counters_of_halving_are_the_arithmetic_of_the_survivors_trees(request, find, store_name):
+def test_counters_of_halving_are_the_arithmetic_of_the_survivors_trees(request, find, store_name, method):
     store = request.getfixturevalue(store_name)
-    result = find(store, method="alsatian")
-    rungs = list(rungs_of_alsatian(store, result))
+    result = find(store, method=method)
+    rungs = list(rungs_of(store, result))
     assert result.work["block_item_passes"] == sum(num_items * len(nodes) for nodes, num_items in rungs)
     assert result.work["flops"] == sum(num_items * flops_of(nodes) for nodes, num_items in rungs)
     unique = {node.block.digest: node.block.num_bytes for nodes, _ in rungs for node in nodes}
     assert result.work["block_bytes_read"] == sum(unique.values()), "read once, whatever the rungs"
-    unshared = find(store, method="shift").work
-    assert all(result.work[key] < unshared[key] for key in ("block_item_passes", "flops", "block_bytes_read"))
+    if method == "alsatian":
+        unshared = find(store, method="shift").work
+        assert all(result.work[key] < unshared[key] for key in ("block_item_passes", "flops", "block_bytes_read"))
 
 
 def test_images_are_decoded_once_and_not_at_all_by_the_next_search(resnets, data_dir, tmp_path):
@@ -278,11 +283,11 @@ def test_few_candidates_are_ranked_all_the_same(find, resnets, method, num_candi
 
 
 def test_fewer_items_than_rungs_and_fewer_items_than_classes_still_give_a_ranking(resnets, data_dir):
-    for num_train in (2, 3):
-        result = search(resnets, DATA, method="alsatian", data_dir=data_dir, num_train=num_train, num_test=3)
+    for method, num_train in itertools.product(("alsatian", "nested"), (2, 3)):
+        result = search(resnets, DATA, method=method, data_dir=data_dir, num_train=num_train, num_test=3)
         assert len(result.ranking) == len(VARIANTS)
-        assert {one.num_test for one in result.ranking} == {3}
-        assert result.ranking[0].num_train == num_train
+        assert all(1 <= one.num_test <= 3 for one in result.ranking)
+        assert (result.ranking[0].num_train, result.ranking[0].num_test) == (num_train, 3)
 
 
 def test_snapshots_that_share_all_but_the_head_score_the_same_and_tie(find, resnets):
@@ -444,6 +449,9 @@ def test_a_result_is_a_data_frame_with_a_row_per_snapshot_best_first(find, resne
         ({"where": "colour == 'red'"}, UsageError, "colour"),
         ({"method": "nested_loops"}, UsageError, "method: expected one of baseline"),
         ({"proxy": "guess"}, UsageError, "proxy: expected one of linear"),
+        ({"confidence": 1.0}, UsageError, "confidence: expected at least 0 and below 1, found 1.0"),
+        ({"confidence": -0.1}, UsageError, "confidence: expected at least 0 and below 1, found -0.1"),
+        ({"confidence": math.nan}, UsageError, "confidence: expected at least 0 and below 1, found nan"),
         ({"num_train": 1}, DataError, "at least 2"),
         ({"num_test": 0}, DataError, "a test item"),
         ({"data": "shapes-color-a"}, DataError, "did you mean 'shapes-colour-a'"),
@@ -492,3 +500,47 @@ def test_a_bad_image_is_left_out_and_too_many_are_an_error(resnets, tmp_path):
     (root / "train" / "dog" / "4.png").write_bytes(b"no image")
     with pytest.raises(DataError, match="2 of 20 images are bad"):
         search(resnets, root, where="name == 'base'")
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("store_name", ["resnets", "mixed"])
+def test_nested_puts_a_best_of_shared_first(request, find, store_name, seed):
+    store = request.getfixturevalue(store_name)
+    full = {one.snapshot: one.score for one in find(store, method="shared", seed=seed).ranking}
+    winner = find(store, method="nested", seed=seed).ranking[0]
+    assert full[winner.snapshot] == max(full.values())
+
+
+def test_nested_computes_less_than_halving_with_its_confidence_off_and_never_more_than_shared(find, resnets, mixed):
+    for store in (resnets, mixed):
+        flops = [find(store, method="nested", confidence=level).work["flops"] for level in (0, 0.95, 0.9999)]
+        assert flops[0] <= flops[1] <= flops[2] <= find(store, method="shared").work["flops"]
+    assert find(resnets, method="nested", confidence=0).work["flops"] < find(resnets, method="alsatian").work["flops"]
+
+
+def test_confidence_is_for_nested_alone(find, resnets):
+    for method in ("shared", "alsatian"):
+        assert lines(find(resnets, method=method, confidence=0.5)) == lines(find(resnets, method=method))
+
+
+def test_snapshots_that_differ_in_their_heads_alone_all_reach_the_last_rung_and_tie(data_dir, tmp_path):
+    store = Store.open(tmp_path / "store", create=True)
+    for seed in range(5):
+        put(store, str(seed), variant(SMALL, seed, 0), SMALL)
+    result = search(store, DATA, data_dir=data_dir)
+    assert {(one.score, one.num_train, one.tied_with_best) for one in result.ranking} == {
+        (result.ranking[0].score, SHAPES.num_train, True)
+    }
+    bold = search(store, DATA, data_dir=data_dir, confidence=0)
+    assert [one.snapshot for one in bold.ranking] == [one.snapshot for one in result.ranking]
+    assert sorted(one.num_train for one in bold.ranking)[-2] < SHAPES.num_train
+
+
+@pytest.mark.parametrize("proxy", ["knn", "hscore", "logme"])
+def test_every_proxy_keeps_the_laws_between_methods(find, resnets, proxy):
+    assert lines(find(resnets, method="shared", proxy=proxy)) == lines(find(resnets, method="baseline", proxy=proxy))
+    assert lines(find(resnets, method="alsatian", proxy=proxy)) == lines(find(resnets, method="shift", proxy=proxy))
+    full = {one.snapshot: one.score for one in find(resnets, method="shared", proxy=proxy).ranking}
+    result = find(resnets, method="nested", proxy=proxy)
+    assert result.proxy == proxy and len(result.ranking) == len(VARIANTS)
+    assert result.ranking[0].score == pytest.approx(full[result.ranking[0].snapshot], abs=1e-5)

@@ -16,7 +16,7 @@ from raysnap.search.plan import plan_rungs, plan_walk, usual_batch_items
 from raysnap.search.tree import build_tree, keep_candidates
 
 INPUT_BYTES = 4 * 3 * PREPROCESSING.image_size**2
-EVERY_METHOD = ("baseline", "shift", "alsatian", "shared")
+EVERY_METHOD = ("baseline", "shift", "alsatian", "shared", "nested")
 
 
 @pytest.mark.parametrize("method", ["shift", "alsatian"])
@@ -34,17 +34,43 @@ EVERY_METHOD = ("baseline", "shift", "alsatian", "shared")
     ],
 )
 def test_the_published_ranges_and_survivors(method, num_candidates, num_train, starts, num_kept):
-    rungs = plan_rungs(method, num_candidates, num_train)
+    rungs = plan_rungs(method, num_candidates, num_train, 200)
     assert [(rung.train_start, rung.train_stop) for rung in rungs] == list(itertools.pairwise(starts))
+    assert [(rung.test_start, rung.test_stop) for rung in rungs] == [(0, 200)] + [(200, 200)] * (len(rungs) - 1)
     assert [rung.num_kept for rung in rungs] == num_kept
 
 
-@given(st.sampled_from(EVERY_METHOD), st.integers(1, 10_000), st.integers(1, 100_000))
-def test_rungs_cover_all_train_items_once_in_ranges_that_double_and_never_keep_more(method, num_candidates, num_train):
-    rungs = plan_rungs(method, num_candidates, num_train)
-    covered = [rung.train_start for rung in rungs] + [rungs[-1].train_stop]
-    assert covered[0] == 0 and covered[-1] == num_train
+@pytest.mark.parametrize(
+    ("num_candidates", "num_train", "num_test", "train_stops", "test_stops"),
+    [
+        (36, 800, 200, [7, 21, 49, 105, 217, 800], [6, 16, 37, 79, 163, 200]),
+        (16, 320, 80, [12, 36, 84, 320], [9, 27, 63, 80]),
+        (4, 100, 10, [25, 100], [8, 10]),
+        (2, 100, 10, [100], [10]),
+        (1, 100, 10, [100], [10]),
+        (8, 2, 1, [1, 2], [1, 1]),
+    ],
+)
+def test_nested_brings_in_a_quarter_of_train_early_and_test_three_times_as_fast(
+    num_candidates, num_train, num_test, train_stops, test_stops
+):
+    rungs = plan_rungs("nested", num_candidates, num_train, num_test)
+    assert [rung.train_stop for rung in rungs] == train_stops
+    assert [rung.test_stop for rung in rungs] == test_stops
+    published = plan_rungs("alsatian", num_candidates, num_train, num_test)
+    assert [rung.num_kept for rung in rungs] == [rung.num_kept for rung in published][: len(rungs)]
+
+
+@given(st.sampled_from(EVERY_METHOD), st.integers(1, 10_000), st.integers(1, 100_000), st.integers(1, 100_000))
+def test_rungs_cover_all_items_once_in_train_ranges_that_double_and_never_keep_more(
+    method, num_candidates, num_train, num_test
+):
+    rungs = plan_rungs(method, num_candidates, num_train, num_test)
+    assert (rungs[0].train_start, rungs[-1].train_stop) == (0, num_train)
+    assert (rungs[0].test_start, rungs[-1].test_stop) == (0, num_test)
     assert all(one.train_stop == other.train_start for one, other in itertools.pairwise(rungs))
+    assert all(one.test_stop == other.test_start for one, other in itertools.pairwise(rungs))
+    assert all(rung.test_start <= rung.test_stop and rung.test_stop >= 1 for rung in rungs)
     lengths = [rung.train_stop - rung.train_start for rung in rungs]
     assert min(lengths) >= 1
     assert all(other == 2 * one for one, other in itertools.pairwise(lengths[:-1]))

@@ -1,4 +1,4 @@
-"""Proxies: the linear probe is scikit-learn's, and every kind of features and labels has a score."""
+"""Proxies that are accuracies: scikit-learn's own answers, and a score for every kind of features and labels."""
 
 import math
 
@@ -10,9 +10,12 @@ from hypothesis import strategies as st
 from search_stores import one_thread
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
+from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import StandardScaler
 
-from raysnap.search.proxies import PROXIES, linear, sgd_linear
+from raysnap.search.proxies import PROXIES, knn, linear, sgd_linear
+
+ACCURACIES = ("linear", "sgd_linear", "knn")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -55,8 +58,8 @@ def test_linear_is_scikit_learns_logistic_regression_of_standardised_features(nu
     score = linear(train, labels, test, test_labels, 0)
     margin = np.diff(np.sort(probabilities, axis=1)[:, -2:], axis=1).ravel()
     is_right = classes[probabilities.argmax(axis=1)] == test_labels
-    assert np.array_equal(score.is_right_T[margin > 1e-4], is_right[margin > 1e-4])
-    assert score.value == pytest.approx(score.is_right_T.mean())
+    assert np.array_equal(score.contribution_I[margin > 1e-4], is_right[margin > 1e-4])
+    assert score.value == pytest.approx(score.contribution_I.mean())
     assert score.loss == pytest.approx(log_loss(test_labels, probabilities, labels=classes), rel=1e-4)
 
 
@@ -67,13 +70,16 @@ def test_of_two_classes_linear_is_the_multinomial_form_which_is_the_binary_one_a
     assert score.loss == pytest.approx(log_loss(test_labels, probabilities), rel=1e-4)
 
 
+@pytest.mark.parametrize("proxy", ["linear", "knn"])
 @settings(max_examples=25)
 @given(st.integers(0, 10_000), st.integers(3, 40), st.integers(1, 60), st.integers(2, 5))
-def test_every_score_is_finite_and_its_value_is_the_share_of_items_that_are_right(seed, num_train, num_dims, classes):
+def test_every_score_is_finite_and_its_value_is_the_share_of_items_that_are_right(
+    proxy, seed, num_train, num_dims, classes
+):
     arrays = drawn(max(num_train, classes), 15, num_dims, classes, seed=seed)
-    score = linear(*arrays, 0)
-    assert score.is_right_T.shape == (15,) and score.is_right_T.dtype == bool
-    assert score.value == score.is_right_T.mean() and math.isfinite(score.loss)
+    score = PROXIES[proxy](*arrays, 0)
+    assert score.contribution_I.shape == (15,) and set(score.contribution_I) <= {0.0, 1.0}
+    assert score.value == score.contribution_I.mean() and math.isfinite(score.loss)
 
 
 @pytest.mark.parametrize("value", [0.0, 1.0, 1 / 3, 12345.678, 3e8])
@@ -87,7 +93,33 @@ def test_features_that_are_constant_in_train_change_nothing(value):
         score = linear(np.hstack([train, more]), labels, np.hstack([test, constant[:1].repeat(60, 0)]), test_labels, 0)
         expected = linear(train, labels, test, test_labels, 0)
         assert score.loss == pytest.approx(expected.loss, rel=1e-4)
-        assert np.array_equal(score.is_right_T, expected.is_right_T)
+        assert np.array_equal(score.contribution_I, expected.contribution_I)
+
+
+@pytest.mark.parametrize(
+    ("num_train", "num_classes", "num_neighbours"), [(100, 4, 5), (40, 10, 4), (20, 20, 1), (25, 5, 5), (9, 4, 2)]
+)
+def test_knn_is_scikit_learns_by_cosine_with_ties_for_the_first_class(num_train, num_classes, num_neighbours):
+    train, labels, test, test_labels = drawn(num_train, 300, 6, num_classes, spread=0.7)
+    train[3] = 0.0
+    model = KNeighborsClassifier(num_neighbours, metric="cosine", algorithm="brute").fit(
+        train.astype(np.float64), labels
+    )
+    votes = np.rint(model.predict_proba(test.astype(np.float64)) * num_neighbours)
+    if num_neighbours > 1:
+        assert (np.sort(votes)[:, -1] == np.sort(votes)[:, -2]).sum() >= 20, "ties are there to be settled"
+    score = knn(train, labels, test, test_labels, 0)
+    assert np.array_equal(score.contribution_I, model.predict(test.astype(np.float64)) == test_labels)
+    probabilities = (votes + 1) / (num_neighbours + num_classes)
+    log_likelihood = np.log(probabilities[np.arange(300), test_labels])
+    assert score.loss == pytest.approx(-log_likelihood.mean())
+
+
+def test_of_equally_near_train_items_knn_counts_the_earlier():
+    train = np.tile(np.float32([[1.0, 0.0]]), (12, 1))
+    for labels in (np.repeat([0, 1], 6), np.repeat([1, 0], 6)):
+        score = knn(train, labels, train[:1], labels[:1], 0)
+        assert score.value == 1.0
 
 
 def test_features_without_any_information_find_the_most_frequent_class():
@@ -97,26 +129,26 @@ def test_features_without_any_information_find_the_most_frequent_class():
     assert score.loss == pytest.approx(-0.6 * math.log(0.6) - 0.4 * math.log(0.4), rel=1e-3)
 
 
-@pytest.mark.parametrize("proxy", PROXIES)
+@pytest.mark.parametrize("proxy", ACCURACIES)
 def test_a_class_that_only_test_has_is_never_right(proxy):
     train, labels, test, _ = drawn(40, 30, 20, 3, spread=3.0)
     for stranger in (-1, 1.5, 7):
         labels_with_gaps = labels * 2
         score = PROXIES[proxy](train, labels_with_gaps, test, np.full(30, stranger), 0)
-        assert score.value == 0.0 and not score.is_right_T.any()
+        assert score.value == 0.0 and not score.contribution_I.any()
         assert score.loss == pytest.approx(-math.log(1e-12))
 
 
-@pytest.mark.parametrize("proxy", PROXIES)
+@pytest.mark.parametrize("proxy", ACCURACIES)
 @pytest.mark.parametrize("num_items", [1, 2])
 def test_a_first_rung_of_one_class_answers_with_that_class(proxy, num_items):
     train = np.random.default_rng(0).standard_normal((num_items, 6)).astype(np.float32)
     test = np.random.default_rng(1).standard_normal((4, 6)).astype(np.float32)
     score = PROXIES[proxy](train, np.full(num_items, 3), test, np.array([3, 3, 3, 0]), 0)
-    assert score.is_right_T.tolist() == [True, True, True, False]
+    assert score.contribution_I.tolist() == [True, True, True, False]
 
 
-@pytest.mark.parametrize("proxy", PROXIES)
+@pytest.mark.parametrize("proxy", ACCURACIES)
 def test_separable_classes_are_found_and_noise_is_not(proxy):
     assert PROXIES[proxy](*drawn(80, 40, 16, 4, spread=3.0), 0).value >= 0.95
     assert PROXIES[proxy](*drawn(80, 400, 16, 4, spread=0.0), 0).value <= 0.4
@@ -136,7 +168,7 @@ def test_a_proxy_leaves_its_arrays_and_the_global_generators_alone(proxy):
 def test_sgd_linear_follows_its_seed_and_linear_needs_none():
     arrays = drawn(200, 60, 16, 4, spread=0.3)
     first, again, other = (sgd_linear(*arrays, seed) for seed in (1, 1, 2))
-    assert first.loss == again.loss and np.array_equal(first.is_right_T, again.is_right_T)
+    assert first.loss == again.loss and np.array_equal(first.contribution_I, again.contribution_I)
     assert first.loss != other.loss
     assert linear(*arrays, 1).loss == linear(*arrays, 2).loss
 

@@ -19,16 +19,28 @@ from raysnap.search.tree import Node, PrefixTree
 BATCH_ACTIVATION_BYTES = 16 * 2**20
 MAX_BATCH_ITEMS = 256
 
-SHARING_METHODS = ("alsatian", "shared")
-HALVING_METHODS = ("shift", "alsatian")
+SHARING_METHODS = ("alsatian", "shared", "nested")
+PUBLISHED_HALVING_METHODS = ("shift", "alsatian")
+
+# The part of the train items that the rungs of `nested` before the last one get together, and how many times faster
+# than the train items its test items are brought in. Four of five items are train items, but only test items tell
+# candidates apart: with simulated answers of 36 ResNet-18 at `twenty_five_percent` this costs what slices in equal
+# proportion cost (1,515 image-forwards of 1,000 items at confidence 0), for half of their regret.
+EARLY_TRAIN_SHARE = 0.25
+TEST_LEAD = 3
 
 
 @dataclass(frozen=True)
 class Rung:
-    """One round: the train items it adds, and how many candidates it keeps for the next."""
+    """One round: the items it adds, and how many candidates it keeps for the next.
+
+    Probes train on the items before `train_stop` and are scored on those before `test_stop`.
+    """
 
     train_start: int
     train_stop: int
+    test_start: int
+    test_stop: int
     num_kept: int
 
 
@@ -69,27 +81,48 @@ def shares_prefixes(method: Method) -> bool:
     return method in SHARING_METHODS
 
 
-def plan_rungs(method: Method, num_candidates: int, num_train: int) -> tuple[Rung, ...]:
-    """The rounds of a method.
+def plan_rungs(method: Method, num_candidates: int, num_train: int, num_test: int) -> tuple[Rung, ...]:
+    """The rounds of a method; together they bring in every item, and the last one scores on all.
 
     Halving is as published for SHiFT and Alsatian: K = ceil(log2 N) rungs, the first with ceil(T / 2^K) of the T train
-    items, each next one with twice as many, the last with all that is left; the upper half (rounded down, at least
-    one) stays. With fewer items than that needs there are fewer rungs.
+    items and all test items, each next one with twice as many train items, the last with all that is left; the upper
+    half (rounded down, at least one) stays. With fewer items than that needs there are fewer rungs. `nested` has as
+    many rungs and keeps as many, but its ranges, which double too, start smaller, and its test slice grows with them.
     """
-    if method not in HALVING_METHODS:
-        return (Rung(0, num_train, num_candidates),)
-    num_rungs = max(1, math.ceil(math.log2(num_candidates)))
-    num_items = math.ceil(num_train / 2**num_rungs)
-    rungs, start, num_kept = [], 0, num_candidates
-    for _ in range(num_rungs):
-        stop = min(num_train, start + num_items)
-        num_kept = max(1, num_kept // 2)
-        rungs.append(Rung(start, stop, num_kept))
-        start, num_items = stop, num_items * 2
-        if start == num_train:
-            break
-    rungs[-1] = Rung(rungs[-1].train_start, num_train, rungs[-1].num_kept)
-    return tuple(rungs)
+    if method == "nested":
+        return _plan_nested(num_candidates, num_train, num_test)
+    if method not in PUBLISHED_HALVING_METHODS:
+        return (Rung(0, num_train, 0, num_test, num_candidates),)
+    num_rungs = _count_rungs(num_candidates)
+    stops = _doubling_stops(num_rungs, math.ceil(num_train / 2**num_rungs), num_train)
+    return _link_rungs(num_candidates, stops, [num_test] * len(stops))
+
+
+def _plan_nested(num_candidates: int, num_train: int, num_test: int) -> tuple[Rung, ...]:
+    """The rungs of `nested`: see `EARLY_TRAIN_SHARE` and `TEST_LEAD`."""
+    num_rungs = _count_rungs(num_candidates)
+    num_early = max(1, 2 ** (num_rungs - 1) - 1)
+    first_items = num_train if num_rungs == 1 else math.ceil(EARLY_TRAIN_SHARE * num_train / num_early)
+    train_stops = _doubling_stops(num_rungs, first_items, num_train)
+    test_stops = [min(num_test, math.ceil(TEST_LEAD * num_test * stop / num_train)) for stop in train_stops]
+    return _link_rungs(num_candidates, train_stops, test_stops)
+
+
+def _count_rungs(num_candidates: int) -> int:
+    return max(1, math.ceil(math.log2(num_candidates)))
+
+
+def _doubling_stops(num_rungs: int, first_items: int, num_items: int) -> list[int]:
+    """Where each of at most `num_rungs` ranges ends, each twice as long as the one before, the last with the rest."""
+    stops = [first_items * (2**number - 1) for number in range(1, num_rungs)]
+    return [*(stop for stop in stops if stop < num_items), num_items]
+
+
+def _link_rungs(num_candidates: int, train_stops: list[int], test_stops: list[int]) -> tuple[Rung, ...]:
+    """Rungs that end at these items, each beginning where the one before ended and keeping the upper half."""
+    num_kept = (max(1, num_candidates >> number) for number in range(1, len(train_stops) + 1))
+    edges = zip([0, *train_stops], train_stops, [0, *test_stops], test_stops, num_kept, strict=False)
+    return tuple(Rung(*edge) for edge in edges)
 
 
 def plan_walk(tree: PrefixTree, root: Node, needed: Collection[int], budget_bytes: int | None) -> Walk:

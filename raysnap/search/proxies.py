@@ -1,13 +1,12 @@
 """Proxies: cheap scores of features that stand for fine-tuned accuracy.
 
-Every proxy is a function from train and test features and labels to a `Score`; what it says about each test item is
-kept, so that candidates can be compared item by item.
+Every proxy is a function from train and test features and labels to a `Score`; each item's part in it is kept, so
+that candidates can be compared item by item.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -17,23 +16,11 @@ from torch import nn
 from torch.nn import functional
 
 from raysnap.choices import Proxy
+from raysnap.search.axes import principal_axes
+from raysnap.search.score import Array, Score, score_logits
+from raysnap.search.transferability import hscore, logme
 
-Array = np.ndarray
-
-
-@dataclass(frozen=True)
-class Score:
-    """How well a proxy does on the test items.
-
-    Attributes:
-        value: accuracy, the larger the better.
-        loss: mean cross-entropy, which orders equal accuracies; the smaller the better.
-        is_right_T: for each test item whether its class was found, bool `[T]`.
-    """
-
-    value: float
-    loss: float
-    is_right_T: Array
+NUM_NEIGHBOURS = 5
 
 
 def linear(train_ND: Array, train_labels_N: Array, test_TD: Array, test_labels_T: Array, seed: int) -> Score:  # noqa: ARG001
@@ -49,11 +36,11 @@ def linear(train_ND: Array, train_labels_N: Array, test_TD: Array, test_labels_T
     # A feature that is constant up to float32's rounding says nothing: it becomes 0 everywhere.
     deviation_D[deviation_D <= 1e-6 * np.abs(mean_D)] = np.inf
     inputs_ND, tests_TD = ((features - mean_D) / deviation_D for features in (train_ND, test_TD))
-    axes_DR, variances_R = _principal_axes(inputs_ND)
+    axes_DR, variances_R = principal_axes(inputs_ND)
     scale_R = 1 / np.sqrt(1 + variances_R / max(2, len(classes)))
     axes_DR = axes_DR * scale_R
     weights_CR, bias_C = _fit_logistic_regression(inputs_ND @ axes_DR, targets_N, len(classes), scale_R)
-    return _score(tests_TD @ axes_DR @ weights_CR.T + bias_C, classes, test_labels_T)
+    return score_logits(tests_TD @ axes_DR @ weights_CR.T + bias_C, classes, test_labels_T)
 
 
 def sgd_linear(train_ND: Array, train_labels_N: Array, test_TD: Array, test_labels_T: Array, seed: int) -> Score:
@@ -72,19 +59,37 @@ def sgd_linear(train_ND: Array, train_labels_N: Array, test_TD: Array, test_labe
             optimizer.step()
     with torch.inference_mode():
         logits_TC = layer(torch.from_numpy(test_TD)).double().numpy()
-    return _score(logits_TC, classes, test_labels_T)
+    return score_logits(logits_TC, classes, test_labels_T)
 
 
-PROXIES: dict[Proxy, Callable[[Array, Array, Array, Array, int], Score]] = {"linear": linear, "sgd_linear": sgd_linear}
+def knn(train_ND: Array, train_labels_N: Array, test_TD: Array, test_labels_T: Array, seed: int) -> Score:  # noqa: ARG001
+    """Score of the most frequent class among an item's nearest train items by the cosine of their features.
+
+    There are 5 neighbours, fewer where classes have fewer train items on average. Of train items that are equally
+    near the earlier counts, of classes with equally many neighbours the first. A class's probability, for the loss,
+    is its share of the neighbours after one more of each class.
+    """
+    classes, targets_N = np.unique(train_labels_N, return_inverse=True)
+    num_neighbours = min(NUM_NEIGHBOURS, max(1, len(targets_N) // len(classes)))
+    nearest_TN = np.argsort(-(_normalised(test_TD) @ _normalised(train_ND).T), axis=1, kind="stable")
+    votes_TC = np.eye(len(classes))[targets_N[nearest_TN[:, :num_neighbours]]].sum(axis=1)
+    return score_logits(np.log1p(votes_TC), classes, test_labels_T)
 
 
-def _principal_axes(inputs_ND: Array) -> tuple[Array, Array]:
-    """Orthonormal axes `[D, R]` of the inputs' span, and the sum of squares along each, `[R]`."""
-    is_wide = inputs_ND.shape[0] < inputs_ND.shape[1]
-    sums_R, vectors = np.linalg.eigh(inputs_ND @ inputs_ND.T if is_wide else inputs_ND.T @ inputs_ND)
-    is_kept_R = sums_R > 1e-10 * max(sums_R[-1], 1e-300)
-    sums_R, vectors = sums_R[is_kept_R], vectors[:, is_kept_R]
-    return (inputs_ND.T @ vectors / np.sqrt(sums_R) if is_wide else vectors), sums_R
+PROXIES: dict[Proxy, Callable[[Array, Array, Array, Array, int], Score]] = {
+    "linear": linear,
+    "sgd_linear": sgd_linear,
+    "knn": knn,
+    "hscore": hscore,
+    "logme": logme,
+}
+
+
+def _normalised(features_ND: Array) -> Array:
+    """The features at length 1, float64; those of length 0 as they are."""
+    features_ND = features_ND.astype(np.float64)
+    lengths_N1 = np.linalg.norm(features_ND, axis=1, keepdims=True)
+    return features_ND / np.where(lengths_N1 > 0, lengths_N1, 1.0)
 
 
 def _fit_logistic_regression(
@@ -109,18 +114,3 @@ def _fit_logistic_regression(
     options = {"maxiter": 1000, "gtol": 1e-6, "ftol": 1e-12}
     flat = minimize(loss_and_gradient, start, method="L-BFGS-B", jac=True, options=options).x
     return flat[: num_classes * num_dims].reshape(num_classes, num_dims), flat[num_classes * num_dims :]
-
-
-def _score(logits_TC: Array, classes: Array, labels_T: Array) -> Score:
-    """The score of logits over the classes that were seen in training; a class never seen is never right.
-
-    Nor is an item whose logits overflowed, as they may where SGD diverged.
-    """
-    is_finite_T = np.isfinite(logits_TC).all(axis=1)
-    logits_TC = np.where(is_finite_T[:, None], logits_TC, 0.0)
-    is_right_T = (classes[logits_TC.argmax(axis=1)] == labels_T) & is_finite_T
-    log_probability_TC = logits_TC - logsumexp(logits_TC, axis=1, keepdims=True)
-    position_T = np.searchsorted(classes, labels_T).clip(max=len(classes) - 1)
-    is_seen_T = (classes[position_T] == labels_T) & is_finite_T
-    log_likelihood_T = np.where(is_seen_T, log_probability_TC[np.arange(len(labels_T)), position_T], np.log(1e-12))
-    return Score(float(is_right_T.mean()), float(-log_likelihood_T.mean()), is_right_T)

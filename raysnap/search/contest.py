@@ -1,0 +1,150 @@
+"""Rung by rung to a ranking: features, scores, and who goes on."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from raysnap.choices import Proxy
+from raysnap.search.confidence import find_survivors, tied_with
+from raysnap.search.executor import Executor
+from raysnap.search.items import ProbeItems
+from raysnap.search.plan import Rung, Walk, plan_walk
+from raysnap.search.proxies import PROXIES
+from raysnap.search.result import RankedSnapshot
+from raysnap.search.score import Score
+from raysnap.search.tree import Node, PrefixTree, candidates_below, find_misfit, keep_candidates
+
+
+@dataclass
+class Contest:
+    """The state that rungs hand on: who is still in, the features so far, and every score.
+
+    Attributes:
+        confidence: how sure a rung must be to drop a candidate that it need not keep; 0 drops it at once.
+        survivors: who enters the next rung.
+        scores: each candidate's rungs so far, and its score in each.
+        skipped: why a candidate could not be scored.
+    """
+
+    executor: Executor
+    items: ProbeItems
+    proxy: Proxy
+    seed: int
+    budget_bytes: int | None
+    is_sharing: bool
+    confidence: float
+    survivors: list[int] = field(default_factory=list)
+    train_features: dict[int, np.ndarray] = field(default_factory=dict)
+    test_features: dict[int, np.ndarray] = field(default_factory=dict)
+    scores: dict[int, list[tuple[Rung, Score]]] = field(default_factory=dict)
+    skipped: dict[int, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        reasons = {number: find_misfit(candidate) for number, candidate in enumerate(self._tree.candidates)}
+        self.skipped = {number: reason for number, reason in reasons.items() if reason is not None}
+        self.survivors = [number for number in reasons if number not in self.skipped]
+
+    @property
+    def _tree(self) -> PrefixTree:
+        return self.executor.tree
+
+    def run_rung(self, rung: Rung, *, is_last: bool) -> None:
+        """Gets the rung's new features, scores every survivor on all it has, and keeps the best."""
+        waiting = set(self.survivors)
+        for root in self._tree.roots:
+            mine = candidates_below(self._tree, root) & waiting
+            waiting -= mine
+            if mine:
+                self._run_root(root, mine, rung)
+            if not self.is_sharing:
+                self.executor.keep_blocks(())
+            elif is_last:
+                self.executor.keep_blocks(keep_candidates(self._tree, waiting))
+        with self.executor.work.timed("proxy"):
+            for number in self.survivors:
+                self.scores.setdefault(number, []).append((rung, self._score(number, rung)))
+            if not is_last:
+                self._drop_the_worse(rung)
+        self.executor.keep_blocks(() if is_last else keep_candidates(self._tree, self.survivors))
+
+    def _score(self, number: int, rung: Rung) -> Score:
+        return PROXIES[self.proxy](
+            self.train_features[number],
+            self.items.train_labels[: rung.train_stop],
+            self.test_features[number],
+            self.items.test_labels[: rung.test_stop],
+            self.seed,
+        )
+
+    def _drop_the_worse(self, rung: Rung) -> None:
+        """Leaves the rung's best as survivors, and who can't be told from the last of them."""
+        ordered = sorted(self.survivors, key=self._order)
+        if ordered:
+            ordered_CI = np.stack([self.scores[number][-1][1].contribution_I for number in ordered])
+            is_kept_C = find_survivors(ordered_CI, rung.num_kept, self.confidence, self.seed)
+            self.survivors = [number for number, is_kept in zip(ordered, is_kept_C, strict=True) if is_kept]
+
+    def _run_root(self, root: Node, mine: set[int], rung: Rung) -> None:
+        """The part of a rung below one root; damaged blocks and features that are not finite take candidates out."""
+        tree, work = self._tree, self.executor.work
+        needed = sorted(keep_candidates(tree, mine))
+        for index, error in self.executor.load_blocks([tree.nodes[index] for index in needed]).items():
+            for number in candidates_below(tree, tree.nodes[index]) & mine:
+                self.skipped.setdefault(number, str(error))
+        mine = mine - set(self.skipped)
+        if mine:
+            with work.timed("plan"):
+                walk = plan_walk(tree, root, keep_candidates(tree, mine), self.budget_bytes)
+            num_train = len(self.items.train_labels)
+            test_positions = range(num_train + rung.test_start, num_train + rung.test_stop)
+            self._add_features(self.train_features, mine, walk, range(rung.train_start, rung.train_stop))
+            if test_positions:
+                self._add_features(self.test_features, mine, walk, test_positions)
+        self.survivors = [number for number in self.survivors if number not in self.skipped]
+
+    def _add_features(self, features: dict[int, np.ndarray], mine: set[int], walk: Walk, positions: range) -> None:
+        """Runs the walk on the items at `positions` and puts what comes out behind the features so far."""
+        outputs = self.executor.run(walk, self.items, positions)
+        for number in mine:
+            new = outputs[number].numpy()
+            features[number] = np.concatenate([features[number], new]) if number in features else new
+            if not np.isfinite(new).all():
+                snapshot = self._tree.candidates[number].snapshot
+                self.skipped.setdefault(
+                    number, f"snapshot {snapshot}: its features are not finite; its weights may hold NaN or infinity"
+                )
+
+    def _order(self, number: int) -> tuple:
+        """Sorts candidates: who came further, who scored higher, who has the smaller loss, then by id."""
+        rungs = self.scores[number]
+        _, score = rungs[-1]
+        return (-len(rungs), -score.value, score.loss, self._tree.candidates[number].snapshot)
+
+    def ranking(self) -> tuple[RankedSnapshot, ...]:
+        """Everyone who was scored and not skipped later, best first.
+
+        Ties with the best are judged at the last rung both were in.
+        """
+        ordered = sorted(self.scores.keys() - self.skipped.keys(), key=self._order)
+        by_last_rung: dict[int, list[int]] = defaultdict(list)
+        for number in ordered:
+            by_last_rung[len(self.scores[number]) - 1].append(number)
+        is_tied: dict[int, bool] = {}
+        for last, numbers in by_last_rung.items():
+            best_I, *others = (self.scores[number][last][1].contribution_I for number in (ordered[0], *numbers))
+            is_tied |= zip(numbers, tied_with(best_I, np.stack(others), self.seed).tolist(), strict=True)
+        return tuple(
+            RankedSnapshot(
+                rank=rank,
+                snapshot=self._tree.candidates[number].snapshot,
+                name=self._tree.candidates[number].name,
+                score=self.scores[number][-1][1].value,
+                num_train=self.scores[number][-1][0].train_stop,
+                num_test=self.scores[number][-1][0].test_stop,
+                tied_with_best=is_tied[number],
+            )
+            for rank, number in enumerate(ordered, start=1)
+        )
