@@ -78,6 +78,7 @@ def plan_bench(config: BenchConfig) -> list[Cell]:
             "num_test": config.num_test,
             "image_size": config.image_size,
             "budget_bytes": config.budget_bytes,
+            "confidence": config.confidence,
             "where": config.where,
             "seed": config.seed,
         }

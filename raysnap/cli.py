@@ -220,7 +220,7 @@ def search(
     data: Annotated[str, typer.Option("--data", help="A dataset's name, or the path of an ImageFolder.")],
     store_dir: StoreDir = Path("store"),
     data_dir: DataDir = Path("data"),
-    method: Annotated[Method, typer.Option("--method", help="Who is tried on how many items.")] = "alsatian",
+    method: Annotated[Method, typer.Option("--method", help="Who is tried on how many items.")] = "nested",
     proxy: Annotated[Proxy, typer.Option("--proxy", help="The score that stands for fine-tuned accuracy.")] = "linear",
     num_train: Annotated[int | None, typer.Option("--num-train", min=1, help="Train items to probe on.")] = None,
     num_test: Annotated[int | None, typer.Option("--num-test", min=1, help="Items to score on.")] = None,
@@ -230,6 +230,14 @@ def search(
     budget_bytes: Annotated[
         int | None, typer.Option("--budget", min=1, help="Bound on the activations held, in bytes.")
     ] = None,
+    confidence: Annotated[
+        float,
+        typer.Option(
+            "--confidence",
+            min=0,
+            help="How sure (below 1) `nested` must be to drop a candidate; 0 keeps the upper half alone.",
+        ),
+    ] = 0.95,
     where: Annotated[str | None, typer.Option("--where", help='Which snapshots: "accuracy > 0.8".')] = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the items and the probes.")] = 0,
     as_json: AsJson = False,
@@ -246,6 +254,7 @@ def search(
         num_test=num_test,
         image_size=image_size,
         budget_bytes=budget_bytes,
+        confidence=confidence,
         where=where,
         seed=seed,
         data_dir=data_dir,

@@ -226,6 +226,9 @@ class BenchConfig(JobConfig):
     proxies: tuple[Proxy, ...] = Field(("linear",), min_length=1)
     where: str | None = Field(None, description="Which snapshots are candidates, e.g. `architecture == 'resnet18'`.")
     budget_bytes: int | None = Field(None, ge=1, description="Bound on the activations held; null is no limit.")
+    confidence: float = Field(
+        0.95, ge=0, lt=1, description="How sure `nested` must be to drop a candidate; 0 keeps the upper half alone."
+    )
     repeats: int = Field(3, ge=1, le=1000, description="Timed runs of each cell.")
     num_warmups: int = Field(1, ge=0, le=100, description="Untimed runs before them.")
 

@@ -33,6 +33,7 @@ from raysnap.data import Item, image_files
 from raysnap.decoding import Job, Shape, decode_into, kept
 from raysnap.errors import DataError
 from raysnap.images import MAX_BAD_FRACTION, num_bad_allowed
+from raysnap.places import user_cache_dir
 
 FORMAT = 2
 FLUSH_BYTES = 64 * 1024 * 1024
@@ -235,10 +236,8 @@ def _make_cache(dataset_root: Path, name: str, resize_size: int) -> Path:
 
 
 def _user_cache_dir(dataset_root: Path) -> Path:
-    home = os.environ.get("XDG_CACHE_HOME")
-    base = Path(home) if home else Path.home() / ".cache"
     identity = blake3(os.fsencode(dataset_root.resolve())).hexdigest()[:16]
-    return base / "raysnap" / "pixels" / identity
+    return user_cache_dir() / "pixels" / identity
 
 
 def _map(path: Path, dtype: np.dtype, shape: tuple[int, ...], mode: str) -> np.memmap:

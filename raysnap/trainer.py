@@ -72,7 +72,7 @@ def run_trials(
 ) -> None:
     """Runs the trials on the Ray that is up, and calls back in this process as each one ends.
 
-    A trial goes on from the newest savepoint in its folder of `ray_dir`. SIGTERM ends this as Ctrl-C does.
+    A trial goes on from the newest savepoint in its folder of `ray_dir`.
 
     Args:
         ray_dir: folder for Ray's own result files and the checkpoints; on a cluster one that all nodes share.
