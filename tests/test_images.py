@@ -200,7 +200,7 @@ def lay_out(folder: Path) -> dict[str, Path]:
 
 
 READER = """
-import json, resource, sys, warnings
+import json, sys, warnings
 from pathlib import Path
 from raysnap.errors import DataError
 from raysnap.images import read_image
@@ -210,7 +210,9 @@ for line in sys.stdin:
         reason = f"no fault: {read_image(Path(json.loads(line))).size}"
     except DataError as error:
         reason = str(error)
-    print(json.dumps([reason, 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss]))
+    # The most this process held; getrusage would count what its parent held before exec.
+    peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM:"))
+    print(json.dumps([reason, 1024 * int(peak.split()[1])]))
 """
 
 
