@@ -51,6 +51,7 @@ def augment_and_normalise(
     std: Sequence[float] = IMAGENET_STD,
     dtype: torch.dtype = torch.float32,
     memory_format: torch.memory_format = torch.contiguous_format,
+    out: Tensor | None = None,
 ) -> Tensor:
     """A random resized crop of each uint8 image, half of them mirrored, normalised: `[N, 3, crop_size, crop_size]`.
 
@@ -60,12 +61,14 @@ def augment_and_normalise(
 
     Args:
         draws_N5: the items' `item_draws`.
+        out: a batch of this shape, `dtype` and memory format that is done with, to be written over. On a CPU the pages
+            of a new one take a third of the time.
     """
     num_images, _, height, width = pixels_N3HW.shape
     device = pixels_N3HW.device
     boxes = _crop_boxes(draws_N5.to(device), height, width, crop_area)
     shape = (num_images, 3, crop_size, crop_size)
-    batch = torch.empty(shape, dtype=dtype, device=device, memory_format=memory_format)
+    batch = torch.empty(shape, dtype=dtype, device=device, memory_format=memory_format) if out is None else out
     mean_311, std_311 = _per_channel(mean, device), _per_channel(std, device)
     scale_311, shift_311 = 1 / (255 * std_311), -mean_311 / std_311
 

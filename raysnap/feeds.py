@@ -84,6 +84,7 @@ class FrozenPrefix:
         self._readers: dict[tuple[str, View | None], Callable[[Tensor], Tensor] | None] = {}
         self._resources = ExitStack()
         self._form: tuple[tuple[int, ...], torch.dtype] | None = None
+        self._augmented: Tensor | None = None
 
     def __enter__(self) -> FrozenPrefix:
         return self
@@ -116,14 +117,25 @@ class FrozenPrefix:
         pixels = items.read(positions.tolist(), edge).to(self._numerics.device)
         if view is None:
             return self._numerics.lay_out_images(normalise(pixels, shape.mean, shape.std))
-        return augment_and_normalise(
+        images = augment_and_normalise(
             pixels,
             item_draws(view.seed, view.number, positions),
             shape.image_size,
             mean=shape.mean,
             std=shape.std,
             memory_format=self._numerics.memory_format,
+            out=self._batch_before(len(positions)),
         )
+        if self._numerics.device.type == "cpu" and (self._augmented is None or len(self._augmented) < len(images)):
+            self._augmented = images
+        return images
+
+    def _batch_before(self, num_items: int) -> Tensor | None:
+        """The augmented images before these, to be written over: who asks for a batch is done with the one before."""
+        before = self._augmented
+        if before is None or len(before) < num_items or before.is_inference() != torch.is_inference_mode_enabled():
+            return None
+        return before[:num_items]
 
     def _cached(self, items: LabelledPixels, view: View | None) -> Callable[[Tensor], Tensor] | None:
         """What reads the outputs of the first blocks, which are in the cache then; None where they can't be."""

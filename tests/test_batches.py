@@ -195,3 +195,13 @@ def test_a_batch_is_made_where_no_gradients_are_kept():
     for mode in (torch.no_grad, torch.inference_mode):
         with mode():
             assert torch.equal(augment_and_normalise(pixels, draws, 16), expected)
+
+
+def test_a_batch_that_is_done_with_is_written_over_with_the_same_images():
+    pixels = torch.randint(0, 256, (5, 3, 40, 36), dtype=torch.uint8)
+    draws = item_draws(0, 0, range(5))
+    fresh = augment_and_normalise(pixels, draws, 32)
+    used = torch.full((8, 3, 32, 32), torch.nan)
+    assert torch.equal(augment_and_normalise(pixels, draws, 32, out=used[:5]), fresh)
+    assert torch.equal(used[:5], fresh)
+    assert used[5:].isnan().all()
