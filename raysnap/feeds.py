@@ -48,7 +48,7 @@ class View:
 
 @dataclass(frozen=True)
 class Feed:
-    """For item positions the inputs of the trained blocks, on the device, good until the next are asked for; all labels."""
+    """For item positions the trained blocks' inputs, on the device, good until the next are asked for; all labels."""
 
     inputs: Callable[[Tensor], Tensor]
     labels: Tensor
