@@ -165,11 +165,14 @@ def generate(
     if as_json:
         print_json(summary)
     else:
+        from raysnap.records import read_run
         from raysnap.store import Store
-        from raysnap.tables import savings_line
+        from raysnap.tables import savings_line, trained_table
 
         print_failures(summary.failures)
-        print_result(f"{summary.num_done} of {summary.num_trials} trials done, {summary.num_failed} failed.")
+        if summary.num_done:
+            print_result(trained_table(read_run(config.run_dir).done_trials))
+        print_result(f"\n{summary.num_done} of {summary.num_trials} trials done, {summary.num_failed} failed.")
         print_result(f"{savings_line(Store.open(config.store).stats())}\nReport: {report_path}")
     return SOME_FAILED if summary.num_failed else 0
 

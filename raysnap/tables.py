@@ -104,6 +104,31 @@ def forecast_lines(needed: Any, num_finetunes: int, num_bases: int) -> str:
     return "\n".join([*lines, "Nothing was written."])
 
 
+def trained_table(trials: Iterable[Any]) -> Table:
+    """Finished trials by dataset and architecture: how many, how good, and which is the best on val."""
+    groups: dict[tuple[str, str], list[Any]] = {}
+    for trial in trials:
+        groups.setdefault((trial.dataset or "", trial.architecture), []).append(trial)
+    rows = []
+    for (dataset, architecture), found in sorted(groups.items()):
+        scored = [trial for trial in found if trial.val_accuracy is not None]
+        best = max(scored, key=lambda trial: trial.val_accuracy, default=None)
+        rows.append(
+            (
+                dataset,
+                architecture,
+                len(found),
+                score_text(median(trial.val_accuracy for trial in scored)) if scored else None,
+                score_text(best.val_accuracy) if best else None,
+                score_text(best.test_accuracy) if best else None,
+                best.name if best else None,
+                seconds_text(sum(trial.total_s or 0.0 for trial in found)),
+            )
+        )
+    columns = ["dataset", "architecture", "trials", "median val", "best val", "its test", "best", "time"]
+    return simple_table(columns, rows, numeric=["trials", "median val", "best val", "its test", "time"])
+
+
 def snapshots_table(summaries: Iterable[Any]) -> Table:
     """A store's snapshots, a line each."""
     rows = [
