@@ -28,6 +28,7 @@ from PIL import Image
 
 from raysnap.errors import DataError
 from raysnap.images import num_cpus, read_image, resize_shorter_side
+from raysnap.places import write_all_at
 
 MAX_THREADS = 4
 MAX_PROCESSES = 64
@@ -81,7 +82,7 @@ def _decode_one(file: int, job: Job, resize_size: int) -> Outcome:
     except DataError as error:
         message = str(error)
         return message if message.startswith(job.path) else f"{job.path}: {message}"
-    _write_all(file, _central_planes(image, resize_size), job.offset)
+    write_all_at(file, _central_planes(image, resize_size), job.offset)
     return image.height, image.width
 
 
@@ -91,15 +92,6 @@ def _central_planes(image: Image.Image, resize_size: int) -> np.ndarray:
     left, num_columns = kept(image.width, resize_size)
     part_HW3 = np.asarray(image.crop((left, top, left + num_columns, top + num_rows)))
     return np.ascontiguousarray(part_HW3.transpose(2, 0, 1))
-
-
-def _write_all(file: int, content: np.ndarray, offset: int) -> None:
-    """Write at an offset, whatever short writes it takes; threads and processes may write beside each other."""
-    view = memoryview(content).cast("B")
-    while view:
-        num_written = os.pwrite(file, view, offset)
-        view = view[num_written:]
-        offset += num_written
 
 
 def _runs(jobs: Sequence[Job]) -> list[Run]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 
 def user_cache_dir() -> Path:
@@ -23,3 +24,11 @@ def write_atomically(path: Path, text: str) -> None:
         partial_path.replace(path)
     finally:
         partial_path.unlink(missing_ok=True)
+
+
+def write_all_at(file: int, content: Any, offset: int) -> None:
+    """Writes the bytes of a buffer at an offset of an open file, whatever short writes it takes."""
+    view = memoryview(content).cast("B")
+    while view:
+        num_written = os.pwrite(file, view, offset)
+        view, offset = view[num_written:], offset + num_written

@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,7 +30,7 @@ from blake3 import blake3
 from torch import Tensor
 
 from raysnap.pixels import PixelCache
-from raysnap.places import user_cache_dir
+from raysnap.places import user_cache_dir, write_all_at
 
 FORMAT = 1
 CHUNK_ITEMS = 64
@@ -81,7 +81,7 @@ class CachedOutputs:
             first = chunk * CHUNK_ITEMS
             positions = torch.arange(first, min(first + CHUNK_ITEMS, len(self._outputs)))
             outputs = compute(positions).to(self._outputs.dtype).cpu().contiguous()
-            _write_all(self._file, outputs.view(torch.uint8).numpy().tobytes(), first * self._item_bytes)
+            write_all_at(self._file.fileno(), outputs.view(torch.uint8).numpy(), first * self._item_bytes)
             written.append(chunk)
             if len(written) * CHUNK_ITEMS * self._item_bytes >= SYNC_BYTES:
                 self._mark(written)
@@ -242,11 +242,3 @@ def _num_chunks(num_items: int) -> int:
 
 def _length(path: Path) -> int | None:
     return path.stat().st_size if path.is_file() else None
-
-
-def _write_all(file: BinaryIO, content: bytes, offset: int) -> None:
-    """Writes at an offset, whatever short writes it takes."""
-    view = memoryview(content)
-    while view:
-        num_written = os.pwrite(file.fileno(), view, offset)
-        view, offset = view[num_written:], offset + num_written
