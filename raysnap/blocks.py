@@ -238,11 +238,16 @@ def build_block(architecture: str, index: int, tensors: Mapping[str, Tensor]) ->
     Raises:
         WeightsError: the tensors aren't this block's.
     """
-    block = copy.deepcopy(_skeleton(architecture)[index])
+    block = block_skeleton(architecture, index)
     if block.name == HEAD:
         _resize_head(block, num_classes_of(tensors))
     block.load(tensors)
     return block
+
+
+def block_skeleton(architecture: str, index: int) -> Block:
+    """Block `index` in eval mode on the meta device, without weights; the caller's own."""
+    return copy.deepcopy(_skeleton(architecture)[index])
 
 
 def build_model(architecture: str, tensors: Sequence[Mapping[str, Tensor]]) -> nn.Sequential:
@@ -279,7 +284,7 @@ def random_tensors(architecture: str, num_classes: int, seed: int) -> list[tuple
 
 def random_head(architecture: str, num_classes: int, seed: int) -> Tensors:
     """A freshly initialised head for `num_classes` classes (`nn.Linear`'s own initialisation)."""
-    block = copy.deepcopy(_skeleton(architecture)[-1])
+    block = block_skeleton(architecture, -1)
     _resize_head(block, num_classes)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

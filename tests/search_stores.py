@@ -71,11 +71,11 @@ class Pixels:
         generator = torch.Generator().manual_seed(seed)
         shape = (num_items, 3, image_size, image_size)
         self.pixels = torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
-        self.reads: list[range] = []
+        self.reads: list[Sequence[int]] = []
 
-    def read(self, positions: range, preprocessing: Preprocessing) -> Tensor:  # noqa: ARG002 - a source's signature
+    def read(self, positions: Sequence[int], preprocessing: Preprocessing) -> Tensor:  # noqa: ARG002 - a source's
         self.reads.append(positions)
-        return self.pixels[positions.start : positions.stop]
+        return self.pixels[list(positions)]
 
 
 class BlockShelf:

@@ -20,7 +20,7 @@ from raysnap.data import open_dataset, probe_splits
 from raysnap.errors import DataError, StoreError, UsageError
 from raysnap.manifest import Preprocessing
 from raysnap.search import ranking, search
-from raysnap.search.plan import plan_rungs, plan_walk
+from raysnap.search.plan import Room, plan_rungs, plan_walk
 from raysnap.search.proxies import PROXIES, Score, linear
 from raysnap.search.tree import build_tree, candidates_below, keep_candidates
 from raysnap.store import Store
@@ -120,7 +120,7 @@ def test_scores_are_those_of_a_probe_on_torchvisions_own_features(find, resnets,
     normalise = v2.Normalize(PREPROCESSING.mean, PREPROCESSING.std)
     transform = v2.Compose([v2.Resize(36), v2.CenterCrop(32), *to_float, normalise])
     inputs = torch.stack([transform(Image.open(item.path).convert("RGB")) for item in (*train, *test)])
-    for name, line in {one.name: one for one in find(resnets, method="shared").ranking}.items():
+    for name, line in {one.name: one for one in find(resnets, method="shared", precision="float32").ranking}.items():
         model = models.resnet18(num_classes=4)
         tensors = variant("resnet18", *VARIANTS[name])
         model.load_state_dict({key: value for _, block in tensors for key, value in block.items()})
@@ -216,7 +216,7 @@ def test_scores_do_not_depend_on_the_budget_and_the_peak_stays_within_it(find, m
     free = find(mixed, method=method)
     tree = build_tree(ranking.find_candidates(mixed, None, None), sharing=True)
     needed = [keep_candidates(tree, candidates_below(tree, root)) for root in tree.roots]
-    walks = [plan_walk(tree, root, nodes, None) for root, nodes in zip(tree.roots, needed, strict=True)]
+    walks = [plan_walk(tree, root, nodes, Room()) for root, nodes in zip(tree.roots, needed, strict=True)]
     item_bytes = max(walk.peak_activation_bytes // walk.batch_items for walk in walks)
     for budget_bytes in (3 * item_bytes, 17 * item_bytes + 5):
         tight = find(mixed, method=method, budget_bytes=budget_bytes)
@@ -414,7 +414,8 @@ def test_the_result_has_the_keys_that_scripts_rely_on_and_is_plain_json(find, re
     document = result.to_dict()
     assert json.loads(json.dumps(document, allow_nan=False)) == json.loads(json.dumps(document))
     assert set(document) - {"dataset"} == {
-        "method", "proxy", "num_candidates", "ranking", "timings_s", "work", "peak_activation_bytes", "skipped",
+        "method", "proxy", "num_candidates", "ranking", "timings_s", "work", "bound_s", "precision",
+            "peak_activation_bytes", "skipped",
     }  # fmt: skip
     assert set(document["ranking"][0]) == {
         "rank", "snapshot", "name", "score", "num_train", "num_test", "tied_with_best",

@@ -12,7 +12,7 @@ from search_stores import PREPROCESSING, candidate, digest
 from raysnap.anatomy import block_shapes
 from raysnap.errors import UsageError
 from raysnap.search import plan
-from raysnap.search.plan import plan_rungs, plan_walk, usual_batch_items
+from raysnap.search.plan import Room, plan_rungs, plan_walk, usual_batch_items
 from raysnap.search.tree import build_tree, keep_candidates
 
 INPUT_BYTES = 4 * 3 * PREPROCESSING.image_size**2
@@ -136,13 +136,13 @@ def test_a_walks_peak_is_the_least_of_all_depth_first_orders_and_within_the_budg
     needed = keep_candidates(tree, kept)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(plan, "block_shapes", lambda architecture, image_size: shapes)
-        walk = plan_walk(tree, tree.roots[0], needed, None)
+        walk = plan_walk(tree, tree.roots[0], needed, Room())
         least = min(peak_of_order(tree, order, shapes, needed) for order in depth_first_orders(tree, walk.root, needed))
         if budget_bytes < least:
             with pytest.raises(UsageError, match=f"holds {least} bytes"):
-                plan_walk(tree, tree.roots[0], needed, budget_bytes)
+                plan_walk(tree, tree.roots[0], needed, Room(budget_bytes))
         else:
-            tight = plan_walk(tree, tree.roots[0], needed, budget_bytes)
+            tight = plan_walk(tree, tree.roots[0], needed, Room(budget_bytes))
             assert tight.peak_activation_bytes <= budget_bytes
             assert tight.batch_items == min(walk.batch_items, budget_bytes // least)
             assert tight.steps == walk.steps
@@ -164,7 +164,7 @@ def test_the_child_whose_subtree_needs_the_most_goes_last():
         tree = build_tree(candidates, sharing=True)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(plan, "block_shapes", lambda architecture, image_size: shapes)
-            walk = plan_walk(tree, tree.roots[0], range(len(tree.nodes)), None)
+            walk = plan_walk(tree, tree.roots[0], range(len(tree.nodes)), Room())
         assert walk.peak_activation_bytes == walk.batch_items * (100_000 + 200_000 + 900_000)
         assert peak_of_order(tree, [step.node for step in walk.steps], shapes, range(len(tree.nodes))) == 1_200_000
 
@@ -176,7 +176,7 @@ def test_a_step_frees_its_input_after_the_last_child_and_keeps_what_children_wai
     needed = keep_candidates(tree, kept)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(plan, "block_shapes", lambda architecture, image_size: shapes)
-        steps = plan_walk(tree, tree.roots[0], needed, None).steps
+        steps = plan_walk(tree, tree.roots[0], needed, Room()).steps
     held = {None}
     for step in steps:
         assert tree.nodes[step.node].parent in held
@@ -190,7 +190,7 @@ def test_a_step_frees_its_input_after_the_last_child_and_keeps_what_children_wai
 @pytest.mark.parametrize("architecture", ["resnet18", "mobilenet_v3_small", "vit_b_32"])
 def test_usual_batches_are_between_one_item_and_the_most_at_any_size(architecture):
     sizes = (224,) if architecture == "vit_b_32" else (32, 224, 512)
-    items = [usual_batch_items(architecture, size) for size in sizes]
+    items = [usual_batch_items(architecture, size, "cpu") for size in sizes]
     assert all(1 <= num <= plan.MAX_BATCH_ITEMS for num in items)
     assert items == sorted(items, reverse=True)
 
@@ -199,11 +199,11 @@ def test_a_chain_of_real_blocks_peaks_at_its_largest_input_and_output():
     one = candidate("one", [digest(index) for index in range(9)])
     tree = build_tree([one], sharing=True)
     outputs = [INPUT_BYTES, *(shape.output_bytes for shape in block_shapes("resnet18", 32)[:-1])]
-    walk = plan_walk(tree, tree.roots[0], range(9), None)
+    walk = plan_walk(tree, tree.roots[0], range(9), Room())
     assert walk.peak_activation_bytes == walk.batch_items * max(a + b for a, b in itertools.pairwise(outputs))
 
 
 def test_a_budget_below_one_item_names_the_architecture_and_what_it_takes():
     tree = build_tree([candidate("one", [digest(index) for index in range(9)])], sharing=True)
     with pytest.raises(UsageError, match="--budget 1000: resnet18 at 32 px holds [0-9]+ bytes"):
-        plan_walk(tree, tree.roots[0], range(9), 1000)
+        plan_walk(tree, tree.roots[0], range(9), Room(1000))

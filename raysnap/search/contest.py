@@ -9,13 +9,13 @@ import numpy as np
 
 from raysnap.choices import Proxy
 from raysnap.search.confidence import find_survivors, tied_with
-from raysnap.search.executor import Executor
 from raysnap.search.items import ProbeItems
-from raysnap.search.plan import Rung, Walk, plan_walk
+from raysnap.search.plan import Rung
 from raysnap.search.proxies import PROXIES
 from raysnap.search.result import RankedSnapshot
 from raysnap.search.score import Score
-from raysnap.search.tree import Node, PrefixTree, candidates_below, find_misfit, keep_candidates
+from raysnap.search.source import FeatureSource
+from raysnap.search.tree import PrefixTree, find_misfit
 
 
 @dataclass
@@ -29,12 +29,11 @@ class Contest:
         skipped: why a candidate could not be scored.
     """
 
-    executor: Executor
+    tree: PrefixTree
+    source: FeatureSource
     items: ProbeItems
     proxy: Proxy
     seed: int
-    budget_bytes: int | None
-    is_sharing: bool
     confidence: float
     survivors: list[int] = field(default_factory=list)
     train_features: dict[int, np.ndarray] = field(default_factory=dict)
@@ -43,32 +42,19 @@ class Contest:
     skipped: dict[int, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        reasons = {number: find_misfit(candidate) for number, candidate in enumerate(self._tree.candidates)}
+        reasons = {number: find_misfit(candidate) for number, candidate in enumerate(self.tree.candidates)}
         self.skipped = {number: reason for number, reason in reasons.items() if reason is not None}
         self.survivors = [number for number in reasons if number not in self.skipped]
 
-    @property
-    def _tree(self) -> PrefixTree:
-        return self.executor.tree
-
     def run_rung(self, rung: Rung, *, is_last: bool) -> None:
         """Gets the rung's new features, scores every survivor on all it has, and keeps the best."""
-        waiting = set(self.survivors)
-        for root in self._tree.roots:
-            mine = candidates_below(self._tree, root) & waiting
-            waiting -= mine
-            if mine:
-                self._run_root(root, mine, rung)
-            if not self.is_sharing:
-                self.executor.keep_blocks(())
-            elif is_last:
-                self.executor.keep_blocks(keep_candidates(self._tree, waiting))
-        with self.executor.work.timed("proxy"):
+        self._add_features(rung, is_last=is_last)
+        with self.source.work.timed("proxy"):
             for number in self.survivors:
                 self.scores.setdefault(number, []).append((rung, self._score(number, rung)))
             if not is_last:
                 self._drop_the_worse(rung)
-        self.executor.keep_blocks(() if is_last else keep_candidates(self._tree, self.survivors))
+        self.source.keep(() if is_last else self.survivors)
 
     def _score(self, number: int, rung: Rung) -> Score:
         return PROXIES[self.proxy](
@@ -87,41 +73,28 @@ class Contest:
             is_kept_C = find_survivors(ordered_CI, rung.num_kept, self.confidence, self.seed)
             self.survivors = [number for number, is_kept in zip(ordered, is_kept_C, strict=True) if is_kept]
 
-    def _run_root(self, root: Node, mine: set[int], rung: Rung) -> None:
-        """The part of a rung below one root; damaged blocks and features that are not finite take candidates out."""
-        tree, work = self._tree, self.executor.work
-        needed = sorted(keep_candidates(tree, mine))
-        for index, error in self.executor.load_blocks([tree.nodes[index] for index in needed]).items():
-            for number in candidates_below(tree, tree.nodes[index]) & mine:
-                self.skipped.setdefault(number, str(error))
-        mine = mine - set(self.skipped)
-        if mine:
-            with work.timed("plan"):
-                walk = plan_walk(tree, root, keep_candidates(tree, mine), self.budget_bytes)
-            num_train = len(self.items.train_labels)
-            test_positions = range(num_train + rung.test_start, num_train + rung.test_stop)
-            self._add_features(self.train_features, mine, walk, range(rung.train_start, rung.train_stop))
-            if test_positions:
-                self._add_features(self.test_features, mine, walk, test_positions)
-        self.survivors = [number for number in self.survivors if number not in self.skipped]
-
-    def _add_features(self, features: dict[int, np.ndarray], mine: set[int], walk: Walk, positions: range) -> None:
-        """Runs the walk on the items at `positions` and puts what comes out behind the features so far."""
-        outputs = self.executor.run(walk, self.items, positions)
-        for number in mine:
-            new = outputs[number].numpy()
-            features[number] = np.concatenate([features[number], new]) if number in features else new
+    def _add_features(self, rung: Rung, *, is_last: bool) -> None:
+        """Gets the survivors' features of the rung's new items; who has none, or none that are finite, is skipped."""
+        num_train = len(self.items.train_labels)
+        train = range(rung.train_start, rung.train_stop)
+        test = range(num_train + rung.test_start, num_train + rung.test_stop)
+        gathered = self.source.gather(self.survivors, [*train, *test], is_last=is_last)
+        self.skipped |= gathered.failed
+        for number, new in gathered.features.items():
+            for features, rows in ((self.train_features, new[: len(train)]), (self.test_features, new[len(train) :])):
+                features[number] = np.concatenate([features[number], rows]) if number in features else rows
             if not np.isfinite(new).all():
-                snapshot = self._tree.candidates[number].snapshot
-                self.skipped.setdefault(
-                    number, f"snapshot {snapshot}: its features are not finite; its weights may hold NaN or infinity"
+                snapshot = self.tree.candidates[number].snapshot
+                self.skipped[number] = (
+                    f"snapshot {snapshot}: its features are not finite; its weights may hold NaN or infinity"
                 )
+        self.survivors = [number for number in self.survivors if number not in self.skipped]
 
     def _order(self, number: int) -> tuple:
         """Sorts candidates: who came further, who scored higher, who has the smaller loss, then by id."""
         rungs = self.scores[number]
         _, score = rungs[-1]
-        return (-len(rungs), -score.value, score.loss, self._tree.candidates[number].snapshot)
+        return (-len(rungs), -score.value, score.loss, self.tree.candidates[number].snapshot)
 
     def ranking(self) -> tuple[RankedSnapshot, ...]:
         """Everyone who was scored and not skipped later, best first.
@@ -139,8 +112,8 @@ class Contest:
         return tuple(
             RankedSnapshot(
                 rank=rank,
-                snapshot=self._tree.candidates[number].snapshot,
-                name=self._tree.candidates[number].name,
+                snapshot=self.tree.candidates[number].snapshot,
+                name=self.tree.candidates[number].name,
                 score=self.scores[number][-1][1].value,
                 num_train=self.scores[number][-1][0].train_stop,
                 num_test=self.scores[number][-1][0].test_stop,

@@ -6,137 +6,136 @@ batch live only as long as the walk says. What was done is counted, and the coun
 
 from __future__ import annotations
 
-import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Protocol
+from collections.abc import Collection, Sequence
 
+import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from raysnap.anatomy import block_shapes
 from raysnap.batches import normalise
-from raysnap.blocks import build_block
-from raysnap.errors import BlockDamaged, RaysnapError, WeightsError
-from raysnap.manifest import Preprocessing
-from raysnap.search.plan import Walk
-from raysnap.search.tree import Node, PrefixTree
-
-
-class ItemSource(Protocol):
-    """Where a search's pixels come from."""
-
-    def read(self, positions: range, preprocessing: Preprocessing) -> Tensor:
-        """The items at these positions, uint8 `[n, 3, S, S]`."""
-
-
-@dataclass
-class Work:
-    """What an executor has done so far.
-
-    Attributes:
-        block_item_passes: how often a block ran on an item, summed.
-        flops: FLOPs of those passes, as `block_shapes` counts them.
-        block_bytes_read: bytes of the blocks read from the store.
-        peak_activation_bytes: the most bytes of activations held at once.
-        timings_s: seconds by stage: `load_blocks`, `decode`, `inference`.
-    """
-
-    block_item_passes: int = 0
-    flops: int = 0
-    block_bytes_read: int = 0
-    peak_activation_bytes: int = 0
-    timings_s: dict[str, float] = field(default_factory=lambda: defaultdict(float))
-
-    @contextmanager
-    def timed(self, stage: str) -> Iterator[None]:
-        """Adds the seconds spent inside to `stage`."""
-        started = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.timings_s[stage] += time.perf_counter() - started
+from raysnap.errors import BlockDamaged, WeightsError
+from raysnap.numerics import Numerics
+from raysnap.search.pace import Pace
+from raysnap.search.plan import Room, Walk, plan_walk
+from raysnap.search.shelf import Shelf
+from raysnap.search.source import Gathered, ItemSource, Work
+from raysnap.search.tree import Node, PrefixTree, candidates_below, keep_candidates
 
 
 class Executor:
-    """Runs walks over one tree and holds what they share: the blocks in memory and the counters."""
+    """Runs walks over one tree in this process; a `FeatureSource`."""
 
     def __init__(
         self,
         tree: PrefixTree,
-        read_block: Callable[[str], Mapping[str, Tensor]],
-        device: torch.device,
+        items: ItemSource,
+        shelf: Shelf,
+        work: Work,
+        numerics: Numerics,
+        *,
+        is_sharing: bool = True,
+        budget_bytes: int | None = None,
     ):
-        """`read_block` takes a digest and gives the block's verified tensors."""
+        """Without sharing, blocks are let go as soon as the candidate they belong to has run."""
         self.tree = tree
-        self.work = Work()
-        self._read_block = read_block
-        self._device = device
-        self._blocks: dict[tuple, nn.Module] = {}
+        self.work = work
+        self._items = items
+        self._shelf = shelf
+        self._numerics = numerics
+        self._is_sharing = is_sharing
+        self._room = Room(budget_bytes, numerics.dtype.itemsize, numerics.device.type)
+        self._pace = Pace(numerics.device)
 
-    def load_blocks(self, nodes: list[Node]) -> dict[int, RaysnapError]:
-        """Brings the nodes' blocks into memory; returns the nodes whose block is damaged or does not fit, and why."""
-        damaged: dict[int, RaysnapError] = {}
-        with self.work.timed("load_blocks"):
-            for node in nodes:
-                if _block_key(node) in self._blocks:
-                    continue
-                try:
-                    tensors = self._read_block(node.block.digest)
-                    self.work.block_bytes_read += node.block.num_bytes
-                    block = build_block(node.architecture, node.block_index, tensors).requires_grad_(False)
-                except (BlockDamaged, WeightsError) as error:
-                    damaged[node.index] = error
-                    continue
-                self._blocks[_block_key(node)] = block.to(self._device, torch.float32)
-        return damaged
+    def gather(self, candidates: Collection[int], positions: Sequence[int], *, is_last: bool) -> Gathered:
+        """Features of the items at `positions`, root by root."""
+        waiting = set(candidates)
+        features: dict[int, np.ndarray] = {}
+        failed: dict[int, str] = {}
+        for root in self.tree.roots:
+            mine = candidates_below(self.tree, root) & waiting
+            if not mine:
+                continue
+            waiting -= mine
+            found = self._run_root(root, mine, positions)
+            features |= found.features
+            failed |= found.failed
+            if not self._is_sharing:
+                self._shelf.keep(())
+            elif is_last:
+                self.keep(waiting)
+        self.work.bound_s = self._pace.compute_bound_s() + self._shelf.read_bound_s()
+        return Gathered(features, failed)
 
-    def keep_blocks(self, nodes: Iterable[int]) -> None:
-        """Lets go of every block but these nodes'."""
-        kept = {_block_key(self.tree.nodes[index]) for index in nodes}
-        self._blocks = {key: block for key, block in self._blocks.items() if key in kept}
+    def keep(self, candidates: Collection[int]) -> None:
+        """Lets go of blocks that only other candidates need."""
+        self._shelf.keep(self.tree.nodes[index] for index in keep_candidates(self.tree, candidates))
 
     @torch.inference_mode()
-    def run(self, walk: Walk, source: ItemSource, positions: range) -> dict[int, Tensor]:
-        """Features of the items at `positions`, float32 `[N, D]`, by index of the candidate."""
-        features: dict[int, list[Tensor]] = defaultdict(list)
-        for start in range(positions.start, positions.stop, walk.batch_items):
-            batch = range(start, min(positions.stop, start + walk.batch_items))
-            preprocessing = self.tree.nodes[walk.root].preprocessing
+    def _run_root(self, root: Node, mine: set[int], positions: Sequence[int]) -> Gathered:
+        """The part of a gathering below one root; a block that can't be used takes out the candidates below it."""
+        parts: dict[int, list[Tensor]] = defaultdict(list)
+        failed: dict[int, str] = {}
+        walk = self._plan(root, mine)
+        self._shelf.fetch(self.tree.nodes[step.node] for step in walk.steps)
+        batch_items = walk.batch_items
+        for start in range(0, len(positions), batch_items):
+            batch = positions[start : start + batch_items]
             with self.work.timed("decode"):
-                pixels = source.read(batch, preprocessing)
-            with self.work.timed("inference"):
-                inputs = normalise(pixels.to(self._device), preprocessing.mean, preprocessing.std)
-                for candidate, values in self._run_batch(walk, inputs).items():
-                    features[candidate].append(values)
-        return {candidate: torch.cat(parts) for candidate, parts in features.items()}
+                pixels = self._items.read(batch, root.preprocessing)
+            faults = self._run_batch(walk, self._to_inputs(pixels, root), parts)
+            for index, reason in faults.items():
+                failed |= dict.fromkeys(candidates_below(self.tree, self.tree.nodes[index]) & mine, reason)
+            if faults:
+                if mine <= failed.keys():
+                    break
+                walk = self._plan(root, mine - failed.keys())
+        done = {number: torch.cat(parts[number]).float().cpu().numpy() for number in mine - failed.keys()}
+        return Gathered(done, failed)
 
-    def _run_batch(self, walk: Walk, inputs: Tensor) -> dict[int, Tensor]:
-        """One batch down the whole walk."""
+    def _plan(self, root: Node, mine: Collection[int]) -> Walk:
+        with self.work.timed("plan"):
+            needed = keep_candidates(self.tree, mine)
+            return plan_walk(self.tree, root, needed, self._room)
+
+    def _to_inputs(self, pixels: Tensor, root: Node) -> Tensor:
+        with self.work.timed("inference"):
+            pixels = pixels.to(self._numerics.device, non_blocking=True)
+            inputs = normalise(pixels, root.preprocessing.mean, root.preprocessing.std, self._numerics.dtype)
+            return self._numerics.lay_out_images(inputs)
+
+    def _run_batch(self, walk: Walk, inputs: Tensor, parts: dict[int, list[Tensor]]) -> dict[int, str]:
+        """One batch down the whole walk; features go to `parts`, what is wrong with a node's block comes back."""
         held: dict[int | None, Tensor] = {None: inputs}
         del inputs
-        features: dict[int, Tensor] = {}
+        faults: dict[int, str] = {}
         for step in walk.steps:
             node = self.tree.nodes[step.node]
-            num_items = len(held[node.parent])
-            output = self._blocks[_block_key(node)](held[node.parent])
-            self.work.block_item_passes += num_items
-            self.work.flops += (
-                num_items * block_shapes(node.architecture, node.preprocessing.image_size)[node.block_index].flops
-            )
-            held_bytes = sum(tensor.nbytes for tensor in held.values()) + output.nbytes
-            self.work.peak_activation_bytes = max(self.work.peak_activation_bytes, held_bytes)
+            if node.parent in held:
+                try:
+                    output = self._run_block(node, held)
+                except (BlockDamaged, WeightsError) as error:
+                    faults[node.index] = str(error)
+                else:
+                    if step.keeps_output:
+                        held[node.index] = output
+                    for candidate in node.candidates:
+                        parts[candidate].append(output)
+                    del output
             if step.frees_input:
-                del held[node.parent]
-            if step.keeps_output:
-                held[node.index] = output
-            for candidate in node.candidates:
-                features[candidate] = output.float().cpu()
-        return features
+                held.pop(node.parent, None)
+        return faults
 
-
-def _block_key(node: Node) -> tuple:
-    """What a block in memory goes by: nodes under different parents may hold the same one."""
-    return node.architecture, node.block_index, node.block.digest
+    def _run_block(self, node: Node, held: dict[int | None, Tensor]) -> Tensor:
+        """The node's block on its input among what is `held`, counted."""
+        block, inputs = self._shelf.block(node), held[node.parent]
+        kind = (node.architecture, node.preprocessing.image_size, node.block_index)
+        with self.work.timed("inference"), self._pace.lap(kind, len(inputs)):
+            output = block(inputs)
+        self.work.block_item_passes += len(inputs)
+        shapes = block_shapes(node.architecture, node.preprocessing.image_size)
+        self.work.flops += len(inputs) * shapes[node.block_index].flops
+        held_bytes = sum(tensor.nbytes for tensor in held.values()) + output.nbytes
+        self.work.peak_activation_bytes = max(self.work.peak_activation_bytes, held_bytes)
+        return output

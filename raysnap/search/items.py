@@ -50,7 +50,7 @@ class ProbeItems:
     def num_decoded(self) -> int:
         return sum(cache.num_decoded for cache in self.caches.values())
 
-    def read(self, positions: range, preprocessing: Preprocessing) -> Tensor:
+    def read(self, positions: Sequence[int], preprocessing: Preprocessing) -> Tensor:
         """The items at these positions, uint8 `[n, 3, S, S]`."""
         indices = [self.positions[position] for position in positions]
         return self.caches[preprocessing.resize_size].read(indices, preprocessing.image_size)

@@ -10,17 +10,20 @@ from typing import get_args
 import torch
 
 from raysnap.blocks import HEAD
-from raysnap.choices import Method, Proxy
+from raysnap.choices import Method, Precision, Proxy
 from raysnap.config import ShapesConfig
 from raysnap.data import open_dataset
 from raysnap.errors import UsageError
 from raysnap.manifest import Manifest, Preprocessing
+from raysnap.numerics import Numerics
 from raysnap.search.confidence import LEVEL, split_confidence
 from raysnap.search.contest import Contest
 from raysnap.search.executor import Executor
 from raysnap.search.items import ProbeItems
 from raysnap.search.plan import plan_rungs, shares_prefixes
 from raysnap.search.result import SearchResult, SkippedSnapshot
+from raysnap.search.shelf import Shelf
+from raysnap.search.source import Work
 from raysnap.search.tree import Candidate, build_tree
 from raysnap.store import Store
 
@@ -43,6 +46,8 @@ def search(
     data_dir: Path = Path("data"),
     shapes: ShapesConfig | None = None,
     device: str | None = None,
+    precision: Precision = "auto",
+    deterministic: bool = False,
 ) -> SearchResult:
     """The store's snapshots in the order in which they promise to be good starts for a dataset.
 
@@ -57,6 +62,9 @@ def search(
         budget_bytes: bound on the activations held at once; None is no limit.
         where: which snapshots are candidates, for example `"architecture == 'resnet18' and accuracy > 0.8"`.
         device: a torch device; None is the GPU where there is one.
+        precision: what blocks compute in; auto is bfloat16 where the device multiplies it in hardware, float16 on
+            older GPUs, else float32. Probes are fitted in float64 in any case.
+        deterministic: only deterministic kernels, so that a GPU too gives equal searches equal scores to the last bit.
 
     Raises:
         UsageError: no candidates, an unknown method or proxy, a confidence out of range, or a budget that is too small.
@@ -76,22 +84,25 @@ def search(
     planning = time.perf_counter()
     rungs = plan_rungs(method, len(candidates), len(items.train_labels), len(items.test_labels))
     tree = build_tree(candidates, sharing=shares_prefixes(method))
-    executor = Executor(tree, store.read_block, _pick_device(device))
-    executor.work.timings_s["decode"] = items.decode_s
-    executor.work.timings_s["plan"] = time.perf_counter() - planning
-    contest = Contest(
-        executor=executor,
-        items=items,
-        proxy=proxy,
-        seed=seed,
-        budget_bytes=budget_bytes,
-        is_sharing=shares_prefixes(method),
-        confidence=split_confidence(confidence, len(rungs) - 1) if method == "nested" else 0.0,
-    )
-    for rung in rungs:
-        contest.run_rung(rung, is_last=rung is rungs[-1])
+    numerics = Numerics.for_inference(precision, _pick_device(device), deterministic=deterministic)
+    work = Work()
+    work.timings_s["decode"] = items.decode_s
+    work.timings_s["plan"] = time.perf_counter() - planning
+    with numerics.applied(), Shelf(store.read_block, numerics, work) as shelf:
+        contest = Contest(
+            tree=tree,
+            source=Executor(
+                tree, items, shelf, work, numerics, is_sharing=shares_prefixes(method), budget_bytes=budget_bytes
+            ),
+            items=items,
+            proxy=proxy,
+            seed=seed,
+            confidence=split_confidence(confidence, len(rungs) - 1) if method == "nested" else 0.0,
+        )
+        for rung in rungs:
+            contest.run_rung(rung, is_last=rung is rungs[-1])
     stages = ("plan", "load_blocks", "decode", "inference", "proxy")
-    timings_s = {stage: executor.work.timings_s[stage] for stage in stages}
+    timings_s = {stage: work.timings_s[stage] for stage in stages}
     return SearchResult(
         method=method,
         proxy=proxy,
@@ -100,12 +111,14 @@ def search(
         ranking=contest.ranking(),
         timings_s={"total": time.perf_counter() - started} | timings_s,
         work={
-            "block_item_passes": executor.work.block_item_passes,
-            "flops": executor.work.flops,
-            "block_bytes_read": executor.work.block_bytes_read,
+            "block_item_passes": work.block_item_passes,
+            "flops": work.flops,
+            "block_bytes_read": work.block_bytes_read,
             "images_decoded": items.num_decoded,
         },
-        peak_activation_bytes=executor.work.peak_activation_bytes,
+        bound_s=work.bound_s + items.decode_s,
+        precision=str(numerics.dtype).removeprefix("torch."),
+        peak_activation_bytes=work.peak_activation_bytes,
         skipped=tuple(
             SkippedSnapshot(candidates[number].snapshot, candidates[number].name, error)
             for number, error in sorted(contest.skipped.items())

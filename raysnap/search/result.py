@@ -44,6 +44,8 @@ class SearchResult:
 
     Attributes:
         timings_s: seconds: `total` and its parts `plan`, `load_blocks`, `decode`, `inference`, `proxy`.
+        bound_s: what the same passes, bytes and decoding take at the best speeds that were seen: see `search.pace`.
+        precision: what blocks computed in, such as `bfloat16`.
         work: `block_item_passes`, `flops`, `block_bytes_read`, `images_decoded`.
         peak_activation_bytes: the most bytes of activations that were held at once.
     """
@@ -55,6 +57,8 @@ class SearchResult:
     ranking: tuple[RankedSnapshot, ...]
     timings_s: dict[str, float]
     work: dict[str, int]
+    bound_s: float
+    precision: str
     peak_activation_bytes: int
     skipped: tuple[SkippedSnapshot, ...]
 
