@@ -9,8 +9,6 @@ from __future__ import annotations
 import time
 from typing import Any
 
-import numpy as np
-
 from raysnap.anatomy import block_shapes, num_body_blocks
 from raysnap.bases import store_base
 from raysnap.blocks import random_tensors
@@ -21,7 +19,7 @@ from raysnap.population import check_weights
 from raysnap.progress import OnProgress
 from raysnap.runs import RunDirectory, check_run_dir, utc_timestamp
 from raysnap.store import Store
-from raysnap.trials import derive_seed, draw_retrain_indices
+from raysnap.trials import Descent, derive_seed, draw_descents
 
 
 def check_plan(config: SynthesizeConfig) -> None:
@@ -30,10 +28,10 @@ def check_plan(config: SynthesizeConfig) -> None:
     Raises:
         RaysnapError: an architecture or the base's weights are not to be had.
     """
+    draw_descents(config)
     store = Store.open(config.store) if config.store.exists() else None
     for architecture in config.architectures:
         block_shapes(architecture, config.image_size)
-        _draw(config, architecture)
         check_weights(config.base.weights, architecture, store)
 
 
@@ -51,35 +49,32 @@ def synthesize(config: SynthesizeConfig, *, resume: bool = False, on_progress: O
     store = Store.open(config.store, create=True)
     run = RunDirectory.open(config, config.run_dir, resume=resume)
     started, started_s = utc_timestamp(), time.perf_counter()
-    draws = {architecture: _draw(config, architecture) for architecture in config.architectures}
-    made: dict[str, list[Manifest]] = {architecture: [] for architecture in config.architectures}
+    made: list[Manifest] = []
     known = {row["trial"]: row["snapshot"] for row in run.rows()}
-    for number in range(config.num_snapshots):
-        architecture = config.architectures[number % len(config.architectures)]
-        family = made[architecture]
-        name = f"{number + 1:03d}-{architecture}-synthetic-r{draws[architecture][len(family)]}" if family else None
-        name = name or f"base-{architecture}-synthetic"
-        on_progress("synthesize", number, config.num_snapshots, name)
+    for descent in draw_descents(config):
+        name = _name(descent)
+        on_progress("synthesize", descent.number, config.num_snapshots, name)
         if name in known:
-            family.append(store.manifest(known[name]))
+            made.append(store.manifest(known[name]))
             continue
         new_bytes = 0
-        if family:
-            manifest, new_bytes = _derive(store, config, name, number, family, draws[architecture][len(family)])
+        if descent.parent is None:
+            made.append(_base(store, config, descent.architecture))
         else:
-            manifest = _base(store, config, architecture)
-        family.append(manifest)
-        run.add_row(_row(name, manifest, new_bytes))
+            manifest, new_bytes = _derive(store, config, descent, made[descent.parent])
+            made.append(manifest)
+        run.add_row(_row(name, made[-1], new_bytes))
     on_progress("synthesize", config.num_snapshots, config.num_snapshots, "done")
     wall_s = time.perf_counter() - started_s
     run.write_env(config.seed, started, wall_s, {"synthesize": wall_s})
-    snapshots = [manifest.id for family in made.values() for manifest in family]
+    snapshots = [manifest.id for manifest in made]
     return GenerateSummary(str(run.path), config.num_snapshots, config.num_snapshots, 0, snapshots, [])
 
 
-def _draw(config: SynthesizeConfig, architecture: str) -> list[int]:
-    rng = np.random.default_rng(derive_seed(config.seed, "retrain", architecture))
-    return draw_retrain_indices(config.retrain, architecture, config.num_snapshots, rng)
+def _name(descent: Descent) -> str:
+    if descent.parent is None:
+        return f"base-{descent.architecture}-synthetic"
+    return f"{descent.number + 1:03d}-{descent.architecture}-synthetic-r{descent.retrain_index}"
 
 
 def _base(store: Store, config: SynthesizeConfig, architecture: str) -> Manifest:
@@ -88,23 +83,19 @@ def _base(store: Store, config: SynthesizeConfig, architecture: str) -> Manifest
     return store.manifest(store_base(store, config.base.weights, architecture, config.num_classes, seed, preprocessing))
 
 
-def _derive(
-    store: Store, config: SynthesizeConfig, name: str, number: int, family: list[Manifest], retrain_index: int
-) -> tuple[Manifest, int]:
+def _derive(store: Store, config: SynthesizeConfig, descent: Descent, parent: Manifest) -> tuple[Manifest, int]:
     """A snapshot with its parent's blocks but for the last `retrain_index` and the head, and the bytes it added."""
-    seed = derive_seed(config.seed, "synthetic", number)
-    parent = family[np.random.default_rng(seed).integers(len(family)) if config.parent == "random" else 0]
-    num_kept = 1 + num_body_blocks(parent.architecture) - retrain_index
-    fresh = random_tensors(parent.architecture, config.num_classes, seed)
+    num_kept = 1 + num_body_blocks(parent.architecture) - descent.retrain_index
+    fresh = random_tensors(parent.architecture, config.num_classes, descent.seed)
     written = store.put_snapshot(
         architecture=parent.architecture,
         blocks=[*((block.name, block.digest) for block in parent.blocks[:num_kept]), *fresh[num_kept:]],
         num_classes=config.num_classes,
         base=parent.id,
-        retrain_index=retrain_index,
+        retrain_index=descent.retrain_index,
         preprocessing=parent.preprocessing,
-        trial=name,
-        name=name,
+        trial=_name(descent),
+        name=_name(descent),
     )
     return written.manifest, written.new_bytes
 

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import re
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from raysnap.anatomy import num_body_blocks
-from raysnap.config import Config, GenerateConfig, RetrainConfig, TrainConfig
+from raysnap.config import Config, GenerateConfig, RetrainConfig, SynthesizeConfig, TrainConfig
 from raysnap.errors import ConfigError
 
 MAX_SLUG_CHARACTERS = 80
@@ -96,6 +97,52 @@ def base_trials(config: GenerateConfig) -> list[Trial]:
         )
         for architecture in config.architectures
     ]
+
+
+@dataclass(frozen=True)
+class Descent:
+    """Where one synthetic snapshot comes from.
+
+    Attributes:
+        number: its position among the job's snapshots.
+        parent: the number of the snapshot of its architecture that it derives from; None for a base.
+        retrain_index: its last so many body blocks are its own, and the head.
+        seed: of its own blocks.
+    """
+
+    number: int
+    architecture: str
+    parent: int | None
+    retrain_index: int
+    seed: int
+
+
+def draw_descents(config: SynthesizeConfig) -> list[Descent]:
+    """The snapshots of a synthesize job; architectures take turns, and the first of each is its base.
+
+    Raises:
+        ConfigError: a `fixed` retrain index is larger than an architecture has blocks.
+    """
+    indices = {
+        architecture: draw_retrain_indices(
+            config.retrain,
+            architecture,
+            config.num_snapshots,
+            np.random.default_rng(derive_seed(config.seed, "retrain", architecture)),
+        )
+        for architecture in config.architectures
+    }
+    families: dict[str, list[int]] = {architecture: [] for architecture in config.architectures}
+    descents = []
+    for number in range(config.num_snapshots):
+        architecture = config.architectures[number % len(config.architectures)]
+        family, seed, parent = families[architecture], derive_seed(config.seed, "synthetic", number), None
+        if family:
+            drawn = np.random.default_rng(seed).integers(len(family)) if config.parent == "random" else 0
+            parent = family[drawn]
+        descents.append(Descent(number, architecture, parent, indices[architecture][len(family)], seed))
+        family.append(number)
+    return descents
 
 
 def draw_retrain_indices(config: RetrainConfig, architecture: str, count: int, rng: np.random.Generator) -> list[int]:

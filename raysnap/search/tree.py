@@ -7,7 +7,8 @@ sharing every candidate gets a chain of its own, which is how the methods that s
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import cached_property
 
 from raysnap.anatomy import block_shapes
 from raysnap.errors import ArchitectureError
@@ -56,13 +57,19 @@ class Node:
 
 @dataclass(frozen=True)
 class PrefixTree:
-    """A forest of nodes, parents before children, over `candidates`."""
+    """A forest of nodes, parents before children, over `candidates`.
+
+    Attributes:
+        ends: for each candidate the index of the node whose output is its features; None for one without blocks.
+    """
 
     candidates: tuple[Candidate, ...]
     nodes: tuple[Node, ...]
+    ends: tuple[int | None, ...]
 
-    @property
+    @cached_property
     def roots(self) -> tuple[Node, ...]:
+        """The nodes whose input is pixels."""
         return tuple(node for node in self.nodes if node.parent is None)
 
 
@@ -86,33 +93,50 @@ def find_misfit(candidate: Candidate) -> str | None:
 
 def build_tree(candidates: Sequence[Candidate], *, sharing: bool) -> PrefixTree:
     """The prefix tree of the candidates, or one chain per candidate where `sharing` is off."""
-    nodes: list[Node] = []
+    made: list[tuple[int | None, Candidate, int]] = []
+    children: list[list[int]] = []
+    ending: list[list[int]] = []
+    ends: list[int | None] = []
     known: dict[tuple, int] = {}
     for number, candidate in enumerate(candidates):
+        above: object = (None if sharing else number, candidate.architecture, candidate.preprocessing)
         parent = None
         for block_index, block in enumerate(candidate.blocks):
-            owner = None if sharing else number
-            key = (owner, parent, candidate.architecture, candidate.preprocessing, block_index, block)
-            if key not in known:
-                known[key] = len(nodes)
-                nodes.append(
-                    Node(len(nodes), parent, candidate.architecture, candidate.preprocessing, block_index, block)
-                )
+            index = known.setdefault((above, block), len(made))
+            if index == len(made):
+                made.append((parent, candidate, block_index))
+                children.append([])
+                ending.append([])
                 if parent is not None:
-                    nodes[parent] = replace(nodes[parent], children=(*nodes[parent].children, len(nodes) - 1))
-            parent = known[key]
+                    children[parent].append(index)
+            above = parent = index
+        ends.append(parent)
         if parent is not None:
-            nodes[parent] = replace(nodes[parent], candidates=(*nodes[parent].candidates, number))
-    return PrefixTree(tuple(candidates), tuple(nodes))
+            ending[parent].append(number)
+    nodes = (
+        Node(
+            index=index,
+            parent=parent,
+            architecture=candidate.architecture,
+            preprocessing=candidate.preprocessing,
+            block_index=block_index,
+            block=candidate.blocks[block_index],
+            children=tuple(children[index]),
+            candidates=tuple(ending[index]),
+        )
+        for index, (parent, candidate, block_index) in enumerate(made)
+    )
+    return PrefixTree(tuple(candidates), tuple(nodes), tuple(ends))
 
 
 def keep_candidates(tree: PrefixTree, kept: Iterable[int]) -> set[int]:
     """The indices of the nodes that the `kept` candidates still need."""
-    kept = set(kept)
     needed: set[int] = set()
-    for node in reversed(tree.nodes):
-        if kept.intersection(node.candidates) or needed.intersection(node.children):
-            needed.add(node.index)
+    for number in kept:
+        index = tree.ends[number]
+        while index is not None and index not in needed:
+            needed.add(index)
+            index = tree.nodes[index].parent
     return needed
 
 
