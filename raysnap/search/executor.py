@@ -20,7 +20,7 @@ from raysnap.numerics import Numerics
 from raysnap.search.pace import Pace
 from raysnap.search.plan import Room, Walk, plan_walk
 from raysnap.search.shelf import Shelf
-from raysnap.search.source import Gathered, ItemSource, Work
+from raysnap.search.source import Border, Gathered, ItemSource, Work
 from raysnap.search.tree import Node, PrefixTree, candidates_below, keep_candidates
 
 
@@ -48,56 +48,100 @@ class Executor:
         self._room = Room(budget_bytes, numerics.dtype.itemsize, numerics.device.type)
         self._pace = Pace(numerics.device)
 
-    def gather(self, candidates: Collection[int], positions: Sequence[int], *, is_last: bool) -> Gathered:
+    def gather(
+        self, candidates: Collection[int], positions: Sequence[int], *, is_last: bool, border: Border | None = None
+    ) -> Gathered:
         """Features of the items at `positions`, root by root."""
-        waiting = set(candidates)
-        features: dict[int, np.ndarray] = {}
+        candidates = set(candidates)
+        given = border.given if border else ()
+        nodes = keep_candidates(self.tree, candidates, given)
+        outputs, faults = self.run(nodes, positions, border, is_last=is_last)
         failed: dict[int, str] = {}
-        for root in self.tree.roots:
-            mine = candidates_below(self.tree, root) & waiting
-            if not mine:
-                continue
-            waiting -= mine
-            found = self._run_root(root, mine, positions)
-            features |= found.features
-            failed |= found.failed
+        for index, reason in faults.items():
+            failed |= dict.fromkeys(candidates_below(self.tree, self.tree.nodes[index]) & candidates, reason)
+        features: dict[int, np.ndarray] = {}
+        for number in candidates - failed.keys():
+            features[number] = outputs[self.tree.ends[number]]
+        return Gathered(features, failed)
+
+    def run(
+        self, nodes: Collection[int], positions: Sequence[int], border: Border | None = None, *, is_last: bool = False
+    ) -> tuple[dict[int, np.ndarray], dict[int, str]]:
+        """Runs these nodes on the items at `positions`.
+
+        Returns:
+            The features of each node that is a candidate's last, and what is wrong with a node's block.
+        """
+        below: dict[int, set[int]] = {}
+        top_of: dict[int, int] = {}
+        for index in sorted(nodes):
+            top_of[index] = top = top_of.get(self.tree.nodes[index].parent, index)
+            below.setdefault(top, set()).add(index)
+        features: dict[int, np.ndarray] = {}
+        faults: dict[int, str] = {}
+        while below:
+            top = next(iter(below))
+            found, wrong = self._run_below(self.tree.nodes[top], below.pop(top), positions, border)
+            features |= found
+            faults |= wrong
             if not self._is_sharing:
                 self._shelf.keep(())
             elif is_last:
-                self.keep(waiting)
+                self._shelf.keep(self.tree.nodes[index] for rest in below.values() for index in rest)
         self.work.bound_s = self._pace.compute_bound_s() + self._shelf.read_bound_s()
-        return Gathered(features, failed)
+        return features, faults
 
     def keep(self, candidates: Collection[int]) -> None:
         """Lets go of blocks that only other candidates need."""
         self._shelf.keep(self.tree.nodes[index] for index in keep_candidates(self.tree, candidates))
 
     @torch.inference_mode()
-    def _run_root(self, root: Node, mine: set[int], positions: Sequence[int]) -> Gathered:
-        """The part of a gathering below one root; a block that can't be used takes out the candidates below it."""
+    def _run_below(
+        self, top: Node, nodes: set[int], positions: Sequence[int], border: Border | None
+    ) -> tuple[dict[int, np.ndarray], dict[int, str]]:
+        """One walk over all items; a block that can't be used takes out the nodes below it."""
         parts: dict[int, list[Tensor]] = defaultdict(list)
-        failed: dict[int, str] = {}
-        walk = self._plan(root, mine)
+        faults: dict[int, str] = {}
+        walk = self._plan(top, nodes)
         self._shelf.fetch(self.tree.nodes[step.node] for step in walk.steps)
         batch_items = walk.batch_items
         for start in range(0, len(positions), batch_items):
             batch = positions[start : start + batch_items]
-            with self.work.timed("decode"):
-                pixels = self._items.read(batch, root.preprocessing)
-            faults = self._run_batch(walk, self._to_inputs(pixels, root), parts)
-            for index, reason in faults.items():
-                failed |= dict.fromkeys(candidates_below(self.tree, self.tree.nodes[index]) & mine, reason)
-            if faults:
-                if mine <= failed.keys():
+            wrong = self._run_batch(walk, self._inputs(top, batch, border), batch, parts, border)
+            faults |= wrong
+            if wrong:
+                nodes = self._without(nodes, wrong, border.wanted if border else ())
+                if not nodes:
                     break
-                walk = self._plan(root, mine - failed.keys())
-        done = {number: torch.cat(parts[number]).float().cpu().numpy() for number in mine - failed.keys()}
-        return Gathered(done, failed)
+                walk = self._plan(top, nodes)
+        ends = [index for index in nodes if self.tree.nodes[index].candidates]
+        return {index: torch.cat(parts[index]).float().cpu().numpy() for index in ends}, faults
 
-    def _plan(self, root: Node, mine: Collection[int]) -> Walk:
+    def _without(self, nodes: set[int], faulty: Collection[int], wanted: Collection[int]) -> set[int]:
+        """The nodes that are needed still when those below faulty ones can't run."""
+        lost: set[int] = set()
+        for index in sorted(nodes):
+            if index in faulty or self.tree.nodes[index].parent in lost:
+                lost.add(index)
+        kept: set[int] = set()
+        for index in sorted(nodes - lost, reverse=True):
+            node = self.tree.nodes[index]
+            if node.candidates or index in wanted or kept.intersection(node.children):
+                kept.add(index)
+        return kept
+
+    def _plan(self, top: Node, nodes: Collection[int]) -> Walk:
         with self.work.timed("plan"):
-            needed = keep_candidates(self.tree, mine)
-            return plan_walk(self.tree, root, needed, self._room)
+            return plan_walk(self.tree, top, nodes, self._room)
+
+    def _inputs(self, top: Node, batch: Sequence[int], border: Border | None) -> Tensor:
+        """What the first block of a walk takes: pixels made ready, or outputs that are given."""
+        if top.parent is not None:
+            with self.work.timed("inference"):
+                return border.read(top.parent, batch).to(self._numerics.device, non_blocking=True)
+        with self.work.timed("decode"):
+            pixels = self._items.read(batch, top.preprocessing)
+        return self._to_inputs(pixels, top)
 
     def _to_inputs(self, pixels: Tensor, root: Node) -> Tensor:
         with self.work.timed("inference"):
@@ -105,10 +149,18 @@ class Executor:
             inputs = normalise(pixels, root.preprocessing.mean, root.preprocessing.std, self._numerics.dtype)
             return self._numerics.lay_out_images(inputs)
 
-    def _run_batch(self, walk: Walk, inputs: Tensor, parts: dict[int, list[Tensor]]) -> dict[int, str]:
+    def _run_batch(
+        self,
+        walk: Walk,
+        inputs: Tensor,
+        batch: Sequence[int],
+        parts: dict[int, list[Tensor]],
+        border: Border | None,
+    ) -> dict[int, str]:
         """One batch down the whole walk; features go to `parts`, what is wrong with a node's block comes back."""
-        held: dict[int | None, Tensor] = {None: inputs}
+        held: dict[int | None, Tensor] = {self.tree.nodes[walk.root].parent: inputs}
         del inputs
+        wanted = border.wanted if border else ()
         faults: dict[int, str] = {}
         for step in walk.steps:
             node = self.tree.nodes[step.node]
@@ -120,8 +172,10 @@ class Executor:
                 else:
                     if step.keeps_output:
                         held[node.index] = output
-                    for candidate in node.candidates:
-                        parts[candidate].append(output)
+                    if node.candidates:
+                        parts[node.index].append(output)
+                    if node.index in wanted:
+                        border.write(node.index, batch, output)
                     del output
             if step.frees_input:
                 held.pop(node.parent, None)

@@ -77,7 +77,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Walk:
-    """A depth-first walk over one root's nodes, made once for every batch of items.
+    """A depth-first walk from one node down, made once for every batch of items.
 
     Attributes:
         steps: in the order that holds the fewest activation bytes at once.
@@ -142,14 +142,15 @@ def _link_rungs(num_candidates: int, train_stops: list[int], test_stops: list[in
 
 
 def plan_walk(tree: PrefixTree, root: Node, needed: Collection[int], room: Room) -> Walk:
-    """The walk over the `needed` nodes below `root` that holds the fewest bytes of activations at once.
+    """The walk over the `needed` nodes from `root` down that holds the fewest bytes of activations at once.
 
     A node's output is held until its last child has run, so the child whose own subtree needs the most goes last.
 
     Raises:
         UsageError: not even one item fits the budget.
     """
-    input_bytes, *output_bytes = _activation_bytes(root.architecture, root.preprocessing.image_size, room.value_bytes)
+    held_bytes = _activation_bytes(root.architecture, root.preprocessing.image_size, room.value_bytes)
+    output_bytes = held_bytes[1:]
     children = {index: [c for c in tree.nodes[index].children if c in needed] for index in needed}
     peaks: dict[int, int] = {}
     for index in sorted(needed, reverse=True):
@@ -161,7 +162,7 @@ def plan_walk(tree: PrefixTree, root: Node, needed: Collection[int], room: Room)
             held = 0 if child == ordered[-1] else own_bytes
             peak = max(peak, own_bytes + output_bytes[tree.nodes[child].block_index], held + peaks[child])
         peaks[index] = peak
-    peak_bytes = max(input_bytes + output_bytes[0], peaks[root.index])
+    peak_bytes = max(sum(held_bytes[root.block_index : root.block_index + 2]), peaks[root.index])
     if room.budget_bytes is not None and peak_bytes > room.budget_bytes:
         raise UsageError(
             f"--budget {room.budget_bytes}: {root.architecture} at {root.preprocessing.image_size} px holds "

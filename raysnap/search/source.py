@@ -58,12 +58,32 @@ class Gathered:
     failed: dict[int, str]
 
 
+class Border(Protocol):
+    """Where walks begin and end besides pixels and features: activations that others made, and that others want.
+
+    Attributes:
+        given: indices of nodes whose outputs need not be computed.
+        wanted: indices of nodes whose outputs others want.
+    """
+
+    given: Collection[int]
+    wanted: Collection[int]
+
+    def read(self, node: int, positions: Sequence[int]) -> Tensor:
+        """The outputs of a given node, as a block gives them, on any device."""
+
+    def write(self, node: int, positions: Sequence[int], outputs: Tensor) -> None:
+        """Takes the outputs of a wanted node."""
+
+
 class FeatureSource(Protocol):
     """What a contest asks for features; candidates go by their number in the tree."""
 
     work: Work
 
-    def gather(self, candidates: Collection[int], positions: Sequence[int], *, is_last: bool) -> Gathered:
+    def gather(
+        self, candidates: Collection[int], positions: Sequence[int], *, is_last: bool, border: Border | None = None
+    ) -> Gathered:
         """The candidates' features of the items at these positions; nothing is asked for after the last time."""
 
     def keep(self, candidates: Collection[int]) -> None:

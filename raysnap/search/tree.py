@@ -6,7 +6,7 @@ sharing every candidate gets a chain of its own, which is how the methods that s
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -129,12 +129,12 @@ def build_tree(candidates: Sequence[Candidate], *, sharing: bool) -> PrefixTree:
     return PrefixTree(tuple(candidates), tuple(nodes), tuple(ends))
 
 
-def keep_candidates(tree: PrefixTree, kept: Iterable[int]) -> set[int]:
-    """The indices of the nodes that the `kept` candidates still need."""
+def keep_candidates(tree: PrefixTree, kept: Iterable[int], given: Collection[int] = ()) -> set[int]:
+    """The indices of the nodes that the `kept` candidates still need where the outputs of the `given` ones are here."""
     needed: set[int] = set()
     for number in kept:
         index = tree.ends[number]
-        while index is not None and index not in needed:
+        while index is not None and index not in needed and index not in given:
             needed.add(index)
             index = tree.nodes[index].parent
     return needed
