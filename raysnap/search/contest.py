@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import defaultdict
 from dataclasses import dataclass, field
 
@@ -12,7 +13,7 @@ from raysnap.search.confidence import find_survivors, tied_with
 from raysnap.search.items import ProbeItems
 from raysnap.search.plan import Rung
 from raysnap.search.proxies import PROXIES
-from raysnap.search.result import RankedSnapshot
+from raysnap.search.result import RankedSnapshot, RungReport
 from raysnap.search.score import Score
 from raysnap.search.source import FeatureSource
 from raysnap.search.tree import PrefixTree, find_misfit
@@ -27,6 +28,7 @@ class Contest:
         survivors: who enters the next rung.
         scores: each candidate's rungs so far, and its score in each.
         skipped: why a candidate could not be scored.
+        reports: what each rung did.
     """
 
     tree: PrefixTree
@@ -40,6 +42,7 @@ class Contest:
     test_features: dict[int, np.ndarray] = field(default_factory=dict)
     scores: dict[int, list[tuple[Rung, Score]]] = field(default_factory=dict)
     skipped: dict[int, str] = field(default_factory=dict)
+    reports: list[RungReport] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         reasons = {number: find_misfit(candidate) for number, candidate in enumerate(self.tree.candidates)}
@@ -48,13 +51,31 @@ class Contest:
 
     def run_rung(self, rung: Rung, *, is_last: bool) -> None:
         """Gets the rung's new features, scores every survivor on all it has, and keeps the best."""
-        self._add_features(rung, is_last=is_last)
-        with self.source.work.timed("proxy"):
+        work, started_s, num_candidates = self.source.work, time.perf_counter(), len(self.survivors)
+        before = (work.block_item_passes, work.flops, work.block_bytes_read)
+        if self.survivors:
+            self._add_features(rung, is_last=is_last)
+        with work.timed("proxy"):
             for number in self.survivors:
                 self.scores.setdefault(number, []).append((rung, self._score(number, rung)))
             if not is_last:
                 self._drop_the_worse(rung)
         self.source.keep(() if is_last else self.survivors)
+        after = (work.block_item_passes, work.flops, work.block_bytes_read)
+        passes, flops, num_bytes = (new - old for new, old in zip(after, before, strict=True))
+        self.reports.append(
+            RungReport(
+                num_train=rung.train_stop,
+                num_test=rung.test_stop,
+                num_candidates=num_candidates,
+                num_kept=len(self.survivors),
+                num_tied=0 if is_last else max(0, len(self.survivors) - rung.num_kept),
+                block_item_passes=passes,
+                flops=flops,
+                block_bytes_read=num_bytes,
+                total_s=time.perf_counter() - started_s,
+            )
+        )
 
     def _score(self, number: int, rung: Rung) -> Score:
         return PROXIES[self.proxy](

@@ -25,7 +25,11 @@ class Task:
 
 
 class Dispatcher:
-    """What is ready to run, and on what the rest waits."""
+    """What is ready to run, and on what the rest waits.
+
+    Attributes:
+        first_open: the first wave that is not done.
+    """
 
     def __init__(self, partition: Partition):
         self.partition = partition
@@ -33,7 +37,7 @@ class Dispatcher:
         self._waits_for: dict[Task, int] = {}
         self._takers: dict[Task, list[Task]] = defaultdict(list)
         self._num_left = [0] * len(partition.waves)
-        self._first_open = 0
+        self.first_open = 0
         self._ready: list[list[tuple[float, Task]]] = [[] for _ in range(partition.num_workers)]
         self._held_back: dict[int, list[Task]] = defaultdict(list)
         for number, piece in enumerate(partition.pieces):
@@ -59,10 +63,10 @@ class Dispatcher:
     @property
     def is_done(self) -> bool:
         """Whether every task is finished."""
-        return self._first_open == len(self._num_left)
+        return self.first_open == len(self._num_left)
 
     def _make_ready(self, task: Task) -> bool:
-        if task.wave >= self._first_open + MAX_OPEN_WAVES:
+        if task.wave >= self.first_open + MAX_OPEN_WAVES:
             self._held_back[task.wave].append(task)
             return False
         worker = self.partition.pieces[task.piece].worker
@@ -72,9 +76,9 @@ class Dispatcher:
     def _advance(self) -> set[int]:
         """Opens the waves behind those that are done; the workers that have more to do now."""
         woken = set()
-        while not self.is_done and self._num_left[self._first_open] == 0:
-            self._first_open += 1
-            for task in self._held_back.pop(self._first_open + MAX_OPEN_WAVES - 1, ()):
+        while not self.is_done and self._num_left[self.first_open] == 0:
+            self.first_open += 1
+            for task in self._held_back.pop(self.first_open + MAX_OPEN_WAVES - 1, ()):
                 self._make_ready(task)
                 woken.add(self.partition.pieces[task.piece].worker)
         return woken

@@ -48,6 +48,16 @@ class Executor:
         self._room = Room(budget_bytes, numerics.dtype.itemsize, numerics.device.type)
         self._pace = Pace(numerics.device)
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """What blocks give."""
+        return self._numerics.dtype
+
+    @property
+    def fingerprint(self) -> str:
+        """What the last bits of features depend on, blocks and items aside."""
+        return self._numerics.fingerprint
+
     def gather(
         self, candidates: Collection[int], positions: Sequence[int], *, is_last: bool, border: Border | None = None
     ) -> Gathered:

@@ -2,32 +2,28 @@
 
 from __future__ import annotations
 
-import logging
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import get_args
-
-import torch
 
 from raysnap.blocks import HEAD
 from raysnap.choices import Method, Precision, Proxy
 from raysnap.config import ShapesConfig
-from raysnap.data import open_dataset
 from raysnap.errors import UsageError
 from raysnap.manifest import Manifest, Preprocessing
-from raysnap.numerics import Numerics
 from raysnap.search.confidence import LEVEL, split_confidence
 from raysnap.search.contest import Contest
-from raysnap.search.executor import Executor
 from raysnap.search.items import ProbeItems
 from raysnap.search.plan import plan_rungs, shares_prefixes
-from raysnap.search.result import SearchResult, SkippedSnapshot
-from raysnap.search.shelf import Shelf
-from raysnap.search.source import Work
-from raysnap.search.tree import Candidate, build_tree
+from raysnap.search.result import RankedSnapshot, SearchResult, SkippedSnapshot
+from raysnap.search.setup import Setup, open_executor
+from raysnap.search.source import FeatureSource, Work
+from raysnap.search.tree import Candidate, PrefixTree, build_tree
 from raysnap.store import Store
 
-logger = logging.getLogger(__name__)
+STAGES = ("plan", "load_blocks", "decode", "inference", "proxy")
 
 
 def search(
@@ -48,6 +44,7 @@ def search(
     device: str | None = None,
     precision: Precision = "auto",
     deterministic: bool = False,
+    workers: int = 1,
 ) -> SearchResult:
     """The store's snapshots in the order in which they promise to be good starts for a dataset.
 
@@ -65,6 +62,8 @@ def search(
         precision: what blocks compute in; auto is bfloat16 where the device multiplies it in hardware, float16 on
             older GPUs, else float32. Probes are fitted in float64 in any case.
         deterministic: only deterministic kernels, so that a GPU too gives equal searches equal scores to the last bit.
+        workers: how many processes compute; more than one are actors of the Ray that is up, each with a GPU, where
+            there are any, and its part of the CPUs.
 
     Raises:
         UsageError: no candidates, an unknown method or proxy, a confidence out of range, or a budget that is too small.
@@ -72,28 +71,34 @@ def search(
         StoreError: the store can't be opened.
     """
     started = time.perf_counter()
-    for what, given, known in (("method", method, get_args(Method)), ("proxy", proxy, get_args(Proxy))):
-        if given not in known:
-            raise UsageError(f"{what}: expected one of {', '.join(known)}, found {given!r}")
-    if not 0 <= confidence < 1:
-        raise UsageError(f"confidence: expected at least 0 and below 1, found {confidence}")
+    _check(method, proxy, confidence, workers)
     store = store if isinstance(store, Store) else Store.open(Path(store))
-    dataset = open_dataset(str(data), data_dir, shapes)
     candidates = find_candidates(store, where, image_size)
-    items = ProbeItems.open(dataset, candidates, seed, num_train, num_test)
+    setup = Setup(
+        store=store.path.resolve(),
+        data=str(Path(data).resolve()) if Path(data).is_dir() else str(data),
+        data_dir=data_dir.resolve(),
+        shapes=shapes,
+        seed=seed,
+        num_train=num_train,
+        num_test=num_test,
+        device=device,
+        precision=precision,
+        deterministic=deterministic,
+        is_sharing=shares_prefixes(method),
+        budget_bytes=budget_bytes,
+    )
+    dataset, items = setup.open_items(candidates)
     planning = time.perf_counter()
     rungs = plan_rungs(method, len(candidates), len(items.train_labels), len(items.test_labels))
-    tree = build_tree(candidates, sharing=shares_prefixes(method))
-    numerics = Numerics.for_inference(precision, _pick_device(device), deterministic=deterministic)
+    tree = build_tree(candidates, sharing=setup.is_sharing)
     work = Work()
     work.timings_s["decode"] = items.decode_s
     work.timings_s["plan"] = time.perf_counter() - planning
-    with numerics.applied(), Shelf(store.read_block, numerics, work) as shelf:
+    with _open_source(setup, store, tree, items, work, workers) as source:
         contest = Contest(
             tree=tree,
-            source=Executor(
-                tree, items, shelf, work, numerics, is_sharing=shares_prefixes(method), budget_bytes=budget_bytes
-            ),
+            source=source,
             items=items,
             proxy=proxy,
             seed=seed,
@@ -101,15 +106,15 @@ def search(
         )
         for rung in rungs:
             contest.run_rung(rung, is_last=rung is rungs[-1])
-    stages = ("plan", "load_blocks", "decode", "inference", "proxy")
-    timings_s = {stage: work.timings_s[stage] for stage in stages}
+        precision = str(source.dtype).removeprefix("torch.")
+    ranking = contest.ranking()
     return SearchResult(
         method=method,
         proxy=proxy,
         dataset=dataset.name,
         num_candidates=len(candidates),
-        ranking=contest.ranking(),
-        timings_s={"total": time.perf_counter() - started} | timings_s,
+        ranking=ranking,
+        timings_s={"total": time.perf_counter() - started} | {stage: work.timings_s[stage] for stage in STAGES},
         work={
             "block_item_passes": work.block_item_passes,
             "flops": work.flops,
@@ -117,13 +122,55 @@ def search(
             "images_decoded": items.num_decoded,
         },
         bound_s=work.bound_s + items.decode_s,
-        precision=str(numerics.dtype).removeprefix("torch."),
+        precision=precision,
         peak_activation_bytes=work.peak_activation_bytes,
         skipped=tuple(
             SkippedSnapshot(candidates[number].snapshot, candidates[number].name, error)
             for number, error in sorted(contest.skipped.items())
         ),
+        rungs=tuple(contest.reports),
+        static_baseline=pick_static_baseline(candidates, ranking),
     )
+
+
+def _check(method: str, proxy: str, confidence: float, workers: int) -> None:
+    for what, given, known in (("method", method, get_args(Method)), ("proxy", proxy, get_args(Proxy))):
+        if given not in known:
+            raise UsageError(f"{what}: expected one of {', '.join(known)}, found {given!r}")
+    if not 0 <= confidence < 1:
+        raise UsageError(f"confidence: expected at least 0 and below 1, found {confidence}")
+    if workers < 1:
+        raise UsageError(f"workers: expected at least 1, found {workers}")
+
+
+@contextmanager
+def _open_source(
+    setup: Setup, store: Store, tree: PrefixTree, items: ProbeItems, work: Work, workers: int
+) -> Iterator[FeatureSource]:
+    """Where the contest's features come from: this process, or workers on the Ray that is up."""
+    if workers == 1:
+        with open_executor(setup, store, tree, items, work) as executor:
+            yield executor
+    else:
+        from raysnap.search.fleet import Fleet  # ray takes seconds to import
+
+        with Fleet(tree, setup, workers, work) as fleet:
+            yield fleet
+
+
+def pick_static_baseline(candidates: Sequence[Candidate], ranking: Sequence[RankedSnapshot]) -> RankedSnapshot | None:
+    """Where the snapshot came that one would take without a search: the largest pretrained model.
+
+    That is, of the ranked snapshots that derive from no other one (of all, where each derives from another), the one
+    with the most bytes of weights below the head, and of several the one that comes first by id.
+    """
+    by_id = {candidate.snapshot: candidate for candidate in candidates}
+
+    def preference(entry: RankedSnapshot) -> tuple:
+        candidate = by_id[entry.snapshot]
+        return not candidate.is_base, -sum(block.num_bytes for block in candidate.blocks), entry.snapshot
+
+    return min(ranking, key=preference, default=None)
 
 
 def find_candidates(store: Store, where: str | None, image_size: int | None) -> list[Candidate]:
@@ -147,6 +194,7 @@ def find_candidates(store: Store, where: str | None, image_size: int | None) -> 
             architecture=manifest.architecture,
             preprocessing=_preprocessing(manifest, image_size),
             blocks=tuple(block for block in manifest.blocks if block.name != HEAD),
+            is_base=manifest.base is None,
         )
         for manifest in sorted(manifests, key=lambda manifest: manifest.id)
     ]
@@ -159,7 +207,3 @@ def _preprocessing(manifest: Manifest, image_size: int | None) -> Preprocessing:
         return own
     resize_size = round(own.resize_size * image_size / own.image_size)
     return own.model_copy(update={"image_size": image_size, "resize_size": resize_size})
-
-
-def _pick_device(device: str | None) -> torch.device:
-    return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -39,6 +39,29 @@ class SkippedSnapshot:
 
 
 @dataclass(frozen=True)
+class RungReport:
+    """What one rung did.
+
+    Attributes:
+        num_train: train items that its probes had, those of the rungs before included; likewise `num_test`.
+        num_candidates: how many entered it.
+        num_kept: how many it kept, of whom `num_tied` only because they can't be told from the last of the others.
+        block_item_passes, flops, block_bytes_read: the work it took.
+        total_s: seconds it took.
+    """
+
+    num_train: int
+    num_test: int
+    num_candidates: int
+    num_kept: int
+    num_tied: int
+    block_item_passes: int
+    flops: int
+    block_bytes_read: int
+    total_s: float
+
+
+@dataclass(frozen=True)
 class SearchResult:
     """What a search found.
 
@@ -48,6 +71,8 @@ class SearchResult:
         precision: what blocks computed in, such as `bfloat16`.
         work: `block_item_passes`, `flops`, `block_bytes_read`, `images_decoded`.
         peak_activation_bytes: the most bytes of activations that were held at once.
+        rungs: what each round did.
+        static_baseline: where the snapshot came that one would take without a search; None if nobody was ranked.
     """
 
     method: str
@@ -61,6 +86,8 @@ class SearchResult:
     precision: str
     peak_activation_bytes: int
     skipped: tuple[SkippedSnapshot, ...]
+    rungs: tuple[RungReport, ...]
+    static_baseline: RankedSnapshot | None
 
     def to_dict(self) -> dict[str, Any]:
         """The result as plain values, in the form that `raysnap search --json` prints."""
@@ -70,4 +97,5 @@ class SearchResult:
         """The ranking as a data frame, a row per snapshot, best first."""
         import pandas as pd
 
-        return pd.DataFrame([asdict(entry) for entry in self.ranking])
+        columns = [field.name for field in fields(RankedSnapshot)]
+        return pd.DataFrame([asdict(entry) for entry in self.ranking], columns=columns)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from raysnap.manifest import Preprocessing
@@ -64,8 +65,10 @@ class Border(Protocol):
     Attributes:
         given: indices of nodes whose outputs need not be computed.
         wanted: indices of nodes whose outputs others want.
+        dtype: of all these outputs, that in which blocks compute.
     """
 
+    dtype: torch.dtype
     given: Collection[int]
     wanted: Collection[int]
 
@@ -77,9 +80,16 @@ class Border(Protocol):
 
 
 class FeatureSource(Protocol):
-    """What a contest asks for features; candidates go by their number in the tree."""
+    """What a contest asks for features; candidates go by their number in the tree.
+
+    Attributes:
+        dtype: what blocks give.
+        fingerprint: what the last bits of features depend on, blocks and items aside.
+    """
 
     work: Work
+    dtype: torch.dtype
+    fingerprint: str
 
     def gather(
         self, candidates: Collection[int], positions: Sequence[int], *, is_last: bool, border: Border | None = None

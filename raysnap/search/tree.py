@@ -24,6 +24,7 @@ class Candidate:
         name: its name for people.
         preprocessing: how pixels become its input.
         blocks: its blocks from the stem to the last body block.
+        is_base: whether it derives from no other snapshot.
     """
 
     snapshot: str
@@ -31,6 +32,7 @@ class Candidate:
     architecture: str
     preprocessing: Preprocessing
     blocks: tuple[BlockEntry, ...]
+    is_base: bool = False
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,53 @@
+"""What an executor is made from, in this process or in a worker's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from raysnap.choices import Precision
+from raysnap.config import ShapesConfig
+from raysnap.data import Dataset, open_dataset
+from raysnap.numerics import Numerics
+from raysnap.search.executor import Executor
+from raysnap.search.items import ProbeItems
+from raysnap.search.shelf import Shelf
+from raysnap.search.source import Work
+from raysnap.search.tree import Candidate, PrefixTree
+from raysnap.store import Store
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What `search` was told that its executors need; paths are absolute."""
+
+    store: Path
+    data: str
+    data_dir: Path
+    shapes: ShapesConfig | None
+    seed: int
+    num_train: int | None
+    num_test: int | None
+    device: str | None
+    precision: Precision
+    deterministic: bool
+    is_sharing: bool
+    budget_bytes: int | None
+
+    def open_items(self, candidates: Sequence[Candidate]) -> tuple[Dataset, ProbeItems]:
+        """The dataset and the items of it that the search looks at, decoded by whoever is first."""
+        dataset = open_dataset(self.data, self.data_dir, self.shapes)
+        return dataset, ProbeItems.open(dataset, candidates, self.seed, self.num_train, self.num_test)
+
+
+@contextmanager
+def open_executor(setup: Setup, store: Store, tree: PrefixTree, items: ProbeItems, work: Work) -> Iterator[Executor]:
+    """An executor on the device asked for, or else on the GPU where there is one."""
+    device = torch.device(setup.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    numerics = Numerics.for_inference(setup.precision, device, deterministic=setup.deterministic)
+    with numerics.applied(), Shelf(store.read_block, numerics, work) as shelf:
+        yield Executor(tree, items, shelf, work, numerics, is_sharing=setup.is_sharing, budget_bytes=setup.budget_bytes)
