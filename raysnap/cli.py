@@ -14,7 +14,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
@@ -32,6 +32,7 @@ from raysnap.store_verbs import store_app
 if TYPE_CHECKING:
     from raysnap.config import GenerateConfig, JobConfig, ResourcesConfig
     from raysnap.progress import OnProgress
+    from raysnap.search import SearchResult
 
 app = typer.Typer(
     name="raysnap",
@@ -47,6 +48,8 @@ app.add_typer(store_app, name="store")
 
 INTERRUPTED = 130
 OBJECT_STORE_BYTES = 256 * 2**20
+WORKER_OBJECT_BYTES = 128 * 2**20
+FEATURE_CACHE_BYTES = 2**30
 
 ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML file.")]
 Overrides = Annotated[
@@ -243,36 +246,66 @@ def search(
     ] = 0.95,
     where: Annotated[str | None, typer.Option("--where", help='Which snapshots: "accuracy > 0.8".')] = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the items and the probes.")] = 0,
+    workers: Annotated[
+        int, typer.Option("--workers", min=1, help="Processes that compute; more than 1 are Ray actors.")
+    ] = 1,
+    feature_cache_bytes: Annotated[
+        int, typer.Option("--feature-cache", min=0, help="Bytes kept beside the data for the next search; 0 is none.")
+    ] = FEATURE_CACHE_BYTES,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Draw what candidates share, and say what each rung did.")
+    ] = False,
     as_json: AsJson = False,
 ) -> int:
     """Rank a store's snapshots as starts for a dataset."""
     from raysnap.search import search as run
 
-    result = run(
-        store_dir,
-        data,
-        method=method,
-        proxy=proxy,
-        num_train=num_train,
-        num_test=num_test,
-        image_size=image_size,
-        budget_bytes=budget_bytes,
-        confidence=confidence,
-        where=where,
-        seed=seed,
-        data_dir=data_dir,
-    )
+    with nullcontext() if workers == 1 else _ray_session(OBJECT_STORE_BYTES + workers * WORKER_OBJECT_BYTES):
+        result = run(
+            store_dir,
+            data,
+            method=method,
+            proxy=proxy,
+            num_train=num_train,
+            num_test=num_test,
+            image_size=image_size,
+            budget_bytes=budget_bytes,
+            confidence=confidence,
+            where=where,
+            seed=seed,
+            data_dir=data_dir,
+            workers=workers,
+            feature_cache_bytes=feature_cache_bytes,
+        )
     if as_json:
         print_json(result)
     else:
-        from raysnap.quantities import plural
-        from raysnap.tables import ranking_table, timings_line
+        from raysnap.tables import ranking_table, search_lines
 
+        if explain:
+            _explain(store_dir, result, where, image_size)
         print_result(ranking_table(result.to_dict()))
-        num_candidates = plural(result.num_candidates, "candidate")
-        print_result(f"\n{num_candidates} by {result.method}, {timings_line(result.timings_s)}")
+        print_result(f"\n{search_lines(result.to_dict())}")
         print_failures([{"snapshot": one.name, "error": one.error} for one in result.skipped])
     return SOME_FAILED if result.skipped else 0
+
+
+def _explain(store_dir: Path, result: SearchResult, where: str | None, image_size: int | None) -> None:
+    """Draws the tree that the search shared blocks by, and its rungs."""
+    from raysnap.search.outline import outline
+    from raysnap.search.plan import shares_prefixes
+    from raysnap.search.ranking import find_candidates
+    from raysnap.search.tree import build_tree
+    from raysnap.store import Store
+    from raysnap.tables import prefix_tree, rungs_table
+
+    tree = build_tree(find_candidates(Store.open(store_dir), where, image_size), sharing=True)
+    is_shared = shares_prefixes(result.method)
+    title = "What candidates share" + ("" if is_shared else f" ({result.method} runs it once for each)")
+    print_result(prefix_tree(outline(tree), title))
+    print_result("")
+    print_result(rungs_table(result.to_dict()["rungs"]))
+    print_result("")
 
 
 @app.command()
@@ -375,13 +408,20 @@ def interrupted_by_sigterm() -> Iterator[None]:
 
 @contextmanager
 def _job_session(config: JobConfig, *, resume: bool) -> Iterator[OnProgress]:
-    """A progress display and a Ray for a job whose run_dir is fit for it; RAY_ADDRESS names a cluster to use.
-
-    What Ray and its libraries print on stdout goes to stderr meanwhile.
-    """
+    """A progress display and a Ray for a job whose run_dir is fit for it."""
     from raysnap.runs import check_run_dir
 
     check_run_dir(config, config.run_dir, resume=resume)
+    with _ray_session(OBJECT_STORE_BYTES, config.resources), show_progress() as on_progress:
+        yield on_progress
+
+
+@contextmanager
+def _ray_session(object_store_bytes: int, resources: ResourcesConfig | None = None) -> Iterator[None]:
+    """A Ray that has the resources asked for; RAY_ADDRESS names a cluster to use.
+
+    What Ray and its libraries print on stdout goes to stderr meanwhile.
+    """
     for name in ("RAY_USAGE_STATS_ENABLED", "RAY_AIR_NEW_OUTPUT", "RAY_ENABLE_UV_RUN_RUNTIME_ENV"):
         os.environ.setdefault(name, "0")
     os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # left in place after a fit, it swallows a Ctrl-C
@@ -395,13 +435,13 @@ def _job_session(config: JobConfig, *, resume: bool) -> Iterator[OnProgress]:
         is_ours = not ray.is_initialized()
         if is_ours:
             address = os.environ.get("RAY_ADDRESS")
-            own = {} if address else {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
+            own = {} if address else {"include_dashboard": False, "object_store_memory": object_store_bytes}
             ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **own)
         try:
-            if is_ours and not address:
-                check_resources(config.resources, ray.cluster_resources())
-            with show_progress() as on_progress, interrupted_by_sigterm():
-                yield on_progress
+            if is_ours and not address and resources:
+                check_resources(resources, ray.cluster_resources())
+            with interrupted_by_sigterm():
+                yield
         finally:
             if is_ours:
                 ray.shutdown()

@@ -6,11 +6,21 @@ import os
 from pathlib import Path
 from typing import Any
 
+from blake3 import blake3
+
 
 def user_cache_dir() -> Path:
     """This user's cache folder for raysnap, perhaps not made yet: below `XDG_CACHE_HOME` or `~/.cache`."""
     home = os.environ.get("XDG_CACHE_HOME")
     return (Path(home) if home else Path.home() / ".cache") / "raysnap"
+
+
+def cache_place(dataset_root: Path, kind: str) -> Path:
+    """The folder of a dataset's cache, perhaps not made: beside its pixels or else in the user's cache folder."""
+    beside = dataset_root / ".raysnap"
+    if os.access(beside if beside.is_dir() else dataset_root, os.W_OK | os.X_OK):
+        return beside.resolve() / kind
+    return user_cache_dir() / kind / blake3(os.fsencode(dataset_root.resolve())).hexdigest()[:16]
 
 
 def write_atomically(path: Path, text: str) -> None:

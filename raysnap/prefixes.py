@@ -30,7 +30,7 @@ from blake3 import blake3
 from torch import Tensor
 
 from raysnap.pixels import PixelCache
-from raysnap.places import user_cache_dir, write_all_at
+from raysnap.places import cache_place, write_all_at
 
 FORMAT = 1
 CHUNK_ITEMS = 64
@@ -184,11 +184,8 @@ class PrefixCache:
 
 
 def prefix_place(dataset_root: Path) -> Path:
-    """The folder of a dataset's cached outputs, perhaps not made: beside its pixels or in the user's cache folder."""
-    beside = dataset_root / ".raysnap"
-    if os.access(beside if beside.is_dir() else dataset_root, os.W_OK | os.X_OK):
-        return beside.resolve() / "prefixes"
-    return user_cache_dir() / "prefixes" / blake3(os.fsencode(dataset_root.resolve())).hexdigest()[:16]
+    """The folder of a dataset's cached outputs, perhaps not made."""
+    return cache_place(dataset_root, "prefixes")
 
 
 def items_digest(cache: PixelCache, indices: Sequence[int]) -> str:

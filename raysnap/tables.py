@@ -48,6 +48,67 @@ def ranking_table(result: Mapping[str, Any], max_rows: int = MAX_ROWS) -> Table:
     return simple_table(["", "snapshot", "score", "", "items", "id"], rows, numeric=["", "score", "items"])
 
 
+def search_lines(result: Mapping[str, Any]) -> str:
+    """Below a ranking: what the search took, how near its bound that is, and what no search would have taken."""
+    timings_s, static, num_ranked = result["timings_s"], result["static_baseline"], len(result["ranking"])
+    lines = [f"{plural(result['num_candidates'], 'candidate')} by {result['method']}, {timings_line(timings_s)}"]
+    if result["bound_s"]:
+        ratio = timings_s["total"] / result["bound_s"]
+        lines.append(f"{ratio:.2f}\u00a0× the bound of {seconds_text(result['bound_s'])} for this work on this machine")
+    if static:
+        place = f"place {static['rank']} of {num_ranked}, score {score_text(static['score'])}"
+        lines.append(f"Without a search one would take the largest pretrained model, {static['name']}: {place}")
+    return "\n".join(lines)
+
+
+def rungs_table(rungs: Sequence[Mapping[str, Any]]) -> Table:
+    """What each round of a search did."""
+    rows = [
+        (
+            number,
+            rung["num_train"],
+            rung["num_test"],
+            rung["num_candidates"],
+            rung["num_kept"],
+            rung["num_tied"],
+            flops_text(rung["flops"]),
+            count_text(rung["block_item_passes"]),
+            bytes_text(rung["block_bytes_read"]),
+            seconds_text(rung["total_s"]),
+        )
+        for number, rung in enumerate(rungs, start=1)
+    ]
+    columns = ["rung", "train", "test", "in", "kept", "tied", "compute", "block passes", "read", "time"]
+    return simple_table(columns, rows, numeric=columns)
+
+
+def prefix_tree(branches: Sequence[Any], title: str) -> Tree:
+    """The branches of a search's prefix tree: blocks, digests, how many candidates share them, part of the FLOPs."""
+    root = Tree(Text(title, style="bold"), guide_style="dim")
+    stack = [(root, branch) for branch in reversed(branches)]
+    while stack:
+        above, branch = stack.pop()
+        drawn = above.add(_branch_text(branch, is_root=above is root))
+        stack.extend((drawn, below) for below in reversed(branch.branches))
+    return root
+
+
+def _branch_text(branch: Any, *, is_root: bool) -> Text:
+    sums = f"{plural(branch.num_candidates, 'candidate')}  {share_text(branch.flops_share)} of the compute"
+    if branch.num_folded:
+        return Text(f"and {plural(branch.num_folded, 'branch', 'branches')} more  {sums}", style="dim")
+    is_one = branch.num_blocks == 1
+    blocks = branch.first_block if is_one else f"{branch.first_block} … {branch.last_block}"
+    digests = branch.first_digest[:8] if is_one else f"{branch.first_digest[:8]} … {branch.last_digest[:8]}"
+    text = Text.assemble(
+        f"{branch.architecture} " if is_root else "", (blocks, "bold"), (f"  {digests}", "dim"), f"  {sums}"
+    )
+    if branch.names:
+        more = f" and {len(branch.names) - MAX_NAMES} more" if len(branch.names) > MAX_NAMES else ""
+        text.append(f"  → {', '.join(branch.names[:MAX_NAMES])}{more}", style="green")
+    return text
+
+
 def methods_table(searches: Sequence[Mapping[str, Any]]) -> Table:
     """Searches side by side: who won, what it took."""
     rows = []

@@ -13,8 +13,11 @@ from raysnap.choices import Method, Precision, Proxy
 from raysnap.config import ShapesConfig
 from raysnap.errors import UsageError
 from raysnap.manifest import Manifest, Preprocessing
+from raysnap.places import cache_place
+from raysnap.search.cached import CachedSource
 from raysnap.search.confidence import LEVEL, split_confidence
 from raysnap.search.contest import Contest
+from raysnap.search.feature_cache import FeatureCache
 from raysnap.search.items import ProbeItems
 from raysnap.search.plan import plan_rungs, shares_prefixes
 from raysnap.search.result import RankedSnapshot, SearchResult, SkippedSnapshot
@@ -45,6 +48,7 @@ def search(
     precision: Precision = "auto",
     deterministic: bool = False,
     workers: int = 1,
+    feature_cache_bytes: int = 0,
 ) -> SearchResult:
     """The store's snapshots in the order in which they promise to be good starts for a dataset.
 
@@ -64,6 +68,8 @@ def search(
         deterministic: only deterministic kernels, so that a GPU too gives equal searches equal scores to the last bit.
         workers: how many processes compute; more than one are actors of the Ray that is up, each with a GPU, where
             there are any, and its part of the CPUs.
+        feature_cache_bytes: bound on what is kept beside the dataset for the next searches of it: features, and
+            activations where snapshots may branch off; 0 neither reads nor keeps any.
 
     Raises:
         UsageError: no candidates, an unknown method or proxy, a confidence out of range, or a budget that is too small.
@@ -96,6 +102,9 @@ def search(
     work.timings_s["decode"] = items.decode_s
     work.timings_s["plan"] = time.perf_counter() - planning
     with _open_source(setup, store, tree, items, work, workers) as source:
+        if feature_cache_bytes:
+            cache = FeatureCache(cache_place(dataset.root, "features"), feature_cache_bytes)
+            source = CachedSource(source, tree, items, len(items.positions), cache)
         contest = Contest(
             tree=tree,
             source=source,

@@ -1,0 +1,207 @@
+"""Features and activations that searches left for the next ones: segments on disk, each whole and checked or not there.
+
+A segment is one file with the outputs of some nodes for some items. It is written under a name of its own and appears
+by rename, nothing in it ever changes, and any number of processes may add and remove some at once. What is not what
+its digest promises (torn, flipped) is removed, and computed again by whoever needs it. An output goes by its node's
+key, a digest of all that it follows from but the item, and the item by a digest of its pixels.
+
+Layout: the outputs of each node, row by row; a JSON footer that lists items and nodes; the footer's length, 8 bytes,
+little-endian; its BLAKE3. When the budget is full, the segments go that have not been used for longest.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import secrets
+import time
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from blake3 import blake3
+
+FORMAT = 1
+KEEP_FREE_BYTES = 256 * 2**20
+ABANDONED_S = 24 * 3600.0
+
+_DIGEST_BYTES = 32
+_TAIL_BYTES = 8 + _DIGEST_BYTES
+_PARTIAL = ".partial"
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """Where a node's rows lie in a segment; rows are in the order of the segment's items."""
+
+    path: Path
+    row_of: Mapping[str, int]
+    offset: int
+    shape: tuple[int, ...]
+    dtype: str
+    digest: str
+
+
+class Segment:
+    """A segment in the making: `add` nodes' outputs, then `publish`."""
+
+    def __init__(self, cache: FeatureCache):
+        cache.place.mkdir(parents=True, exist_ok=True)
+        self._cache = cache
+        self._path = cache.place / f"{secrets.token_hex(16)}{_PARTIAL}"
+        self._file: BinaryIO = self._path.open("xb")
+        self._entries: list[dict] = []
+        self._hasher = blake3()
+
+    def add(self, key: str, rows: np.ndarray) -> None:
+        """Appends rows of a node's outputs; to those added before when the node is the same."""
+        content = np.ascontiguousarray(rows)
+        if not self._entries or self._entries[-1]["key"] != key:
+            self._hasher = blake3()
+            shape = [0, *content.shape[1:]]
+            self._entries.append({"key": key, "offset": self._file.tell(), "shape": shape, "dtype": content.dtype.str})
+        self._entries[-1]["shape"][0] += len(content)
+        self._hasher.update(content.data.cast("B"))
+        self._entries[-1]["digest"] = self._hasher.hexdigest()
+        self._file.write(content.data.cast("B"))
+
+    def publish(self, items: Sequence[str]) -> None:
+        """Makes the segment visible, others going to make room; without room it is dropped.
+
+        Args:
+            items: which item each row is of; the same for all nodes.
+        """
+        footer = json.dumps({"format": FORMAT, "items": list(items), "entries": self._entries}).encode()
+        self._file.write(footer + len(footer).to_bytes(8, "little") + blake3(footer).digest())
+        self._file.close()
+        num_bytes = self._path.stat().st_size
+        if self._entries and self._cache.make_room(num_bytes):
+            path = self._path.with_suffix("")
+            self._path.rename(path)
+            self._cache.take_in(path)
+        else:
+            self._path.unlink()
+
+    def abandon(self) -> None:
+        """Leaves nothing behind."""
+        self._file.close()
+        self._path.unlink(missing_ok=True)
+
+
+class FeatureCache:
+    """The segments of one dataset's place, as they were when it was opened and as this process adds to them."""
+
+    def __init__(self, place: Path, budget_bytes: int):
+        self.place = place
+        self.budget_bytes = budget_bytes
+        self._entries: dict[str, list[_Entry]] = defaultdict(list)
+        self._verified: dict[int, np.ndarray] = {}
+        for path in place.glob(f"*{_PARTIAL}"):
+            stat = _stat(path)
+            if stat is not None and time.time() - stat.st_mtime > ABANDONED_S:
+                path.unlink(missing_ok=True)
+        for path in self._segments():
+            self.take_in(path)
+
+    def take_in(self, path: Path) -> None:
+        """Adds what a segment lists; one that is torn is removed."""
+        try:
+            footer = _read_footer(path)
+        except FileNotFoundError:
+            return  # removed by another process
+        if footer is None:
+            self._remove(path, "is torn")
+            return
+        row_of = {item: row for row, item in enumerate(footer["items"])}
+        for entry in footer["entries"]:
+            found = _Entry(path, row_of, entry["offset"], tuple(entry["shape"]), entry["dtype"], entry["digest"])
+            self._entries[entry["key"]].append(found)
+
+    def items_of(self, key: str) -> set[str]:
+        """The items that a node's outputs are here for."""
+        return set().union(*(entry.row_of for entry in self._entries.get(key, ())))
+
+    def rows(self, key: str, items: Sequence[str]) -> list[np.ndarray] | None:
+        """A node's outputs of each of these items, verified; None where some are not here, or not any more."""
+        found: dict[str, np.ndarray] = {}
+        wanted = set(items)
+        for entry in list(self._entries.get(key, ())):
+            here = wanted.intersection(entry.row_of)
+            content = self._content(key, entry) if here else None
+            if content is not None:
+                found |= {item: content[entry.row_of[item]] for item in here}
+                wanted -= here
+        return [found[item] for item in items] if not wanted else None
+
+    def make_room(self, num_bytes: int) -> bool:
+        """Whether so many bytes more fit; where that helps, the segments that were not used for longest go first."""
+        if num_bytes > self.budget_bytes:
+            return False
+        stats = {path: stat for path in self._segments() if (stat := _stat(path)) is not None}
+        held_bytes = sum(stat.st_size for stat in stats.values())
+        free = os.statvfs(self.place)
+        free_bytes = free.f_bavail * free.f_frsize
+        for path, stat in sorted(stats.items(), key=lambda pair: pair[1].st_mtime_ns):
+            if held_bytes + num_bytes <= self.budget_bytes and free_bytes >= KEEP_FREE_BYTES:
+                break
+            path.unlink(missing_ok=True)
+            held_bytes -= stat.st_size
+            free_bytes += stat.st_size
+        return free_bytes >= KEEP_FREE_BYTES
+
+    def _segments(self) -> list[Path]:
+        return sorted(path for path in self.place.glob("*") if not path.suffix) if self.place.is_dir() else []
+
+    def _content(self, key: str, entry: _Entry) -> np.ndarray | None:
+        """An entry's rows; None, and never asked for again, where they are not what they were."""
+        if id(entry) in self._verified:
+            return self._verified[id(entry)]
+        try:
+            content = np.memmap(entry.path, np.dtype(entry.dtype), "r", entry.offset, entry.shape)
+            os.utime(entry.path)
+        except FileNotFoundError:
+            content = None  # it made room for others
+        except ValueError:
+            content = None
+            self._remove(entry.path, "is torn")
+        else:
+            if blake3(content.data.cast("B")).hexdigest() != entry.digest:
+                content = None
+                self._remove(entry.path, "is damaged")
+        if content is None:
+            self._entries[key].remove(entry)
+            return None
+        self._verified[id(entry)] = content
+        return content
+
+    def _remove(self, path: Path, why: str) -> None:
+        logger.warning("cached features %s: the file %s; what it held is computed again", path, why)
+        path.unlink(missing_ok=True)
+
+
+def _read_footer(path: Path) -> dict | None:
+    """A segment's footer; None where it is not whole."""
+    with path.open("rb") as file:
+        num_bytes = os.fstat(file.fileno()).st_size
+        tail = os.pread(file.fileno(), _TAIL_BYTES, max(0, num_bytes - _TAIL_BYTES))
+        length = int.from_bytes(tail[:8], "little")
+        if len(tail) < _TAIL_BYTES or length > num_bytes - _TAIL_BYTES:
+            return None
+        footer = os.pread(file.fileno(), length, num_bytes - _TAIL_BYTES - length)
+    if blake3(footer).digest() != tail[8:]:
+        return None
+    facts = json.loads(footer)
+    return facts if facts.get("format") == FORMAT else None
+
+
+def _stat(path: Path) -> os.stat_result | None:
+    try:
+        return path.stat()
+    except FileNotFoundError:
+        return None
