@@ -415,7 +415,7 @@ def test_the_result_has_the_keys_that_scripts_rely_on_and_is_plain_json(find, re
     assert json.loads(json.dumps(document, allow_nan=False)) == json.loads(json.dumps(document))
     assert set(document) - {"dataset"} == {
         "method", "proxy", "num_candidates", "ranking", "timings_s", "work", "bound_s", "precision",
-            "peak_activation_bytes", "skipped",
+            "peak_activation_bytes", "skipped", "rungs", "static_baseline",
     }  # fmt: skip
     assert set(document["ranking"][0]) == {
         "rank", "snapshot", "name", "score", "num_train", "num_test", "tied_with_best",

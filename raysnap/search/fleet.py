@@ -7,6 +7,7 @@ which those on one machine read in place. When workers die, those that are left 
 from __future__ import annotations
 
 import logging
+import os
 from collections import defaultdict
 from collections.abc import Collection, Sequence
 from contextlib import ExitStack
@@ -47,8 +48,10 @@ class Fleet:
         """Starts the workers.
 
         Raises:
-            UsageError: Ray has fewer CPUs than workers.
+            UsageError: Ray is not up, or has fewer CPUs than workers.
         """
+        if not ray.is_initialized():
+            raise UsageError(f"workers={num_workers}: expected Ray to be up, found none; call ray.init() first")
         self.tree = tree
         self.work = work
         resources = ray.cluster_resources()
@@ -67,10 +70,11 @@ class Fleet:
         self._workers = [start(*arguments) for _ in range(num_workers)]
         self._held: list[set[BlockKey]] = [set() for _ in self._workers]
         self._seen = [Work() for _ in self._workers]
-        try:
-            self.dtype, self.fingerprint = _get([worker.describe.remote() for worker in self._workers])[0]
-        except WorkerLost as loss:
-            raise RaysnapError(f"search workers can't be started: {loss}") from None
+        with work.timed("start_workers"):
+            try:
+                self.dtype, self.fingerprint = _get([worker.describe.remote() for worker in self._workers])[0]
+            except WorkerLost as loss:
+                raise RaysnapError(f"search workers can't be started: {loss}") from None
 
     def __enter__(self) -> Fleet:
         return self
@@ -192,11 +196,11 @@ class _Run:
             RaysnapError: what a worker raised.
         """
         woken = set(range(self._partition.num_workers))
-        while not self._dispatcher.is_done:
+        while True:
             while woken:
                 woken |= self._give_work(woken.pop())
-            if not self._running:
-                continue
+            if self._dispatcher.is_done:
+                break
             (ref,), _ = ray.wait(list(self._running), num_returns=1)
             task, exports = self._running.pop(ref)
             features, faults = _get(ref)
@@ -284,6 +288,9 @@ class _Worker:
 
     def describe(self) -> tuple[torch.dtype, str]:
         return self._executor.dtype, self._executor.fingerprint
+
+    def pid(self) -> int:
+        return os.getpid()
 
     def run(
         self, nodes: list[int], exports: tuple[int, ...], positions: Sequence[int], source: int | None, handed: Any

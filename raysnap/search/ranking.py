@@ -123,7 +123,7 @@ def search(
         dataset=dataset.name,
         num_candidates=len(candidates),
         ranking=ranking,
-        timings_s={"total": time.perf_counter() - started} | {stage: work.timings_s[stage] for stage in STAGES},
+        timings_s={"total": time.perf_counter() - started} | dict.fromkeys(STAGES, 0.0) | work.timings_s,
         work={
             "block_item_passes": work.block_item_passes,
             "flops": work.flops,

@@ -66,7 +66,8 @@ class SearchResult:
     """What a search found.
 
     Attributes:
-        timings_s: seconds: `total` and its parts `plan`, `load_blocks`, `decode`, `inference`, `proxy`.
+        timings_s: seconds: `total` and its parts `plan`, `load_blocks`, `decode`, `inference`, `proxy`; of workers the
+            mean, and `start_workers`.
         bound_s: what the same passes, bytes and decoding take at the best speeds that were seen: see `search.pace`.
         precision: what blocks computed in, such as `bfloat16`.
         work: `block_item_passes`, `flops`, `block_bytes_read`, `images_decoded`.
