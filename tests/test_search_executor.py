@@ -116,12 +116,35 @@ def test_features_do_not_depend_on_the_budget_or_on_where_a_batch_begins(small_s
         executor = executor_of(tree, shelf, pixels, num_items * item_bytes + 7, precision)
         pixels.reads.clear()
         features = gather_all(executor, range(11))
-        assert executor.work.peak_activation_bytes == num_items * item_bytes
-        assert max(len(read) for read in pixels.reads) == num_items
+        lengths = [len(read) for read in pixels.reads]
+        assert len(lengths) == -(-11 // num_items) and max(lengths) <= num_items and max(lengths) - min(lengths) <= 1
+        assert executor.work.peak_activation_bytes == max(lengths) * item_bytes
         assert [position for read in pixels.reads for position in read] == list(range(11))
         for number in whole:
             tolerance = 1e-5 if precision == "float32" else 0.02
             assert_allclose(features[number], whole[number], rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("budget_items", [None, 1, 2, 5])
+def test_several_streams_give_what_one_gives_within_the_same_budget(small_snapshots, budget_items):
+    shelf, candidates = shelf_and_candidates(SMALL, small_snapshots)
+    tree, pixels = build_tree(candidates, sharing=True), Pixels(11)
+    single = executor_of(tree, shelf, pixels)
+    expected = gather_all(single, range(11))
+    walk = plan_walk(tree, tree.roots[0], range(len(tree.nodes)), Room())
+    budget_bytes = budget_items and budget_items * walk.peak_activation_bytes // walk.batch_items
+    torch.set_num_threads(3)
+    try:
+        executor = executor_of(tree, shelf, pixels, budget_bytes)
+    finally:
+        torch.set_num_threads(1)
+    found = gather_all(executor, range(11))
+    for number in expected:
+        assert_allclose(found[number], expected[number], rtol=1e-5, atol=1e-5)
+    assert (executor.work.block_item_passes, executor.work.flops) == (single.work.block_item_passes, single.work.flops)
+    assert executor.work.block_bytes_read == single.work.block_bytes_read
+    assert 0 < executor.work.peak_activation_bytes <= (budget_bytes or 3 * walk.peak_activation_bytes)
+    assert executor.work.bound_s > 0
 
 
 @settings(max_examples=15, suppress_health_check=[HealthCheck.too_slow])
@@ -136,7 +159,7 @@ def test_the_measured_peak_and_the_counters_are_those_of_the_plan_on_random_tree
     executor = executor_of(tree, shelf, Pixels(5), batch_items * item_bytes)
     features = gather_all(executor, range(5))
     shapes = block_shapes("resnet18", 32)
-    assert executor.work.peak_activation_bytes == batch_items * item_bytes
+    assert executor.work.peak_activation_bytes == -(-5 // -(-5 // batch_items)) * item_bytes
     assert executor.work.block_item_passes == 5 * len(tree.nodes)
     assert executor.work.flops == 5 * sum(shapes[node.block_index].flops for node in tree.nodes)
     assert sorted(features) == list(range(len(all_digits)))

@@ -203,6 +203,29 @@ def test_a_chain_of_real_blocks_peaks_at_its_largest_input_and_output():
     assert walk.peak_activation_bytes == walk.batch_items * max(a + b for a, b in itertools.pairwise(outputs))
 
 
+@given(st.integers(0, 200), st.integers(1, 20), st.integers(1, 8))
+def test_items_are_split_into_even_batches_that_keep_all_streams_busy(num_items, batch_items, num_streams):
+    walk = plan.Walk(0, (), batch_items, num_streams, 0)
+    batches = walk.split(range(num_items))
+    assert [position for batch in batches for position in batch] == list(range(num_items))
+    lengths = [len(batch) for batch in batches]
+    assert not lengths or (max(lengths) <= batch_items and max(lengths) - min(lengths) <= 1 <= min(lengths))
+    assert len(lengths) % num_streams == 0 or len(lengths) == num_items
+
+
+@pytest.mark.parametrize(
+    ("budget_items", "expected"), [(1, (1, 1)), (2, (2, 1)), (3, (3, 1)), (7, (4, 1)), (9, (4, 2)), (None, (4, None))]
+)
+def test_batches_that_run_at_once_share_the_budget(budget_items, expected):
+    tree = build_tree([candidate("one", [digest(index) for index in range(9)])], sharing=True)
+    free = plan_walk(tree, tree.roots[0], range(9), Room())
+    item_bytes = free.peak_activation_bytes // free.batch_items
+    budget_bytes = budget_items and budget_items * item_bytes
+    walk = plan_walk(tree, tree.roots[0], range(9), Room(budget_bytes, num_streams=4))
+    assert (walk.num_streams, walk.batch_items) == (expected[0], expected[1] or free.batch_items)
+    assert walk.peak_activation_bytes == walk.num_streams * walk.batch_items * item_bytes
+
+
 def test_a_budget_below_one_item_names_the_architecture_and_what_it_takes():
     tree = build_tree([candidate("one", [digest(index) for index in range(9)])], sharing=True)
     with pytest.raises(UsageError, match="--budget 1000: resnet18 at 32 px holds [0-9]+ bytes"):

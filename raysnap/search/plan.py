@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from raysnap.anatomy import block_shapes
@@ -53,11 +53,13 @@ class Room:
         budget_bytes: bound on the activations held at once; None is no limit.
         value_bytes: bytes of one value of an activation.
         device: type of the device, which decides how large a batch is where no budget binds.
+        num_streams: how many batches may run at once.
     """
 
     budget_bytes: int | None = None
     value_bytes: int = 4
     device: str = "cpu"
+    num_streams: int = 1
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,8 @@ class Walk:
 
     Attributes:
         steps: in the order that holds the fewest activation bytes at once.
-        batch_items: items per batch.
+        batch_items: the most items of a batch.
+        num_streams: how many batches run at once.
         peak_activation_bytes: the most bytes of activations held at once, inputs and outputs of the running block
             included, the block's own working memory not.
     """
@@ -89,7 +92,15 @@ class Walk:
     root: int
     steps: tuple[Step, ...]
     batch_items: int
+    num_streams: int
     peak_activation_bytes: int
+
+    def split(self, positions: Sequence[int]) -> list[Sequence[int]]:
+        """The positions in batches of equal length, as nearly as can be, and as many as keep all streams busy."""
+        num_rounds = math.ceil(len(positions) / (self.batch_items * self.num_streams))
+        num_batches = min(len(positions), num_rounds * self.num_streams)
+        edges = [len(positions) * number // num_batches for number in range(num_batches + 1)] if num_batches else []
+        return [positions[start:stop] for start, stop in itertools.pairwise(edges)]
 
 
 def shares_prefixes(method: Method) -> bool:
@@ -169,9 +180,12 @@ def plan_walk(tree: PrefixTree, root: Node, needed: Collection[int], room: Room)
             f"{peak_bytes} bytes of activations for a single item; give at least that much"
         )
     batch_items = usual_batch_items(root.architecture, root.preprocessing.image_size, room.device)
+    num_streams = room.num_streams
     if room.budget_bytes is not None:
-        batch_items = min(batch_items, room.budget_bytes // peak_bytes)
-    return Walk(root.index, _depth_first(root.index, children), batch_items, batch_items * peak_bytes)
+        num_streams = min(num_streams, room.budget_bytes // peak_bytes)
+        batch_items = min(batch_items, room.budget_bytes // peak_bytes // num_streams)
+    steps = _depth_first(root.index, children)
+    return Walk(root.index, steps, batch_items, num_streams, num_streams * batch_items * peak_bytes)
 
 
 def usual_batch_items(architecture: str, image_size: int, device: str) -> int:

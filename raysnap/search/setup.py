@@ -49,5 +49,11 @@ def open_executor(setup: Setup, store: Store, tree: PrefixTree, items: ProbeItem
     """An executor on the device asked for, or else on the GPU where there is one."""
     device = torch.device(setup.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     numerics = Numerics.for_inference(setup.precision, device, deterministic=setup.deterministic)
-    with numerics.applied(), Shelf(store.read_block, numerics, work) as shelf:
-        yield Executor(tree, items, shelf, work, numerics, is_sharing=setup.is_sharing, budget_bytes=setup.budget_bytes)
+    with (
+        numerics.applied(),
+        Shelf(store.read_block, numerics, work) as shelf,
+        Executor(
+            tree, items, shelf, work, numerics, is_sharing=setup.is_sharing, budget_bytes=setup.budget_bytes
+        ) as executor,
+    ):
+        yield executor

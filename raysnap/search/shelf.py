@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -32,6 +33,7 @@ class Shelf:
         self._read_block = read_block
         self._numerics = numerics
         self._work = work
+        self._lock = threading.Lock()
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="raysnap-shelf")
         self._futures: dict[tuple, Future[_Held]] = {}
         self._counted: set[tuple] = set()
@@ -50,20 +52,21 @@ class Shelf:
             if key not in self._futures:
                 self._futures[key] = self._reader.submit(self._prepare, node)
 
-    def block(self, node: Node) -> nn.Module:
-        """The node's block, waited for.
+    def block(self, node: Node, work: Work) -> nn.Module:
+        """The node's block, waited for on `work`'s time; from any thread.
 
         Raises:
             BlockDamaged: its bytes are not what its digest promises.
             WeightsError: its tensors aren't those of this block of its architecture.
         """
         key = _block_key(node)
-        with self._work.timed("load_blocks"):
+        with work.timed("load_blocks"):
             held = self._futures[key].result()
-        if key not in self._counted:
-            self._counted.add(key)
-            self._work.block_bytes_read += held.num_bytes
-            self._best_s_per_byte = min(self._best_s_per_byte, held.took_s / held.num_bytes)
+        with self._lock:
+            if key not in self._counted:
+                self._counted.add(key)
+                self._work.block_bytes_read += held.num_bytes
+                self._best_s_per_byte = min(self._best_s_per_byte, held.took_s / held.num_bytes)
         return held.block
 
     def keep(self, nodes: Iterable[Node]) -> None:
