@@ -4,12 +4,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 
+import numpy as np
 import torch
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from raysnap import blocks
 from raysnap.manifest import BlockEntry, Preprocessing
+from raysnap.search.proxies import score_candidates
+from raysnap.search.score import Score
 from raysnap.search.tree import Candidate
 from raysnap.store import Store
 
@@ -88,3 +91,11 @@ class BlockShelf:
     def __call__(self, block_digest: str) -> Mapping[str, Tensor]:
         self.reads.append(block_digest)
         return self.tensors[block_digest]
+
+
+def scored(
+    proxy: str, train: np.ndarray, labels: np.ndarray, test: np.ndarray, test_labels: np.ndarray, seed: int = 0
+) -> Score:
+    """The score of a single candidate's features."""
+    (score,) = score_candidates(proxy, [train], labels, [test], test_labels, seed)
+    return score

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from search_stores import PREPROCESSING, one_thread, put, random_blocks, variant
+from search_stores import PREPROCESSING, one_thread, put, random_blocks, scored, variant
 from torchvision import models
 from torchvision.transforms import v2
 
@@ -21,7 +21,8 @@ from raysnap.errors import DataError, StoreError, UsageError
 from raysnap.manifest import Preprocessing
 from raysnap.search import ranking, search
 from raysnap.search.plan import Room, plan_rungs, plan_walk
-from raysnap.search.proxies import PROXIES, Score, linear
+from raysnap.search.proxies import PROXIES
+from raysnap.search.score import Score
 from raysnap.search.tree import build_tree, candidates_below, keep_candidates
 from raysnap.store import Store
 
@@ -129,7 +130,7 @@ def test_scores_are_those_of_a_probe_on_torchvisions_own_features(find, resnets,
             features = model.eval()(inputs).numpy()
         labels = np.array([item.label for item in (*train, *test)])
         num_train = len(train)
-        expected = linear(features[:num_train], labels[:num_train], features[num_train:], labels[num_train:], 0)
+        expected = scored("linear", features[:num_train], labels[:num_train], features[num_train:], labels[num_train:])
         assert line.score == pytest.approx(expected.value, abs=1e-5)
 
 
@@ -146,7 +147,9 @@ def test_whoever_reaches_the_last_rung_has_the_score_that_all_items_give(request
 
 def test_of_equal_scores_the_smaller_loss_is_ranked_first(resnets, data_dir, monkeypatch):
     losses = iter((0.5, 0.1, 0.4, 0.2, 0.6, 0.3))
-    monkeypatch.setitem(PROXIES, "linear", lambda *arrays: Score(0.5, next(losses), np.arange(len(arrays[2])) % 2 == 0))
+    monkeypatch.setitem(
+        PROXIES, "linear", lambda *arrays: [Score(0.5, next(losses), np.arange(arrays[2].shape[1]) % 2 == 0)]
+    )
     by_id = sorted(manifest.id for manifest in resnets.manifests())
     result = search(resnets, DATA, method="shared", data_dir=data_dir)
     assert [by_id.index(one.snapshot) for one in result.ranking] == [1, 3, 5, 2, 0, 4]
@@ -185,9 +188,9 @@ def test_the_ranking_follows_neither_the_order_of_adding_nor_that_of_the_manifes
 def test_each_candidate_is_scored_once_per_rung_on_all_items_so_far(find, resnets, data_dir, monkeypatch, method):
     calls = []
 
-    def proxy(train_ND, train_labels_N, test_TD, test_labels_T, seed):
-        calls.append((len(train_ND), len(train_labels_N), len(test_TD), len(test_labels_T)))
-        return Score(0.0, float(train_ND.sum()), np.zeros(len(test_TD)))
+    def proxy(train_BND, train_labels_N, test_BTD, test_labels_T, seed):
+        calls.append((train_BND.shape[1], len(train_labels_N), test_BTD.shape[1], len(test_labels_T)))
+        return [Score(0.0, train_BND.sum().item(), np.zeros(len(test_labels_T)))]
 
     monkeypatch.setitem(PROXIES, "linear", proxy)
     search(resnets, DATA, method=method, confidence=0, data_dir=data_dir)

@@ -7,13 +7,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from search_stores import one_thread
+from search_stores import one_thread, scored
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import StandardScaler
 
-from raysnap.search.proxies import PROXIES, knn, linear, sgd_linear
+from raysnap.search.proxies import PROXIES
 
 ACCURACIES = ("linear", "sgd_linear", "knn")
 
@@ -55,7 +55,7 @@ def probabilities_by_scikit_learn(train, labels, test, penalty_scale=1.0):
 def test_linear_is_scikit_learns_logistic_regression_of_standardised_features(num_train, num_dims, num_classes, spread):
     train, labels, test, test_labels = drawn(num_train, 80, num_dims, num_classes, spread=spread)
     classes, probabilities = probabilities_by_scikit_learn(train, labels, test)
-    score = linear(train, labels, test, test_labels, 0)
+    score = scored("linear", train, labels, test, test_labels)
     margin = np.diff(np.sort(probabilities, axis=1)[:, -2:], axis=1).ravel()
     is_right = classes[probabilities.argmax(axis=1)] == test_labels
     assert np.array_equal(score.contribution_I[margin > 1e-4], is_right[margin > 1e-4])
@@ -66,7 +66,7 @@ def test_linear_is_scikit_learns_logistic_regression_of_standardised_features(nu
 def test_of_two_classes_linear_is_the_multinomial_form_which_is_the_binary_one_at_twice_the_c():
     train, labels, test, test_labels = drawn(60, 50, 40, 2, spread=0.2)
     _, probabilities = probabilities_by_scikit_learn(train, labels, test, penalty_scale=2.0)
-    score = linear(train, labels, test, test_labels, 0)
+    score = scored("linear", train, labels, test, test_labels)
     assert score.loss == pytest.approx(log_loss(test_labels, probabilities), rel=1e-4)
 
 
@@ -77,7 +77,7 @@ def test_every_score_is_finite_and_its_value_is_the_share_of_items_that_are_righ
     proxy, seed, num_train, num_dims, classes
 ):
     arrays = drawn(max(num_train, classes), 15, num_dims, classes, seed=seed)
-    score = PROXIES[proxy](*arrays, 0)
+    score = scored(proxy, *arrays, 0)
     assert score.contribution_I.shape == (15,) and set(score.contribution_I) <= {0.0, 1.0}
     assert score.value == score.contribution_I.mean() and math.isfinite(score.loss)
 
@@ -90,8 +90,10 @@ def test_features_that_are_constant_in_train_change_nothing(value):
     for more in (constant, np.where(np.arange(len(train))[:, None] % 2 == 0, constant, rounded)):
         if value == 0.0 and more is not constant:
             continue
-        score = linear(np.hstack([train, more]), labels, np.hstack([test, constant[:1].repeat(60, 0)]), test_labels, 0)
-        expected = linear(train, labels, test, test_labels, 0)
+        score = scored(
+            "linear", np.hstack([train, more]), labels, np.hstack([test, constant[:1].repeat(60, 0)]), test_labels
+        )
+        expected = scored("linear", train, labels, test, test_labels)
         assert score.loss == pytest.approx(expected.loss, rel=1e-4)
         assert np.array_equal(score.contribution_I, expected.contribution_I)
 
@@ -108,7 +110,7 @@ def test_knn_is_scikit_learns_by_cosine_with_ties_for_the_first_class(num_train,
     votes = np.rint(model.predict_proba(test.astype(np.float64)) * num_neighbours)
     if num_neighbours > 1:
         assert (np.sort(votes)[:, -1] == np.sort(votes)[:, -2]).sum() >= 20, "ties are there to be settled"
-    score = knn(train, labels, test, test_labels, 0)
+    score = scored("knn", train, labels, test, test_labels)
     assert np.array_equal(score.contribution_I, model.predict(test.astype(np.float64)) == test_labels)
     probabilities = (votes + 1) / (num_neighbours + num_classes)
     log_likelihood = np.log(probabilities[np.arange(300), test_labels])
@@ -118,13 +120,13 @@ def test_knn_is_scikit_learns_by_cosine_with_ties_for_the_first_class(num_train,
 def test_of_equally_near_train_items_knn_counts_the_earlier():
     train = np.tile(np.float32([[1.0, 0.0]]), (12, 1))
     for labels in (np.repeat([0, 1], 6), np.repeat([1, 0], 6)):
-        score = knn(train, labels, train[:1], labels[:1], 0)
+        score = scored("knn", train, labels, train[:1], labels[:1], 0)
         assert score.value == 1.0
 
 
 def test_features_without_any_information_find_the_most_frequent_class():
     train, test = np.ones((10, 4), dtype=np.float32), np.ones((5, 4), dtype=np.float32)
-    score = linear(train, np.array([0] * 6 + [1] * 4), test, np.array([0, 0, 0, 1, 1]), 0)
+    score = scored("linear", train, np.array([0] * 6 + [1] * 4), test, np.array([0, 0, 0, 1, 1]), 0)
     assert score.value == 0.6
     assert score.loss == pytest.approx(-0.6 * math.log(0.6) - 0.4 * math.log(0.4), rel=1e-3)
 
@@ -134,7 +136,7 @@ def test_a_class_that_only_test_has_is_never_right(proxy):
     train, labels, test, _ = drawn(40, 30, 20, 3, spread=3.0)
     for stranger in (-1, 1.5, 7):
         labels_with_gaps = labels * 2
-        score = PROXIES[proxy](train, labels_with_gaps, test, np.full(30, stranger), 0)
+        score = scored(proxy, train, labels_with_gaps, test, np.full(30, stranger), 0)
         assert score.value == 0.0 and not score.contribution_I.any()
         assert score.loss == pytest.approx(-math.log(1e-12))
 
@@ -144,14 +146,14 @@ def test_a_class_that_only_test_has_is_never_right(proxy):
 def test_a_first_rung_of_one_class_answers_with_that_class(proxy, num_items):
     train = np.random.default_rng(0).standard_normal((num_items, 6)).astype(np.float32)
     test = np.random.default_rng(1).standard_normal((4, 6)).astype(np.float32)
-    score = PROXIES[proxy](train, np.full(num_items, 3), test, np.array([3, 3, 3, 0]), 0)
+    score = scored(proxy, train, np.full(num_items, 3), test, np.array([3, 3, 3, 0]), 0)
     assert score.contribution_I.tolist() == [True, True, True, False]
 
 
 @pytest.mark.parametrize("proxy", ACCURACIES)
 def test_separable_classes_are_found_and_noise_is_not(proxy):
-    assert PROXIES[proxy](*drawn(80, 40, 16, 4, spread=3.0), 0).value >= 0.95
-    assert PROXIES[proxy](*drawn(80, 400, 16, 4, spread=0.0), 0).value <= 0.4
+    assert scored(proxy, *drawn(80, 40, 16, 4, spread=3.0)).value >= 0.95
+    assert scored(proxy, *drawn(80, 400, 16, 4, spread=0.0)).value <= 0.4
 
 
 @pytest.mark.parametrize("proxy", PROXIES)
@@ -159,7 +161,7 @@ def test_a_proxy_leaves_its_arrays_and_the_global_generators_alone(proxy):
     arrays = drawn(40, 20, 16, 4)
     copies = [array.copy() for array in arrays]
     torch_state, numpy_state = torch.random.get_rng_state(), np.random.get_state()[1].copy()
-    PROXIES[proxy](*arrays, 0)
+    scored(proxy, *arrays, 0)
     assert all(map(np.array_equal, arrays, copies))
     assert torch.equal(torch.random.get_rng_state(), torch_state)
     assert np.array_equal(np.random.get_state()[1], numpy_state)
@@ -167,16 +169,16 @@ def test_a_proxy_leaves_its_arrays_and_the_global_generators_alone(proxy):
 
 def test_sgd_linear_follows_its_seed_and_linear_needs_none():
     arrays = drawn(200, 60, 16, 4, spread=0.3)
-    first, again, other = (sgd_linear(*arrays, seed) for seed in (1, 1, 2))
+    first, again, other = (scored("sgd_linear", *arrays, seed) for seed in (1, 1, 2))
     assert first.loss == again.loss and np.array_equal(first.contribution_I, again.contribution_I)
     assert first.loss != other.loss
-    assert linear(*arrays, 1).loss == linear(*arrays, 2).loss
+    assert scored("linear", *arrays, 1).loss == scored("linear", *arrays, 2).loss
 
 
 def test_sgd_linear_trains_as_published():
     """100 epochs of SGD with lr 0.1 on batches of at most 128, on the features as they are."""
     train, labels, test, test_labels = drawn(100, 50, 8, 3, spread=0.5)
-    score = sgd_linear(train, labels, test, test_labels, 5)
+    score = scored("sgd_linear", train, labels, test, test_labels, 5)
     with torch.random.fork_rng():
         torch.manual_seed(5)
         layer = torch.nn.Linear(8, 3)
@@ -193,5 +195,5 @@ def test_sgd_linear_trains_as_published():
 
 def test_where_sgd_overflows_nothing_is_right_and_the_loss_still_orders():
     train, labels, test, test_labels = drawn(40, 20, 8, 3)
-    score = sgd_linear(train * np.float32(1e25), labels, test * np.float32(1e25), test_labels, 0)
+    score = scored("sgd_linear", train * np.float32(1e25), labels, test * np.float32(1e25), test_labels)
     assert score.value == 0.0 and score.loss == pytest.approx(-math.log(1e-12))

@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
-import numpy as np
+import torch
+from torch import Tensor
 
-Array = np.ndarray
 
-
-def principal_axes(inputs_ND: Array) -> tuple[Array, Array]:
-    """Orthonormal axes `[D, R]` of the inputs' span, and the sum of squares along each, `[R]`."""
+def principal_axes(inputs_ND: Tensor) -> tuple[Tensor, Tensor]:
+    """Orthonormal axes `[D, R]` of the inputs' span, and the sum of squares along each, `[R]`; all float64."""
     is_wide = inputs_ND.shape[0] < inputs_ND.shape[1]
-    sums_R, vectors = np.linalg.eigh(inputs_ND @ inputs_ND.T if is_wide else inputs_ND.T @ inputs_ND)
-    is_kept_R = sums_R > 1e-10 * max(sums_R[-1], 1e-300)
+    sums_R, vectors = torch.linalg.eigh(inputs_ND @ inputs_ND.T if is_wide else inputs_ND.T @ inputs_ND)
+    is_kept_R = sums_R > 1e-10 * sums_R[-1].clamp_min(1e-300)
     sums_R, vectors = sums_R[is_kept_R], vectors[:, is_kept_R]
-    return (inputs_ND.T @ vectors / np.sqrt(sums_R) if is_wide else vectors), sums_R
+    return (inputs_ND.T @ vectors / sums_R.sqrt() if is_wide else vectors), sums_R
+
+
+def span_coordinates(train_BND: Tensor, test_BTD: Tensor) -> tuple[Tensor, Tensor]:
+    """Coordinates of items along N directions that span the train items, `[B, N, N]` and `[B, T, N]`, float64.
+
+    Inner products with train items stay what they are, so what is linear and penalised alike in all directions can be
+    learned in these coordinates. The directions are those of a Cholesky factor, which costs less than principal axes.
+    """
+    products_BNN = train_BND @ train_BND.mT
+    diagonal_BN = products_BNN.diagonal(dim1=1, dim2=2)
+    mean_B1 = diagonal_BN.mean(dim=1, keepdim=True)
+    # Items may be equal, or all zero: a rank below N must not stop the factor.
+    diagonal_BN += 1e-10 * torch.where(mean_B1 > 0, mean_B1, 1.0)
+    root_BNN = torch.linalg.cholesky(products_BNN)
+    along_BTN = torch.linalg.solve_triangular(root_BNN.mT, test_BTD @ train_BND.mT, upper=True, left=False)
+    return root_BNN, along_BTN

@@ -7,12 +7,13 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 
 import numpy as np
+import torch
 
 from raysnap.choices import Proxy
 from raysnap.search.confidence import find_survivors, tied_with
 from raysnap.search.items import ProbeItems
 from raysnap.search.plan import Rung
-from raysnap.search.proxies import PROXIES
+from raysnap.search.proxies import score_candidates
 from raysnap.search.result import RankedSnapshot, RungReport
 from raysnap.search.score import Score
 from raysnap.search.source import FeatureSource
@@ -24,6 +25,7 @@ class Contest:
     """The state that rungs hand on: who is still in, the features so far, and every score.
 
     Attributes:
+        device: where features are scored.
         confidence: how sure a rung must be to drop a candidate that it need not keep; 0 drops it at once.
         survivors: who enters the next rung.
         scores: each candidate's rungs so far, and its score in each.
@@ -36,6 +38,7 @@ class Contest:
     items: ProbeItems
     proxy: Proxy
     seed: int
+    device: torch.device
     confidence: float
     survivors: list[int] = field(default_factory=list)
     train_features: dict[int, np.ndarray] = field(default_factory=dict)
@@ -56,8 +59,8 @@ class Contest:
         if self.survivors:
             self._add_features(rung, is_last=is_last)
         with work.timed("proxy"):
-            for number in self.survivors:
-                self.scores.setdefault(number, []).append((rung, self._score(number, rung)))
+            for number, score in zip(self.survivors, self._score(rung), strict=True):
+                self.scores.setdefault(number, []).append((rung, score))
             if not is_last:
                 self._drop_the_worse(rung)
         self.source.keep(() if is_last else self.survivors)
@@ -77,13 +80,16 @@ class Contest:
             )
         )
 
-    def _score(self, number: int, rung: Rung) -> Score:
-        return PROXIES[self.proxy](
-            self.train_features[number],
+    def _score(self, rung: Rung) -> list[Score]:
+        """The survivors' scores, in their order."""
+        return score_candidates(
+            self.proxy,
+            [self.train_features[number] for number in self.survivors],
             self.items.train_labels[: rung.train_stop],
-            self.test_features[number],
+            [self.test_features[number] for number in self.survivors],
             self.items.test_labels[: rung.test_stop],
             self.seed,
+            self.device,
         )
 
     def _drop_the_worse(self, rung: Rung) -> None:

@@ -1,69 +1,91 @@
 """Proxies: cheap scores of features that stand for fine-tuned accuracy.
 
-Every proxy is a function from train and test features and labels to a `Score`; each item's part in it is kept, so
-that candidates can be compared item by item.
+Every proxy is a function from many candidates' features of the same train and test items to a `Score` each; every
+item's part in it is kept, so that candidates can be compared item by item. A candidate's score is the same, to the
+bit on CPUs, whatever other candidates are in the call: there each is scored on one thread, as many at once as torch
+has threads. On a GPU `linear` and `sgd_linear` take candidates of equal width in lock-step.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 import numpy as np
 import torch
-from scipy.optimize import minimize
-from scipy.special import logsumexp
-from torch import nn
-from torch.nn import functional
+from torch import Tensor, nn
 
 from raysnap.choices import Proxy
-from raysnap.search.axes import principal_axes
+from raysnap.search.axes import span_coordinates
+from raysnap.search.logistic import fit_logistic_regressions
 from raysnap.search.score import Array, Score, score_logits
 from raysnap.search.transferability import hscore, logme
 
 NUM_NEIGHBOURS = 5
+SGD_EPOCHS, SGD_LR, SGD_BATCH_ITEMS = 100, 0.1, 128
+
+# With fewer numbers in all, handing candidates to threads costs more than it saves.
+THREADED_NUMBERS = 1_000_000
+# Candidates of one width that a GPU takes at once: bounds its memory.
+MAX_LOCK_STEP = 64
+
+CPU = torch.device("cpu")
 
 
-def linear(train_ND: Array, train_labels_N: Array, test_TD: Array, test_labels_T: Array, seed: int) -> Score:  # noqa: ARG001
-    """Score of a multinomial logistic regression, converged.
+def linear(train_BND: Tensor, train_labels_N: Array, test_BTD: Tensor, test_labels_T: Array, seed: int) -> list[Score]:  # noqa: ARG001
+    """Scores of multinomial logistic regressions, converged.
 
     Features are standardised with the train items' mean and deviation; the penalty is half the squared weights, once
-    for the sum of all items' losses (scikit-learn's C = 1). The optimum lies in the span of the train items and does
-    not change when that is rotated, so it is sought along the principal axes, each scaled to equal curvature: some
-    tens of L-BFGS steps instead of some hundreds.
+    for the sum of all items' losses (scikit-learn's C = 1). The optimum lies in the span of the train items, where it
+    is sought if these are fewer than the dimensions. See `logistic` for when a regression has converged.
     """
     classes, targets_N = np.unique(train_labels_N, return_inverse=True)
-    mean_D, deviation_D = train_ND.mean(axis=0, dtype=np.float64), train_ND.std(axis=0, dtype=np.float64)
+    inputs_BND, tests_BTD = train_BND.double(), test_BTD.double()
+    deviation_B1D, mean_B1D = torch.std_mean(inputs_BND, dim=1, correction=0, keepdim=True)
     # A feature that is constant up to float32's rounding says nothing: it becomes 0 everywhere.
-    deviation_D[deviation_D <= 1e-6 * np.abs(mean_D)] = np.inf
-    inputs_ND, tests_TD = ((features - mean_D) / deviation_D for features in (train_ND, test_TD))
-    axes_DR, variances_R = principal_axes(inputs_ND)
-    scale_R = 1 / np.sqrt(1 + variances_R / max(2, len(classes)))
-    axes_DR = axes_DR * scale_R
-    weights_CR, bias_C = _fit_logistic_regression(inputs_ND @ axes_DR, targets_N, len(classes), scale_R)
-    return score_logits(tests_TD @ axes_DR @ weights_CR.T + bias_C, classes, test_labels_T)
+    deviation_B1D[deviation_B1D <= 1e-6 * mean_B1D.abs()] = torch.inf
+    inputs_BND, tests_BTD = ((features - mean_B1D) / deviation_B1D for features in (inputs_BND, tests_BTD))
+    if inputs_BND.shape[1] < inputs_BND.shape[2]:
+        inputs_BND, tests_BTD = span_coordinates(inputs_BND, tests_BTD)
+    targets = torch.from_numpy(targets_N).to(inputs_BND.device)
+    weights_BCR, bias_BC = fit_logistic_regressions(inputs_BND, targets, len(classes))
+    logits_BTC = tests_BTD @ weights_BCR.mT + bias_BC[:, None]
+    return [score_logits(logits_TC, classes, test_labels_T) for logits_TC in logits_BTC.cpu().numpy()]
 
 
-def sgd_linear(train_ND: Array, train_labels_N: Array, test_TD: Array, test_labels_T: Array, seed: int) -> Score:
-    """Score of a linear layer trained as the published protocol does: SGD, lr 0.1, 100 epochs, batches of 128."""
+def sgd_linear(
+    train_BND: Tensor, train_labels_N: Array, test_BTD: Tensor, test_labels_T: Array, seed: int
+) -> list[Score]:
+    """Scores of linear layers trained as the published protocol does: SGD, lr 0.1, 100 epochs, batches of 128.
+
+    The layers start as torch's do, and all are shown the items in the same order.
+    """
     classes, targets_N = np.unique(train_labels_N, return_inverse=True)
-    inputs, targets = torch.from_numpy(train_ND), torch.from_numpy(targets_N)
+    num_problems, num_items, num_dims = train_BND.shape
     generator = torch.Generator().manual_seed(seed)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        layer = nn.Linear(inputs.shape[1], len(classes))
-    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
-    for _ in range(100):
-        for batch in torch.randperm(len(inputs), generator=generator).split(128):
-            optimizer.zero_grad(set_to_none=True)
-            functional.cross_entropy(layer(inputs[batch]), targets[batch]).backward()
-            optimizer.step()
-    with torch.inference_mode():
-        logits_TC = layer(torch.from_numpy(test_TD)).double().numpy()
-    return score_logits(logits_TC, classes, test_labels_T)
+    weight_CD, bias_C = _initial_layer(num_dims, len(classes), seed)
+    weight_BCD = weight_CD.to(train_BND).repeat(num_problems, 1, 1)
+    bias_BC1 = bias_C.to(train_BND).repeat(num_problems, 1)[..., None]
+    one_hot_NC = nn.functional.one_hot(torch.from_numpy(targets_N), len(classes)).to(train_BND)
+    for _ in range(SGD_EPOCHS):
+        order = torch.randperm(num_items, generator=generator).to(train_BND.device)
+        shuffled_BND, shuffled_CN = train_BND[:, order], one_hot_NC[order].T
+        for start in range(0, num_items, SGD_BATCH_ITEMS):
+            batch_BND = shuffled_BND[:, start : start + SGD_BATCH_ITEMS]
+            logits_BCN = torch.baddbmm(bias_BC1, weight_BCD, batch_BND.mT)
+            error_BCN = torch.softmax(logits_BCN, dim=1) - shuffled_CN[:, start : start + SGD_BATCH_ITEMS]
+            rate = SGD_LR / batch_BND.shape[1]
+            weight_BCD.baddbmm_(error_BCN, batch_BND, alpha=-rate)
+            bias_BC1.sub_(error_BCN.sum(dim=2, keepdim=True), alpha=rate)
+    logits_BTC = torch.baddbmm(bias_BC1.mT, test_BTD, weight_BCD.mT).double().cpu()
+    return [score_logits(logits_TC, classes, test_labels_T) for logits_TC in logits_BTC.numpy()]
 
 
-def knn(train_ND: Array, train_labels_N: Array, test_TD: Array, test_labels_T: Array, seed: int) -> Score:  # noqa: ARG001
-    """Score of the most frequent class among an item's nearest train items by the cosine of their features.
+def knn(train_BND: Tensor, train_labels_N: Array, test_BTD: Tensor, test_labels_T: Array, seed: int) -> list[Score]:  # noqa: ARG001
+    """Scores of the most frequent class among an item's nearest train items by the cosine of their features.
 
     There are 5 neighbours, fewer where classes have fewer train items on average. Of train items that are equally
     near the earlier counts, of classes with equally many neighbours the first. A class's probability, for the loss,
@@ -71,12 +93,15 @@ def knn(train_ND: Array, train_labels_N: Array, test_TD: Array, test_labels_T: A
     """
     classes, targets_N = np.unique(train_labels_N, return_inverse=True)
     num_neighbours = min(NUM_NEIGHBOURS, max(1, len(targets_N) // len(classes)))
-    nearest_TN = np.argsort(-(_normalised(test_TD) @ _normalised(train_ND).T), axis=1, kind="stable")
-    votes_TC = np.eye(len(classes))[targets_N[nearest_TN[:, :num_neighbours]]].sum(axis=1)
-    return score_logits(np.log1p(votes_TC), classes, test_labels_T)
+    cosines_BTN = _normalised(test_BTD) @ _normalised(train_BND).mT
+    nearest_BTK = cosines_BTN.argsort(dim=2, descending=True, stable=True)[..., :num_neighbours].cpu().numpy()
+    votes_BTC = np.eye(len(classes))[targets_N[nearest_BTK]].sum(axis=2)
+    return [score_logits(np.log1p(votes_TC), classes, test_labels_T) for votes_TC in votes_BTC]
 
 
-PROXIES: dict[Proxy, Callable[[Array, Array, Array, Array, int], Score]] = {
+BatchProxy = Callable[[Tensor, Array, Tensor, Array, int], list[Score]]
+
+PROXIES: dict[Proxy, BatchProxy] = {
     "linear": linear,
     "sgd_linear": sgd_linear,
     "knn": knn,
@@ -85,32 +110,82 @@ PROXIES: dict[Proxy, Callable[[Array, Array, Array, Array, int], Score]] = {
 }
 
 
-def _normalised(features_ND: Array) -> Array:
+def score_candidates(
+    proxy: Proxy,
+    train_features: Sequence[Array],
+    train_labels_N: Array,
+    test_features: Sequence[Array],
+    test_labels_T: Array,
+    seed: int,
+    device: torch.device = CPU,
+) -> list[Score]:
+    """Each candidate's score by a proxy, in the order given.
+
+    Args:
+        train_features: each candidate's features of the train items, float32 `[N, D]`, each of its own width.
+        test_features: the same of the test items, `[T, D]`.
+        device: where the work is done.
+    """
+
+    def score_batch(numbers: list[int]) -> list[Score]:
+        train_BND, test_BTD = (
+            torch.stack([torch.from_numpy(features[number]) for number in numbers]).to(device)
+            for features in (train_features, test_features)
+        )
+        return PROXIES[proxy](train_BND, train_labels_N, test_BTD, test_labels_T, seed)
+
+    batches = list(_batches([features.shape[1] for features in train_features], device))
+    num_numbers = sum(features.size for features in train_features)
+    with _one_thread_each(device) as num_threads:
+        if num_threads == 1 or num_numbers < THREADED_NUMBERS:
+            scored = map(score_batch, batches)
+        else:
+            with ThreadPoolExecutor(num_threads) as pool:
+                scored = pool.map(score_batch, batches)
+        by_number = {
+            number: score
+            for numbers, scores in zip(batches, scored, strict=True)
+            for number, score in zip(numbers, scores, strict=True)
+        }
+    return [by_number[number] for number in range(len(train_features))]
+
+
+def _batches(widths: Sequence[int], device: torch.device) -> Iterator[list[int]]:
+    """Which candidates go together: on a CPU nobody, so that no score depends on another's company."""
+    if device.type == "cpu":
+        yield from ([number] for number in range(len(widths)))
+        return
+    by_width: dict[int, list[int]] = defaultdict(list)
+    for number, width in enumerate(widths):
+        by_width[width].append(number)
+    for numbers in by_width.values():
+        yield from (numbers[start : start + MAX_LOCK_STEP] for start in range(0, len(numbers), MAX_LOCK_STEP))
+
+
+@contextmanager
+def _one_thread_each(device: torch.device) -> Iterator[int]:
+    """How many candidates to score at once; on a CPU as many as torch has threads, each of which gets one."""
+    if device.type != "cpu":
+        yield 1
+        return
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield num_threads
+    finally:
+        torch.set_num_threads(num_threads)
+
+
+def _initial_layer(num_dims: int, num_classes: int, seed: int) -> tuple[Tensor, Tensor]:
+    """The weight `[C, D]` and bias `[C]` that `nn.Linear` begins with after `torch.manual_seed(seed)`."""
+    generator = torch.Generator().manual_seed(seed)
+    weight_CD = nn.init.kaiming_uniform_(torch.empty(num_classes, num_dims), a=math.sqrt(5), generator=generator)
+    bound = 1 / math.sqrt(num_dims)
+    return weight_CD, nn.init.uniform_(torch.empty(num_classes), -bound, bound, generator=generator)
+
+
+def _normalised(features_BND: Tensor) -> Tensor:
     """The features at length 1, float64; those of length 0 as they are."""
-    features_ND = features_ND.astype(np.float64)
-    lengths_N1 = np.linalg.norm(features_ND, axis=1, keepdims=True)
-    return features_ND / np.where(lengths_N1 > 0, lengths_N1, 1.0)
-
-
-def _fit_logistic_regression(
-    inputs_NR: Array, targets_N: Array, num_classes: int, scale_R: Array
-) -> tuple[Array, Array]:
-    """Weights `[C, R]` and bias `[C]` of least summed cross-entropy plus half the squared `weights * scale_R`."""
-    num_items, num_dims = inputs_NR.shape
-    one_hot_NC = np.eye(num_classes)[targets_N]
-    penalty_R = scale_R**2
-
-    def loss_and_gradient(flat: Array) -> tuple[float, Array]:
-        weights_CR = flat[: num_classes * num_dims].reshape(num_classes, num_dims)
-        bias_C = flat[num_classes * num_dims :]
-        logits_NC = inputs_NR @ weights_CR.T + bias_C
-        log_norm_N1 = logsumexp(logits_NC, axis=1, keepdims=True)
-        error_NC = np.exp(logits_NC - log_norm_N1) - one_hot_NC
-        loss = log_norm_N1.sum() - (logits_NC * one_hot_NC).sum() + 0.5 * (weights_CR**2 * penalty_R).sum()
-        gradient_CR = error_NC.T @ inputs_NR + weights_CR * penalty_R
-        return loss / num_items, np.concatenate([gradient_CR.ravel(), error_NC.sum(axis=0)]) / num_items
-
-    start = np.zeros(num_classes * (num_dims + 1))
-    options = {"maxiter": 1000, "gtol": 1e-6, "ftol": 1e-12}
-    flat = minimize(loss_and_gradient, start, method="L-BFGS-B", jac=True, options=options).x
-    return flat[: num_classes * num_dims].reshape(num_classes, num_dims), flat[num_classes * num_dims :]
+    features_BND = features_BND.double()
+    lengths_BN1 = torch.linalg.vector_norm(features_BND, dim=2, keepdim=True)
+    return features_BND / torch.where(lengths_BN1 > 0, lengths_BN1, 1.0)

@@ -111,6 +111,7 @@ def search(
             items=items,
             proxy=proxy,
             seed=seed,
+            device=setup.pick_device(),
             confidence=split_confidence(confidence, len(rungs) - 1) if method == "nested" else 0.0,
         )
         for rung in rungs:

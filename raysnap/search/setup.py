@@ -43,12 +43,15 @@ class Setup:
         dataset = open_dataset(self.data, self.data_dir, self.shapes)
         return dataset, ProbeItems.open(dataset, candidates, self.seed, self.num_train, self.num_test)
 
+    def pick_device(self) -> torch.device:
+        """The device asked for, or else the GPU where there is one."""
+        return torch.device(self.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
 
 @contextmanager
 def open_executor(setup: Setup, store: Store, tree: PrefixTree, items: ProbeItems, work: Work) -> Iterator[Executor]:
-    """An executor on the device asked for, or else on the GPU where there is one."""
-    device = torch.device(setup.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    numerics = Numerics.for_inference(setup.precision, device, deterministic=setup.deterministic)
+    """An executor on the device that the setup picks."""
+    numerics = Numerics.for_inference(setup.precision, setup.pick_device(), deterministic=setup.deterministic)
     with (
         numerics.applied(),
         Shelf(store.read_block, numerics, work) as shelf,
