@@ -17,7 +17,7 @@ from raysnap.errors import UsageError
 from raysnap.search.tree import Node, PrefixTree
 
 # What a batch's largest block may hold of input and output: within a CPU's cache, or enough to keep a GPU busy.
-BATCH_ACTIVATION_BYTES = {"cpu": 16 * 2**20, "cuda": 2**30}
+BATCH_ACTIVATION_BYTES = {"cpu": 12 * 2**20, "cuda": 2**30}
 MAX_BATCH_ITEMS = 256
 
 SHARING_METHODS = ("alsatian", "shared", "nested")
