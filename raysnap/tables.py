@@ -94,7 +94,8 @@ def prefix_tree(branches: Sequence[Any], title: str) -> Tree:
 
 
 def _branch_text(branch: Any, *, is_root: bool) -> Text:
-    sums = f"{plural(branch.num_candidates, 'candidate')}  {share_text(branch.flops_share)} of the compute"
+    share = share_text(branch.flops_share) if branch.flops_share >= 0.005 else "under 1\u00a0%"
+    sums = f"{plural(branch.num_candidates, 'candidate')}  {share} of the compute"
     if branch.num_folded:
         return Text(f"and {plural(branch.num_folded, 'branch', 'branches')} more  {sums}", style="dim")
     is_one = branch.num_blocks == 1
