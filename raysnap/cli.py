@@ -259,7 +259,10 @@ def search(
 ) -> int:
     """Rank a store's snapshots as starts for a dataset."""
     from raysnap.search import search as run
+    from raysnap.search.ranking import check_question
 
+    if workers > 1:  # mistakes are told before Ray takes seconds to start
+        check_question(store_dir, data, data_dir, where)
     with nullcontext() if workers == 1 else _ray_session(OBJECT_STORE_BYTES + workers * WORKER_OBJECT_BYTES):
         result = run(
             store_dir,

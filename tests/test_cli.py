@@ -169,6 +169,12 @@ MISTAKES = [
     (["search", "--data", "pets", "--where", "accuracy > 2"], "expected at least one snapshot to rank, found none"),
     (["search", "--data", "pets", "--store", "empty-store"], "expected at least one snapshot to rank, found none"),
     (["search", "--data", "pet"], "did you mean 'pets'?"),
+    (["search", "--data", "pet", "--workers", "2"], "did you mean 'pets'?"),
+    (
+        ["search", "--data", "pets", "--workers", "2", "--store", "empty-store"],
+        "expected at least one snapshot to rank",
+    ),
+    (["search", "--data", "pets", "--workers", "0"], "Invalid value for '--workers'"),
     (["search", "--data", "empty"], "dataset empty: expected a folder train/"),
     (["search", "--data", "single"], "expected at least 2 images, found 1 image"),
     (["search", "--data", "a-file"], "expected a folder with train/<class>/<image>, found a file"),
@@ -448,6 +454,20 @@ def test_search_takes_a_path_and_shows_a_table(here, capsys):
     out = run_text(capsys, "search", "--data", "data/pets", "--method", "baseline", "--where", "retrain_index == 0")
     assert "tuned" in out and "best" in out
     assert "1\u00a0candidate by baseline" in out
+    assert "Without a search one would take the largest pretrained model, tuned: place 1 of 1" in out
+
+
+def test_search_explains_what_candidates_share_and_what_each_rung_did(here, capsys):
+    out = run_text(capsys, "search", "--data", "pets", "--explain", "--feature-cache", "0")
+    assert "resnet18 stem … layer4.1" in out and "2\u00a0candidates  100\u00a0% of the compute  → base, tuned" in out
+    assert out.index("What candidates share") < out.index("block passes") < out.index("largest pretrained model, base")
+    assert not (here / "data" / "pets" / ".raysnap" / "features").exists()
+
+
+def test_a_second_search_reads_what_the_first_left(here, capsys):
+    first, again = (run_json(capsys, "search", "--data", "pets") for _ in range(2))
+    assert first["ranking"] == again["ranking"]
+    assert first["work"]["block_item_passes"] > 0 == again["work"]["block_item_passes"]
 
 
 # Jobs that need Ray: what they say before

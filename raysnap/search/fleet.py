@@ -64,7 +64,7 @@ class Fleet:
         gpus = min(1.0, num_gpus / num_workers)
         self._device = "cuda" if num_gpus else "cpu"
         self._rates = Rates(flops_per_s=GPU_FLOPS_PER_S) if num_gpus else Rates(flops_per_s=Rates.flops_per_s * cpus)
-        arguments = ray.put(tree), ray.put(setup), cpus
+        arguments = ray.put(tree), ray.put(setup.absolute()), cpus
         start = _Worker.options(num_cpus=cpus, num_gpus=gpus).remote
         self._budget_bytes = setup.budget_bytes
         self._workers = [start(*arguments) for _ in range(num_workers)]

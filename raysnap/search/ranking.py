@@ -11,6 +11,7 @@ from typing import get_args
 from raysnap.blocks import HEAD
 from raysnap.choices import Method, Precision, Proxy
 from raysnap.config import ShapesConfig
+from raysnap.data import find_dataset, open_dataset
 from raysnap.errors import UsageError
 from raysnap.manifest import Manifest, Preprocessing
 from raysnap.places import cache_place
@@ -81,9 +82,9 @@ def search(
     store = store if isinstance(store, Store) else Store.open(Path(store))
     candidates = find_candidates(store, where, image_size)
     setup = Setup(
-        store=store.path.resolve(),
-        data=str(Path(data).resolve()) if Path(data).is_dir() else str(data),
-        data_dir=data_dir.resolve(),
+        store=store.path,
+        data=str(data),
+        data_dir=data_dir,
         shapes=shapes,
         seed=seed,
         num_train=num_train,
@@ -124,7 +125,7 @@ def search(
         dataset=dataset.name,
         num_candidates=len(candidates),
         ranking=ranking,
-        timings_s={"total": time.perf_counter() - started} | dict.fromkeys(STAGES, 0.0) | work.timings_s,
+        timings_s={"total": time.perf_counter() - started} | dict.fromkeys(STAGES, 0.0) | dict(work.timings_s),
         work={
             "block_item_passes": work.block_item_passes,
             "flops": work.flops,
@@ -141,6 +142,17 @@ def search(
         rungs=tuple(contest.reports),
         static_baseline=pick_static_baseline(candidates, ranking),
     )
+
+
+def check_question(store_dir: Path, data: str, data_dir: Path, where: str | None) -> None:
+    """Passes when there is a store with candidates, and a dataset; nothing is written.
+
+    Raises:
+        RaysnapError: there is not.
+    """
+    find_candidates(Store.open(store_dir), where, None)
+    if find_dataset(data, data_dir) is not None:
+        open_dataset(data, data_dir)
 
 
 def _check(method: str, proxy: str, confidence: float, workers: int) -> None:

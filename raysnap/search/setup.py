@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -23,7 +23,7 @@ from raysnap.store import Store
 
 @dataclass(frozen=True)
 class Setup:
-    """What `search` was told that its executors need; paths are absolute."""
+    """What `search` was told that its executors need."""
 
     store: Path
     data: str
@@ -37,6 +37,11 @@ class Setup:
     deterministic: bool
     is_sharing: bool
     budget_bytes: int | None
+
+    def absolute(self) -> Setup:
+        """The same for a process in another folder."""
+        data = str(Path(self.data).resolve()) if Path(self.data).is_dir() else self.data
+        return replace(self, store=self.store.resolve(), data=data, data_dir=self.data_dir.resolve())
 
     def open_items(self, candidates: Sequence[Candidate]) -> tuple[Dataset, ProbeItems]:
         """The dataset and the items of it that the search looks at, decoded by whoever is first."""
