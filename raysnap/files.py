@@ -14,7 +14,7 @@ import re
 import secrets
 import stat
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +32,16 @@ _SET_ASIDE = re.compile(r"gone-[0-9a-f]{16}-([0-9a-f]{64})")
 
 
 class Files:
-    """The folders of one store and what may be done to the files in them."""
+    """The folders of one store and what may be done to the files in them.
 
-    def __init__(self, root: Path):
+    Attributes:
+        on_read: called after each piece of an object that was read, with the object's digest, the piece's bytes and
+            the time at which reading the object began, in seconds of `time.perf_counter`; it may wait.
+    """
+
+    def __init__(self, root: Path, on_read: Callable[[str, int, float], None] | None = None):
         self.root = root
+        self.on_read = on_read
         self.objects_dir = root / "objects"
         self.snapshots_dir = root / "snapshots"
         self.refs_dir = root / "refs"
@@ -204,6 +210,7 @@ class Files:
         """
         import numpy as np  # a tenth of a second that listing a store does without
 
+        started_s = time.perf_counter()
         with self.open_object(digest) as file:
             num_bytes = os.fstat(file.fileno()).st_size
             if num_bytes > MAX_OBJECT_BYTES:
@@ -214,6 +221,8 @@ class Files:
                 while count := file.readinto(buffer[num_read : num_read + CHUNK_BYTES]):
                     hasher.update(buffer[num_read : num_read + count])
                     num_read += count
+                    if self.on_read is not None:
+                        self.on_read(digest, count, started_s)
             except MemoryError:
                 raise StoreError(f"block {digest}: its {num_bytes} bytes do not fit into memory") from None
             except OSError as error:

@@ -19,7 +19,7 @@ import random
 import shutil
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -198,6 +198,20 @@ class PixelCache:
             )
 
 
+def cache_files(dataset_root: Path, resize_sizes: Iterable[int]) -> list[Path]:
+    """The files of the dataset's pixel caches of these sizes, wherever they lie; none where nothing was decoded yet."""
+    return [
+        path
+        for parent in _cache_parents(dataset_root)
+        for resize_size in resize_sizes
+        for path in sorted(parent.glob(f"{resize_size}-*/*.bin"))
+    ]
+
+
+def _cache_parents(dataset_root: Path) -> tuple[Path, Path]:
+    return dataset_root / ".raysnap" / "pixels", _user_cache_dir(dataset_root)
+
+
 def _cache_name(dataset_root: Path, paths: list[Path], resize_size: int) -> str:
     digest = blake3(f"raysnap pixels {FORMAT} bilinear {resize_size}\n".encode())
     try:
@@ -213,7 +227,7 @@ def _cache_name(dataset_root: Path, paths: list[Path], resize_size: int) -> str:
 def _make_cache(dataset_root: Path, name: str, resize_size: int) -> Path:
     """The cache's folder, beside the dataset or else in the user's cache folder; older ones of its kind are removed."""
     faults = []
-    for parent in (dataset_root / ".raysnap" / "pixels", _user_cache_dir(dataset_root)):
+    for parent in _cache_parents(dataset_root):
         directory = parent / name
         try:
             is_new = not directory.is_dir()

@@ -11,7 +11,7 @@ import errno
 import json
 import logging
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,19 +77,23 @@ class Store:
         path: the store's folder.
     """
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, on_read: Callable[[str, int, float], None] | None = None):
         self.path = path
-        self._files = Files(path)
+        self._files = Files(path, on_read)
 
     @classmethod
-    def open(cls, path: Path | str, create: bool = False) -> Store:
+    def open(
+        cls, path: Path | str, create: bool = False, on_read: Callable[[str, int, float], None] | None = None
+    ) -> Store:
         """The store in the folder `path`; with `create`, a new one where there is none.
+
+        `on_read` looks at the reading of blocks, and may slow it: see `Files`.
 
         Raises:
             StoreError: there is no store, something else stands there, or its format is newer than this raysnap.
         """
         path = Path(path)
-        store = cls(path)
+        store = cls(path, on_read)
         try:
             raw = read_bounded(path / STORE_FILE, MAX_STORE_FILE_BYTES)
         except FileNotFoundError:
@@ -98,7 +102,7 @@ class Store:
             except StoreError:
                 if not (path / STORE_FILE).exists():
                     raise
-                return cls.open(path)  # another process made it a moment ago
+                return cls.open(path, on_read=on_read)  # another process made it a moment ago
             store._files.create_folders()
             store._files.write_new(path / STORE_FILE, STORE_CONTENT)
             return store
