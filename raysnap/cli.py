@@ -30,7 +30,8 @@ from raysnap.progress import show_progress
 from raysnap.store_verbs import store_app
 
 if TYPE_CHECKING:
-    from raysnap.config import GenerateConfig, JobConfig, ResourcesConfig
+    from raysnap.cells import Cell
+    from raysnap.config import BenchConfig, GenerateConfig, JobConfig, ResourcesConfig
     from raysnap.progress import OnProgress
     from raysnap.search import SearchResult
 
@@ -137,7 +138,7 @@ def quickstart(
             print_result(f"\nWhich snapshot is the best start for {search['dataset']}?  (method {search['method']})\n")
             print_result(ranking_table(search, max_rows=5))
             print_result("\nThe same question, timed\n")
-            print_result(methods_table(summary.searches))
+            print_result(methods_table(summary.benched.cells))
         print_result(f"\n{savings_line(stats)}\nReport: {summary.report}")
     return SOME_FAILED if summary.num_failed else 0
 
@@ -312,28 +313,67 @@ def _explain(store_dir: Path, result: SearchResult, where: str | None, image_siz
 
 
 @app.command()
-def bench(config_path: ConfigPath, overrides: Overrides = None, resume: Resume = False, as_json: AsJson = False) -> int:
+def bench(
+    config_path: ConfigPath,
+    overrides: Overrides = None,
+    groups: Annotated[
+        list[str] | None, typer.Option("--group", help="Run this group of the file alone; may be given again.")
+    ] = None,
+    dry_run: DryRun = False,
+    resume: Resume = False,
+    as_json: AsJson = False,
+) -> int:
     """Time searches against each other, each alone on its GPU or machine."""
     from raysnap.config import BenchConfig, load_config
 
     config = load_config(config_path, overrides or [], BenchConfig)
+    from raysnap.cells import plan_bench
+
+    chosen = config.only(groups or [])
+    cells = plan_bench(chosen)
+    if dry_run:
+        return _show_bench_plan(chosen, cells, as_json)
     from raysnap.bench import bench as run
-    from raysnap.bench import plan_bench
     from raysnap.report import write_report
 
-    plan_bench(config)
     with _job_session(config, resume=resume) as on_progress:
-        summary = run(config, resume=resume, on_progress=on_progress)
+        summary = run(config, groups=groups or [], resume=resume, on_progress=on_progress)
     report_path = write_report(config.run_dir)
     if as_json:
         print_json(summary)
     else:
-        from raysnap.tables import methods_table
+        from raysnap.tables import methods_table, noise_lines
 
         print_failures(summary.failures)
-        print_result(methods_table(summary.searches))
+        print_result(methods_table(summary.cells))
+        doubts = noise_lines(summary.cells)
+        print_result(f"\nTo be doubted:\n{doubts}" if doubts else "")
         print_result(f"\nReport: {report_path}")
     return SOME_FAILED if summary.num_failed else 0
+
+
+def _show_bench_plan(config: BenchConfig, cells: list[Cell], as_json: bool) -> int:
+    from raysnap.cells import find_sets
+    from raysnap.estimates import estimate_work
+
+    works = estimate_work(config, cells)
+    to_make = {name: str(one.path) for name, one in find_sets(config).items() if not one.is_made}
+    num_runs = sum(cell.repeats for cell in cells)
+    flops = sum(cell.repeats * work.flops for cell, work in zip(cells, works, strict=True) if work)
+    if as_json:
+        shown = [cell.axes | {"work": work and asdict(work)} for cell, work in zip(cells, works, strict=True)]
+        document = {"run_dir": str(config.run_dir), "num_cells": len(cells), "num_searches": num_runs, "cells": shown}
+        print_json(document | {"flops": flops, "synthetic_sets_to_make": to_make})
+    else:
+        from raysnap.quantities import flops_text, plural
+        from raysnap.tables import cells_table
+
+        print_result(cells_table(cells, works))
+        print_result(f"\n{plural(len(cells), 'cell')}, {plural(num_runs, 'timed run')}: {flops_text(flops)} in all.")
+        print_result(
+            "".join(f"Made first: {name} in {path}\n" for name, path in to_make.items()) + "Nothing was written."
+        )
+    return 0
 
 
 @app.command()

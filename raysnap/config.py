@@ -8,35 +8,18 @@ from __future__ import annotations
 import difflib
 import re
 import reprlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import Field, ValidationError, model_validator
 
-from raysnap.choices import Method, Proxy
 from raysnap.errors import ConfigError
+from raysnap.grid import BenchGrid
+from raysnap.sections import Config, Section, refuse_repeated
 
 MAX_CONFIG_BYTES = 100_000  # a second's worth of PyYAML
-
-
-class Config(BaseModel):
-    """A frozen part of a configuration that refuses unknown keys."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class Section(Config):
-    """A part that people write: a yes or no stands only where one is asked for, never for 1 or 0."""
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _yes_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
-        found = [one for one in (value if isinstance(value, list) else [value]) if isinstance(one, bool)]
-        if found and cls.model_fields[info.field_name].annotation not in (bool, bool | None):
-            raise ValueError(f"found a yes or no ({str(found[0]).lower()}), which does not belong here; quote text")
-        return value
 
 
 class TrainConfig(Section):
@@ -157,19 +140,15 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _nothing_listed_twice(self) -> RunConfig:
-        for name in ("datasets", "architectures", "methods", "proxies"):
-            values = getattr(self, name, ())
-            repeated = sorted({value for value in values if values.count(value) > 1})
-            if repeated:
-                raise ValueError(f"`{name}` lists {repeated[0]!r} twice")
+        for name in ("datasets", "architectures"):
+            refuse_repeated(name, getattr(self, name, ()))
         return self
 
 
-class SynthesizeConfig(RunConfig):
-    """Synthetic snapshots: a base with freshly initialised top blocks, untrained."""
+class SyntheticRecipe(Section):
+    """What synthetic snapshots are made of: a base with freshly initialised top blocks, untrained."""
 
-    kind: Literal["synthesize"] = "synthesize"
-    run_dir: Path = Field(Path("runs/synthesize"), description="Folder of this run's records; made by the run.")
+    seed: int = Field(0, ge=0, lt=2**32, description="The one seed that everything random derives from.")
     architectures: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
         ("resnet18",), min_length=1, description="torchvision builder names."
     )
@@ -183,6 +162,18 @@ class SynthesizeConfig(RunConfig):
     )
     retrain: RetrainConfig = Field(RetrainConfig(), description="How many blocks each snapshot has of its own.")
     base: BaseWeights = Field(BaseWeights(), description="Where the bases come from.")
+
+    @model_validator(mode="after")
+    def _no_architecture_twice(self) -> SyntheticRecipe:
+        refuse_repeated("architectures", self.architectures)
+        return self
+
+
+class SynthesizeConfig(SyntheticRecipe, RunConfig):
+    """Synthetic snapshots in a store."""
+
+    kind: Literal["synthesize"] = "synthesize"
+    run_dir: Path = Field(Path("runs/synthesize"), description="Folder of this run's records; made by the run.")
 
 
 class JobConfig(RunConfig):
@@ -217,20 +208,58 @@ class GenerateConfig(JobConfig):
     )
 
 
-class BenchConfig(JobConfig):
-    """Timed searches: every method on every dataset, some times over."""
+class BenchConfig(BenchGrid, JobConfig):
+    """Timed searches: grids of methods, stores, datasets and sizes, each cell some times over."""
 
     kind: Literal["bench"] = "bench"
     run_dir: Path = Field(Path("runs/bench"), description="Folder of this run's records; made by the run.")
-    methods: tuple[Method, ...] = Field(("baseline", "shift", "alsatian", "shared"), min_length=1)
-    proxies: tuple[Proxy, ...] = Field(("linear",), min_length=1)
-    where: str | None = Field(None, description="Which snapshots are candidates, e.g. `architecture == 'resnet18'`.")
-    budget_bytes: int | None = Field(None, ge=1, description="Bound on the activations held; null is no limit.")
-    confidence: float = Field(
-        0.95, ge=0, lt=1, description="How sure `nested` must be to drop a candidate; 0 keeps the upper half alone."
+    groups: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")], BenchGrid] = Field(
+        {}, description="Grids by name, each with the keys above where it differs; none is one grid of those."
     )
-    repeats: int = Field(3, ge=1, le=1000, description="Timed runs of each cell.")
-    num_warmups: int = Field(1, ge=0, le=100, description="Untimed runs before them.")
+    synthetic_sets: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")], SyntheticRecipe] = Field(
+        {}, description="Stores of synthetic snapshots by name, made when first needed; `store` may name them."
+    )
+    synthetic_dir: Path = Field(
+        Path("synthetic"), description="Folder of the stores of `synthetic_sets`, which later runs reuse."
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _groups_take_over(cls, document: Any) -> Any:
+        """A group has every key of the grid that it does not set itself."""
+        groups = document.get("groups") if isinstance(document, dict) else None
+        if not isinstance(groups, dict):
+            return document
+        shared = {key: document[key] for key in BenchGrid.model_fields if key in document and key != "title"}
+        merged = {name: shared | group if isinstance(group, dict) else group for name, group in groups.items()}
+        return document | {"groups": merged}
+
+    @model_validator(mode="after")
+    def _has_datasets(self) -> BenchConfig:
+        for name, grid in self.grids.items():
+            if not grid.datasets:
+                raise ValueError(f"{f'groups.{name}.' if name else ''}datasets: missing, and it has no default")
+        return self
+
+    @property
+    def grids(self) -> dict[str | None, BenchGrid]:
+        """The groups by name; without any, the one grid of the keys outside, under None."""
+        return dict(self.groups) or {None: self}
+
+    def only(self, names: Collection[str]) -> BenchConfig:
+        """The same benchmark with these of its groups alone; without names, as it is.
+
+        Raises:
+            ConfigError: there is no such group.
+        """
+        for name in names:
+            if name not in self.groups:
+                known = ", ".join(self.groups) or "none"
+                raise ConfigError(
+                    f"group {name!r}: expected one of {known}, found no such group{_did_you_mean(name, self.groups)}"
+                )
+        kept = {name: grid for name, grid in self.groups.items() if name in names}
+        return self.model_copy(update={"groups": kept}) if names else self
 
 
 class QuickstartConfig(Section):
@@ -252,11 +281,15 @@ class QuickstartConfig(Section):
                     raise ConfigError(
                         f"{half}.{key}: a quickstart keeps everything in one folder; choose it with --dir"
                     )
-        places = {"store": directory / "store", "data_dir": directory / "data"}
+        if self.bench.groups:
+            raise ConfigError("bench.groups: a quickstart times one grid; run the groups with `raysnap bench`")
+        store, data_dir, run_dir = directory / "store", directory / "data", directory / "run"
         return self.model_copy(
             update={
-                "generate": self.generate.model_copy(update=places | {"run_dir": directory / "run"}),
-                "bench": self.bench.model_copy(update=places | {"run_dir": directory / "run" / "bench"}),
+                "generate": self.generate.model_copy(update={"store": store, "data_dir": data_dir, "run_dir": run_dir}),
+                "bench": self.bench.model_copy(
+                    update={"store": (store,), "data_dir": data_dir, "run_dir": run_dir / "bench"}
+                ),
             }
         )
 
@@ -417,7 +450,7 @@ def _validate(document: dict[str, Any], model: type[AnyConfig], where: str) -> A
     except ValidationError as error:
         found = error.errors(include_url=False)
         inner = {fault["loc"][:depth] for fault in found for depth in range(1, len(fault["loc"]))}
-        faults = [_describe(fault, model) for fault in found if fault["loc"] not in inner]
+        faults = [_describe(fault, model, document) for fault in found if fault["loc"] not in inner]
         more = f" (and {len(faults) - 1} more: {'; '.join(faults[1:3])})" if len(faults) > 1 else ""
         raise ConfigError(f"{where}: {faults[0]}{more}") from None
 
@@ -437,6 +470,8 @@ _EXPECTED = {
     "too_short": "at least {min_length} in the list",
     "string_too_short": "at least {min_length} character",
     "model_type": "`key: value` lines",
+    "dict_type": "`key: value` lines",
+    "string_pattern_mismatch": "a name of lower-case letters, digits and underscores",
     "invalid_key": "a word as key",
     "greater_than": "more than {gt:g}",
     "greater_than_equal": "at least {ge:g}",
@@ -445,9 +480,9 @@ _EXPECTED = {
 }
 
 
-def _describe(fault: dict[str, Any], model: type[Config]) -> str:
+def _describe(fault: dict[str, Any], model: type[Config], document: dict[str, Any]) -> str:
     """One fault of a configuration as `key.path: expected …, found …`."""
-    path = ".".join(str(part) for part in fault["loc"]) or "the whole"
+    path = _written_path(fault["loc"], document) or "the whole"
     context, found = fault.get("ctx", {}), reprlib.repr(fault["input"])
     match fault["type"]:
         case "extra_forbidden":
@@ -464,12 +499,23 @@ def _describe(fault: dict[str, Any], model: type[Config]) -> str:
     return f"{path}: expected {expected}, found {found}"
 
 
+def _written_path(loc: tuple[str | int, ...], document: Any) -> str:
+    """The dotted path of a fault; a single value that stands for a list has no index."""
+    parts = []
+    for part in loc:
+        is_there = isinstance(document, list) or (isinstance(document, dict) and part in document)
+        document = document[part] if is_there else None
+        if is_there or not isinstance(part, int):
+            parts.append(str(part))
+    return ".".join(parts)
+
+
 def _nearest_key(model: type[Config], loc: tuple[str | int, ...]) -> str:
     """A hint at the key that was meant at `loc`: one spelt alike there, or one of that name further down."""
     *parents, word = (str(part) for part in loc)
     nested: type[Config] | None = model
-    for part in parents:
-        nested = nested and _model_at(nested, part)
+    for part in parents:  # a name in a mapping of models, such as a group's, stays with its model
+        nested = nested and (_model_at(nested, part) if part in nested.model_fields else nested)
     near = _did_you_mean(word, nested.model_fields if nested else ())
     below = sorted((key for key in _dotted_keys(model) if key.endswith(f".{word}")), key=len)
     return near or (f"; did you mean {below[0]!r}?" if below else "")

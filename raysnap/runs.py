@@ -73,14 +73,17 @@ class RunDirectory:
         text = "".join(json.dumps(trial.model_dump(mode="json")) + "\n" for trial in trials)
         write_atomically(self.path / "trials.jsonl", text)
 
-    def write_env(self, seed: int, started: str, wall_s: float | None, stages_s: dict[str, float]) -> None:
-        """Writes what the run ran on, and how long its stages took."""
+    def write_env(
+        self, seed: int, started: str, wall_s: float | None, stages_s: dict[str, float], **facts: Any
+    ) -> None:
+        """Writes what the run ran on, how long its stages took, and further facts that are the same for many rows."""
         document = describe_environment() | {
             "seed": seed,
             "started": started,
             "finished": None if wall_s is None else utc_timestamp(),
             "wall_s": wall_s,
             "stages_s": stages_s,
+            **facts,
         }
         write_atomically(self.path / "env.json", json.dumps(document, indent=2) + "\n")
 

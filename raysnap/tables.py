@@ -110,28 +110,91 @@ def _branch_text(branch: Any, *, is_root: bool) -> Text:
     return text
 
 
-def methods_table(searches: Sequence[Mapping[str, Any]]) -> Table:
-    """Searches side by side: who won, what it took."""
+def methods_table(cells: Sequence[Mapping[str, Any]]) -> Table:
+    """A benchmark's cells side by side: what each took, against the slowest on its question, and who won."""
+    axes = [(key, title, text) for key, title, text in _CELL_AXES if len({cell[key] for cell in cells}) > 1]
+    questions = [tuple(cell[key] for key, *_ in _CELL_AXES if key != "method") for cell in cells]
+    slowest_s: dict[tuple, float] = {}
+    for question, cell in zip(questions, cells, strict=True):
+        slowest_s[question] = max(slowest_s.get(question, 0.0), cell["median_s"])
+    rows = [
+        (
+            cell["dataset"],
+            *(text(cell[key]) for key, _, text in axes if key not in ("dataset", "method")),
+            cell["method"],
+            seconds_text(cell["median_s"]),
+            f"± {share_text(cell['iqr_s'] / 2 / cell['median_s'])}" if cell["num_done"] > 1 else "",
+            f"{slowest_s[question] / cell['median_s']:.1f}×",
+            flops_text(cell["flops"]),
+            count_text(cell["block_item_passes"]),
+            bytes_text(cell["disk_bytes_read"]),
+            cell["best"],
+            score_text(cell["best_score"]),
+            _doubt(cell),
+        )
+        for question, cell in zip(questions, cells, strict=True)
+    ]
+    shown = [title for key, title, _ in axes if key not in ("dataset", "method")]
+    doubts = [row[-1] for row in rows if row[-1]]
+    columns = ["dataset", *shown, "method", "time", "spread", "speed-up", "compute", "block passes", "from disk"]
+    columns += ["first", "score", *(["doubts"] if doubts else [])]
+    numeric = ["time", "spread", "speed-up", "compute", "block passes", "from disk", "score", "image size", "budget"]
+    return simple_table(columns, rows if doubts else [row[:-1] for row in rows], numeric=numeric)
+
+
+def _doubt(cell: Mapping[str, Any]) -> str:
+    """What is to be doubted of a cell in a few words; all of it is in the rows."""
+    if not cell["is_noisy"]:
+        return ""
+    if cell["page_cache"] != cell["cache"]:
+        return f"not {cell['cache']}"
+    return "noisy"
+
+
+_CELL_AXES: Sequence[tuple[str, str, Any]] = (
+    ("group", "group", str),
+    ("store", "store", lambda store: Path(store).name),
+    ("dataset", "dataset", str),
+    ("where", "where", lambda where: where or "all"),
+    ("num_train", "train", lambda count: "all" if count is None else count_text(count)),
+    ("num_test", "test", lambda count: "all" if count is None else count_text(count)),
+    ("image_size", "image size", lambda image_size: f"{image_size} px"),
+    ("budget_bytes", "budget", lambda budget: "none" if budget is None else bytes_text(budget)),
+    ("proxy", "proxy", str),
+    ("method", "method", str),
+    ("cache", "cache", str),
+)
+
+
+def noise_lines(cells: Iterable[Mapping[str, Any]]) -> str:
+    """Why cells are to be doubted, a line each, the first reason and how many more there are; empty without any."""
+    doubted = [(cell["cell"], cell["noise"]) for cell in cells if cell["is_noisy"]]
+    lines = [
+        f"{name}: {noise[0]}{f' (and {len(noise) - 1} more)' if len(noise) > 1 else ''}"
+        for name, noise in doubted[:MAX_ROWS]
+    ]
+    if len(doubted) > MAX_ROWS:
+        lines.append(f"and {plural(len(doubted) - MAX_ROWS, 'more cell')}; results.jsonl has all")
+    return "\n".join(lines)
+
+
+def cells_table(cells: Iterable[Any], works: Iterable[Any]) -> Table:
+    """A benchmark's planned cells and what one run of each will compute; `~` where that is an average of lots."""
     rows = []
-    slowest_s = max((search["timings_s"]["total"] for search in searches), default=0.0)
-    for search in searches:
-        timings_s, work = search["timings_s"], search["work"]
-        best = search["ranking"][0] if search["ranking"] else {"name": None, "score": None}
+    for cell, work in zip(cells, works, strict=True):
+        mark = "" if work is None or work.is_exact else "~"
         rows.append(
             (
-                search["dataset"],
-                search["method"],
-                seconds_text(timings_s["total"]),
-                f"{slowest_s / timings_s['total']:.1f}×",
-                flops_text(work["flops"]),
-                count_text(work["block_item_passes"]),
-                bytes_text(work["block_bytes_read"]),
-                best["name"],
-                score_text(best["score"]),
+                cell.name,
+                work and work.num_candidates,
+                work and work.num_items,
+                work and f"{mark}{count_text(round(work.image_forwards))}",
+                work and f"{mark}{flops_text(work.flops)}",
+                cell.repeats,
             )
         )
-    columns = ["dataset", "method", "time", "speed-up", "compute", "block passes", "read", "first", "score"]
-    return simple_table(columns, rows, numeric=["time", "speed-up", "compute", "block passes", "read", "score"])
+    columns = ["cell", "candidates", "items", "image-forwards", "compute", "runs"]
+    return simple_table(columns, rows, numeric=columns[1:])
 
 
 def timings_line(timings_s: Mapping[str, float]) -> str:

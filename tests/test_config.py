@@ -358,7 +358,7 @@ def test_every_default_is_valid_and_finite():
 
 def test_the_quickstart_is_found_and_moves_into_a_folder():
     config = load_config(find_config("quickstart"), [], QuickstartConfig).inside(Path("here"))
-    assert config.generate.store == config.bench.store == Path("here/store")
+    assert (config.generate.store, config.bench.store) == (Path("here/store"), (Path("here/store"),))
     assert config.generate.data_dir == config.bench.data_dir == Path("here/data")
     assert (config.generate.run_dir, config.bench.run_dir) == (Path("here/run"), Path("here/run/bench"))
 
