@@ -144,7 +144,7 @@ def test_a_search_that_fails_is_a_row_with_its_error(ray_local, config, tmp_path
         ("num_train=[1, 2, 3]", "lists of one length"),
         ("store=synthetic_61", "synthetic_61: expected a model store, found nothing there"),
         ("groups.a.methods=[alsation]", "groups.a.methods.0: expected"),
-        ("synthetic_sets.synthetic_16.architectures=[resnet19]", "resnet19"),
+        ("synthetic_sets.synthetic_12.architectures=[resnet19]", "resnet19"),
         ("run_dir=a-file", "run_dir a-file: expected a folder"),
     ],
 )
@@ -166,7 +166,7 @@ def test_a_dry_run_lists_the_cells_with_their_work_and_writes_nothing(tmp_path, 
         (cache, method) for cache in ("cold", "warm") for method in get_args(Method)
     }
     assert all(0 < cell["work"]["flops"] <= document["cells"][0]["work"]["flops"] for cell in document["cells"])
-    assert list(document["synthetic_sets_to_make"]) == ["synthetic_16"]
+    assert list(document["synthetic_sets_to_make"]) == ["synthetic_12"]
     assert not list(tmp_path.iterdir())
 
 
