@@ -41,21 +41,32 @@ def _bars(stream: TextIO) -> Iterator[OnProgress]:
         MofNCompleteColumn,
         Progress,
         SpinnerColumn,
+        Task,
         TextColumn,
         TimeElapsedColumn,
         TimeRemainingColumn,
     )
+    from rich.table import Column
+    from rich.text import Text
+
+    class Yielding(TextColumn):
+        """Text that is cut where the terminal is narrow, so that bars and numbers stay whole."""
+
+        def render(self, task: Task) -> Text:
+            text = super().render(task)
+            text.no_wrap, text.overflow = True, "ellipsis"
+            return text
 
     bars: dict[str, int] = {}
     columns = (
         SpinnerColumn(finished_text="[green]✓"),
-        TextColumn("{task.description:<10}"),
-        BarColumn(bar_width=24),
+        Yielding("{task.description:<10}", table_column=Column(min_width=10)),
+        BarColumn(bar_width=16),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TextColumn("[dim]left"),
         TimeRemainingColumn(),
-        TextColumn("[dim]{task.fields[note]}", markup=True),
+        Yielding("[dim]{task.fields[note]}", table_column=Column()),
     )
     with Progress(*columns, console=Console(file=stream), redirect_stdout=False, redirect_stderr=False) as progress:
 

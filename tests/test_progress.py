@@ -2,6 +2,8 @@
 
 import io
 
+from rich.text import Text
+
 from raysnap import progress
 
 
@@ -59,3 +61,17 @@ def test_pieces_of_a_stage_stand_on_a_terminal_while_they_run_and_never_in_a_log
     text = terminal.getvalue()
     assert "a is done" in text and "[red]b" in text and "val 0.25" in text
     assert "001-a" not in last and "never-begun" not in text
+
+
+def test_on_a_narrow_terminal_names_and_notes_give_way_to_the_numbers(monkeypatch):
+    terminal = io.StringIO()
+    monkeypatch.setattr(terminal, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "80")
+    name = "007-resnet18-shapes-orientation-a-r2"
+    with progress.show_progress(terminal) as show:
+        show("trials", 11, 12, f"{name} val 0.855")
+        show(f"trials/{name}", 10, 30, "val 0.855")
+    last = terminal.getvalue().split("\x1b[1A")[-1]
+    assert "11/12" in last and "10/30" in last and "0:00:00" in last
+    assert name not in last and "007-resnet18" in last
+    assert all(len(Text.from_ansi(line).plain) <= 80 for line in last.splitlines())
