@@ -49,9 +49,10 @@ def _packages() -> list[Finding]:
 def _processors() -> list[Finding]:
     import torch
 
-    num_cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
-    return [Finding("CPU cores", str(num_cpus)), Finding("GPUs", ", ".join(gpus) or "none; everything runs on the CPU")]
+    from raysnap.images import num_cpus
+
+    gpus = ", ".join(torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count()))
+    return [Finding("CPU cores", str(num_cpus())), Finding("GPUs", gpus or "none; everything runs on the CPU")]
 
 
 def _disk(directory: Path) -> Finding:

@@ -214,11 +214,13 @@ def trials_table(trials: Iterable[Any]) -> Table:
 
 def forecast_lines(needed: Any, num_finetunes: int, num_bases: int) -> str:
     """What a job will take, some lines of text."""
+    from raysnap.forecast import GPU_FLOPS_PER_S
+
     saved = 1 - needed.store_bytes / needed.copied_bytes if needed.copied_bytes else 0.0
     lines = [
         f"{plural(num_finetunes, 'fine-tune')} and {plural(num_bases, 'base')}, {plural(needed.num_epochs, 'epoch')}, "
         f"{flops_text(needed.train_flops)}: roughly {seconds_text(needed.cpu_s)} on this machine's CPUs, or "
-        f"{seconds_text(needed.gpu_s)} on one GPU that keeps 20 TFLOP/s.",
+        f"{seconds_text(needed.gpu_s)} on one GPU that keeps {flops_text(GPU_FLOPS_PER_S)}/s.",
         f"Store: at most {bytes_text(needed.store_bytes)} of new blocks; copies would take "
         f"{bytes_text(needed.copied_bytes)} ({share_text(saved)} saved).",
         f"Besides: checkpoints at most {bytes_text(needed.checkpoint_bytes)} at a time, decoded images "
