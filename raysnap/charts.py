@@ -7,17 +7,16 @@ templates/report.css gives their light, dark and print values.
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
-from raysnap.svg import label, picture, shorten, tag, text_width, ticks, ticks_within, tooltip
+from raysnap.svg import label, log_ticks, picture, shorten, tag, text_width, ticks, ticks_within, tooltip
 
 WIDTH = 960
 MAX_LABELLED_SERIES = 20
+MAX_OUTLIER = 1.6  # how far beyond the longest bar the axis reaches for the sake of single runs
 NUM_CATEGORIES = 8
-MIN_NAMED_ROW_PX = 11
 
 
 @dataclass(frozen=True)
@@ -31,22 +30,34 @@ class Segment:
 
 @dataclass(frozen=True)
 class StackedBar:
-    """One bar: the value of each segment, the raw totals drawn as dots under it, and a note at its end."""
+    """One bar: the value of each segment, the raw totals drawn as dots under it, a note at its end, a lower bound."""
 
     name: str
     values: dict[str, float]
     raw_totals: tuple[float, ...] = ()
     note: str = ""
+    bound: float | None = None
 
 
 @dataclass(frozen=True)
 class Line:
-    """One line of a panel: (x, y) in order of x, how strong it is drawn (0 to 1), whether it came to grief."""
+    """One line of a panel: (x, y) in order of x, its strength (0 to 1), whether it came to grief, its CSS class."""
 
     name: str
     points: tuple[tuple[float, float], ...]
     strength: float = 1.0
     is_broken: bool = False
+    css: str = ""
+
+
+@dataclass(frozen=True)
+class Event:
+    """A moment of a panel: an epoch, what happened in it, its CSS class; with `y`, a ring at that height."""
+
+    x: float
+    name: str
+    css: str
+    y: float | None = None
 
 
 @dataclass(frozen=True)
@@ -57,22 +68,6 @@ class Series:
     points: tuple[tuple[float, float, str], ...]
 
 
-@dataclass(frozen=True)
-class MapRow:
-    """A row of a block map: the digest of each block of one snapshot."""
-
-    name: str
-    digests: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class MapColumn:
-    """A column of a block map: the block's name and, as text, how many bytes it has."""
-
-    name: str
-    note: str = ""
-
-
 def stacked_bars(
     bars: Sequence[StackedBar],
     segments: Sequence[Segment],
@@ -80,8 +75,9 @@ def stacked_bars(
     axis: str,
     value_text: Callable[[float], str],
     axis_unit: Callable[[float], tuple[str, float]],
+    name_chars: int = 26,
 ) -> str:
-    """Horizontal bars whose segments add up, each with its total at its end and its raw totals as dots below.
+    """Horizontal bars whose segments add up: the total at the end, the bound as a line across, raw totals below.
 
     Args:
         bars: from top to bottom.
@@ -90,31 +86,36 @@ def stacked_bars(
         axis: what the horizontal axis shows; its unit is added.
         value_text: a value as text with its unit.
         axis_unit: the unit for an axis up to a value, and what one of it is worth.
+        name_chars: how much of a bar's name is shown.
     """
     used = [segment for segment in segments if any(bar.values.get(segment.key, 0) > 0 for bar in bars)]
-    top = max((max([_total(bar), *bar.raw_totals]) for bar in bars), default=0.0)
+    top = max((max(_total(bar), bar.bound or 0.0) for bar in bars), default=0.0)
+    top = min(max([top, *(raw for bar in bars for raw in bar.raw_totals)]), MAX_OUTLIER * top)
     unit, unit_worth = axis_unit(top)
-    left = min(200.0, max((text_width(bar.name, 13) for bar in bars), default=0) + 16)
+    left = max((text_width(shorten(bar.name, name_chars), 13) for bar in bars), default=0) + 16
     right = max((text_width(_end_label(bar, value_text), 13) for bar in bars), default=0) + 24
     per_value = (WIDTH - left - right) / (top or 1.0)
     has_dots = any(bar.raw_totals for bar in bars)
     pitch = 50 if has_dots else 40
     bottom = 40 + pitch * len(bars)
-    parts = [_legend(used, left, 14, dots="each run" if has_dots else "")]
+    has_bound = any(bar.bound for bar in bars)
+    parts = [_legend(used, left, 14, dots="each run" if has_dots else "", bound="bound" if has_bound else "")]
     for value in ticks_within(0, (top or 1.0) / unit_worth, 6):
         x = left + value * unit_worth * per_value
         parts.append(tag("line", x1=x, x2=x, y1=34, y2=bottom, class_="grid"))
         parts.append(label(x, bottom + 17, f"{value:g}", "tick", "middle"))
     parts.append(label(left, bottom + 38, f"{axis} ({unit})", "axis"))
     for row, bar in enumerate(bars):
-        parts.append(_bar(bar, used, 42 + row * pitch, left, per_value, value_text))
+        y = 42 + row * pitch
+        parts.append(label(left - 10, y + 17, shorten(bar.name, name_chars), "name", "end"))
+        parts.append(_bar(bar, used, y, left, per_value, value_text))
     return picture(WIDTH, bottom + 46, title, *parts)
 
 
 def _bar(
     bar: StackedBar, segments: Sequence[Segment], y: float, left: float, per_value: float, value_text: Callable
 ) -> str:
-    parts = [label(left - 10, y + 17, shorten(bar.name, 26), "name", "end")]
+    parts = []
     x = left
     for segment in segments:
         value = bar.values.get(segment.key, 0.0)
@@ -124,9 +125,23 @@ def _bar(
         if width > text_width(segment.name, 11) + 12:
             parts.append(label(x + 6, y + 16, segment.name, f"inside on-{segment.css}"))
         x += width
+    edge, beyond = WIDTH - 8.0, []
     for index, total in enumerate(bar.raw_totals, start=1):
         hint = tooltip(f"{bar.name}, run {index} of {len(bar.raw_totals)}: {value_text(total)}")
-        parts.append(tag("circle", hint, cx=left + total * per_value, cy=y + 32, r=3, class_="mark dot"))
+        at = left + total * per_value
+        if at <= edge:
+            parts.append(tag("circle", hint, cx=at, cy=y + 32, r=3, class_="mark dot"))
+        else:  # one slow run must not make all the bars small
+            beyond.append(value_text(total))
+            parts.append(tag("path", hint, d=f"M{edge - 6:g} {y + 28:g}l6 4l-6 4z", class_="mark dot"))
+    if beyond:
+        parts.append(label(edge - 10, y + 36, ", ".join(beyond), "tick", "end"))
+    if bar.bound:
+        at = left + bar.bound * per_value
+        hint = tooltip(
+            f"{bar.name}: at least {value_text(bar.bound)} for this work, {_total(bar) / bar.bound:.2f} × that taken"
+        )
+        parts.append(tag("line", hint, x1=at, x2=at, y1=y - 4, y2=y + 28, class_="mark bound"))
     parts.append(label(x + 8, y + 17, value_text(_total(bar)), "value"))
     if bar.note:
         parts.append(label(x + 16 + text_width(value_text(_total(bar)), 13), y + 17, bar.note, "legend"))
@@ -141,7 +156,7 @@ def _total(bar: StackedBar) -> float:
     return math.fsum(bar.values.values())
 
 
-def _legend(segments: Sequence[Segment], x: float, y: float, dots: str = "") -> str:
+def _legend(segments: Sequence[Segment], x: float, y: float, dots: str = "", bound: str = "") -> str:
     parts = []
     for segment in segments:
         parts.append(tag("rect", x=x, y=y - 10, width=11, height=11, class_=segment.css))
@@ -150,7 +165,89 @@ def _legend(segments: Sequence[Segment], x: float, y: float, dots: str = "") -> 
     if dots:
         parts.append(tag("circle", cx=x + 5, cy=y - 4, r=3, class_="dot"))
         parts.append(label(x + 15, y, dots, "legend"))
+        x += 34 + text_width(dots)
+    if bound:
+        parts.append(tag("line", x1=x + 5, x2=x + 5, y1=y - 11, y2=y + 3, class_="bound"))
+        parts.append(label(x + 13, y, bound, "legend"))
     return tag("g", *parts)
+
+
+@dataclass(frozen=True)
+class DotRow:
+    """One row of dots: (middle, lowest, highest) by the name of its series."""
+
+    name: str
+    values: dict[str, tuple[float, float, float]]
+
+
+def dot_rows(
+    rows: Sequence[DotRow], series: Sequence[str], title: str, axis: str, value_text: Callable[[float], str]
+) -> str:
+    """A row per question and a dot per series on a logarithmic scale, with a line from its lowest to its highest."""
+    pitch, top = 22.0, 44.0
+    left = min(400.0, max((text_width(row.name, 12) for row in rows), default=0) + 14)
+    right, bottom = WIDTH - 30.0, top + pitch * len(rows)
+    found = [value for row in rows for spread in row.values.values() for value in spread if value > 0] or [1.0]
+    low, high = math.log10(min(found)) - 0.05, math.log10(max(found)) + 0.05
+
+    def place(value: float) -> float:
+        return left + (math.log10(max(value, 10**low)) - low) / (high - low) * (right - left)
+
+    parts = [_series_key(series, left, 14)]
+    for value in log_ticks(10**low, 10**high):
+        parts.append(tag("line", x1=place(value), x2=place(value), y1=top - 8, y2=bottom, class_="grid"))
+        parts.append(label(place(value), bottom + 17, value_text(value), "tick", "middle"))
+    parts.append(label(left, bottom + 36, axis, "axis"))
+    for index, row in enumerate(rows):
+        y = top + (index + 0.5) * pitch
+        parts.append(label(left - 10, y + 4, shorten(row.name, 58), "row", "end"))
+        for name, (middle, lowest, highest) in row.values.items():
+            css = category(series.index(name), len(series))
+            parts.append(tag("line", x1=place(lowest), x2=place(highest), y1=y, y2=y, class_=f"whisker {css}"))
+            hint = tooltip(f"{row.name}, {name}: {value_text(middle)} ({value_text(lowest)} to {value_text(highest)})")
+            parts.append(tag("circle", hint, cx=place(middle), cy=y, r=5, class_=f"mark {css}"))
+    return picture(WIDTH, bottom + 44, title, *parts)
+
+
+def _series_key(series: Sequence[str], x: float, y: float) -> str:
+    parts = []
+    for index, name in enumerate(series):
+        parts.append(tag("circle", cx=x + 5, cy=y - 4, r=5, class_=category(index, len(series))))
+        parts.append(label(x + 15, y, shorten(name, 30), "legend"))
+        x += 34 + text_width(shorten(name, 30))
+    return tag("g", *parts)
+
+
+def scatter(
+    points: Sequence[tuple[float, float, str]],
+    title: str,
+    x_axis: str,
+    y_axis: str,
+    x_range: tuple[float, float],
+    y_range: tuple[float, float],
+) -> str:
+    """A dot per (x, y, tooltip)."""
+    width, left, top, bottom = 560.0, 52.0, 30.0, 330.0
+    right = width - 16
+    parts = [label(0, 14, y_axis, "axis"), label((left + right) / 2, bottom + 40, x_axis, "axis", "middle")]
+
+    def place(x: float, y: float) -> tuple[float, float]:
+        across = (x - x_range[0]) / ((x_range[1] - x_range[0]) or 1)
+        up = (y - y_range[0]) / ((y_range[1] - y_range[0]) or 1)
+        return left + across * (right - left), bottom - up * (bottom - top)
+
+    for value in ticks_within(*y_range):
+        y = place(x_range[0], value)[1]
+        parts.append(tag("line", x1=left, x2=right, y1=y, y2=y, class_="grid"))
+        parts.append(label(left - 8, y + 4, f"{value:.4g}", "tick", "end"))
+    for value in ticks_within(*x_range):
+        x = place(value, y_range[0])[0]
+        parts.append(tag("line", x1=x, x2=x, y1=top, y2=bottom, class_="grid"))
+        parts.append(label(x, bottom + 18, f"{value:.4g}", "tick", "middle"))
+    for x, y, hint in points:
+        spot_x, spot_y = place(x, y)
+        parts.append(tag("circle", tooltip(hint), cx=spot_x, cy=spot_y, r=5, class_="mark cat-0"))
+    return picture(width, bottom + 48, title, *parts, css="chart small-chart")
 
 
 def shared_range(values: Sequence[float]) -> tuple[float, float]:
@@ -168,6 +265,7 @@ def line_panel(
     x_range: tuple[float, float],
     y_range: tuple[float, float],
     chance: float | None = None,
+    events: Sequence[Event] = (),
 ) -> str:
     """One small multiple: lines over epochs on a shared scale, a dot per epoch, a cross where a line came to grief.
 
@@ -178,6 +276,7 @@ def line_panel(
         x_range: first and last epoch.
         y_range: lowest and highest value.
         chance: the value that guessing reaches, drawn as a dashed line.
+        events: drawn as upright lines behind the lines, and rings on top.
     """
     width, height, left, top, bottom = 300, 190, 36, 40, 152
     right = width - 10
@@ -200,10 +299,23 @@ def line_panel(
         y = place(x_range[0], chance)[1]
         parts.append(tag("line", x1=left, x2=right, y1=y, y2=y, class_="chance"))
         parts.append(label(right, y - 4, "chance", "tick", "end"))
+    parts.extend(_event_line(event, place, top, bottom) for event in events)
     parts.extend(_line(line, place) for line in lines)
+    parts.extend(_event_ring(event, place) for event in events if event.y is not None)
     if not any(line.points for line in lines):
         parts.append(label((left + right) / 2, (top + bottom) / 2, "no finished epoch", "tick", "middle"))
     return picture(width, height, f"{title}: {note}", *parts, css="chart panel-chart")
+
+
+def _event_line(event: Event, place: Callable[[float, float], tuple[float, float]], top: float, bottom: float) -> str:
+    x = place(event.x, 0)[0]
+    hint = tooltip(f"{event.name} (epoch {event.x:g})")
+    return tag("line", hint, x1=x, x2=x, y1=top - 4, y2=bottom, class_=f"mark event {event.css}")
+
+
+def _event_ring(event: Event, place: Callable[[float, float], tuple[float, float]]) -> str:
+    x, y = place(event.x, event.y)
+    return tag("circle", tooltip(f"{event.name}: {event.y:.4g}"), cx=x, cy=y, r=4.5, class_=f"mark ring {event.css}")
 
 
 def _line(line: Line, place: Callable[[float, float], tuple[float, float]]) -> str:
@@ -213,12 +325,12 @@ def _line(line: Line, place: Callable[[float, float], tuple[float, float]]) -> s
     if len(spots) > 1:
         parts.append(tag("polyline", points=path, class_="stroke"))
     for (x, y), (value_x, value_y) in zip(spots, line.points, strict=True):
-        hint = tooltip(f"{line.name}, epoch {value_x:g}: {value_y:.3f}")
+        hint = tooltip(f"{line.name}, epoch {value_x:g}: {value_y:.4g}")
         parts.append(tag("circle", hint, cx=round(x, 1), cy=round(y, 1), r=1.8, class_="mark"))
     if line.is_broken and spots:
         x, y = spots[-1]
         parts.append(tag("path", d=f"M{x - 4:.1f} {y - 4:.1f}l8 8m0 -8l-8 8", class_="cross"))
-    css = "series broken" if line.is_broken else "series"
+    css = "series broken" if line.is_broken else f"series {line.css}".rstrip()
     return tag("g", *parts, class_=css, opacity=None if line.is_broken else 0.4 + 0.6 * line.strength)
 
 
@@ -256,10 +368,10 @@ def point_chart(
     dodge = min(5.0, 0.6 * (right - left - 48) / x_span / max(1, len(series)))
     for index, one in enumerate(series):
         shift = (index - (len(series) - 1) / 2) * dodge
-        parts.append(_points(one, _category(index, len(series)), place, shift))
+        parts.append(_points(one, category(index, len(series)), place, shift))
         if named:
             x, y = place(*_end_of(one))
-            parts.append(_end_name(one, _category(index, len(series)), (x + shift, y), right, label_ys[index]))
+            parts.append(_end_name(one, category(index, len(series)), (x + shift, y), right, label_ys[index]))
     return picture(WIDTH, bottom + 50, title, *parts)
 
 
@@ -299,7 +411,8 @@ def _end_of(series: Series) -> tuple[float, float]:
     return _means(series)[-1]
 
 
-def _category(index: int, num_series: int) -> str:
+def category(index: int, num_series: int) -> str:
+    """The CSS class of one of so many series; too many share one colour."""
     return f"cat-{index}" if num_series <= NUM_CATEGORIES else "cat-many"
 
 
@@ -317,75 +430,3 @@ def _spread(wanted: Sequence[float], low: float, high: float, gap: float) -> lis
         spread[index] = min(spread[index], ceiling)
         ceiling = spread[index] - gap
     return spread
-
-
-def block_map(rows: Sequence[MapRow], columns: Sequence[MapColumn], title: str) -> str:
-    """Snapshots by blocks: equal blocks above each other are one cell, pale where several snapshots hold it.
-
-    The rows are put in the order of the prefix tree, so that a cell is as tall as the number of snapshots that
-    share the block with everything before it.
-    """
-    rows = _tree_order(rows)
-    holders = Counter(digest for row in rows for digest in set(row.digests))
-    height = max(3.0, min(20.0, 900 / max(1, len(rows))))
-    has_names = height >= MIN_NAMED_ROW_PX
-    left = min(270.0, max((text_width(row.name, 11.5) for row in rows), default=0) + 14) if has_names else 8.0
-    pitch = (WIDTH - left) / max(1, len(columns))
-    top = 50.0
-    parts = [_column_names(columns, left, pitch)]
-    for index, row in enumerate(rows if has_names else []):
-        y = top + (index + 0.5) * height + 4
-        parts.append(label(left - 10, y, shorten(row.name, 40), "row" if height >= 14 else "row tight", "end"))
-    for column, head in enumerate(columns):
-        tones: dict[str, int] = {}
-        start = 0
-        for digest, run in groupby(row.digests[column] for row in rows):
-            num_rows = len(list(run))
-            tone = None if holders[digest] == 1 else tones.setdefault(digest, len(tones) % NUM_CATEGORIES)
-            box = (left + column * pitch + 1, top + start * height + 0.75, pitch - 2, num_rows * height - 1.5)
-            owner = rows[start].name if holders[digest] == 1 else None
-            parts.append(_cell(box, head, holders[digest], tone, owner))
-            start += num_rows
-    return picture(WIDTH, top + len(rows) * height + 6, title, *parts)
-
-
-def _cell(
-    box: tuple[float, float, float, float], column: MapColumn, num_holders: int, tone: int | None, owner: str | None
-) -> str:
-    x, y, width, height = box
-    size = f" ({column.note})" if column.note else ""
-    whose = f"only in {owner}" if owner else f"held once for {num_holders} snapshots"
-    css = "mark own" if tone is None else f"mark shared tone-{tone}"
-    hint = tooltip(f"{column.name}{size}: {whose}")
-    height = max(height, 1.0)
-    rect = tag("rect", hint, x=x, y=y, width=width, height=height, rx=min(3.0, height / 3), class_=css)
-    fits = tone is not None and height >= 15 and width > text_width(str(num_holders), 11) + 4
-    middle = label(x + width / 2, y + height / 2 + 4, str(num_holders), "inside on-shared", "middle") if fits else ""
-    return rect + middle
-
-
-def _column_names(columns: Sequence[MapColumn], left: float, pitch: float) -> str:
-    """The names and notes above the columns, every n-th one where all would not fit."""
-    longest = max((max(text_width(one.name, 11), text_width(one.note, 10.5)) for one in columns), default=0) + 6
-    step = max(1, math.ceil(longest / pitch))
-    parts = []
-    for index in range(0, len(columns), step):
-        centred = step == 1
-        x = left + (index + 0.5) * pitch if centred else left + index * pitch + 1
-        anchor = "middle" if centred else "start"
-        parts.append(label(x, 24, columns[index].name, "head", anchor))
-        parts.append(label(x, 40, columns[index].note, "tick", anchor))
-    return tag("g", *parts)
-
-
-def _tree_order(rows: Sequence[MapRow]) -> list[MapRow]:
-    """The rows with equal prefixes beside each other, those that go along with the most others first."""
-    num_with: Counter[tuple[str, ...]] = Counter()
-    for row in rows:
-        num_with.update(row.digests[:length] for length in range(1, len(row.digests) + 1))
-
-    def key(row: MapRow) -> tuple:
-        prefixes = (row.digests[:length] for length in range(1, len(row.digests) + 1))
-        return tuple((-num_with[prefix], prefix[-1]) for prefix in prefixes)
-
-    return sorted(rows, key=key)

@@ -55,7 +55,7 @@ def write_contact_sheet(dataset: Dataset, bad_paths: Collection[Path], out_path:
     Raises:
         DataError: the file can't be written.
     """
-    labels = _evenly_chosen(len(dataset.classes), MAX_CLASSES)
+    labels = evenly_chosen(len(dataset.classes), MAX_CLASSES)
     widths = _num_columns([split for split in SPLITS if split in dataset.splits])
     bad = frozenset(bad_paths)
     rows = {
@@ -63,7 +63,8 @@ def write_contact_sheet(dataset: Dataset, bad_paths: Collection[Path], out_path:
         for label in labels
     }
     paths = [item.path for row in rows.values() for cell in row.values() for item in cell.items]
-    tiles = dict(zip(paths, for_each_image(lambda i: _tile(paths[i], bad), range(len(paths))), strict=True))
+    drawn = for_each_image(lambda i: None if paths[i] in bad else square_tile(paths[i]), range(len(paths)))
+    tiles = dict(zip(paths, drawn, strict=True))
     sheet = _draw(dataset, rows, widths, tiles)
     try:
         check_sheet_path(out_path)
@@ -72,7 +73,7 @@ def write_contact_sheet(dataset: Dataset, bad_paths: Collection[Path], out_path:
         raise DataError(f"--sheet {out_path}: can't be written: {error.strerror or error}") from None
 
 
-def _evenly_chosen(num_all: int, num_wanted: int) -> list[int]:
+def evenly_chosen(num_all: int, num_wanted: int) -> list[int]:
     """At most so many of the indices below `num_all`, first and last among them, at even distances."""
     if num_all <= num_wanted:
         return list(range(num_all))
@@ -96,10 +97,8 @@ def _cell(dataset: Dataset, split: str, label: int, num_shown: int, bad: frozens
     return Cell((*bad_items, *(good_items[i] for i in sorted(picked))), len(items))
 
 
-def _tile(path: Path, bad: frozenset[Path]) -> Image.Image | None:
-    """The image's central square at the tile's size; None when it is bad. Small images keep their pixels' edges."""
-    if path in bad:
-        return None
+def square_tile(path: Path) -> Image.Image | None:
+    """The image's central square, 112 pixels wide; None when it is bad. Small images keep their pixels' edges."""
     try:
         image = read_image(path)
     except DataError:

@@ -32,7 +32,9 @@ class HeldSnapshot:
 class Holdings:
     """The snapshots of a run that its store holds, and the size of the whole store.
 
-    `problem` says in a sentence why nothing is known of the store, and is empty where it could be read.
+    Attributes:
+        problem: why nothing is known of the store, in a sentence; empty where it could be read.
+        finetunes: (base, dataset, metrics) of the store's snapshots that started from one of the run's.
     """
 
     store_dir: Path | None
@@ -41,6 +43,7 @@ class Holdings:
     bytes_on_disk: int = 0
     bytes_if_copied: int = 0
     problem: str = ""
+    finetunes: tuple[tuple[str, str, dict[str, float]], ...] = ()
 
     @property
     def saved_share(self) -> float | None:
@@ -60,16 +63,28 @@ class Holdings:
         return own, once, sum(sizes[digest] * count for digest, count in holders.items() if count > 1)
 
 
-def read_holdings(run: Run) -> Holdings:
-    """What the store named in the run's configuration holds of the snapshots the run made or searched."""
-    store_dir = _find_store(run)
+def read_holdings(run: Run) -> tuple[Holdings, ...]:
+    """What each store that the run names holds of the snapshots it made or searched; one at least."""
+    names = list(dict.fromkeys([*_named(run.config.get("store")), *_searched_stores(run)]))
+    if not names:
+        unknown = "The run's configuration names no store, so which snapshots share which blocks can't be shown."
+        return (Holdings(None, problem=unknown),)
+    found = [_read_store(name, run) for name in names]
+    told = [one for one in found if one.snapshots]
+    return tuple(told or found[:1])
+
+
+def _read_store(name: str, run: Run) -> Holdings:
+    store_dir = _find_store(name, run)
     if store_dir is None:
-        named = run.config.get("store")
-        where = f"No store stands at {named}" if named else "The run's configuration names no store"
-        return Holdings(None, problem=f"{where}, so which snapshots share which blocks can't be shown.")
+        problem = f"No store stands at {name}, so which snapshots share which blocks can't be shown."
+        return Holdings(None, problem=problem)
     try:
         store = Store.open(store_dir)
-        manifests, stats = _manifests(store, _snapshots_of(run)), store.stats()
+        wanted = _snapshots_of(run)
+        summaries, stats = store.summaries(), store.stats()
+        manifests = _manifests(store, [one.id for one in summaries if one.id in wanted])
+        started = _manifests(store, [one.id for one in summaries if one.base in wanted and one.dataset])
         names = {snapshot: name for name, snapshot in sorted(store.refs().items(), reverse=True)}
     except RaysnapError as error:
         return Holdings(store_dir, problem=f"The store at {store_dir} can't be read: {error}")
@@ -91,28 +106,35 @@ def read_holdings(run: Run) -> Holdings:
         num_in_store=stats["num_snapshots"],
         bytes_on_disk=stats["bytes_on_disk"],
         bytes_if_copied=stats["bytes_if_copied"],
+        finetunes=tuple((one.base, one.dataset.name, one.metrics) for one in started if one.base and one.dataset),
     )
 
 
-def _manifests(store: Store, wanted: set[str]) -> list[Manifest]:
-    """The manifests of the wanted snapshots that the store has; damaged ones are logged and left out."""
+def _manifests(store: Store, ids: list[str]) -> list[Manifest]:
+    """The manifests of these snapshots; damaged ones are logged and left out."""
     found = []
-    for summary in store.summaries():
-        if summary.id in wanted:
-            try:
-                found.append(store.manifest(summary.id))
-            except RaysnapError as error:
-                logger.warning("snapshot %s is left out of the report: %s", summary.id, error)
+    for snapshot in ids:
+        try:
+            found.append(store.manifest(snapshot))
+        except RaysnapError as error:
+            logger.warning("snapshot %s is left out of the report: %s", snapshot, error)
     return found
 
 
-def _find_store(run: Run) -> Path | None:
-    """The run's store: as configured, or beside the run directory where both were moved together."""
-    named = run.config.get("store")
-    if not isinstance(named, str) or not named:
-        return None
-    beside = (run.run_dir.resolve().parent / Path(named).name, run.run_dir.resolve().parent.parent / Path(named).name)
-    return next((path for path in (Path(named), *beside) if (path / "store.json").is_file()), None)
+def _find_store(name: str, run: Run) -> Path | None:
+    """The store: as named, among the run's synthetic sets, or beside the run directory where both were moved."""
+    here = run.run_dir.resolve()
+    sets = [Path(folder) / name for folder in _named(run.config.get("synthetic_dir"))]
+    places = (Path(name), *sets, here.parent / Path(name).name, here.parent.parent / Path(name).name)
+    return next((path for path in places if (path / "store.json").is_file()), None)
+
+
+def _named(value: object) -> list[str]:
+    return [one for one in (value if isinstance(value, list) else [value]) if isinstance(one, str) and one]
+
+
+def _searched_stores(run: Run) -> list[str]:
+    return [store for search in run.searches for store in _named(dict(search.setting).get("store"))]
 
 
 def _snapshots_of(run: Run) -> set[str]:

@@ -9,30 +9,35 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from statistics import median_low, quantiles
 from typing import Any
 
 from raysnap.config import read_yaml
 from raysnap.errors import ConfigError, DataError, UsageError
+from raysnap.lenient import mapping, number, numbers, sequence, text, whole
 from raysnap.quantities import plural
 from raysnap.runs import read_rows
+from raysnap.searches import Question, Search, questions_of, search_of
 from raysnap.svg import clean
 
 logger = logging.getLogger(__name__)
 
-PHASES = ("plan", "load_blocks", "decode", "inference", "proxy")
-# Whose ranking is shown: those that score every candidate on every item come first.
-REFERENCE_ORDER = ("baseline", "shared", "nested", "shift", "alsatian")
-NOISY_SPREAD = 0.10
+NO_FAILURE = ("done", "stopped")  # a scheduler that stops a trial did what it is for
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One row of a `generate` run; what the row does not say is `None`."""
+    """One row of a `generate`, `synthesize` or `sweep` run; what the row does not say is `None` or empty.
+
+    Attributes:
+        epochs: the numbers of each epoch, in order.
+        point: what a sweep sampled for it, by dotted key.
+        objective: what the sweep compares trials by, at the kept epoch.
+        stopped: why it ended before its last epoch.
+        predictions: where its test predictions lie, relative to the run directory.
+    """
 
     name: str
     role: str
@@ -46,7 +51,7 @@ class Trial:
     snapshot: str | None
     val_accuracy: float | None
     test_accuracy: float | None
-    curve: tuple[tuple[float, float], ...]
+    epochs: tuple[dict[str, float], ...]
     train_s: float | None
     total_s: float | None
     wall_s: float | None
@@ -55,119 +60,34 @@ class Trial:
     num_parameters: float | None
     new_bytes: float | None
     snapshot_bytes: float | None
+    base: str | None = None
+    metrics: dict[str, float] = field(default_factory=dict)
+    timings_s: dict[str, float] = field(default_factory=dict)
+    point: dict[str, Any] = field(default_factory=dict)
+    sample: int | None = None
+    objective: float | None = None
+    stopped: str | None = None
+    predictions: str | None = None
+    note: str | None = None
 
     @property
     def is_done(self) -> bool:
-        """Whether the trial left a snapshot."""
+        """Whether the trial ran to its end."""
         return self.status == "done"
 
-
-@dataclass(frozen=True)
-class RankedSnapshot:
-    """One line of a search's ranking."""
-
-    rank: int
-    snapshot: str
-    name: str
-    score: float | None
-    num_train: int | None
-    num_test: int | None
-    is_tied: bool
-
-
-@dataclass(frozen=True)
-class Search:
-    """One timed search: one row of a `bench` run."""
-
-    cell: str
-    repeat: int
-    status: str
-    error: str | None
-    method: str
-    proxy: str
-    dataset: str
-    num_candidates: int
-    ranking: tuple[RankedSnapshot, ...]
-    phases_s: dict[str, float]
-    total_s: float | None
-    work: dict[str, float]
-    peak_activation_bytes: float | None
-    skipped: tuple[tuple[str, str], ...]
+    @property
+    def has_failed(self) -> bool:
+        """Whether something went wrong with it."""
+        return self.status not in NO_FAILURE
 
     @property
-    def is_done(self) -> bool:
-        """Whether the search finished and was timed."""
-        return self.status == "done" and self.total_s is not None
+    def curve(self) -> tuple[tuple[float, float], ...]:
+        """(epoch, validation accuracy) in order."""
+        return self.curve_of("val_accuracy")
 
-    @property
-    def scores(self) -> dict[str, float]:
-        """The score of each snapshot that got one."""
-        return {one.snapshot: one.score for one in self.ranking if one.score is not None}
-
-
-@dataclass(frozen=True)
-class MethodRuns:
-    """The finished repeats of one method on one question."""
-
-    method: str
-    searches: tuple[Search, ...]
-
-    @property
-    def totals_s(self) -> list[float]:
-        """The time of each repeat."""
-        return [search.total_s for search in self.searches]
-
-    @cached_property
-    def median_run(self) -> Search:
-        """The repeat with the (lower) median time, so that its phases add up to its total."""
-        middle = median_low(self.totals_s)
-        return next(search for search in self.searches if search.total_s == middle)
-
-    @property
-    def median_s(self) -> float:
-        """The (lower) median of the times."""
-        return self.median_run.total_s
-
-    @property
-    def is_noisy(self) -> bool:
-        """Whether the inter-quartile range of the times passes 10 % of their median."""
-        if len(self.searches) < 2:
-            return False
-        low, _, high = quantiles(self.totals_s, n=4, method="inclusive")
-        return high - low > NOISY_SPREAD * self.median_s
-
-
-@dataclass(frozen=True)
-class Question:
-    """One dataset asked about with one proxy: the methods that answered it, slowest first."""
-
-    dataset: str
-    proxy: str
-    methods: tuple[MethodRuns, ...]
-
-    def method(self, name: str) -> MethodRuns | None:
-        """The runs of one method; None where it did not run."""
-        return next((one for one in self.methods if one.method == name), None)
-
-    @property
-    def reference(self) -> MethodRuns:
-        """The method whose ranking is shown."""
-        known = [self.method(name) for name in REFERENCE_ORDER]
-        return next((one for one in known if one), self.methods[0])
-
-    @property
-    def slowest(self) -> MethodRuns:
-        """What speed-ups are measured against: `baseline`, or the slowest where it was not run."""
-        return self.method("baseline") or self.methods[0]
-
-    @property
-    def fastest(self) -> MethodRuns:
-        """The method with the smallest median."""
-        return self.methods[-1]
-
-    def speed_up(self, one: MethodRuns) -> float:
-        """How many times faster a method is than what speed-ups are measured against."""
-        return self.slowest.median_s / one.median_s if one.median_s > 0 else math.nan
+    def curve_of(self, metric: str) -> tuple[tuple[float, float], ...]:
+        """(epoch, value) of one metric in order, where it is known."""
+        return tuple((one["epoch"], one[metric]) for one in self.epochs if metric in one)
 
 
 @dataclass(frozen=True)
@@ -188,13 +108,13 @@ class Run:
 
     @property
     def done_trials(self) -> list[Trial]:
-        """The trials that left a snapshot, bases too."""
+        """The trials that ran to their end, bases too."""
         return [trial for trial in self.trials if trial.is_done]
 
     @property
     def finetunes(self) -> list[Trial]:
         """The trials that started from a base."""
-        return [trial for trial in self.trials if trial.role != "base"]
+        return [trial for trial in self.trials if trial.role not in ("base", "synthetic")]
 
     @property
     def timed_trials(self) -> list[Trial]:
@@ -210,38 +130,45 @@ class Run:
     @cached_property
     def questions(self) -> tuple[Question, ...]:
         """What the finished searches were asked, each with the methods that answered."""
-        return _questions(self.searches)
+        return questions_of(self.searches)
+
+    @property
+    def is_sweep(self) -> bool:
+        """Whether its trials differ in what a search space says."""
+        return self.config.get("kind") == "sweep" or any(trial.point for trial in self.trials)
 
 
 def read_run(run_dir: Path) -> Run:
-    """What `run_dir`, and the `bench` folder nested in it, hold.
+    """What `run_dir`, and the `bench` folder nested in it, hold; or the searches that `search --json` printed.
+
+    Those are told by a file ending in `.json`, or by a folder of such files that is no run directory.
 
     Raises:
         UsageError: there is no such folder.
         DataError: it holds no results, or results that can't be read.
     """
-    if not run_dir.is_dir():
-        found = "a file" if run_dir.exists() else "nothing there"
-        raise UsageError(f"{run_dir}: expected a run directory, found {found}")
-    parts = [part for part in (run_dir, run_dir / "bench") if (part / "results.jsonl").is_file()]
-    if not parts:
-        raise DataError(f"{run_dir}: expected a run directory with results.jsonl in it, found none; run the job first")
     remarks: list[str] = []
-    rows = [row for part in parts for row in _read_rows(part / "results.jsonl", remarks)]
+    parts = [part for part in (run_dir, run_dir / "bench") if (part / "results.jsonl").is_file()]
+    rows = [row for part in parts for row in _read_rows(part / "results.jsonl", remarks)] or _printed_searches(run_dir)
+    if not parts and not rows:
+        if not run_dir.is_dir():
+            found = "a file" if run_dir.exists() else "nothing there"
+            raise UsageError(f"{run_dir}: expected a run directory, found {found}")
+        raise DataError(f"{run_dir}: expected a run directory with results.jsonl in it, found none; run the job first")
     trials = tuple({trial.name: trial for trial in map(_trial, _rows_with(rows, "trial"))}.values())
-    searches = {(one.cell, one.repeat): one for one in map(_search, _rows_with(rows, "method"))}
+    searches = {(one.cell, one.repeat): one for one in map(search_of, _rows_with(rows, "method"))}
     planned = _read_rows(run_dir / "trials.jsonl", remarks) if (run_dir / "trials.jsonl").is_file() else []
     unfinished = {str(row.get("id", row.get("trial"))) for row in planned} - {trial.name for trial in trials}
     unfinished -= {one.cell for one in searches.values()}
     if not trials and not searches and not unfinished:
         raise DataError(f"{run_dir}/results.jsonl: expected a row per trial or search, found none; run the job first")
-    config, config_text = _read_config(parts[0])
+    config, config_text = _read_config(parts[0]) if parts else ({}, "")
     return Run(
         name=clean(run_dir.resolve().name),
         run_dir=run_dir,
         config=config,
         config_text=config_text,
-        env=_read_env(parts, remarks),
+        env=_read_env(parts, remarks) if parts else {},
         trials=trials,
         num_unfinished=len(unfinished),
         searches=tuple(searches.values()),
@@ -251,16 +178,21 @@ def read_run(run_dir: Path) -> Run:
     )
 
 
-def _questions(searches: Iterable[Search]) -> tuple[Question, ...]:
-    by_question: dict[tuple[str, str], dict[str, list[Search]]] = {}
-    for search in searches:
-        if search.is_done:
-            by_question.setdefault((search.dataset, search.proxy), {}).setdefault(search.method, []).append(search)
-    questions = []
-    for (dataset, proxy), by_method in by_question.items():
-        methods = [MethodRuns(method, tuple(runs)) for method, runs in by_method.items()]
-        questions.append(Question(dataset, proxy, tuple(sorted(methods, key=lambda one: -one.median_s))))
-    return tuple(questions)
+def _printed_searches(path: Path) -> list[dict[str, Any]]:
+    """Rows made of the documents of `search --json` in the file or folder `path`; none where there is none."""
+    files = (
+        sorted(path.glob("*.json")) if path.is_dir() else [path] if path.suffix == ".json" and path.is_file() else []
+    )
+    rows = []
+    for file in files:
+        try:
+            document = json.loads(file.read_text("utf-8"))
+        except (OSError, ValueError, RecursionError):
+            continue
+        if "ranking" in mapping(document) and text(document.get("method")):
+            facts = {"cell": file.stem, "method": document["method"], "status": "done"}
+            rows.append(_cleaned(facts | {"search": document}))
+    return rows
 
 
 def _rows_with(rows: list[dict[str, Any]], key: str) -> list[dict[str, Any]]:
@@ -315,22 +247,21 @@ def _cleaned(value: Any) -> Any:
 
 def _trial(row: dict[str, Any]) -> Trial:
     metrics, timings_s = mapping(row.get("metrics")), mapping(row.get("timings_s"))
-    epochs = [mapping(epoch) for epoch in sequence(row.get("history"))]
-    curve = [(number(epoch.get("epoch")), number(epoch.get("val_accuracy"))) for epoch in epochs]
+    epochs = [numbers(epoch) for epoch in sequence(row.get("history"))]
     return Trial(
         name=str(row["trial"]),
-        role=_text(row.get("role")) or "finetune",
-        status=_text(row.get("status")) or "unknown",
-        error=_text(row.get("error")),
-        architecture=_text(row.get("architecture")) or "unknown",
-        dataset=_text(row.get("dataset")),
-        retrain_index=_whole(row.get("retrain_index")),
-        num_blocks=_whole(row.get("num_blocks")),
-        num_classes=_whole(row.get("num_classes")),
-        snapshot=_text(row.get("snapshot")),
+        role=text(row.get("role")) or "finetune",
+        status=text(row.get("status")) or "unknown",
+        error=text(row.get("error")),
+        architecture=text(row.get("architecture")) or "unknown",
+        dataset=text(row.get("dataset")),
+        retrain_index=whole(row.get("retrain_index")),
+        num_blocks=whole(row.get("num_blocks")),
+        num_classes=whole(row.get("num_classes")),
+        snapshot=text(row.get("snapshot")),
         val_accuracy=number(metrics.get("val_accuracy")),
         test_accuracy=number(metrics.get("test_accuracy")),
-        curve=tuple(sorted((x, y) for x, y in curve if x is not None and y is not None)),
+        epochs=tuple(sorted((one for one in epochs if "epoch" in one), key=lambda one: one["epoch"])),
         train_s=number(timings_s.get("train")),
         total_s=number(timings_s.get("total")),
         wall_s=number(row.get("wall_s")),
@@ -339,72 +270,13 @@ def _trial(row: dict[str, Any]) -> Trial:
         num_parameters=number(row.get("num_parameters")),
         new_bytes=number(row.get("new_bytes")),
         snapshot_bytes=number(row.get("snapshot_bytes")),
+        base=text(row.get("base")),
+        metrics=numbers(metrics),
+        timings_s=numbers(timings_s),
+        point=mapping(row.get("point")),
+        sample=whole(row.get("sample")),
+        objective=number(row.get("objective")),
+        stopped=text(row.get("stopped")),
+        predictions=text(row.get("predictions")),
+        note=text(row.get("note")),
     )
-
-
-def _search(row: dict[str, Any]) -> Search:
-    search = mapping(row.get("search"))
-    timings_s = mapping(search.get("timings_s"))
-    phases_s = {phase: max(0.0, number(timings_s.get(phase)) or 0.0) for phase in PHASES}
-    total_s = number(timings_s.get("total"))
-    phases_s["rest"] = max(0.0, (total_s or 0.0) - math.fsum(phases_s.values()))
-    work = {key: number(value) for key, value in mapping(search.get("work")).items()}
-    return Search(
-        cell=_text(row.get("cell")) or "",
-        repeat=_whole(row.get("repeat")) or 0,
-        status=_text(row.get("status")) or "unknown",
-        error=_text(row.get("error")),
-        method=str(row["method"]),
-        proxy=_text(row.get("proxy")) or "unknown",
-        dataset=_text(row.get("dataset")) or "unknown",
-        num_candidates=_whole(search.get("num_candidates")) or 0,
-        ranking=tuple(_ranked(mapping(one), rank) for rank, one in enumerate(sequence(search.get("ranking")), start=1)),
-        phases_s=phases_s,
-        total_s=total_s,
-        work={key: value for key, value in work.items() if value is not None},
-        peak_activation_bytes=number(search.get("peak_activation_bytes")),
-        skipped=tuple(
-            (str(one.get("snapshot")), str(one.get("error"))) for one in map(mapping, sequence(search.get("skipped")))
-        ),
-    )
-
-
-def _ranked(row: dict[str, Any], position: int) -> RankedSnapshot:
-    snapshot = _text(row.get("snapshot")) or f"candidate {position}"
-    return RankedSnapshot(
-        rank=_whole(row.get("rank")) or position,
-        snapshot=snapshot,
-        name=_text(row.get("name")) or snapshot[:12],
-        score=number(row.get("score")),
-        num_train=_whole(row.get("num_train")),
-        num_test=_whole(row.get("num_test")),
-        is_tied=row.get("tied_with_best") is True,
-    )
-
-
-def number(value: Any) -> float | None:
-    """The value where it is a finite number, else `None`."""
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    try:
-        return float(value) if is_number and math.isfinite(value) else None
-    except OverflowError:
-        return None
-
-
-def mapping(value: Any) -> dict[str, Any]:
-    """The value where it is a JSON object, else an empty one."""
-    return value if isinstance(value, dict) else {}
-
-
-def sequence(value: Any) -> list[Any]:
-    """The value where it is a JSON array, else an empty one."""
-    return value if isinstance(value, list) else []
-
-
-def _whole(value: Any) -> int | None:
-    found = number(value)
-    return int(found) if found is not None else None
-
-
-def _text(value: Any) -> str | None:
-    return value if isinstance(value, str) and value else None

@@ -6,20 +6,27 @@ Sentences are `Markup`: whatever a name holds, it is escaped by `Markup.format`.
 from __future__ import annotations
 
 from collections import Counter
-from pathlib import PurePath
-from statistics import median
+from statistics import geometric_mean, median
 
 from markupsafe import Markup
 
 from raysnap.holdings import Holdings
+from raysnap.lenient import number
 from raysnap.quantities import bytes_text, plural, ratio_text, score_text, seconds_text, share_text
-from raysnap.records import Question, RankedSnapshot, Run, Trial, number
+from raysnap.records import Run, Trial
+from raysnap.searches import Question, RankedSnapshot, short_dataset
+from raysnap.sweeps import Comparison, Sweep, point_text, sweep_of, training_s, value_text
 
 MAX_QUESTIONS_TOLD = 3
+MAX_COMPARISONS_TOLD = 4
 
 
 def headline(run: Run) -> Markup:
     """The one thing to take away from the run; names in it are `<span class="name">`."""
+    sweep = sweep_of(run)
+    if sweep and sweep.best:
+        chosen = point_text(sweep.best, sweep.parameters) or sweep.best.name
+        return Markup("Best of {}: {}").format(plural(len(sweep.trials), "trial"), _name(chosen))
     if len(run.questions) == 1:
         winner, asked = best_of(run.questions[0]), _name(short_dataset(run.questions[0].dataset))
         origin = run.trial_of.get(winner.snapshot) if winner else None
@@ -35,6 +42,9 @@ def headline(run: Run) -> Markup:
     num_datasets = len({trial.dataset for trial in done})
     if done:
         return Markup("{} from {}").format(plural(len(done), "snapshot"), plural(num_datasets, "dataset"))
+    synthetic = [trial for trial in run.done_trials if trial.role == "synthetic"]
+    if synthetic:
+        return Markup("{}").format(plural(len(synthetic), "synthetic snapshot"))
     return Markup("No search of this run finished" if run.searches else "No trial of this run finished")
 
 
@@ -45,14 +55,18 @@ def _name(name: str) -> Markup:
 def sentences(run: Run, holdings: Holdings) -> list[Markup]:
     """What was trained, which snapshot is the best start, which method is the fastest, what the store saved."""
     told = []
-    if run.trials or run.num_unfinished:
+    sweep = sweep_of(run)
+    if sweep:
+        told += sweep_sentences(sweep)
+    if run.finetunes or run.num_unfinished:
         told.append(_training(run))
-    for question in run.questions[:MAX_QUESTIONS_TOLD]:
-        told.append(_winner(question, run))
-        told.append(_speed(question))
-    if len(run.questions) > MAX_QUESTIONS_TOLD:
-        more = len(run.questions) - MAX_QUESTIONS_TOLD
-        told.append(Markup("{} told below.").format(plural(more, "more ranking is", "more rankings are")))
+    if len(run.questions) <= MAX_QUESTIONS_TOLD:
+        for question in run.questions:
+            told += [_winner(question, run), _speed(question)]
+    else:
+        first = {question.dataset: question for question in reversed(run.questions)}
+        told += _overall_speed(run)
+        told += [_winner(question, run) for question in list(first.values())[::-1][:MAX_QUESTIONS_TOLD]]
     told.append(_savings(run, holdings))
     return [sentence for sentence in told if sentence]
 
@@ -60,13 +74,21 @@ def sentences(run: Run, holdings: Holdings) -> list[Markup]:
 def key_figures(run: Run, holdings: Holdings) -> list[tuple[str, str]]:
     """Up to four (figure, caption) to see before reading."""
     figures = []
+    sweep = sweep_of(run)
     if run.finetunes or run.num_unfinished:
         num_done = sum(trial.is_done for trial in run.finetunes)
+        num_stopped = sum(not trial.has_failed for trial in run.finetunes) - num_done
+        stopped = f", {num_stopped:,} stopped by the scheduler or the clock" if num_stopped else ""
         num_wanted = len(run.finetunes) + run.num_unfinished
-        figures.append((f"{num_done:,}", f"of {plural(num_wanted, 'fine-tune')} done"))
+        figures.append((f"{num_done:,}", f"of {plural(num_wanted, 'fine-tune')} done{stopped}"))
     best = best_of(run.questions[0]) if len(run.questions) == 1 else None
     if best and best.score is not None:
         figures.append((score_text(best.score), f"best {run.questions[0].proxy} score"))
+    elif sweep and sweep.best:
+        best_text = sweep.objective_text(sweep.best.objective)
+        figures.append((best_text, f"best {sweep.metric_name}"))
+        known_s = [seconds for trial in sweep.trials if (seconds := training_s(trial)) is not None]
+        figures.append((seconds_text(sum(known_s)), f"training time of {plural(len(known_s), 'model')} in all"))
     elif not run.questions:
         accuracies = [trial.val_accuracy for trial in run.finetunes if trial.val_accuracy is not None]
         figures.extend([(score_text(max(accuracies)), "best val accuracy")] if accuracies else [])
@@ -77,6 +99,52 @@ def key_figures(run: Run, holdings: Holdings) -> list[tuple[str, str]]:
     if holdings.saved_share is not None:
         figures.append((share_text(max(0.0, holdings.saved_share)), "of the store's bytes saved"))
     return figures
+
+
+def sweep_sentences(sweep: Sweep) -> list[Markup]:
+    """Which trial is the best, and what each parameter with few values is worth."""
+    best = sweep.best
+    if best is None:
+        return [Markup("No trial of the sweep finished, so there is no best one.")]
+    test = best.metrics.get("test_accuracy")
+    text = Markup("The best trial, <b class='name'>{}</b>, reaches {} <b>{}</b>{}").format(
+        best.name,
+        sweep.metric_name,
+        sweep.objective_text(best.objective),
+        f" in epoch {best.metrics['best_epoch']:.0f}" if "best_epoch" in best.metrics else "",
+    )
+    told = [text + (Markup(" and test accuracy <b>{}</b>.").format(score_text(test)) if test is not None else ".")]
+    sure = [one for one in sweep.comparisons if one.num_pairs > 1]
+    return told + [comparison_sentence(one, sweep) for one in sure[:MAX_COMPARISONS_TOLD]]
+
+
+def comparison_sentence(one: Comparison, sweep: Sweep) -> Markup:
+    """What one value of a parameter is worth against another, and from how many pairs that is known."""
+    pair = Markup("<b>{}</b>: <b class='name'>{}</b>").format(one.parameter.label, value_text(one.better))
+    other = _name(value_text(one.worse))
+    metric = sweep.metric_name
+    if one.gain == 0:
+        text = pair + Markup(" and {} do equally well by {}").format(other, metric)
+    elif one.num_pairs == 1:
+        text = pair + Markup(" beats {} by {:.3f} {} in the one pair that differs in nothing else").format(
+            other, one.gain, metric
+        )
+    elif one.num_pairs:
+        text = pair + Markup(" beats {} in {} of {}, by {:.3f} {} on average{}").format(
+            other,
+            one.num_better,
+            f"{plural(one.num_pairs, 'pair')} that differ in nothing else",
+            one.gain,
+            metric,
+            f" ({one.least_gain:+.3f} to {one.most_gain:+.3f})" if one.most_gain > one.least_gain else "",
+        )
+    else:
+        text = pair + Markup(
+            " has a median {:.3f} {} better than {}, among trials that differ in other things, too"
+        ).format(one.gain, metric, other)
+    if one.time_ratio is not None:
+        text += Markup("; its training takes {:.2f}× as long").format(one.time_ratio)
+    return text + "."
 
 
 def best_of(question: Question) -> RankedSnapshot | None:
@@ -94,11 +162,6 @@ def origin_text(trial: Trial | None) -> Markup:
     return Markup("fine-tuned on {}, r = {}").format(
         short_dataset(trial.dataset), "?" if trial.retrain_index is None else trial.retrain_index
     )
-
-
-def short_dataset(dataset: str | None) -> str:
-    """A dataset's name; of a path, its last part."""
-    return (PurePath(dataset).name or dataset) if dataset else "no dataset"
 
 
 def ranking_matches(question: Question, one: str, other: str) -> bool | None:
@@ -199,6 +262,30 @@ def _speed(question: Question) -> Markup:
         return text + "."
     same = "and its winner is as good." if lost <= 1e-9 else f"but its winner scores {lost:.3f} lower."
     return text + f", {same}"
+
+
+def _overall_speed(run: Run) -> list[Markup]:
+    """Each method's speed-up over all questions of a benchmark; noisy times count like others and are named."""
+    gains: dict[tuple[str, str], list[float]] = {}
+    for question in run.questions:
+        for one in question.methods:
+            if one is not question.slowest and question.speed_up(one) > 0:
+                gains.setdefault((one.method, question.slowest.method), []).append(question.speed_up(one))
+    told = [
+        Markup("Over {}, <b>{}</b> is <b>{}</b> faster than {}{}.").format(
+            plural(len(found), "question"),
+            method,
+            ratio_text(geometric_mean(found)),
+            against,
+            f" (geometric mean; {ratio_text(min(found))} to {ratio_text(max(found))})" if len(found) > 1 else "",
+        )
+        for (method, against), found in sorted(gains.items(), key=lambda item: -geometric_mean(item[1]))
+    ]
+    num_noisy = sum(one.is_noisy for question in run.questions for one in question.methods)
+    num_all = sum(len(question.methods) for question in run.questions)
+    if num_noisy:
+        told.append(Markup("{} of {} timings are noisy; each is marked and says why.").format(num_noisy, num_all))
+    return told
 
 
 def _savings(run: Run, holdings: Holdings) -> Markup:

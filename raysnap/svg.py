@@ -88,6 +88,17 @@ def ticks_within(low: float, high: float, num_ticks: int = 5) -> list[float]:
     return [value for value in ticks(low, high, num_ticks) if low - slack <= value <= high + slack]
 
 
+def log_ticks(low: float, high: float, max_ticks: int = 10) -> list[float]:
+    """Values between `low` and `high`, both positive, for a logarithmic axis: 1, 2 and 5 of each power, or 1 alone."""
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    for factors in ((1, 2, 5), (1, 3), (1,)):
+        values = [float(f"{factor}e{power}") for power in powers for factor in factors]
+        found = [value for value in values if low <= value <= high]
+        if len(found) <= max_ticks:
+            break
+    return found
+
+
 def _attribute(value: object) -> str:
     if isinstance(value, float):
         return f"{value:.2f}".rstrip("0").rstrip(".")

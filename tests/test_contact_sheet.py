@@ -50,7 +50,7 @@ def test_many_classes_are_chosen_evenly_from_first_to_last(tmp_path):
     dataset = make(tmp_path / "it", [f"c{index:03}" for index in range(60)], ("train",), num_images=2)
     write_contact_sheet(dataset, (), tmp_path / "sheet.png")
     assert num_tiles(pixels_of(tmp_path / "sheet.png"), COLOURS["train"]) == 2 * 20
-    chosen = contact_sheet._evenly_chosen(60, 20)
+    chosen = contact_sheet.evenly_chosen(60, 20)
     assert (len(chosen), chosen[0], chosen[-1]) == (20, 0, 59)
     assert {later - earlier for earlier, later in pairwise(chosen)} == {3, 4}
 

@@ -1,7 +1,9 @@
 """A report shows all that a run directory holds, loads nothing, and stands whatever went wrong."""
 
 import base64
+import csv
 import hashlib
+import io
 import json
 import re
 from html.parser import HTMLParser
@@ -10,13 +12,26 @@ from xml.etree import ElementTree
 
 import pytest
 import torch
+from report_runs import (
+    HOSTILE,
+    METHODS,
+    bench_row,
+    bench_run,
+    grid_sweep,
+    put_tree,
+    quickstart,
+    random_sweep,
+    ranking_of,
+    search,
+    sweep_trial,
+    trial,
+    write_images,
+    write_run,
+)
 
 from raysnap.errors import DataError, UsageError
 from raysnap.report import write_report
 from raysnap.store import Store
-
-HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>&amp; {{ 7 * 7 }} \x00\ud800"
-METHODS = {"baseline": 8.0, "shift": 5.0, "shared": 3.0, "alsatian": 2.0}
 
 
 class Page(HTMLParser):
@@ -42,84 +57,20 @@ class Page(HTMLParser):
         return [value for _, name, value in self.attributes if name == key]
 
 
-def trial(number: int, *, dataset="shapes-shape-a", status="done", name=None, snapshot=None, **more) -> dict:
-    accuracy = 0.5 + number / 1000
-    return {
-        "trial": name or f"{number:03d}-resnet18-{dataset}-r{number % 9}",
-        "role": "finetune",
-        "status": status,
-        "error": None if status == "done" else f"it went wrong at {number}",
-        "architecture": "resnet18",
-        "dataset": dataset,
-        "retrain_index": number % 9,
-        "num_blocks": 8,
-        "snapshot": snapshot or (f"{number:064x}" if status == "done" else None),
-        "metrics": {"val_accuracy": accuracy, "test_accuracy": accuracy} if status == "done" else {},
-        "history": [{"epoch": epoch, "val_accuracy": accuracy * epoch / 3} for epoch in (1, 2, 3)],
-        "timings_s": {"train": 1.5, "total": 2.0},
-        "new_bytes": 1000,
-        "snapshot_bytes": 4000,
-    } | more
-
-
-def search(method: str, repeat: int, ranking: list[dict], *, dataset="shapes-shape-b", total_s=None, **more) -> dict:
-    total_s = total_s or METHODS[method] * (1 + 0.01 * repeat)
-    return {
-        "cell": f"{dataset}.linear.{method}",
-        "repeat": repeat,
-        "status": "done",
-        "error": None,
-        "method": method,
-        "proxy": "linear",
-        "dataset": dataset,
-        "search": {
-            "method": method,
-            "num_candidates": len(ranking),
-            "ranking": ranking,
-            "timings_s": {"total": total_s, "plan": 0.1, "load_blocks": 0.2, "inference": total_s / 2, "proxy": 0.3},
-            "work": {"block_item_passes": 900, "flops": 1.5e9, "block_bytes_read": 10**6, "images_decoded": 100},
-            "peak_activation_bytes": 123_000,
-            "skipped": [],
-        },
-    } | more
-
-
-def ranking_of(trials: list[dict]) -> list[dict]:
-    done = [row for row in trials if row["snapshot"]]
-    return [
-        {
-            "rank": rank,
-            "snapshot": row["snapshot"],
-            "name": row["trial"],
-            "score": 0.9 - 0.01 * rank,
-            "num_train": 80,
-            "num_test": 20,
-            "tied_with_best": rank <= 2,
-        }
-        for rank, row in enumerate(done, start=1)
-    ]
-
-
-def write_run(run_dir: Path, rows: list, **config) -> Path:
-    run_dir.mkdir(parents=True, exist_ok=True)
-    (run_dir / "results.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
-    (run_dir / "config.yaml").write_text(json.dumps({"kind": "generate", "store": "no-such-store"} | config), "utf-8")
-    env = {"torch": "2.15.0", "cpu": "a CPU", "seed": 7, "gpus": [], "wall_s": 60.0, "stages_s": {"data": 5, "base": 9}}
-    (run_dir / "env.json").write_text(json.dumps(env), "utf-8")
-    return run_dir
-
-
-def quickstart(run_dir: Path, trials: list[dict], repeats: int = 3) -> Path:
-    write_run(run_dir, trials)
-    write_run(run_dir / "bench", [search(m, k, ranking_of(trials)) for m in METHODS for k in range(repeats)])
-    return run_dir
-
-
 def render(run_dir: Path) -> Page:
     page = Page(write_report(run_dir))
     for svg in re.findall(r"<svg.*?</svg>", page.html, re.DOTALL):
         ElementTree.fromstring(svg)
     return page
+
+
+def assert_harmless(page: Page) -> None:
+    """Nothing but the page's own script runs, and nothing is loaded or sent."""
+    assert page.tags.count("script") == 1
+    assert not any(key.startswith("on") for _, key, _ in page.attributes)
+    assert not {"iframe", "object", "embed", "base", "form", "foreignobject", "use", "animate"} & set(page.tags)
+    assert all(value.startswith("data:image/jpeg;base64,") for value in page.values("src"))
+    assert all(value.startswith(("#", "data:")) for value in page.values("href"))
 
 
 def some_trials() -> list[dict]:
@@ -175,9 +126,7 @@ def test_hostile_names_are_text_and_never_tags(tmp_path):
     write_run(run_dir / "bench", [search("shift", 0, ranking_of(rows), dataset=HOSTILE, proxy=HOSTILE)])
     (run_dir / "env.json").write_text(json.dumps({"cpu": HOSTILE, "started": HOSTILE, "stages_s": {HOSTILE: 3}}))
     page = render(run_dir)
-    assert page.tags.count("script") == 1
-    assert "img" not in page.tags
-    assert not any(key.startswith("on") for _, key, _ in page.attributes)
+    assert_harmless(page)
     assert "<script>alert(1)</script>" in page.text
     assert "{{ 7 * 7 }}" in page.text
 
@@ -300,7 +249,7 @@ def test_a_hundred_and_fifty_trials_make_a_page_of_bearable_length(tmp_path):
     trials = [trial(n, dataset=f"set-{n % 8}") for n in range(150)]
     page = render(quickstart(tmp_path / "run", trials))
     assert len(page.values("data-trial")) == 150
-    assert "Show all 150 candidates" in page.text
+    assert "Show all 150" in page.text
     assert len(page.html) < 2_000_000
 
 
@@ -332,7 +281,7 @@ def test_times_that_vary_are_flagged(tmp_path):
     rows += [search("alsatian", k, ranking, total_s=s) for k, s in enumerate((2.0, 2.01, 2.02))]
     page = render(write_run(tmp_path / "run", rows))
     assert page.text.count("noisy") == 1
-    assert "baseline: the middle half of the runs spreads over more than 10 % of the median" in page.text
+    assert "times of baseline with care: the middle half of its runs spreads over 44 % of the median" in page.text
 
 
 def put_family(store: Store, num_finetunes: int) -> list[str]:
@@ -377,3 +326,223 @@ def test_a_missing_store_is_said_and_the_runs_own_records_stand_in(tmp_path):
     page = render(write_run(tmp_path / "run", some_trials()))
     assert "No store stands at no-such-store" in page.text
     assert "its snapshots added 10.0 kB to the store; whole copies would take 40.0 kB" in page.text
+
+
+ATTACKS = [
+    "<script>alert(1)</script>",
+    '"><img src=x onerror=alert(1)>',
+    "'><svg onload=alert(1)>",
+    "javascript:alert(1)",
+    "</title><script>alert(1)</script>",
+    "</style><script>alert(1)</script>",
+    "</svg><iframe src=https://example.org>",
+    "{{ 7*7 }}{% raw %}${7*7}",
+    "<a href=//example.org onmouseover=alert(1)>x</a>",
+    "]]><!--<base href=https://example.org>",
+]
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_no_name_of_a_class_snapshot_run_or_value_becomes_markup(tmp_path, attack):
+    data_dir = tmp_path / "pets"
+    run_dir = grid_sweep(tmp_path / attack.replace("/", "∕"), data_dir)
+    rows = [json.loads(line) for line in (run_dir / "results.jsonl").read_text().splitlines()]
+    for row in rows:
+        row |= {"trial": f"{row['trial']} {attack}", "dataset": attack, "note": attack}
+        row["point"] |= {attack: attack if row["trial"] < "004" else "other", "base": attack + row["point"]["base"]}
+    rows += [bench_row(m, 0, ranking_of(rows), dataset=attack, store=attack, group=attack) for m in (attack, "shared")]
+    write_run(run_dir, rows, kind="sweep", space={attack: {"grid": [attack]}})
+    told = next(run_dir.glob("predictions/*.json"))
+    told.write_text(json.dumps(json.loads(told.read_text()) | {"classes": [attack, f"{attack}2", "owl"]}))
+    page = render(run_dir)
+    assert_harmless(page)
+    assert "example.org" not in "".join(page.values("src") + page.values("href"))
+    assert re.sub(r"\s+", " ", attack) in page.text
+
+
+def tables(run_dir: Path) -> dict[str, list[list[str]]]:
+    found = {
+        path.stem: list(csv.reader(io.StringIO(path.read_text("utf-8")))) for path in run_dir.glob("*_tables/*.csv")
+    }
+    assert found.keys() == {path.stem for path in run_dir.glob("*_tables/*.md")}
+    return found
+
+
+def test_every_table_of_the_page_is_written_as_csv_and_markdown(tmp_path):
+    run_dir = bench_run(tmp_path / "run")
+    page, written = render(run_dir), tables(run_dir)
+    shown = {value.removeprefix("table-") for tag, key, value in page.attributes if (tag, key) == ("table", "id")}
+    assert shown == written.keys()
+    header, *rows = written["timings_01"]
+    assert dict(zip(header, rows[0], strict=True))["median_s"] == "8.08"
+    lines = (run_dir / "report_tables" / "timings_01.md").read_text("utf-8").splitlines()
+    assert len({line.count("|") for line in lines if line.startswith("|")}) == 1
+    assert len([line for line in lines if line.startswith("|")]) == 2 + len(rows)
+
+
+def test_tables_go_beside_a_page_that_goes_elsewhere(tmp_path):
+    run_dir = write_run(tmp_path / "run", some_trials())
+    write_report(run_dir, tmp_path / "shown" / "first.html")
+    assert not (run_dir / "report_tables").exists()
+    assert (tmp_path / "shown" / "first_tables" / "trials.csv").is_file()
+
+
+@pytest.mark.parametrize(
+    "name", ["=HYPERLINK(1)", "+1", "-1", "@x", "a|b", "`c`", "<b>d</b>", "[e](f)", "g\nh", 'i"j,k']
+)
+def test_hostile_text_in_tables_is_no_formula_and_no_markup(tmp_path, name):
+    run_dir = write_run(tmp_path / "run", [trial(1, name=name), trial(2)])
+    write_report(run_dir)
+    (header, first, _), markdown = tables(run_dir)["trials"], (run_dir / "report_tables" / "trials.md").read_text()
+    assert dict(zip(header, first, strict=True))["trial"].split() == (f"'{name}" if name[0] in "=+-@" else name).split()
+    row = next(line for line in markdown.splitlines() if line.startswith("|") and "resnet18" in line)
+    assert not re.search(r"(?<!\\)[`\[<]", row)
+    assert len(re.findall(r"(?<!\\)\|", row)) == len(header) + 1
+
+
+def test_a_benchmarks_questions_stand_apart_by_what_was_varied(tmp_path):
+    page = render(bench_run(tmp_path / "run"))
+    assert page.text.count("Ranked by baseline") == 1  # the cache's state and these sizes changed no ranking
+    for question in ("80 train items, cache warm", "160 train items, cache cold"):
+        assert f"shapes-shape-b, {question}" in page.text
+    assert "Over 4 questions, alsatian is 4.0× faster than baseline (geometric mean; 4.0× to 4.0×)" in page.text
+    assert "shift with care: other processes took 34 % of the CPUs" in page.text
+    assert sum(value.startswith("mark bound") for value in page.values("class")) == 4 * 4
+    assert page.text.count("Rung by rung") == 4
+
+
+def test_a_run_that_was_to_be_cold_and_was_not_is_not_shown_as_cold(tmp_path):
+    ranking = ranking_of([trial(1), trial(2)])
+    rows = [bench_row("shared", k, ranking, cache="cold") for k in range(2)]
+    rows[1]["page_cache"]["state"] = "mixed"
+    page = render(write_run(tmp_path / "run", rows))
+    assert "cache cold" in page.text
+    assert "cache mixed, not cold as asked" in page.text
+
+
+def test_a_search_whose_time_is_not_split_is_drawn_as_one_piece(tmp_path):
+    row = search("shared", 0, ranking_of([trial(1), trial(2)]))
+    row["search"]["timings_s"] = {"total": 3.0}
+    page = render(write_run(tmp_path / "run", [row]))
+    assert "not split by phase: 3.00" in page.text
+    assert "mark phase-inference" not in page.values("class")
+
+
+def test_what_search_printed_makes_a_report(tmp_path):
+    document = search("nested", 0, ranking_of(some_trials()))["search"] | {"proxy": "linear", "dataset": "pets"}
+    (tmp_path / "found.json").write_text(json.dumps(document))
+    (tmp_path / "other.json").write_text("[]")
+    assert write_report(tmp_path / "found.json") == tmp_path / "found.html"
+    assert "The best start for pets is" in Page(tmp_path / "found.html").text
+    assert "The best start for pets is" in render(tmp_path).text
+
+
+def test_the_proxy_is_held_against_what_candidates_reached_once_fine_tuned(tmp_path):
+    starts = [trial(n, dataset="set-a") for n in range(4)]
+    reached = [0.9, 0.7, 0.8, 0.6]  # one of six pairs is the other way round: tau = (5 - 1) / 6
+    tuned = [
+        trial(10 + n, dataset="target", base=one["snapshot"], metrics={"val_accuracy": accuracy})
+        for n, (one, accuracy) in enumerate(zip(starts, reached, strict=True))
+    ]
+    run_dir = write_run(tmp_path / "run", [*starts, *tuned])
+    write_run(run_dir / "bench", [search("shared", 0, ranking_of(starts), dataset="target")])
+    page = render(run_dir)
+    assert "Kendall's tau between linear score and val accuracy is 0.67" in page.text
+    assert "the candidate the proxy put first ends 0.000 below the best one" in page.text
+
+
+def test_a_grid_answers_the_studys_questions_from_pairs_that_differ_in_nothing_else(tmp_path):
+    run_dir = grid_sweep(tmp_path / "run", tmp_path / "pets")
+    page = render(run_dir)
+    assert "Best of 8 trials: base = pretrained, retrain = last blocks, optimizer = adam" in page.text
+    assert (
+        "base: pretrained beats random in 4 of 4 pairs that differ in nothing else, by 0.250 val accuracy" in page.text
+    )
+    assert "optimizer: adam beats sgd in 4 of 4 pairs" in page.text
+    assert "8 of 8 trials overfit" in page.text
+    header, *rows = tables(run_dir)["training_times"]
+    totals = [float(row[header.index("training_s")]) for row in rows]
+    assert float(rows[-1][header.index("cumulative_s")]) == pytest.approx(sum(totals)) == pytest.approx(132)
+
+
+def test_a_pair_that_ends_the_other_way_round_is_told(tmp_path):
+    points = [("a", "x", 0.9), ("a", "y", 0.5), ("b", "x", 0.6), ("b", "y", 0.6)]
+    rows = [sweep_trial(n, {"one": one, "two": two}, accuracy) for n, (one, two, accuracy) in enumerate(points)]
+    page = render(write_run(tmp_path / "run", rows, kind="sweep"))
+    assert (
+        "one: a beats b in 1 of 2 pairs that differ in nothing else, by 0.100 val accuracy on average (-0.100 to"
+        in page.text
+    )
+    assert "two: x beats y in 1 of 2 pairs" in page.text
+
+
+def test_a_random_search_claims_no_pairs_and_shows_each_parameter(tmp_path):
+    run_dir = random_sweep(tmp_path / "run")
+    page = render(run_dir)
+    assert "beats" not in page.text
+    assert "among trials that differ in other things, too" in page.text
+    assert "15 trials ended before the last epoch because the scheduler" in page.text
+    assert "1 failure is named below" in page.text
+    assert page.values("class").count("mark thread best") == 1
+    assert sum(value.startswith("mark thread") for value in page.values("class")) == 30
+    assert tables(run_dir)["sweep_trials"][1][0] == "1"
+
+
+def test_a_metric_that_is_to_be_small_ranks_the_smallest_first(tmp_path):
+    rows = [sweep_trial(n, {"train.lr": lr}, 0.5, objective=lr * 10) for n, lr in enumerate((0.3, 0.1, 0.2))]
+    text = render(write_run(tmp_path / "run", rows, kind="sweep", metric="val_loss", mode="min")).text
+    assert "Best of 3 trials: lr = 0.1" in text
+    assert "lr: 0.1 beats 0.2 by 1.000 val loss in the one pair that differs in nothing else" in text
+
+
+def test_mistakes_are_shown_as_pictures_the_most_confident_first(tmp_path):
+    page = render(grid_sweep(tmp_path / "run", tmp_path / "pets"))
+    described = [value for value in page.values("alt") if value.startswith("A test image")]
+    assert described[:3] == [
+        "A test image of owl, taken for cat",
+        "A test image of dog, taken for owl",
+        "A test image of cat, taken for dog",
+    ]
+    assert len(described) == 3 + 12
+    assert "names 15 of 18 test images rightly: accuracy 0.833, macro-F1 0.833" in page.text
+    header, *rows = tables(tmp_path / "run")["classes"]
+    assert [row[header.index("recall")] for row in rows] == ["0.8333333333333334"] * 3
+
+
+def test_predictions_show_no_file_outside_their_dataset(tmp_path):
+    run_dir = grid_sweep(tmp_path / "run", tmp_path / "pets")
+    write_images(tmp_path / "secret", ["x"], 1)
+    told = next(run_dir.glob("predictions/*.json"))
+    document = json.loads(told.read_text())
+    document["paths"][0] = "../secret/test/x/0.png"
+    document["paths"][1] = str(tmp_path / "secret" / "test" / "x" / "0.png")
+    told.write_text(json.dumps(document))
+    assert "of 16 test images rightly" in render(run_dir).text
+
+
+def test_predictions_whose_images_are_gone_keep_their_figures(tmp_path):
+    run_dir = grid_sweep(tmp_path / "run", tmp_path / "pets")
+    told = next(run_dir.glob("predictions/*.json"))
+    told.write_text(json.dumps(json.loads(told.read_text()) | {"root": str(tmp_path / "gone")}))
+    page = render(run_dir)
+    assert "accuracy 0.833" in page.text
+    assert "img" not in page.tags
+    told.write_text("{")
+    assert "What the best model sees" not in render(run_dir).text
+
+
+def test_a_dataset_that_is_at_hand_is_shown(tmp_path):
+    write_images(tmp_path / "data" / "shapes-shape-a", ["cat", "dog"], 6)
+    page = render(write_run(tmp_path / "run", [trial(1)], data_dir=str(tmp_path / "data")))
+    assert page.values("alt")[:2] == ["An image of cat", "An image of dog"]
+    assert len(page.values("alt")) == 10
+    assert "2 classes, 12 train, 12 test images" in page.text
+
+
+def test_the_prefix_tree_of_a_store_names_each_snapshot_once(tmp_path):
+    trials = put_tree(Store.open(tmp_path / "store", create=True), 8, num_blocks=6)
+    page = render(write_run(tmp_path / "run", trials, store=str(tmp_path / "store")))
+    tree = re.search(r'<svg[^>]*aria-label="Prefix tree.*?</svg>', page.html, re.DOTALL)[0]
+    shown = [element.text for element in ElementTree.fromstring(tree).iter("text")]
+    assert all(shown.count(row["trial"]) == 1 for row in trials)
+    assert "8" in shown
