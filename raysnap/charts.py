@@ -144,7 +144,7 @@ def _bar(
         parts.append(tag("line", hint, x1=at, x2=at, y1=y - 4, y2=y + 28, class_="mark bound"))
     parts.append(label(x + 8, y + 17, value_text(_total(bar)), "value"))
     if bar.note:
-        parts.append(label(x + 16 + text_width(value_text(_total(bar)), 13), y + 17, bar.note, "legend"))
+        parts.append(label(x + 18 + text_width(value_text(_total(bar)), 14.5), y + 17, bar.note, "legend"))
     return tag("g", *parts)
 
 

@@ -40,18 +40,14 @@ _FORMULA = re.compile(r"^[=+\-@\t\r]")
 class Column:
     """A column: the key of its values, its heading, what they are, a hint.
 
-    `kind` is `text`, `name` (long words that may break), `id` (in the files alone) or a kind of number.
+    `kind` is `text`, `name` (long words that may break) or a kind of number. What is not on the page is in the files.
     """
 
     key: str
     heading: str
     kind: str = "text"
     hint: str = ""
-
-    @property
-    def is_on_page(self) -> bool:
-        """Whether it stands on the page, too, and not in the files alone."""
-        return self.kind != "id"
+    is_on_page: bool = True
 
     @property
     def is_number(self) -> bool:

@@ -98,7 +98,7 @@ def _ranking_table(number: int, question: Question, run: Run) -> DataTable:
         Column("dataset", "fine-tuned on", "name"),
         Column("retrain_index", "r", "count", "retrain index: blocks retrained below the head"),
         *(Column(f"rank_{method}", method, "count", f"rank by {method}") for method in places),
-        Column("snapshot", "id", "id", "the snapshot's id in the store"),
+        Column("snapshot", "id", is_on_page=False),
     ]
     return DataTable(
         f"ranking_{number:02d}",
@@ -148,8 +148,8 @@ def _timings(number: int, question: Question) -> DataTable:
         Column("method", "method", "name"),
         Column("median_s", "median", "seconds"),
         Column("num_runs", "runs", "count"),
-        Column("least_s", "fastest run", "seconds"),
-        Column("most_s", "slowest run", "seconds"),
+        Column("least_s", "fastest run", "seconds", is_on_page=False),
+        Column("most_s", "slowest run", "seconds", is_on_page=False),
         Column("speed_up", "speed-up", "ratio"),
         Column("bound_s", "bound", "seconds", "the least time that this work takes on this machine"),
         Column("over_bound", "over bound", "ratio", "time over its bound"),

@@ -253,3 +253,28 @@ def write_predictions(path: Path, data_dir: Path, num_images: int = 6) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     told = {"trial": path.stem, "dataset": data_dir.name, "root": str(data_dir), "classes": classes, "paths": paths}
     path.write_text(json.dumps(told | {"labels": labels, "predicted": predicted, "confidence": confidence}))
+
+
+def everything(run_dir: Path, store: Store, data_dir: Path) -> Path:
+    """A run with a bit of everything: a sweep, a failure, a store, searches of its snapshots, images, predictions."""
+    grid_sweep(run_dir, data_dir / "pets", num_samples=2)
+    rows = [json.loads(line) for line in (run_dir / "results.jsonl").read_text().splitlines()]
+    held = put_tree(store, 8, num_blocks=6)
+    for row, one in zip(rows, held, strict=False):
+        row |= {"snapshot": one["snapshot"], "dataset": "pets"}
+    rows += [
+        sweep_trial(90, {"base": "random"}, 0.4, status="stopped", stopped="scheduler"),
+        trial(91, status="failed", dataset="pets"),
+    ]
+    tuned = [trial(100 + n, dataset="target", base=one["snapshot"], role="probe") for n, one in enumerate(held[:4])]
+    config = {"metric": "val_accuracy", "mode": "max", "store": str(store.path), "data_dir": str(data_dir)}
+    write_run(run_dir, rows + tuned, kind="sweep", **config)
+    ranking = ranking_of(rows)
+    searches = [
+        bench_row(method, repeat, ranking, cache=cache, dataset="target")
+        for method in METHODS
+        for cache in ("warm", "cold")
+        for repeat in range(3)
+    ]
+    write_run(run_dir / "bench", searches)
+    return run_dir
