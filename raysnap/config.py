@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
+from raysnap.choices import TrackerName
 from raysnap.errors import ConfigError
 from raysnap.grid import BenchGrid
 from raysnap.sections import Config, Section, refuse_repeated
@@ -140,7 +141,7 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _nothing_listed_twice(self) -> RunConfig:
-        for name in ("datasets", "architectures"):
+        for name in ("datasets", "architectures", "trackers"):
             refuse_repeated(name, getattr(self, name, ()))
         return self
 
@@ -205,6 +206,9 @@ class GenerateConfig(JobConfig):
     base: BaseConfig = Field(BaseConfig(), description="Where fine-tunes start from.")
     prefix_cache_bytes: int = Field(
         10 * 2**30, ge=0, description="Room for the cached outputs of frozen blocks, per machine; 0 is no cache."
+    )
+    trackers: tuple[TrackerName, ...] = Field(
+        (), description="Who is told of the trials besides TensorBoard's event files: mlflow, wandb."
     )
 
 

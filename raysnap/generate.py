@@ -25,6 +25,7 @@ from raysnap.progress import OnProgress
 from raysnap.runs import RunDirectory, check_run_dir, utc_timestamp
 from raysnap.savepoints import drop_all, keep_newest
 from raysnap.store import Store
+from raysnap.trackers import make_trackers
 from raysnap.trainer import TrialOutcome, gpus_per_worker, run_trials, widen
 from raysnap.training import TrainJob, labelled_splits
 from raysnap.trials import Trial, slug
@@ -159,7 +160,8 @@ class _Job:
         self.on_progress(stage, len(ended), len(trials), "")
         if waiting:
             job = replace(self._train_job(bases), prefix_depths=self._plan_prefixes(trials, resources))
-            run_trials(waiting, job, resources, ray_dir, on_end=on_end, on_epoch=on_epoch)
+            trackers = make_trackers(self.config.trackers, self.config.run_dir)
+            run_trials(waiting, job, resources, ray_dir, on_end=on_end, on_epoch=on_epoch, trackers=trackers)
         if len(ended) < len(trials):
             raise KeyboardInterrupt
 

@@ -11,6 +11,7 @@ from raysnap.data import find_dataset, open_dataset
 from raysnap.errors import DataError, SnapshotNotFound, WeightsError
 from raysnap.manifest import Preprocessing
 from raysnap.store import Store
+from raysnap.trackers import check_trackers
 from raysnap.trials import Trial, base_trials, sample_trials
 
 RANDOM = "random"
@@ -36,8 +37,9 @@ def plan_generate(config: GenerateConfig) -> GeneratePlan:
     """The job's trials, checked against what there is; reads folders and writes nothing.
 
     Raises:
-        RaysnapError: an architecture, a dataset or the base's weights are not to be had.
+        RaysnapError: an architecture, a dataset, the base's weights or a tracker are not to be had.
     """
+    check_trackers(config.trackers)
     bases, trials = base_trials(config), sample_trials(config)
     for architecture in config.architectures:
         block_shapes(architecture, config.image_size)

@@ -13,7 +13,7 @@ import logging
 import os
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -30,6 +30,8 @@ from ray.tune.integration.ray_train import TuneReportCallback
 from raysnap.config import ResourcesConfig
 from raysnap.errors import OutOfMemory, RaysnapError, TrainingDiverged, describe_failure
 from raysnap.savepoints import Savepoint, newest_savepoint
+from raysnap.trackers import EventFiles, Tracker
+from raysnap.tracking import Tracking
 from raysnap.training import TrainJob
 from raysnap.training import train as train_loop
 from raysnap.trials import Trial
@@ -69,6 +71,7 @@ def run_trials(
     *,
     on_end: Callable[[TrialOutcome], None],
     on_epoch: Callable[[Trial, dict[str, Any]], None],
+    trackers: Sequence[Tracker] = (),
 ) -> None:
     """Runs the trials on the Ray that is up, and calls back in this process as each one ends.
 
@@ -77,6 +80,7 @@ def run_trials(
     Args:
         ray_dir: folder for Ray's own result files and the checkpoints; on a cluster one that all nodes share.
         on_end: called once per trial that ended; a trial without a call was interrupted.
+        trackers: who is told of the trials besides the event files in `ray_dir`.
 
     Raises:
         KeyboardInterrupt: the process was told to end.
@@ -99,7 +103,7 @@ def run_trials(
         run_config=tune.RunConfig(
             name=ray_dir.name,
             storage_path=str(ray_dir.parent),
-            callbacks=[_Announcer(ray_dir, on_end, on_epoch)],
+            callbacks=[_Announcer(ray_dir, on_end, on_epoch), Tracking([EventFiles(ray_dir), *trackers])],
             checkpoint_config=tune.CheckpointConfig(num_to_keep=1),
             failure_config=tune.FailureConfig(max_failures=resources.max_failures),
             verbose=0,

@@ -119,7 +119,8 @@ def train(
                 **_describe(model, trial, device),
                 **facts,
             )
-        report(result.history[-1] | {"status": "done"} | result.metrics, final_dir if worker.rank == 0 else None)
+        end = {"status": "done", "kept": result.metrics}
+        report(result.history[-1] | end, final_dir if worker.rank == 0 else None)
 
 
 def _reporter(

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import ray
+from test_trackers import scalars
 
 from raysnap.config import GenerateConfig
 from raysnap.errors import ArchitectureError, ConfigError, DataError, WeightsError
@@ -72,6 +73,18 @@ def test_every_trial_is_a_row_and_a_named_snapshot_with_its_lineage(finished):
         assert manifest.dataset.name == row["dataset"]
         assert manifest.metrics["val_accuracy"] == row["history"][row["metrics"]["best_epoch"] - 1]["val_accuracy"]
     assert store.verify()["ok"]
+
+
+def test_tensorboard_reads_each_trials_curves_by_epoch_and_nothing_else(finished):
+    config, _ = finished
+    for row in read_rows(config.run_dir / "results.jsonl"):
+        stage = "base" if row["role"] == "base" else "trials"
+        found = scalars(config.run_dir / "ray" / stage / row["trial"])
+        epochs = [(entry["epoch"], pytest.approx(entry["val_accuracy"], abs=1e-6)) for entry in row["history"]]
+        assert found["val/accuracy"] == epochs
+        kept = row["metrics"]
+        assert found["kept/test_accuracy"] == [(kept["best_epoch"], pytest.approx(kept["test_accuracy"], abs=1e-6))]
+        assert {name.partition("/")[0] for name in found} == {"train", "val", "time", "kept"}
 
 
 def test_frozen_blocks_are_the_bases_and_stored_once(finished):
