@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from raysnap.errors import RaysnapError
+from raysnap.lenient import mapping
 from raysnap.manifest import Manifest
 from raysnap.records import Run
 from raysnap.store import Store
@@ -122,11 +123,24 @@ def _manifests(store: Store, ids: list[str]) -> list[Manifest]:
 
 
 def _find_store(name: str, run: Run) -> Path | None:
-    """The store: as named, among the run's synthetic sets, or beside the run directory where both were moved."""
+    """The store: as named, of the run's synthetic sets, or beside the run directory where both were moved."""
     here = run.run_dir.resolve()
-    sets = [Path(folder) / name for folder in _named(run.config.get("synthetic_dir"))]
-    places = (Path(name), *sets, here.parent / Path(name).name, here.parent.parent / Path(name).name)
+    if name in mapping(run.config.get("synthetic_sets")):
+        return _synthetic_store(name, run)
+    places = (Path(name), here.parent / Path(name).name, here.parent.parent / Path(name).name)
     return next((path for path in places if (path / "store.json").is_file()), None)
+
+
+def _synthetic_store(name: str, run: Run) -> Path | None:
+    """The one of the run's synthetic stores that holds a snapshot which was searched under this name."""
+    asked = (search for search in run.searches if dict(search.setting).get("store") == name)
+    held = {f"{one.snapshot}.json" for search in asked for one in search.ranking}
+    for folder in _named(run.config.get("synthetic_dir")):
+        for place in (Path(folder), *(parent / Path(folder).name for parent in run.run_dir.resolve().parents[:2])):
+            for path in sorted(place.glob("*/store")):
+                if not held.isdisjoint(file.name for file in (path / "snapshots").glob("*.json")):
+                    return path
+    return None
 
 
 def _named(value: object) -> list[str]:

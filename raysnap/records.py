@@ -158,6 +158,7 @@ def read_run(run_dir: Path) -> Run:
     trials = tuple({trial.name: trial for trial in map(_trial, _rows_with(rows, "trial"))}.values())
     searches = {(one.cell, one.repeat): one for one in map(search_of, _rows_with(rows, "method"))}
     planned = _read_rows(run_dir / "trials.jsonl", remarks) if (run_dir / "trials.jsonl").is_file() else []
+    planned = [row for row in planned if row.get("role") != "base" or row.get("dataset")]  # a drawn base is no trial
     unfinished = {str(row.get("id", row.get("trial"))) for row in planned} - {trial.name for trial in trials}
     unfinished -= {one.cell for one in searches.values()}
     if not trials and not searches and not unfinished:

@@ -60,13 +60,14 @@ def sentences(run: Run, holdings: Holdings) -> list[Markup]:
         told += sweep_sentences(sweep)
     if run.finetunes or run.num_unfinished:
         told.append(_training(run))
-    if len(run.questions) <= MAX_QUESTIONS_TOLD:
-        for question in run.questions:
-            told += [_winner(question, run), _speed(question)]
-    else:
-        first = {question.dataset: question for question in reversed(run.questions)}
+    first: dict[str, Question] = {}
+    for question in run.questions:
+        first.setdefault(question.dataset, question)
+    told += [_winner(question, run) for question in list(first.values())[:MAX_QUESTIONS_TOLD]]
+    if len(run.questions) > MAX_QUESTIONS_TOLD:
         told += _overall_speed(run)
-        told += [_winner(question, run) for question in list(first.values())[::-1][:MAX_QUESTIONS_TOLD]]
+    else:
+        told += [_speed(question, is_only=len(run.questions) == 1) for question in run.questions]
     told.append(_savings(run, holdings))
     return [sentence for sentence in told if sentence]
 
@@ -243,13 +244,19 @@ def _winner(question: Question, run: Run) -> Markup:
     return text + "."
 
 
-def _speed(question: Question) -> Markup:
+def _speed(question: Question, *, is_only: bool) -> Markup:
+    asked = Markup("") if is_only else Markup("For <b class='name'>{}</b>: ").format(question.title)
     fastest, slowest = question.fastest, question.slowest
     repeats = len(fastest.searches)
     how = f"median of {plural(repeats, 'run')}" if repeats > 1 else "one run each"
     if fastest is slowest or len(question.methods) < 2:
-        return Markup("{} answers in <b>{}</b> ({}).").format(fastest.method, seconds_text(fastest.median_s), how)
-    text = Markup("The fastest method, <b>{}</b>, answers in <b>{}</b>, <b>{}</b> faster than {} ({}), {}").format(
+        return asked + Markup("{} answers in <b>{}</b> ({}).").format(
+            fastest.method, seconds_text(fastest.median_s), how
+        )
+    text = asked + Markup(
+        "{} fastest method, <b>{}</b>, answers in <b>{}</b>, <b>{}</b> faster than {} ({}), {}"
+    ).format(
+        "The" if is_only else "the",
         fastest.method,
         seconds_text(fastest.median_s),
         ratio_text(question.speed_up(fastest)),

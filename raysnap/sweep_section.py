@@ -65,8 +65,7 @@ def _leaders(sweep: Sweep) -> DataTable:
             | {one.key: value_text(trial.point[one.key]) for one in sweep.parameters if one.key in trial.point}
             | {"best_epoch": trial.metrics.get("best_epoch"), "epochs": len(trial.epochs) or None}
             | {key: trial.metrics.get(key) for key in ("test_accuracy", "test_top5_accuracy", "test_macro_f1")}
-            | {"training_s": training_s(trial)},
-            {"trial": ((_ending(trial), "warn"),)} if _ending(trial) else {},
+            | {"training_s": training_s(trial), "ending": _ending(trial)},
             css="first" if trial is sweep.best else "",
         )
         for rank, trial in enumerate(sweep.ranked, start=1)
@@ -75,7 +74,7 @@ def _leaders(sweep: Sweep) -> DataTable:
     columns = [
         Column("rank", "rank", "count"),
         Column("objective", sweep.metric_name, kind),
-        Column("trial", "trial", "name"),
+        Column("trial", "trial", "name", is_on_page=len(sweep.parameters) < 2),
         *(Column(one.key, one.label, "name", one.key) for one in sweep.parameters),
         Column("best_epoch", "kept epoch", "count", "the epoch whose weights were kept"),
         Column("epochs", "of", "count", "epochs that were trained"),
@@ -83,13 +82,14 @@ def _leaders(sweep: Sweep) -> DataTable:
         Column("test_top5_accuracy", "test top-5", "score"),
         Column("test_macro_f1", "test macro-F1", "score"),
         Column("training_s", "training", "seconds"),
+        Column("ending", "ended"),
     ]
     caption = f"Trials of the sweep by {sweep.metric_name}, best first"
     return DataTable("sweep_trials", caption, without_empty(columns, rows), tuple(rows), num_shown=MAX_TRIALS_SHOWN)
 
 
 def _ending(trial: Trial) -> str:
-    names = {"patience": "stopped early", "scheduler": "stopped by scheduler", "time_budget": "out of time"}
+    names = {"patience": "stopped early", "scheduler": "by the scheduler", "time_budget": "out of time"}
     return names.get(trial.stopped or "", trial.stopped or "")
 
 

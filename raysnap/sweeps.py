@@ -24,13 +24,18 @@ WIDE_RATIO = 50
 
 @dataclass(frozen=True)
 class Parameter:
-    """What trials differ in: its dotted key, a short name, its values in order, the scale they are drawn on."""
+    """What trials differ in: its dotted key, a short name, its values in order, the scale they are drawn on.
+
+    Attributes:
+        dependents: the keys that are sampled only for some of its values.
+    """
 
     key: str
     label: str
     values: tuple[Any, ...]
     is_numeric: bool
     is_log: bool
+    dependents: frozenset[str] = frozenset()
 
     @property
     def is_categorical(self) -> bool:
@@ -108,7 +113,7 @@ def sweep_of(run: Run) -> Sweep | None:
     metric = run.config.get("metric")
     metric = metric if isinstance(metric, str) else "val_accuracy"
     mode = run.config.get("mode")
-    parameters = [_parameter(key, _label(key, keys), trials, space.get(key)) for key in keys]
+    parameters = [_parameter(key, _label(key, keys), trials, space) for key in keys]
     is_max = mode == "max" or (mode != "min" and not metric.endswith("loss"))
     return Sweep(trials, tuple(one for one in parameters if len(one.values) > 1), metric, is_max)
 
@@ -151,16 +156,21 @@ def _label(key: str, keys: Sequence[str]) -> str:
     return last if [other.rpartition(".")[2] for other in keys].count(last) == 1 else key
 
 
-def _parameter(key: str, label: str, trials: Iterable[Trial], entry: Any) -> Parameter:
+def _entries(entry: Any) -> list[dict[str, Any]]:
+    """A key's entry of the space, as the list that it may be."""
+    return [mapping(one) for one in (entry if isinstance(entry, list) else [entry])]
+
+
+def _parameter(key: str, label: str, trials: Iterable[Trial], space: dict[str, Any]) -> Parameter:
     by_text = {value_text(trial.point[key]): trial.point[key] for trial in trials if key in trial.point}
     values = list(by_text.values())
     is_numeric = bool(values) and all(number(value) is not None for value in values)
     if is_numeric:
         values.sort()
     is_wide = is_numeric and values[0] > 0 and values[-1] / values[0] >= WIDE_RATIO
-    entries = entry if isinstance(entry, list) else [entry]
-    is_log = is_wide or (is_numeric and values[0] > 0 and any("loguniform" in mapping(one) for one in entries))
-    return Parameter(key, label, tuple(values), is_numeric, is_log)
+    is_log = is_wide or (is_numeric and values[0] > 0 and any("loguniform" in one for one in _entries(space.get(key))))
+    dependents = {other for other, entry in space.items() for one in _entries(entry) if key in mapping(one.get("when"))}
+    return Parameter(key, label, tuple(values), is_numeric, is_log, frozenset(dependents))
 
 
 def _compare(sweep: Sweep, parameter: Parameter) -> list[Comparison]:
@@ -182,8 +192,8 @@ def _against(
     sweep: Sweep, parameter: Parameter, trials_of: dict[str, list[Trial]], first: str, second: str, sign: int
 ) -> Comparison:
     """The pair's comparison, put so that the one that is better on average comes first."""
-    others = {_rest(trial, parameter.key): trial for trial in trials_of[second]}
-    pairs = [(trial, others[rest]) for trial in trials_of[first] if (rest := _rest(trial, parameter.key)) in others]
+    others = {_rest(trial, parameter): trial for trial in trials_of[second]}
+    pairs = [(trial, others[rest]) for trial in trials_of[first] if (rest := _rest(trial, parameter)) in others]
     gains = [sign * (one.objective - other.objective) for one, other in pairs]
     ratios = [training_s(one) / training_s(other) for one, other in pairs if training_s(one) and training_s(other)]
     if not pairs:
@@ -205,7 +215,8 @@ def _against(
     )
 
 
-def _rest(trial: Trial, key: str) -> str:
-    """Everything about a trial's point but one key."""
-    others = {name: value for name, value in trial.point.items() if name != key}
+def _rest(trial: Trial, parameter: Parameter) -> str:
+    """Everything about a trial's point but one parameter and what is sampled only because of it."""
+    left_out = {parameter.key, *parameter.dependents}
+    others = {name: value for name, value in trial.point.items() if name not in left_out}
     return json.dumps([trial.architecture, trial.dataset, trial.sample, others], sort_keys=True)

@@ -186,7 +186,7 @@ def grid_sweep(run_dir: Path, data_dir: Path | None = None, num_samples: int = 1
     """A grid of eight models: pretrained x fine-tuned x optimizer; the best one with test predictions."""
     rows, number = [], 0
     for sample in range(1, num_samples + 1):
-        for base in ("pretrained", "random"):
+        for base in ("pretrained", "not pretrained"):
             for retrain in ("head only", "last blocks"):
                 for optimizer in ("adam", "sgd"):
                     point = {"base": base, "retrain": retrain, "train.optimizer": optimizer}

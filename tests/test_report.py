@@ -218,6 +218,13 @@ def test_trials_that_were_planned_but_not_run_are_counted(tmp_path):
     assert "of 5 fine-tunes done" in page.text
 
 
+def test_a_base_that_is_only_drawn_is_no_trial_that_is_missing(tmp_path):
+    run_dir = write_run(tmp_path / "run", [trial(0)])
+    planned = [{"id": "base", "role": "base", "dataset": None}, {"id": trial(0)["trial"], "role": "finetune"}]
+    (run_dir / "trials.jsonl").write_text("".join(json.dumps(row) + "\n" for row in planned))
+    assert "of 1 fine-tune done" in render(run_dir).text
+
+
 def test_a_run_of_which_nothing_finished_still_has_a_report(tmp_path):
     page = render(write_run(tmp_path / "run", [trial(n, status="failed", history=[]) for n in range(4)]))
     assert "No trial of this run finished" in page.text
@@ -456,7 +463,8 @@ def test_a_grid_answers_the_studys_questions_from_pairs_that_differ_in_nothing_e
     page = render(run_dir)
     assert "Best of 8 trials: base = pretrained, retrain = last blocks, optimizer = adam" in page.text
     assert (
-        "base: pretrained beats random in 4 of 4 pairs that differ in nothing else, by 0.250 val accuracy" in page.text
+        "base: pretrained beats not pretrained in 4 of 4 pairs that differ in nothing else, by 0.250 val accuracy"
+        in page.text
     )
     assert "optimizer: adam beats sgd in 4 of 4 pairs" in page.text
     assert "8 of 8 trials overfit" in page.text
@@ -474,6 +482,19 @@ def test_a_pair_that_ends_the_other_way_round_is_told(tmp_path):
         in page.text
     )
     assert "two: x beats y in 1 of 2 pairs" in page.text
+
+
+def test_what_is_sampled_only_for_one_value_parts_no_pair(tmp_path):
+    rows = []
+    for n, (base, optimizer, accuracy) in enumerate(
+        [("x", "adam", 0.8), ("x", "sgd", 0.7), ("y", "adam", 0.6), ("y", "sgd", 0.5)]
+    ):
+        point = {"base": base, "train.optimizer": optimizer}
+        rows.append(sweep_trial(n, point | ({"train.momentum": 0.9} if optimizer == "sgd" else {}), accuracy))
+    space = {"train.optimizer": {"grid": ["adam", "sgd"]}}
+    space["train.momentum"] = [{"grid": [0.9], "when": {"train.optimizer": "sgd"}}]
+    text = render(write_run(tmp_path / "run", rows, kind="sweep", space=space)).text
+    assert "optimizer: adam beats sgd in 2 of 2 pairs that differ in nothing else, by 0.100" in text
 
 
 def test_a_random_search_claims_no_pairs_and_shows_each_parameter(tmp_path):
