@@ -378,12 +378,12 @@ def _show_bench_plan(config: BenchConfig, cells: list[Cell], as_json: bool) -> i
 
 @app.command()
 def report(
-    run_dir: Annotated[Path, typer.Argument(help="Folder of a run.")],
+    run_dir: Annotated[Path, typer.Argument(help="Folder of a run; or what search --json printed, as a file.")],
     out_path: Annotated[
         Path | None, typer.Option("--out", help="File to write; RUN_DIR/report.html by default.")
     ] = None,
 ) -> int:
-    """Write a run's report: one self-contained HTML file."""
+    """Write a run's report: one self-contained HTML file, its tables beside it as CSV and Markdown."""
     from raysnap.report import write_report
 
     print_result(str(write_report(run_dir, out_path)))

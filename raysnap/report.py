@@ -78,7 +78,8 @@ def render(run: Run) -> Report:
     """The page as HTML, and its tables."""
     holdings = read_holdings(run)
     searches, sweep, seen = search_section(run, holdings[0]), sweep_section(run), predictions_section(run)
-    store, trials, failures = store_section(run, holdings), _trials_table(run), _failures_table(run)
+    store = store_section(run, holdings) if run.config or run.trials else None
+    trials, failures = _trials_table(run), _failures_table(run)
     sections = {"searches": searches, "sweep": sweep, "predictions": seen, "store": store}
     page = (
         _environment()

@@ -185,10 +185,10 @@ def _timing_row(question: Question, one: MethodRuns) -> Row:
         "images_decoded": run.work.get("images_decoded"),
         "peak_activation_bytes": run.peak_activation_bytes,
         "peak_memory_bytes": run.peak_memory_bytes,
-        "regret": summary.regret(question, one.method),
+        "regret": summary.regret(question, one.method) if len(question.methods) > 1 else None,
     }
     chips = {"method": (("noisy", "warn"),)} if one.is_noisy else {}
-    if one is question.reference:
+    if one is question.reference and len(question.methods) > 1:
         chips["regret"] = (("reference", ""),)
     is_fastest = one is question.fastest and len(question.methods) > 1
     return Row(values, chips, hints={"method": "; ".join(one.noise)}, css="first" if is_fastest else "")

@@ -248,8 +248,9 @@ def _speed(question: Question, *, is_only: bool) -> Markup:
     asked = Markup("") if is_only else Markup("For <b class='name'>{}</b>: ").format(question.title)
     fastest, slowest = question.fastest, question.slowest
     repeats = len(fastest.searches)
-    how = f"median of {plural(repeats, 'run')}" if repeats > 1 else "one run each"
-    if fastest is slowest or len(question.methods) < 2:
+    is_alone = fastest is slowest or len(question.methods) < 2
+    how = f"median of {plural(repeats, 'run')}" if repeats > 1 else "one run" if is_alone else "one run each"
+    if is_alone:
         return asked + Markup("{} answers in <b>{}</b> ({}).").format(
             fastest.method, seconds_text(fastest.median_s), how
         )

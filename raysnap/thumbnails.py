@@ -40,6 +40,8 @@ def thumbnails(paths: Sequence[Path]) -> list[str | None]:
 
 def strips(run: Run) -> list[Strip]:
     """The datasets that the run trained on or asked about and that are still here, at most eight."""
+    if not isinstance(run.config.get("data_dir"), str):
+        return []  # a dataset of the same name elsewhere may be another one
     named = [trial.dataset for trial in run.trials] + [search.dataset for search in run.searches]
     found = []
     for name in list(dict.fromkeys(one for one in named if one))[:MAX_DATASETS]:
@@ -51,8 +53,7 @@ def strips(run: Run) -> list[Strip]:
 
 def _find(name: str, run: Run) -> Dataset | None:
     """The dataset where the run had it, or beside the run directory where both were moved together."""
-    named = run.config.get("data_dir")
-    data_dir = Path(named) if isinstance(named, str) and named else Path("data")
+    data_dir = Path(run.config["data_dir"])
     here = run.run_dir.resolve()
     for folder in (data_dir, here.parent / data_dir.name, here.parent.parent / data_dir.name):
         try:
