@@ -18,6 +18,7 @@ MAX_RANKED_AT_ONCE = 12
 MAX_OPEN_QUESTIONS = 6
 
 PHASES = (
+    charts.Segment("start_workers", "start of workers", "phase-start"),
     charts.Segment("plan", "plan", "phase-plan"),
     charts.Segment("load_blocks", "load blocks", "phase-load"),
     charts.Segment("decode", "decode", "phase-decode"),
@@ -60,6 +61,7 @@ def _ranking(number: int, alike: list[Question], run: Run, holdings: Holdings) -
         "reference": question.reference.method,
         "num_others": len(question.methods) - 1,
         "table": _ranking_table(number, question, run),
+        "static_baseline": question.reference.median_run.static_baseline,
         "is_tied": any(one.is_tied for one in question.reference.median_run.ranking[1:]),
         "transfer": transfer,
         "transfer_chart": Markup(_transfer_chart(question, transfer)) if transfer else None,
@@ -148,6 +150,7 @@ def _timings(number: int, question: Question) -> DataTable:
         Column("method", "method", "name"),
         Column("median_s", "median", "seconds"),
         Column("num_runs", "runs", "count"),
+        Column("precision", "precision", "text", "what blocks computed in"),
         Column("least_s", "fastest run", "seconds", is_on_page=False),
         Column("most_s", "slowest run", "seconds", is_on_page=False),
         Column("speed_up", "speed-up", "ratio"),
@@ -173,6 +176,7 @@ def _timing_row(question: Question, one: MethodRuns) -> Row:
         "method": one.method,
         "median_s": one.median_s,
         "num_runs": len(one.searches),
+        "precision": run.precision,
         "least_s": min(one.totals_s),
         "most_s": max(one.totals_s),
         "speed_up": question.speed_up(one),
@@ -200,18 +204,21 @@ def _told_rungs(question: Question) -> list[tuple[MethodRuns, int, Rung]]:
 
 
 def _rungs(question: Question) -> Markup | None:
+    told = _told_rungs(question)
     bars = [
         charts.StackedBar(
             f"{one.method} {index}",
             rung.phases_s,
-            note=f"{count_text(rung.num_candidates)} × {count_text(rung.num_train)} items",
+            note=f"{count_text(rung.num_candidates)} × {count_text(rung.num_train)} items"
+            + (f", {count_text(rung.num_kept)} stay" if rung.num_kept is not None else ""),
         )
-        for one, index, rung in _told_rungs(question)
+        for one, index, rung in told
     ]
     if not bars:
         return None
-    title = f"Time of each rung on {question.title} by phase, in seconds"
-    return Markup(charts.stacked_bars(bars, PHASES, title, "time of one rung", seconds_text, seconds_unit))
+    phases = PHASES if any(rung.has_phases for _, _, rung in told) else (UNSPLIT,)
+    title = f"Time of each rung on {question.title}, in seconds"
+    return Markup(charts.stacked_bars(bars, phases, title, "time of one rung", seconds_text, seconds_unit))
 
 
 def _rungs_table(number: int, question: Question) -> DataTable | None:
@@ -219,7 +226,8 @@ def _rungs_table(number: int, question: Question) -> DataTable | None:
         Row(
             {"method": one.method, "rung": index, "num_candidates": rung.num_candidates}
             | {"num_train": rung.num_train, "num_test": rung.num_test, "total_s": rung.total_s}
-            | {f"{phase}_s": value for phase, value in rung.phases_s.items()}
+            | {"num_kept": rung.num_kept, "num_tied": rung.num_tied, **rung.work}
+            | {f"{phase}_s": value for phase, value in rung.phases_s.items() if rung.has_phases}
         )
         for one, index, rung in _told_rungs(question)
     )
@@ -229,10 +237,16 @@ def _rungs_table(number: int, question: Question) -> DataTable | None:
         Column("num_candidates", "candidates", "count"),
         Column("num_train", "train items", "count"),
         Column("num_test", "test items", "count"),
+        Column("num_kept", "stay", "count", "candidates that stay in the contest"),
+        Column("num_tied", "of them tied", "count", "who stay because they can't be told from the last of the others"),
         Column("total_s", "time", "seconds"),
         *(Column(f"{phase.key}_s", phase.name, "seconds") for phase in PHASES),
+        Column("block_item_passes", "block-item passes", "count"),
+        Column("flops", "operations", "flops"),
+        Column("block_bytes_read", "blocks read", "bytes"),
     ]
-    return DataTable(f"rungs_{number:02d}", f"Rungs on {question.title}", tuple(columns), rows) if rows else None
+    caption = f"Rungs on {question.title}"
+    return DataTable(f"rungs_{number:02d}", caption, without_empty(columns, rows), rows) if rows else None
 
 
 def _remarks(question: Question) -> list[str]:

@@ -6,7 +6,7 @@ A question is everything that was asked but for the method: dataset, proxy, and 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import PurePath
@@ -16,7 +16,7 @@ from typing import Any
 from raysnap.lenient import mapping, number, numbers, sequence, text, whole
 from raysnap.quantities import bytes_text, count_text
 
-PHASES = ("plan", "load_blocks", "decode", "inference", "proxy")
+PHASES = ("start_workers", "plan", "load_blocks", "decode", "inference", "proxy")
 # Whose ranking is shown: those that score every candidate on every item come first.
 REFERENCE_ORDER = ("baseline", "shared", "nested", "shift", "alsatian")
 NOISY_SPREAD = 0.10
@@ -50,12 +50,23 @@ class RankedSnapshot:
 
 @dataclass(frozen=True)
 class Rung:
-    """One rung of a search: who was tried on how many items, and the seconds of each phase."""
+    """One rung of a search: who was tried on how many items, who stayed, its work, and the seconds of each phase.
+
+    `num_tied` of those that stayed did so only because they can't be told from the last of the others.
+    """
 
     num_candidates: int | None
     num_train: int | None
     num_test: int | None
+    num_kept: int | None
+    num_tied: int | None
+    work: dict[str, float]
     phases_s: dict[str, float]
+
+    @property
+    def has_phases(self) -> bool:
+        """Whether its time is known by phase and not in total only."""
+        return any(value > 0 for phase, value in self.phases_s.items() if phase != "rest")
 
     @property
     def total_s(self) -> float:
@@ -81,6 +92,8 @@ class Search:
     total_s: float | None
     bound_s: float | None
     rungs: tuple[Rung, ...]
+    static_baseline: RankedSnapshot | None
+    precision: str | None
     work: dict[str, float]
     peak_activation_bytes: float | None
     peak_memory_bytes: float | None
@@ -249,6 +262,8 @@ def search_of(row: dict[str, Any]) -> Search:
         total_s=total_s,
         bound_s=number(search.get("bound_s")),
         rungs=tuple(_rung(mapping(one)) for one in sequence(search.get("rungs"))),
+        static_baseline=_ranked(mapping(search["static_baseline"]), 1) if search.get("static_baseline") else None,
+        precision=text(search.get("precision")),
         work=numbers(search.get("work")),
         peak_activation_bytes=number(search.get("peak_activation_bytes")),
         peak_memory_bytes=number(memory.get("peak_cuda_bytes")) or number(memory.get("peak_rss_bytes")),
@@ -274,8 +289,10 @@ def _phases(timings_s: dict[str, Any]) -> dict[str, float]:
 
 
 def _rung(row: dict[str, Any]) -> Rung:
-    counts: Sequence[int | None] = [whole(row.get(key)) for key in ("num_candidates", "num_train", "num_test")]
-    return Rung(*counts, _phases(mapping(row.get("timings_s"))))
+    counts = [whole(row.get(f"num_{name}")) for name in ("candidates", "train", "test", "kept", "tied")]
+    timings_s = mapping(row.get("timings_s")) or {"total": row.get("total_s")}
+    work = numbers({key: row.get(key) for key in ("block_item_passes", "flops", "block_bytes_read")})
+    return Rung(*counts, work, _phases(timings_s))
 
 
 def _ranked(row: dict[str, Any], position: int) -> RankedSnapshot:

@@ -110,7 +110,10 @@ def bench_row(method: str, repeat: int, ranking: list[dict], *, cache="warm", nu
             "num_candidates": max(1, len(ranking) // 2**rung),
             "num_train": 10 * 2**rung,
             "num_test": 20,
-            "timings_s": {"total": total_s / 4, "load_blocks": total_s / 16, "inference": total_s / 8, "proxy": 0.05},
+            "num_kept": max(1, len(ranking) // 2 ** (rung + 1)),
+            "num_tied": 0,
+            "flops": 10**9,
+            "total_s": total_s / 4,
         }
         for rung in range(3)
     ]
@@ -119,6 +122,8 @@ def bench_row(method: str, repeat: int, ranking: list[dict], *, cache="warm", nu
         "timings_s": shared | {"inference": total_s / 2, "proxy": total_s / 10},
         "bound_s": total_s * (0.4 if method == "baseline" else 0.8),
         "rungs": rungs if method in ("shift", "alsatian") else [],
+        "static_baseline": ranking[-1],
+        "precision": "float32",
     }
     return row | {
         "cell": f"{cache}.{num_train}.{row['cell']}",

@@ -416,6 +416,17 @@ def test_a_benchmarks_questions_stand_apart_by_what_was_varied(tmp_path):
     assert "shift with care: other processes took 34 % of the CPUs" in page.text
     assert sum(value.startswith("mark bound") for value in page.values("class")) == 4 * 4
     assert page.text.count("Rung by rung") == 4
+    assert "12 × 10 items, 6 stay" in page.text
+    assert "the largest pretrained model, 011-resnet18-shapes-shape-a-r2: rank 12, score 0.780" in page.text
+
+
+def test_rungs_are_split_by_phase_where_that_was_timed(tmp_path):
+    row = bench_row("shift", 0, ranking_of([trial(1), trial(2)]))
+    for rung in row["search"]["rungs"]:
+        rung["timings_s"] = {"total": 1.0, "inference": 0.7, "proxy": 0.2}
+    page = render(write_run(tmp_path / "run", [row]))
+    assert "shift 3, inference: 700" in page.text
+    assert tables(tmp_path / "run")["rungs_01"][0].count("inference_s") == 1
 
 
 def test_a_run_that_was_to_be_cold_and_was_not_is_not_shown_as_cold(tmp_path):
