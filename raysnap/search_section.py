@@ -27,6 +27,7 @@ PHASES = (
     charts.Segment("rest", "rest", "phase-rest"),
 )
 UNSPLIT = charts.Segment("rest", "not split by phase", "phase-rest")
+WHOLE_RUNG = charts.Segment("rest", "the whole rung", "phase-inference")
 
 
 def search_section(run: Run, holdings: Holdings) -> dict[str, Any]:
@@ -150,7 +151,7 @@ def _timings(number: int, question: Question) -> DataTable:
         Column("method", "method", "name"),
         Column("median_s", "median", "seconds"),
         Column("num_runs", "runs", "count"),
-        Column("precision", "precision", "text", "what blocks computed in"),
+        Column("precision", "precision", is_on_page=False),
         Column("least_s", "fastest run", "seconds", is_on_page=False),
         Column("most_s", "slowest run", "seconds", is_on_page=False),
         Column("speed_up", "speed-up", "ratio"),
@@ -160,7 +161,7 @@ def _timings(number: int, question: Question) -> DataTable:
         Column("flops", "operations", "flops"),
         Column("block_bytes_read", "blocks read", "bytes"),
         Column("disk_bytes_read", "from disk", "bytes", "bytes that came from the disk and not from memory"),
-        Column("images_decoded", "images decoded", "count"),
+        Column("images_decoded", "images decoded", "count", is_on_page=False),
         Column("peak_activation_bytes", "peak activations", "bytes"),
         Column("peak_memory_bytes", "peak memory", "bytes"),
         Column("regret", "regret", "score", f"how much lower {question.reference.method} scores this method's winner"),
@@ -192,8 +193,6 @@ def _timing_row(question: Question, one: MethodRuns) -> Row:
         "regret": summary.regret(question, one.method) if len(question.methods) > 1 else None,
     }
     chips = {"method": (("noisy", "warn"),)} if one.is_noisy else {}
-    if one is question.reference and len(question.methods) > 1:
-        chips["regret"] = (("reference", ""),)
     is_fastest = one is question.fastest and len(question.methods) > 1
     return Row(values, chips, hints={"method": "; ".join(one.noise)}, css="first" if is_fastest else "")
 
@@ -216,7 +215,7 @@ def _rungs(question: Question) -> Markup | None:
     ]
     if not bars:
         return None
-    phases = PHASES if any(rung.has_phases for _, _, rung in told) else (UNSPLIT,)
+    phases = PHASES if any(rung.has_phases for _, _, rung in told) else (WHOLE_RUNG,)
     title = f"Time of each rung on {question.title}, in seconds"
     return Markup(charts.stacked_bars(bars, phases, title, "time of one rung", seconds_text, seconds_unit))
 
