@@ -9,18 +9,24 @@ import time
 class ReadLimit:
     """A disk that gives `bytes_per_s` to all its readers together, one after the other.
 
-    A reader waits until such a disk would have given it what it has read. Pauses between files are not made up for,
-    and neither is a wait that took too long, but within a file.
+    A reader waits until such a disk would have given it what it has read. A sleep that took too long, as on a busy
+    machine, is made up for; pauses between files are not, nor is what reading itself took longer than the limit asks.
     """
 
     def __init__(self, bytes_per_s: float):
         self._bytes_per_s = bytes_per_s
         self._is_free_s = 0.0
+        self._overslept_s = 0.0
         self._lock = threading.Lock()
 
     def wait(self, num_bytes: int, asked_s: float) -> None:
         """Waits for the next `num_bytes` of a file whose reading began at `asked_s` of `time.perf_counter`."""
         with self._lock:
-            self._is_free_s = max(self._is_free_s, asked_s) + num_bytes / self._bytes_per_s
-            until_s = self._is_free_s
-        time.sleep(max(0.0, until_s - time.perf_counter()))
+            begin_s = max(self._is_free_s, asked_s - self._overslept_s)
+            self._is_free_s = until_s = begin_s + num_bytes / self._bytes_per_s
+            self._overslept_s = 0.0
+        wait_s = until_s - time.perf_counter()
+        if wait_s > 0:
+            time.sleep(wait_s)
+            with self._lock:
+                self._overslept_s = time.perf_counter() - until_s
