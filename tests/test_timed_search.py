@@ -82,7 +82,7 @@ def test_a_run_that_can_not_be_cold_says_so(cell):
     finally:
         shutil.rmtree(store_dir)
     assert outcome["page_cache"]["state"] == "warm"
-    assert outcome["page_cache"]["filesystems"] == ["ext4", "tmpfs"] or "tmpfs" in outcome["page_cache"]["filesystems"]
+    assert "tmpfs" in outcome["page_cache"]["filesystems"]
     assert outcome["is_noisy"]
     assert "not cold" in outcome["page_cache"]["problem"]
     assert "tmpfs keeps its files" in "; ".join(outcome["noise"])
@@ -101,7 +101,8 @@ def test_images_decoded_meanwhile_are_noise(cell, tmp_path):
 def test_a_row_tells_time_as_finely_as_asked(cell, detail, stages, num_block_reads):
     outcome = time_search(replace(cell, detail=detail))
     timings_s = outcome["search"]["timings_s"]
-    assert list(timings_s) == (stages or ["total", "plan", "load_blocks", "decode", "inference", "proxy"])
+    assert set(timings_s) == set(stages or ["total", "plan", "load_blocks", "decode", "inference", "proxy"])
+    assert len(outcome["search"].get("rungs", ())) == (0 if detail == "end_to_end" else 1)
     assert len(outcome["block_reads"]) == num_block_reads
     assert sum(read["num_bytes"] for read in outcome["block_reads"]) in (0, outcome["io"]["block_bytes"])
     assert 0 <= outcome["recording_s"] < outcome["wall_s"]
