@@ -87,6 +87,7 @@ def test_damage_skips_the_same_candidates_and_the_cache_fills_from_workers(store
     assert again.work["block_item_passes"] == 0
 
 
+@pytest.mark.slow
 def test_when_a_worker_dies_the_other_goes_on(store, data_dir, monkeypatch):
     from raysnap.search import fleet
 

@@ -11,7 +11,6 @@ import os
 from collections import defaultdict
 from collections.abc import Collection, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -21,18 +20,18 @@ from torch import Tensor
 
 from raysnap.errors import RaysnapError, UsageError
 from raysnap.search.activations import from_array, to_array
+from raysnap.search.calibration import measure_kinds
 from raysnap.search.dispatch import Dispatcher, Task
-from raysnap.search.partition import BlockKey, Costs, Partition, Rates, block_key
+from raysnap.search.partition import BlockKey, Costs, Kind, Partition, Rates, block_key, kind_of
 from raysnap.search.plan import usual_batch_items
 from raysnap.search.setup import Setup, open_executor
 from raysnap.search.simulate import HANDOVER_BYTES, choose_partition, held_after
 from raysnap.search.source import Border, Gathered, Work
-from raysnap.search.tree import PrefixTree, candidates_below, keep_candidates
+from raysnap.search.tree import PrefixTree, candidates_below, find_misfit, keep_candidates
 from raysnap.store import Store
 
 NUM_QUEUED = 2  # tasks that a worker has been given: the one it runs and the next
 PING_TIMEOUT_S = 120.0
-GPU_FLOPS_PER_S = 5e12
 
 logger = logging.getLogger(__name__)
 
@@ -63,18 +62,21 @@ class Fleet:
         cpus = min(num_cpus // num_workers, int(max(node["Resources"].get("CPU", 0) for node in ray.nodes())))
         gpus = min(1.0, num_gpus / num_workers)
         self._device = "cuda" if num_gpus else "cpu"
-        self._rates = Rates(flops_per_s=GPU_FLOPS_PER_S) if num_gpus else Rates(flops_per_s=Rates.flops_per_s * cpus)
         arguments = ray.put(tree), ray.put(setup.absolute()), cpus
         start = _Worker.options(num_cpus=cpus, num_gpus=gpus).remote
         self._budget_bytes = setup.budget_bytes
         self._workers = [start(*arguments) for _ in range(num_workers)]
         self._held: list[set[BlockKey]] = [set() for _ in self._workers]
         self._seen = [Work() for _ in self._workers]
+        fit = [number for number, candidate in enumerate(tree.candidates) if find_misfit(candidate) is None]
+        kinds = {kind_of(tree.nodes[index]) for index in keep_candidates(tree, fit)}
         with work.timed("start_workers"):
             try:
                 self.dtype, self.fingerprint = _get([worker.describe.remote() for worker in self._workers])[0]
+                measured: list[dict[Kind, float]] = _get([worker.measure.remote(kinds) for worker in self._workers])
             except WorkerLost as loss:
                 raise RaysnapError(f"search workers can't be started: {loss}") from None
+        self._measured_s = {kind: sum(seconds[kind] for seconds in measured) / len(measured) for kind in kinds}
 
     def __enter__(self) -> Fleet:
         return self
@@ -131,11 +133,11 @@ class Fleet:
         }
         batch_items = max(usual_batch_items(*kind, self._device) for kind in kinds)
         return choose_partition(
-            Costs.of(self.tree, nodes, self._rates),
+            Costs.of(self.tree, nodes, Rates(), self._measured_s),
             num_items,
             min(batch_items, num_items),
             len(self._workers),
-            self._rates,
+            Rates(),
             self._held,
             min(HANDOVER_BYTES, self._budget_bytes or HANDOVER_BYTES),
         )
@@ -152,11 +154,6 @@ class Fleet:
                 self.work.timings_s[stage] += (seconds - seen.timings_s[stage]) / len(reports)
         self._seen = reports
         self.work.bound_s = sum(report.bound_s for report in reports) / len(reports)
-        flops, seconds = (
-            sum(values) for values in zip(*((r.flops, r.timings_s["inference"]) for r in reports), strict=True)
-        )
-        if flops:
-            self._rates = replace(self._rates, flops_per_s=flops / seconds)
 
     def _leave_out_the_dead(self, loss: str) -> None:
         alive = [number for number, worker in enumerate(self._workers) if _responds(worker)]
@@ -284,10 +281,14 @@ class _Worker:
         self._open = ExitStack()  # until the process ends
         _, items = setup.open_items(tree.candidates)
         store = Store.open(setup.store)
+        self._numerics = setup.numerics()
         self._executor = self._open.enter_context(open_executor(setup, store, tree, items, self._work))
 
     def describe(self) -> tuple[torch.dtype, str]:
         return self._executor.dtype, self._executor.fingerprint
+
+    def measure(self, kinds: Collection[Kind]) -> dict[Kind, float]:
+        return measure_kinds(kinds, self._numerics)
 
     def pid(self) -> int:
         return os.getpid()

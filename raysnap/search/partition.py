@@ -25,6 +25,7 @@ from raysnap.search.tree import Node, PrefixTree
 
 Pieces = list["Piece"]
 BlockKey = tuple[str, int, str]
+Kind = tuple[str, int, int]  # architecture, image size, index of the block
 
 
 @dataclass(frozen=True)
@@ -132,15 +133,21 @@ class Costs:
     handover_s: Mapping[int, float]
 
     @classmethod
-    def of(cls, tree: PrefixTree, needed: Collection[int], rates: Rates) -> Costs:
-        """The costs of these nodes at these rates."""
+    def of(
+        cls, tree: PrefixTree, needed: Collection[int], rates: Rates, measured_s: Mapping[Kind, float] | None = None
+    ) -> Costs:
+        """The costs of these nodes at these rates, or as measured for an item of blocks of their kind."""
+        measured_s = measured_s or {}
         needed = tuple(sorted(needed))
         nodes = [tree.nodes[index] for index in needed]
         shapes = [shape_of(node) for node in nodes]
         return cls(
             tree,
             needed,
-            {node.index: shape.flops / rates.flops_per_s for node, shape in zip(nodes, shapes, strict=True)},
+            {
+                node.index: measured_s.get(kind_of(node), shape.flops / rates.flops_per_s)
+                for node, shape in zip(nodes, shapes, strict=True)
+            },
             {node.index: node.block.num_bytes / rates.read_bytes_per_s for node in nodes},
             {
                 node.index: 2 * shape.output_bytes / rates.handover_bytes_per_s
@@ -164,6 +171,11 @@ class Costs:
 def shape_of(node: Node) -> BlockShape:
     """What the node's block costs."""
     return block_shapes(node.architecture, node.preprocessing.image_size)[node.block_index]
+
+
+def kind_of(node: Node) -> Kind:
+    """What a block's speed goes by."""
+    return node.architecture, node.preprocessing.image_size, node.block_index
 
 
 def block_key(node: Node) -> BlockKey:

@@ -52,11 +52,15 @@ class Setup:
         """The device asked for, or else the GPU where there is one."""
         return torch.device(self.device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
+    def numerics(self) -> Numerics:
+        """How blocks compute on the device that this picks."""
+        return Numerics.for_inference(self.precision, self.pick_device(), deterministic=self.deterministic)
+
 
 @contextmanager
 def open_executor(setup: Setup, store: Store, tree: PrefixTree, items: ProbeItems, work: Work) -> Iterator[Executor]:
-    """An executor on the device that the setup picks."""
-    numerics = Numerics.for_inference(setup.precision, setup.pick_device(), deterministic=setup.deterministic)
+    """An executor made from this, and from what is open already."""
+    numerics = setup.numerics()
     with (
         numerics.applied(),
         Shelf(store.read_block, numerics, work) as shelf,

@@ -64,7 +64,7 @@ def choose_partition(
     fair_s = costs.total_s(num_items) / num_workers
     best, best_s = None, math.inf
     for piece_share, fragment_share in CUTS if num_workers > 1 else CUTS[:1]:
-        wave_items = batch_items * math.ceil(num_items / batch_items / MAX_WAVES)
+        wave_items = batch_items * _even_wave(math.ceil(num_items / batch_items), num_workers)
         while True:
             waves = split_waves(num_items, wave_items)
             partition = deal(costs, num_workers, waves, fair_s * piece_share, fair_s * fragment_share, held)
@@ -78,6 +78,18 @@ def choose_partition(
             if makespan_s < best_s:
                 best, best_s = partition, makespan_s
     return best
+
+
+def _even_wave(num_batches: int, num_workers: int) -> int:
+    """Batches in a wave: about as many as give `MAX_WAVES`, and where workers are few so that each gets as many."""
+    usual = math.ceil(num_batches / MAX_WAVES)
+    if num_workers > MAX_WAVES:
+        return usual
+
+    def largest_share(wave: int) -> int:
+        return wave * math.ceil(math.ceil(num_batches / wave) / num_workers)
+
+    return min(range(2 * usual, 0, -1), key=largest_share)
 
 
 def simulate(
