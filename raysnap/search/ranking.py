@@ -11,7 +11,7 @@ from typing import get_args
 from raysnap.blocks import HEAD
 from raysnap.choices import Method, Precision, Proxy
 from raysnap.config import ShapesConfig
-from raysnap.data import find_dataset, open_dataset
+from raysnap.data import Dataset, find_dataset, open_dataset
 from raysnap.errors import UsageError
 from raysnap.manifest import Manifest, Preprocessing
 from raysnap.places import cache_place
@@ -117,15 +117,19 @@ def search(
         )
         for rung in rungs:
             contest.run_rung(rung, is_last=rung is rungs[-1])
-        precision = str(source.dtype).removeprefix("torch.")
-    ranking = contest.ranking()
+    return _sum_up(contest, method, dataset, time.perf_counter() - started)
+
+
+def _sum_up(contest: Contest, method: Method, dataset: Dataset, total_s: float) -> SearchResult:
+    """What a contest that is over found."""
+    candidates, items, work, ranking = contest.tree.candidates, contest.items, contest.source.work, contest.ranking()
     return SearchResult(
         method=method,
-        proxy=proxy,
+        proxy=contest.proxy,
         dataset=dataset.name,
         num_candidates=len(candidates),
         ranking=ranking,
-        timings_s={"total": time.perf_counter() - started} | dict.fromkeys(STAGES, 0.0) | dict(work.timings_s),
+        timings_s={"total": total_s} | dict.fromkeys(STAGES, 0.0) | dict(work.timings_s),
         work={
             "block_item_passes": work.block_item_passes,
             "flops": work.flops,
@@ -133,7 +137,7 @@ def search(
             "images_decoded": items.num_decoded,
         },
         bound_s=work.bound_s + items.decode_s,
-        precision=precision,
+        precision=str(contest.source.dtype).removeprefix("torch."),
         peak_activation_bytes=work.peak_activation_bytes,
         skipped=tuple(
             SkippedSnapshot(candidates[number].snapshot, candidates[number].name, error)
