@@ -52,8 +52,10 @@ def search_lines(result: Mapping[str, Any]) -> str:
     """Below a ranking: what the search took, how near its bound that is, and what no search would have taken."""
     timings_s, static, num_ranked = result["timings_s"], result["static_baseline"], len(result["ranking"])
     lines = [f"{plural(result['num_candidates'], 'candidate')} by {result['method']}, {timings_line(timings_s)}"]
-    if result["bound_s"]:
-        ratio = timings_s["total"] / result["bound_s"]
+    if not result["work"]["flops"]:
+        lines.append("All features were there from searches before")
+    elif result["bound_s"]:
+        ratio = (timings_s["total"] - timings_s.get("start_workers", 0.0)) / result["bound_s"]
         lines.append(f"{ratio:.2f}\u00a0× the bound of {seconds_text(result['bound_s'])} for this work on this machine")
     if static:
         place = f"place {static['rank']} of {num_ranked}, score {score_text(static['score'])}"

@@ -33,12 +33,13 @@ class Rates:
     """What a worker does in a second; only their ratios shape a partition.
 
     Attributes:
+        read_bytes_per_s: of blocks read, verified and made ready.
         handover_bytes_per_s: of writing activations for another worker; reading them takes as long again.
         dispatch_s: seconds that starting a piece on a wave takes.
     """
 
     flops_per_s: float = 5e10
-    read_bytes_per_s: float = 1e9
+    read_bytes_per_s: float = 3e8
     handover_bytes_per_s: float = 1e9
     dispatch_s: float = 0.003
 
@@ -243,7 +244,10 @@ def _assign(
     """Each fragment, or each share of it, for the worker that would be through with it first, largest first."""
     num_items = sum(map(len, waves))
     lengths = [len(wave) for wave in waves]
-    holders = {key: worker for worker, keys in enumerate(held) for key in keys}
+    holders: dict[BlockKey, list[int]] = defaultdict(list)
+    for worker, keys in enumerate(held):
+        for key in keys:
+            holders[key].append(worker)
     shares = []
     for number, fragment in enumerate(fragments):
         item_s = sum(costs.item_s[index] for index in fragment)
@@ -259,9 +263,7 @@ def _assign(
         source = costs.tree.nodes[fragment[0]].parent
         extra_s = np.full(num_workers, sum(costs.read_s[index] for index in fragment))
         for index in fragment if holders else ():
-            holder = holders.get(block_key(costs.tree.nodes[index]))
-            if holder is not None:
-                extra_s[holder] -= costs.read_s[index]
+            extra_s[holders.get(block_key(costs.tree.nodes[index]), [])] -= costs.read_s[index]
         for worker in range(num_workers) if len(own_waves) < len(waves) else ():
             if (number, worker) in dealt:
                 extra_s[worker] = 0.0

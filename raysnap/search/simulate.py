@@ -105,7 +105,8 @@ def simulate(
         unique_s = num_items * sum(costs.item_s.values())
         seconds_of = {block_key(tree.nodes[index]): read_s for index, read_s in costs.read_s.items()}
         unread_s = sum(seconds_of[key] for key in seconds_of.keys() - set().union(*held))
-        before, held = held, held_after(tree, partition)
+        before = held
+        held = [old | new for old, new in zip(before, held_after(tree, partition), strict=True)]
         result.append(
             SimulatedRung(
                 num_candidates=len(candidates),
