@@ -5,6 +5,8 @@ import json
 import math
 import os
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -548,3 +550,27 @@ def test_every_proxy_keeps_the_laws_between_methods(find, resnets, proxy):
     result = find(resnets, method="nested", proxy=proxy)
     assert result.proxy == proxy and len(result.ranking) == len(VARIANTS)
     assert result.ranking[0].score == pytest.approx(full[result.ranking[0].snapshot], abs=1e-5)
+
+
+def test_the_package_can_be_called_and_imports_torch_only_then():
+    code = (
+        "import sys, raysnap; assert callable(raysnap.search) and 'torch' not in sys.modules; "
+        "from raysnap import SearchResult, search; assert search.search and 'torch' in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+def test_the_static_baseline_is_the_largest_that_derives_from_none(find, mixed):
+    result = find(mixed, method="shared")
+    assert result.static_baseline.name == "resnet"
+    assert result.static_baseline == result.ranking[result.static_baseline.rank - 1]
+
+
+def test_rungs_say_what_each_did_and_add_up(find, mixed):
+    for method in METHODS:
+        result = find(mixed, method=method)
+        assert result.rungs[0].num_candidates == result.num_candidates
+        assert [rung.num_candidates for rung in result.rungs[1:]] == [rung.num_kept for rung in result.rungs[:-1]]
+        for count in ("block_item_passes", "flops", "block_bytes_read"):
+            assert sum(getattr(rung, count) for rung in result.rungs) == result.work[count]
+        assert (result.rungs[-1].num_train, result.rungs[-1].num_test) == (SHAPES.num_train, SHAPES.num_val)
