@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-# Converged: another Newton step would lessen the loss by about half of this, in nats per item.
+# Converged: the squared gradient per item is at most this. As the penalty alone bends the loss by one in every
+# direction, no weights have a loss that is lower by more than half of this, in nats per item.
 TOLERANCE = 1e-9
 MAX_STEPS = 100
 MAX_HALVINGS = 40
@@ -109,12 +110,17 @@ def _minimise(problems: _Problems) -> Tensor:
     for _ in range(MAX_STEPS):
         probabilities_BCN = torch.softmax(logits_BCN, dim=1)
         gradient_BCR = problems.gradient(weights_BCR, probabilities_BCN)
-        step_BCR, num_products_B = _newton_step(gradient_BCR.float(), probabilities_BCN.float(), coordinates)
+        is_converged_B = _dot(gradient_BCR, gradient_BCR) <= TOLERANCE * num_items
+        if is_converged_B.all():
+            break
+        step_BCR, num_products_B = _newton_step(
+            gradient_BCR.float(), probabilities_BCN.float(), coordinates, is_converged_B
+        )
         step_BCR = step_BCR.double()
         logits_step_BCN = step_BCR @ problems.inputs_BNR.mT
         slope_B = (gradient_BCR * step_BCR).sum(dim=(1, 2))
         length_B = _step_length(problems, weights_BCR, logits_BCN, step_BCR, logits_step_BCN, slope_B)
-        length_B11 = torch.where(num_products_B > 0, length_B, 0.0)[:, None, None]
+        length_B11 = torch.where(is_converged_B, 0.0, length_B)[:, None, None]
         if not length_B11.any():
             break
         weights_BCR = weights_BCR + length_B11 * step_BCR
@@ -126,16 +132,17 @@ def _minimise(problems: _Problems) -> Tensor:
     return weights_BCR
 
 
-def _newton_step(gradient_BCR: Tensor, probabilities_BCN: Tensor, coordinates: _Coordinates) -> tuple[Tensor, Tensor]:
+def _newton_step(
+    gradient_BCR: Tensor, probabilities_BCN: Tensor, coordinates: _Coordinates, is_done_B: Tensor
+) -> tuple[Tensor, Tensor]:
     """The step `[B, C, R]` towards the minimum of the loss's quadratic model, and the products it took, `[B]`.
 
-    None, and a step of 0, where the problem has converged.
+    None, and a step of 0, for those that are done.
     """
     root_BRR, inputs_BNR = coordinates.root_BRR, coordinates.inputs_BNR
     residual_BCR = -torch.linalg.solve_triangular(root_BRR, gradient_BCR.mT, upper=False).mT.contiguous()
     direction_BCR, step_BCR = residual_BCR, torch.zeros_like(residual_BCR)
     squares_B = first_B = _dot(residual_BCR, residual_BCR)
-    is_done_B = first_B <= TOLERANCE * inputs_BNR.shape[1]
     num_products_B = torch.zeros_like(squares_B)
     for _ in range(MAX_PRODUCTS):
         if is_done_B.all():
@@ -150,7 +157,7 @@ def _newton_step(gradient_BCR: Tensor, probabilities_BCN: Tensor, coordinates: _
         step_BCR = step_BCR + length_B11 * direction_BCR
         residual_BCR = residual_BCR - length_B11 * product_BCR
         previous_B, squares_B = squares_B, _dot(residual_BCR, residual_BCR)
-        direction_BCR = residual_BCR + (squares_B / previous_B)[:, None, None] * direction_BCR
+        direction_BCR = residual_BCR + (squares_B / previous_B.clamp_min(1e-30))[:, None, None] * direction_BCR
         num_products_B += ~is_done_B
         is_done_B = is_done_B | (squares_B <= STEP_TOLERANCE**2 * first_B)
     return torch.linalg.solve_triangular(root_BRR.mT, step_BCR.mT, upper=True).mT, num_products_B

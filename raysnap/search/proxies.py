@@ -140,7 +140,8 @@ def score_candidates(
         if num_threads == 1 or num_numbers < THREADED_NUMBERS:
             scored = map(score_batch, batches)
         else:
-            with ThreadPoolExecutor(num_threads) as pool:
+            # What torch was told of threads holds for the thread that told it; MKL's share of a new one is all cores.
+            with ThreadPoolExecutor(num_threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
                 scored = pool.map(score_batch, batches)
         by_number = {
             number: score
