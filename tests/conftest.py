@@ -1,14 +1,20 @@
-"""What all tests share: a quiet, private Ray, started once and only where a test asks for it."""
+"""What all tests share: a quiet, private Ray, started once and only where a test asks for it, and who runs what.
+
+scripts/test spreads the files over processes; all that take a Ray or a quickstart go to one of them.
+"""
 
 import atexit
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
@@ -16,7 +22,12 @@ import pytest
 # Before anything imports ray, and for the processes that tests start: no token in the home folder, no reports.
 os.environ["RAY_AUTH_MODE"] = "disabled"
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-os.environ.pop("RAY_ADDRESS", None)
+# Ray's workers yield to everything else (nice 15): the tests beside them would leave them no time.
+os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 - how Ray spells it
+# Threads that wait for each other sleep: spinning, two that share one core with other work take ten times as long.
+os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+for name in ("RAY_ADDRESS", "OMP_NUM_THREADS"):  # the caller's are not those of the runs that are tested
+    os.environ.pop(name, None)
 os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="raysnap-cache-")
 atexit.register(shutil.rmtree, os.environ["XDG_CACHE_HOME"], ignore_errors=True)
 
@@ -25,6 +36,46 @@ hypothesis.settings.register_profile("raysnap", deadline=None)
 hypothesis.settings.load_profile("raysnap")
 
 OBJECT_STORE_BYTES = 200_000_000
+MAX_PROCESSES = 3  # more would only wait for the one that has Ray
+TAKES_RAY = re.compile(r"def \w+\([^)]*\b(ray_local|quickstart)\b")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """As many test processes as there are CPUs or files to test, up to a few; 0 is none beside this one."""
+    files = {argument.split("::")[0] for argument in config.args}
+    num_files = len(files) if all(file.endswith(".py") for file in files) else MAX_PROCESSES
+    num_processes = min(os.cpu_count() or 1, num_files, MAX_PROCESSES)
+    return num_processes if num_processes > 1 else 0
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Gives a process one file after the other, in their order; those that take Ray are as one file."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = super()._split_scope(nodeid)
+            return "ray" if takes_ray(config.rootpath / file) else file
+
+    config.option.loadscopereorder = False
+    return Scheduling(config, log)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Where several processes test: begins with the files that take Ray, which together take longest."""
+    if hasattr(config, "workerinput"):
+        import torch
+
+        torch.set_num_threads(1)  # each process would have one per core
+        items.sort(key=lambda item: not takes_ray(item.path))
+
+
+@cache
+def takes_ray(path: Path) -> bool:
+    """Whether a test or fixture of the file takes the one Ray or the one quickstart of a test process."""
+    return TAKES_RAY.search(path.read_text(encoding="utf-8")) is not None
 
 
 @pytest.fixture(scope="session")

@@ -281,7 +281,7 @@ def test_frozen_blocks_run_once_per_item_for_all_trials(tmp_path):
         {"numerics": Numerics(torch.device("cpu"), channels_last=True)},
         {"depth": 1},
     ],
-    ids=str,
+    ids=lambda change: next(iter(change)),
 )
 def test_an_entry_is_used_for_nothing_else(tmp_path, change):
     outputs(frozen_prefix(frozen_blocks(), cache_in(tmp_path, 2)), noise())

@@ -51,16 +51,14 @@ def run(arguments: list[str], directory: Path) -> subprocess.CompletedProcess:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_runs_as_it_stands(command, request):
+def test_every_command_runs_as_it_stands(command, quickstart, workplace):
     if command == "scripts/test":
         assert os.access(ROOT / command, os.X_OK), "it is what runs this very test"
         return
     if command == "scripts/quickstart":
-        quickstart = request.getfixturevalue("quickstart")
         assert f'raysnap" {quickstart.verb} "$@"' in (ROOT / command).read_text()
         assert quickstart.finished.returncode == 0
         return
-    workplace = request.getfixturevalue("workplace")
     verb, *arguments = [word.replace("~", str(workplace)) for word in shlex.split(command)]
     assert verb == "raysnap"
     if arguments[:2] == ["data", "prepare"]:

@@ -284,14 +284,14 @@ def test_quickstart_passes_its_arguments_on_and_stays_in_the_callers_folder(proj
 
 def test_test_passes_its_arguments_to_pytest(project):
     done = project.run("test", "-k", "store")
-    assert (done.returncode, done.stdout) == (0, "pytest -k store\n")
+    assert (done.returncode, done.stdout) == (0, "pytest -n auto -k store\n")
     assert project.run("test", "--fail").returncode == 3
 
 
 def test_test_without_arguments_checks_the_style_too(project):
     done = project.run("test")
     assert done.returncode == 0
-    assert done.stdout.splitlines() == ["ruff check", "ruff format --check --quiet", "pytest"]
+    assert done.stdout.splitlines() == ["ruff check", "ruff format --check --quiet", "pytest -n auto"]
     ugly = project.run("test", RUFF_STATUS="1")
     assert ugly.returncode == 1
     assert "pytest" in ugly.stdout
