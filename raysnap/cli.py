@@ -370,6 +370,8 @@ def _show_bench_plan(config: BenchConfig, cells: list[Cell], as_json: bool) -> i
 
         print_result(cells_table(cells, works))
         print_result(f"\n{plural(len(cells), 'cell')}, {plural(num_runs, 'timed run')}: {flops_text(flops)} in all.")
+        if any(work and not work.is_exact for work in works):
+            print_result("~: whom the rungs keep is not known before they ran; candidates kept by lot, on average.")
         print_result(
             "".join(f"Made first: {name} in {path}\n" for name, path in to_make.items()) + "Nothing was written."
         )
