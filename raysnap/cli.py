@@ -31,7 +31,8 @@ from raysnap.store_verbs import store_app
 
 if TYPE_CHECKING:
     from raysnap.cells import Cell
-    from raysnap.config import BenchConfig, GenerateConfig, JobConfig, ResourcesConfig
+    from raysnap.config import BenchConfig, FinetuneConfig, GenerateConfig, JobConfig, ResourcesConfig
+    from raysnap.population import TrialsPlan
     from raysnap.progress import OnProgress
     from raysnap.search import SearchResult
 
@@ -98,7 +99,7 @@ def _usage_mistake(error: Any) -> str:
 
 
 def _how_to_resume(arguments: list[str]) -> str:
-    if arguments[0] not in ("quickstart", "generate", "synthesize", "bench"):
+    if arguments[0] not in ("quickstart", "generate", "sweep", "synthesize", "bench"):
         return ""
     needs_flag = arguments[0] != "quickstart" and "--resume" not in arguments
     return f"; finish it with: {shlex.join(['raysnap', *arguments, *(['--resume'] if needs_flag else [])])}"
@@ -181,21 +182,67 @@ def generate(
     return SOME_FAILED if summary.num_failed else 0
 
 
-def _show_generate_plan(config: GenerateConfig, as_json: bool) -> int:
+@app.command()
+def sweep(
+    config_path: ConfigPath,
+    overrides: Overrides = None,
+    dry_run: DryRun = False,
+    resume: Resume = False,
+    as_json: AsJson = False,
+) -> int:
+    """Compare fine-tunes that differ in hyperparameters, depth or start; keep the best."""
+    from raysnap.config import SweepConfig, load_config
+
+    config = load_config(config_path, overrides or [], SweepConfig)
     from raysnap.forecast import check_room, forecast
+    from raysnap.sweep_plan import plan_sweep
+    from raysnap.tables import points_table
+
+    plan = plan_sweep(config)
+    if dry_run:
+        return _show_plan(config, plan, points_table(plan.trials), as_json)
+    check_room(config, forecast(config, plan))
+    with _job_session(config, resume=resume) as on_progress:
+        from raysnap.sweep import sweep as run
+
+        summary = run(config, resume=resume, on_progress=on_progress)
+    from raysnap.report import write_report
+
+    report_path = write_report(config.run_dir)
+    if as_json:
+        print_json(summary)
+    else:
+        from raysnap.runs import read_rows
+        from raysnap.tables import sweep_lines, sweep_table
+
+        print_failures(summary.failures)
+        if summary.best:
+            print_result(sweep_table(read_rows(config.run_dir / "results.jsonl"), config.metric, config.mode))
+        print_result(f"\n{sweep_lines(summary)}\nReport: {report_path}")
+    return SOME_FAILED if summary.num_failed else 0
+
+
+def _show_generate_plan(config: GenerateConfig, as_json: bool) -> int:
     from raysnap.population import plan_generate
+    from raysnap.tables import trials_table
 
     plan = plan_generate(config)
+    return _show_plan(config, plan, trials_table([*plan.bases, *plan.trials]), as_json)
+
+
+def _show_plan(config: FinetuneConfig, plan: TrialsPlan, table: Any, as_json: bool) -> int:
+    """What a job would do and take; refuses what this machine has no room for."""
+    from raysnap.forecast import check_room, forecast
+
     needed = forecast(config, plan)
-    trials = [*plan.bases, *plan.trials]
     if as_json:
-        shown = [trial.model_dump(mode="json") for trial in trials]
+        shown = [trial.model_dump(mode="json") for trial in [*plan.bases, *plan.trials]]
         document = {"run_dir": str(config.run_dir), "num_trials": needed.num_trials, "trials": shown}
         print_json(document | {"forecast": asdict(needed)})
     else:
-        from raysnap.tables import forecast_lines, trials_table
+        from raysnap.tables import forecast_lines
 
-        print_result(trials_table(trials))
+        print_result(table)
         print_result(f"\n{forecast_lines(needed, num_finetunes=len(plan.trials), num_bases=len(plan.bases))}")
     check_room(config, needed)
     return 0

@@ -14,6 +14,7 @@ from raysnap.objects import decode
 from raysnap.runs import utc_timestamp
 from raysnap.store import Store
 from raysnap.trainer import TrialOutcome
+from raysnap.training_state import best_scores
 from raysnap.trials import Trial, slug
 
 TRAINING = ("prefix", "train", "evaluate")
@@ -29,11 +30,17 @@ RECORDED = (
     "num_trained_parameters",
     "device",
     "precision",
+    "stopped",
+    "inherited",
 )
 
 
-def collect(store: Store, outcome: TrialOutcome, preprocessing: Preprocessing, num_body_blocks: int) -> dict[str, Any]:
+def collect(
+    store: Store | None, outcome: TrialOutcome, preprocessing: Preprocessing, num_body_blocks: int
+) -> dict[str, Any]:
     """Stores what a trial trained on top of the blocks it left frozen, and returns the trial's row.
+
+    Without a store the row is all that is left of it.
 
     Raises:
         WeightsError: the savepoint is not one of this trial.
@@ -43,13 +50,26 @@ def collect(store: Store, outcome: TrialOutcome, preprocessing: Preprocessing, n
     trial = outcome.trial
     row = trial_row(trial, num_body_blocks) | {"status": outcome.status, "error": outcome.error}
     if outcome.savepoint is None:
-        return row
-    record, best_dir = outcome.savepoint.record, outcome.savepoint.path / "best"
+        metrics = best_scores(outcome.history, trial.train)
+        return row | {"stopped": outcome.stopped, "history": list(outcome.history), "metrics": metrics}
+    record = outcome.savepoint.record
     if record["trial"] != trial.id:
         raise WeightsError(f"{outcome.savepoint.path}: expected a checkpoint of {trial.id}, found {record['trial']}'s")
+    used = trial.train.model_copy(update={"batch_size": record["batch_size"]})
+    row |= {name: record[name] for name in RECORDED} | {
+        "train": used.model_dump(mode="json"),
+        "note": _note(trial, record["batch_size"]),
+    }
+    kept = _put(store, outcome, preprocessing) if store else {}
+    return row | _overhead(outcome, record["timings_s"]) | kept
+
+
+def _put(store: Store, outcome: TrialOutcome, preprocessing: Preprocessing) -> dict[str, Any]:
+    """What a trial's row says of its snapshot, which is in the store then."""
+    trial, record = outcome.trial, outcome.savepoint.record
     blocks: list[tuple[str, Any]] = [(block.name, block.digest) for block in _frozen_blocks(store, trial, record)]
     for name in block_names(trial.architecture)[trial.num_frozen :]:
-        blocks.append((name, _read_block(best_dir, name)))
+        blocks.append((name, _read_block(outcome.savepoint.path / "best", name)))
     used = trial.train.model_copy(update={"batch_size": record["batch_size"]})
     written = store.put_snapshot(
         architecture=trial.architecture,
@@ -66,19 +86,12 @@ def collect(store: Store, outcome: TrialOutcome, preprocessing: Preprocessing, n
         trial=trial.id,
         name=trial.id,
     )
-    return (
-        row
-        | {name: record[name] for name in RECORDED}
-        | _overhead(outcome, record["timings_s"])
-        | {
-            "snapshot": written.manifest.id,
-            "train": used.model_dump(mode="json"),
-            "note": _note(trial, record["batch_size"]),
-            "new_blocks": written.new_blocks,
-            "new_bytes": written.new_bytes,
-            "snapshot_bytes": written.manifest.num_bytes,
-        }
-    )
+    return {
+        "snapshot": written.manifest.id,
+        "new_blocks": written.new_blocks,
+        "new_bytes": written.new_bytes,
+        "snapshot_bytes": written.manifest.num_bytes,
+    }
 
 
 def trial_row(trial: Trial, num_body_blocks: int) -> dict[str, Any]:
@@ -90,6 +103,9 @@ def trial_row(trial: Trial, num_body_blocks: int) -> dict[str, Any]:
         "dataset": slug(trial.dataset) if trial.dataset else None,
         "retrain_index": trial.retrain_index,
         "num_blocks": num_body_blocks,
+        "image_size": trial.image_size,
+        "point": trial.point,
+        "sample": trial.sample,
         "seed": trial.seed,
         "train": trial.train.model_dump(mode="json"),
         "batch_size": trial.train.batch_size,
@@ -103,6 +119,8 @@ def trial_row(trial: Trial, num_body_blocks: int) -> dict[str, Any]:
         "device": None,
         "precision": None,
         "note": None,
+        "stopped": None,
+        "inherited": [],
         "finished": utc_timestamp(),
     }
 
@@ -111,7 +129,7 @@ def _overhead(outcome: TrialOutcome, timings_s: Mapping[str, float]) -> dict[str
     """A trial's wall time from its start in Tune till it was stored, and how much of it was not training."""
     if outcome.started_s is None:
         return {"wall_s": None, "overhead_s": None}
-    wall_s = time.monotonic() - outcome.started_s
+    wall_s = (outcome.ended_s or time.monotonic()) - outcome.started_s
     return {"wall_s": wall_s, "overhead_s": wall_s - sum(timings_s[name] for name in TRAINING)}
 
 

@@ -5,54 +5,21 @@ A YAML file maps one to one onto a model; a key the model doesn't know is refuse
 
 from __future__ import annotations
 
-import difflib
 import re
 import reprlib
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_serializer, field_validator, model_validator
 
 from raysnap.choices import TrackerName
 from raysnap.errors import ConfigError
 from raysnap.grid import BenchGrid
-from raysnap.sections import Config, Section, refuse_repeated
-
-MAX_CONFIG_BYTES = 100_000  # a second's worth of PyYAML
-
-
-class TrainConfig(Section):
-    """How one fine-tune is trained."""
-
-    epochs: int = Field(5, ge=1, le=10_000, description="Passes over the training items.")
-    batch_size: int = Field(64, ge=1, le=65_536, description="Items per optimizer step.")
-    lr: float = Field(1e-3, gt=0, le=100, description="Learning rate.")
-    optimizer: Literal["adam", "adamw", "sgd"] = Field("adam", description="The torch.optim optimizer.")
-    momentum: float = Field(0.9, ge=0, lt=1, description="Momentum of SGD; the others ignore it.")
-    weight_decay: float = Field(0.0, ge=0, le=10, description="L2 penalty (decoupled for adamw).")
-    views: int | None = Field(
-        1,
-        ge=1,
-        le=1000,
-        description="Fixed augmented views of each training item, used in turn by the epochs; 1 is none, null is a "
-        "fresh one each epoch.",
-    )
-    precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto",
-        description="What blocks compute in; auto is float32 on a CPU, bfloat16 on a GPU that has it, else float16.",
-    )
-    channels_last: bool | None = Field(
-        None, description="Memory layout of convolutions; null is what is fast: yes on a GPU, no on a CPU."
-    )
-    compile: bool = Field(False, description="torch.compile of the trained blocks.")
-    deterministic: bool = Field(
-        False, description="Only deterministic kernels: the same seed gives the same bytes on the same machine."
-    )
-    checkpoint_every: int | None = Field(
-        None, ge=1, description="Epochs between checkpoints that a killed trial goes on from; null is only the last."
-    )
+from raysnap.sections import Config, Section, did_you_mean, refuse_repeated
+from raysnap.space_entry import KINDS_OF_ENTRY, SpaceEntry
+from raysnap.train_config import TrainConfig
+from raysnap.yamls import apply_overrides, read_yaml, to_yaml
 
 
 class RetrainConfig(Section):
@@ -77,6 +44,21 @@ class RetrainConfig(Section):
             raise ValueError(f"`{given[0]}` belongs to `distribution: fixed`")
         if self.values is not None and not self.values:
             raise ValueError("`values` is empty")
+        return self
+
+
+class RetrainDepth(Section):
+    """How many blocks below the head are retrained, told outright; nothing given is all of them and the stem."""
+
+    index: int | None = Field(None, ge=0, le=10_000, description="The last so many blocks below the head.")
+    freeze_fraction: float | None = Field(
+        None, ge=0, le=1, description="The share f of the blocks that stays frozen, index = round((1 - f) L)."
+    )
+
+    @model_validator(mode="after")
+    def _has_one_source(self) -> RetrainDepth:
+        if self.index is not None and self.freeze_fraction is not None:
+            raise ValueError("expected one of `index` and `freeze_fraction`, found both")
         return self
 
 
@@ -191,18 +173,14 @@ class JobConfig(RunConfig):
     resources: ResourcesConfig = Field(ResourcesConfig(), description="What each trial or search gets.")
 
 
-class GenerateConfig(JobConfig):
-    """A population of fine-tuned snapshots."""
+class FinetuneConfig(JobConfig):
+    """What a job that fine-tunes is told besides: what is trained, how, and from which start."""
 
-    kind: Literal["generate"] = "generate"
-    run_dir: Path = Field(Path("runs/generate"), description="Folder of this run's records; made by the run.")
     architectures: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
         ("resnet18",), min_length=1, description="torchvision builder names."
     )
-    num_snapshots: int = Field(8, ge=1, le=1_000_000, description="Fine-tuned snapshots, the bases not counted.")
     num_val: int | None = Field(None, ge=1, description="Validation items used per dataset; null is all.")
     train: TrainConfig = Field(TrainConfig(), description="How each snapshot is fine-tuned.")
-    retrain: RetrainConfig = Field(RetrainConfig(), description="How many blocks each trial retrains.")
     base: BaseConfig = Field(BaseConfig(), description="Where fine-tunes start from.")
     prefix_cache_bytes: int = Field(
         10 * 2**30, ge=0, description="Room for the cached outputs of frozen blocks, per machine; 0 is no cache."
@@ -210,6 +188,15 @@ class GenerateConfig(JobConfig):
     trackers: tuple[TrackerName, ...] = Field(
         (), description="Who is told of the trials besides TensorBoard's event files: mlflow, wandb."
     )
+
+
+class GenerateConfig(FinetuneConfig):
+    """A population of fine-tuned snapshots."""
+
+    kind: Literal["generate"] = "generate"
+    run_dir: Path = Field(Path("runs/generate"), description="Folder of this run's records; made by the run.")
+    num_snapshots: int = Field(8, ge=1, le=1_000_000, description="Fine-tuned snapshots, the bases not counted.")
+    retrain: RetrainConfig = Field(RetrainConfig(), description="How many blocks each trial retrains.")
 
 
 class BenchConfig(BenchGrid, JobConfig):
@@ -260,10 +247,145 @@ class BenchConfig(BenchGrid, JobConfig):
             if name not in self.groups:
                 known = ", ".join(self.groups) or "none"
                 raise ConfigError(
-                    f"group {name!r}: expected one of {known}, found no such group{_did_you_mean(name, self.groups)}"
+                    f"group {name!r}: expected one of {known}, found no such group{did_you_mean(name, self.groups)}"
                 )
         kept = {name: grid for name, grid in self.groups.items() if name in names}
         return self.model_copy(update={"groups": kept}) if names else self
+
+
+class PointConfig(Section):
+    """One fine-tune of a sweep as it is told, its sampled values in place: what the keys of a space name."""
+
+    architecture: str = Field(min_length=1, description="A torchvision builder name.")
+    dataset: str = Field(min_length=1, description="A dataset name or the path of an ImageFolder.")
+    image_size: int = Field(ge=16, le=4096, description="Edge of the square that the model sees, in pixels.")
+    train: TrainConfig = Field(description="How it is fine-tuned.")
+    retrain: RetrainDepth = Field(description="How many blocks are retrained.")
+    base: BaseConfig = Field(description="Where it starts from.")
+
+
+Metric = Literal["val_accuracy", "val_top5_accuracy", "val_macro_f1", "val_loss"]
+
+
+class SweepConfig(FinetuneConfig):
+    """A sweep: fine-tunes that differ in what a space says, compared by one metric on val."""
+
+    kind: Literal["sweep"] = "sweep"
+    run_dir: Path = Field(Path("runs/sweep"), description="Folder of this run's records; made by the run.")
+    retrain: RetrainDepth = Field(
+        RetrainDepth(), description="How many blocks are retrained where the space is silent."
+    )
+    space: dict[str, tuple[SpaceEntry, ...]] = Field(
+        {}, description="What is tried for each dotted key: an entry, or a list of which the first whose `when` holds."
+    )
+    num_samples: int = Field(
+        1, ge=1, le=10_000, description="How often the space is sampled, each time with a new seed."
+    )
+    search_algorithm: Literal["random", "optuna"] = Field(
+        "random", description="Who chooses: the seed, before anything runs, or Optuna, from the results so far."
+    )
+    scheduler: Literal["fifo", "asha", "median_stopping", "pbt"] = Field(
+        "fifo", description="Which trials go on: all; by successive halving; those above the median; or bred on."
+    )
+    metric: Metric = Field("val_accuracy", description="What trials are compared by.")
+    mode: Literal["max", "min"] = Field(description="Which is better; what the metric calls for where it is not given.")
+    grace_epochs: int = Field(1, ge=1, le=10_000, description="Epochs that asha and median_stopping leave every trial.")
+    reduction_factor: float = Field(3, gt=1, le=100, description="Of so many trials asha lets one go on, rung by rung.")
+    perturb_epochs: int = Field(
+        2, ge=1, le=10_000, description="Epochs after which pbt copies and perturbs, again and again."
+    )
+    time_budget_s: float | None = Field(None, gt=0, description="Seconds after which trials end; null is no limit.")
+    keep: Literal["best", "all", "none"] = Field("best", description="Whose snapshots the store gets.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _metric_has_a_mode(cls, value: Any) -> Any:
+        if isinstance(value, dict) and value.get("mode") is None:
+            return value | {"mode": "min" if value.get("metric") == "val_loss" else "max"}
+        return value
+
+    @field_validator("space", mode="before")
+    @classmethod
+    def _keys_are_dotted_and_known(cls, value: Any) -> Any:
+        """Nested keys, as overrides give them, stand for dotted ones; an entry alone is a list of one."""
+        if not isinstance(value, dict):
+            return value
+        known = set(_dotted_keys(PointConfig))
+        space = {key: _listed(entries) for key, entries in _flattened(value, known)}
+        for key, entries in space.items():
+            conditions = [one.get("when") or {} for one in entries if isinstance(one, dict)]
+            for used in (key, *(name for condition in conditions for name in condition)):
+                if used not in known:
+                    raise ValueError(f"{used}: unknown key{did_you_mean(used, known)}")
+        return space
+
+    @field_serializer("space")
+    def _written_as_it_is_read(self, space: dict[str, tuple[SpaceEntry, ...]]) -> dict[str, Any]:
+        written = {
+            key: [entry.model_dump(mode="json", exclude_unset=True) for entry in one] for key, one in space.items()
+        }
+        return {key: entries[0] if len(entries) == 1 else entries for key, entries in written.items()}
+
+    @model_validator(mode="after")
+    def _parts_work_together(self) -> SweepConfig:
+        if self.scheduler != "fifo" and self.resources.num_workers:
+            raise ValueError(
+                f"`scheduler: {self.scheduler}` works in the trainer's local mode alone: expected "
+                f"resources.num_workers 0, found {self.resources.num_workers}"
+            )
+        if self.scheduler == "pbt":
+            self._check_pbt()
+        if self.search_algorithm == "optuna":
+            self._check_optuna()
+        return self
+
+    def _check_pbt(self) -> None:
+        if self.search_algorithm != "random":
+            raise ValueError("`scheduler: pbt` chooses values itself: expected `search_algorithm: random`")
+        wrong = next((key for key in self.space if key not in PERTURBED), None)
+        if wrong or not self.space:
+            raise ValueError(
+                f"`scheduler: pbt` hands weights from trial to trial: expected a space of {', '.join(PERTURBED)}, "
+                f"found {wrong or 'none'}"
+            )
+        if any(len(entries) > 1 or entries[0].when for entries in self.space.values()):
+            raise ValueError("`scheduler: pbt` perturbs every value of a trial: expected entries without `when`")
+
+    def _check_optuna(self) -> None:
+        wrong = next((key for key in self.space if not key.startswith(("train.", "retrain."))), None)
+        if wrong or len(self.architectures) > 1 or len(self.datasets) > 1:
+            raise ValueError(
+                "`search_algorithm: optuna` chooses once bases and data are there: expected one architecture, one "
+                f"dataset and a space of train.* and retrain.* keys, found {wrong or 'more than one to choose from'}"
+            )
+
+
+PERTURBED = (
+    "train.lr",
+    "train.momentum",
+    "train.weight_decay",
+    "train.layer_lr_decay",
+    "train.label_smoothing",
+    "train.mixup_alpha",
+    "train.cutmix_alpha",
+    "train.clip_norm",
+)
+"""What may change in a fine-tune that goes on with another's weights and optimizer."""
+
+
+def _flattened(value: dict[str, Any], known: set[str], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The entries of a space, in which a section's keys may stand below its name."""
+    for name, child in value.items():
+        key = f"{prefix}{name}"
+        is_section = isinstance(child, dict) and any(one.startswith(f"{key}.") for one in known)
+        if is_section and not {*KINDS_OF_ENTRY, "when"} & child.keys():
+            yield from _flattened(child, known, f"{key}.")
+        else:
+            yield key, child
+
+
+def _listed(value: Any) -> Any:
+    return value if isinstance(value, (list, tuple)) else [value]
 
 
 class QuickstartConfig(Section):
@@ -300,6 +422,7 @@ class QuickstartConfig(Section):
 
 KINDS: dict[str, type[Config]] = {
     "generate": GenerateConfig,
+    "sweep": SweepConfig,
     "synthesize": SynthesizeConfig,
     "bench": BenchConfig,
     "quickstart": QuickstartConfig,
@@ -315,7 +438,7 @@ def load_config(path: Path, overrides: list[str], model: type[AnyConfig]) -> Any
         ConfigError: the file is missing, not YAML, or doesn't fit the model; one line per fault.
     """
     document = apply_overrides(read_yaml(path), overrides)
-    return _validate(document, model, where=str(path))
+    return validate(document, model, where=str(path))
 
 
 def load_any_config(path: Path, overrides: list[str]) -> Config:
@@ -324,14 +447,14 @@ def load_any_config(path: Path, overrides: list[str]) -> Config:
     kind = document.get("kind")
     if not isinstance(kind, str) or kind not in KINDS:
         raise ConfigError(
-            f"{path}: kind: expected one of {', '.join(KINDS)}, found {kind!r}{_did_you_mean(kind, KINDS)}"
+            f"{path}: kind: expected one of {', '.join(KINDS)}, found {kind!r}{did_you_mean(kind, KINDS)}"
         )
-    return _validate(document, KINDS[kind], where=str(path))
+    return validate(document, KINDS[kind], where=str(path))
 
 
 def dump_yaml(config: Config) -> str:
     """The configuration as YAML, every default written out; loading it gives an equal configuration."""
-    return yaml.dump(config.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+    return to_yaml(config.model_dump(mode="json"))
 
 
 def find_config(name: str) -> Path:
@@ -343,112 +466,12 @@ def find_config(name: str) -> Path:
     raise ConfigError(f"configs/{name}.yaml: not found beside the package at {here}; reinstall raysnap")
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML as people expect it: `1e-3` is a number, a date is text, a key stands once, aliases don't multiply."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        seen: set[str] = set()
-        for key_node, _ in node.value:
-            if not isinstance(key_node, yaml.ScalarNode):
-                raise yaml.constructor.ConstructorError(
-                    None, None, "a key has to be a word, found a list or a mapping", key_node.start_mark
-                )
-            if key_node.value in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key_node.value!r} stands twice", key_node.start_mark
-                )
-            seen.add(key_node.value)
-        return super().construct_mapping(node, deep)
-
-    def compose_node(self, parent: yaml.Node, index: object) -> yaml.Node:
-        if self.check_event(yaml.AliasEvent):
-            raise yaml.composer.ComposerError(
-                None, None, "aliases (*name) are not supported", self.peek_event().start_mark
-            )
-        return super().compose_node(parent, index)
-
-
-class _Dumper(yaml.SafeDumper):
-    """Writes what `_Loader` reads back: text that looks like a number is quoted, odd line ends are escaped."""
-
-    def represent_text(self, text: str) -> yaml.ScalarNode:
-        is_odd = any(line_end in text for line_end in "\x85\u2028\u2029")
-        return self.represent_scalar("tag:yaml.org,2002:str", text, style='"' if is_odd else None)
-
-
-_Dumper.add_representer(str, _Dumper.represent_text)
-
-
-for _side in (_Loader, _Dumper):
-    _side.yaml_implicit_resolvers = {
-        first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
-        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
-    _side.add_implicit_resolver(
-        "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"), list("-+0123456789.")
-    )
-
-# Besides YAMLError, what PyYAML's constructors let through for `!!int ""`, `!!bool x` and the like.
-_NOT_YAML = (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError, RecursionError)
-
-
-def _parse_yaml(text: str, where: str) -> Any:
-    try:
-        return yaml.load(text, Loader=_Loader)
-    except _NOT_YAML as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f" line {mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or (str(error).splitlines() or ["a value can't be read"])[0]
-        if problem.startswith("but "):
-            problem = f"{error.context} {problem}"
-        raise ConfigError(f"{where}{line}: not valid YAML: {problem}") from None
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file.
+def validate(document: dict[str, Any], model: type[AnyConfig], where: str) -> AnyConfig:
+    """The configuration in a document.
 
     Raises:
-        ConfigError: the file is missing, too large, not YAML or not a mapping.
+        ConfigError: it doesn't fit the model; `where` begins the message.
     """
-    try:
-        with path.open("rb") as file:
-            raw = file.read(MAX_CONFIG_BYTES + 1)
-    except OSError as error:
-        raise ConfigError(f"{path}: can't be read as a configuration file: {error.strerror}") from None
-    if len(raw) > MAX_CONFIG_BYTES:
-        raise ConfigError(f"{path}: expected at most {MAX_CONFIG_BYTES} bytes, found more")
-    try:
-        document = _parse_yaml(raw.decode("utf-8"), str(path))
-    except UnicodeDecodeError:
-        raise ConfigError(f"{path}: expected UTF-8 text, found other bytes") from None
-    if not isinstance(document, dict):
-        found = "nothing" if document is None else type(document).__name__
-        raise ConfigError(f"{path}: expected `key: value` lines, found {found}")
-    return document
-
-
-def apply_overrides(document: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
-    """A copy of `document` with each `dotted.key=value` set; values are read as YAML."""
-    result = _copy(document)
-    for override in overrides:
-        key, equals, value = override.partition("=")
-        if not equals or not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", key):
-            raise ConfigError(f"{override!r}: expected key=value, for example train.epochs=3")
-        *parents, last = key.split(".")
-        target = result
-        for parent in parents:
-            child = target.get(parent)
-            target[parent] = child if isinstance(child, dict) else {}
-            target = target[parent]
-        target[last] = _parse_yaml(value, f"{key}=")
-    return result
-
-
-def _copy(value: Any) -> Any:
-    return {key: _copy(child) for key, child in value.items()} if isinstance(value, dict) else value
-
-
-def _validate(document: dict[str, Any], model: type[AnyConfig], where: str) -> AnyConfig:
     try:
         return model.model_validate(document)
     except ValidationError as error:
@@ -496,7 +519,7 @@ def _describe(fault: dict[str, Any], model: type[Config], document: dict[str, An
         case "value_error":
             return f"{path}: {fault['msg'].removeprefix('Value error, ')}"
         case "literal_error":
-            hint = _did_you_mean(fault["input"], re.findall(r"'([^']+)'", context["expected"]))
+            hint = did_you_mean(fault["input"], re.findall(r"'([^']+)'", context["expected"]))
             return f"{path}: expected {context['expected']}, found {found}{hint}"
     known = _EXPECTED.get(fault["type"])
     expected = known.format(**context) if known else fault["msg"].removeprefix("Input should be ")
@@ -520,7 +543,7 @@ def _nearest_key(model: type[Config], loc: tuple[str | int, ...]) -> str:
     nested: type[Config] | None = model
     for part in parents:  # a name in a mapping of models, such as a group's, stays with its model
         nested = nested and (_model_at(nested, part) if part in nested.model_fields else nested)
-    near = _did_you_mean(word, nested.model_fields if nested else ())
+    near = did_you_mean(word, nested.model_fields if nested else ())
     below = sorted((key for key in _dotted_keys(model) if key.endswith(f".{word}")), key=len)
     return near or (f"; did you mean {below[0]!r}?" if below else "")
 
@@ -538,8 +561,3 @@ def _model_at(model: type[Config], name: str) -> type[Config] | None:
     field = model.model_fields.get(name)
     candidates = [field.annotation, *getattr(field.annotation, "__args__", ())] if field else []
     return next((one for one in candidates if isinstance(one, type) and issubclass(one, Config)), None)
-
-
-def _did_you_mean(word: object, known: Any) -> str:
-    near = difflib.get_close_matches(str(word), list(known), n=1, cutoff=0.5)
-    return f"; did you mean {near[0]!r}?" if near else ""

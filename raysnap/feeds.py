@@ -31,11 +31,13 @@ class LabelledPixels:
         read: takes item positions and an edge S in pixels, gives their centre crops, uint8 `[n, 3, S, S]`.
         labels: class indices, int64 `[N]`.
         digest: stands for the items' content and order; without one nothing of them is cached.
+        names: of the items, for those who look at single ones.
     """
 
     read: Callable[[Sequence[int], int], Tensor]
     labels: Tensor
     digest: str | None = None
+    names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -46,12 +48,27 @@ class View:
     number: int
 
 
+Mix = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""Takes images and their labels, gives mixed images and soft labels `[N, num_classes]`."""
+
+
 @dataclass(frozen=True)
 class Feed:
-    """For item positions the trained blocks' inputs, on the device, good until the next are asked for; all labels."""
+    """For item positions the trained blocks' inputs, on the device, good until the next are asked for; all labels.
+
+    Attributes:
+        mixed: the inputs of items that are mixed with each other, and their soft labels, where that is asked for.
+    """
 
     inputs: Callable[[Tensor], Tensor]
     labels: Tensor
+    mixed: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None
+
+    def batch(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Inputs to train on, and what they should be taken for: class indices, or soft labels of mixed ones."""
+        if self.mixed is not None:
+            return self.mixed(positions)
+        return self.inputs(positions), self.labels[positions.to(self.labels.device)]
 
 
 class FrozenPrefix:
@@ -105,6 +122,16 @@ class FrozenPrefix:
         if read is None:
             return self.feed(items, view, is_fixed=False)
         return Feed(lambda positions: self._run(self._frozen[self._depth :], read(positions)), labels)
+
+    def mixed_feed(self, items: LabelledPixels, view: View | None, mix: Mix) -> Feed:
+        """The items in one view, their pixels mixed anew in every batch: nothing of that is cached."""
+        plain = self.feed(items, view, is_fixed=False)
+
+        def mixed(positions: Tensor) -> tuple[Tensor, Tensor]:
+            images, targets = mix(self._images(items, view, positions), plain.labels[positions.to(plain.labels.device)])
+            return self._run(self._frozen, self._numerics.lay_out_images(images)), targets
+
+        return Feed(plain.inputs, plain.labels, mixed)
 
     @torch.no_grad()
     def _run(self, blocks: nn.Sequential, inputs: Tensor) -> Tensor:

@@ -2,7 +2,8 @@
 
 Frozen blocks run in eval mode without autograd, once per item and view where their outputs are cached, and must come
 out byte-identical: BatchNorm statistics do not drift, dropout and stochastic depth are off in them. The epoch that does
-best on val is the one that is kept; test is looked at once, after that choice.
+best on val is the one that is kept; test is looked at once, after that choice. How weights are updated from a batch is
+`raysnap.steps`'.
 """
 
 from __future__ import annotations
@@ -19,22 +20,42 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from raysnap.config import TrainConfig
-from raysnap.errors import FrozenBlockChanged, OutOfMemory, TrainingDiverged
+from raysnap.errors import FrozenBlockChanged, OutOfMemory
 from raysnap.feeds import Feed, FrozenPrefix, LabelledPixels, View
 from raysnap.manifest import Preprocessing
 from raysnap.numerics import Numerics
 from raysnap.objects import block_digest
 from raysnap.prefixes import PrefixCache
+from raysnap.scores import count_confusion, macro_f1
+from raysnap.steps import Step, diverged, num_outputs
 from raysnap.training_state import TrainingState, random_state
 from raysnap.workers import ALONE, Worker
 
 Scores = dict[str, float]
-Save = Callable[[Path], None]
-Report = Callable[[dict[str, float], Save | None], None]
-
-STEPS_PER_CHECK = 50  # looking at the loss makes a GPU wait
 
 _NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+
+
+@dataclass(frozen=True)
+class Save:
+    """Writes the checkpoint that is due into a folder; `is_final` where no epoch comes after it."""
+
+    write: Callable[[Path], None]
+    is_final: bool
+
+    def __call__(self, directory: Path) -> None:
+        self.write(directory)
+
+
+Report = Callable[[dict[str, float], Save | None], None]
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a model takes each item of a split for: the class, and the probability it gives to it, `[num_items]`."""
+
+    classes: list[int]
+    confidences: list[float]
 
 
 @dataclass(frozen=True)
@@ -42,14 +63,20 @@ class FinetuneResult:
     """What a fine-tune leaves behind; the model itself holds the best epoch's weights.
 
     Attributes:
-        metrics: `val_accuracy`, `val_top5_accuracy`, `val_loss`, the same of `test` where there is one, `best_epoch`.
-        history: a dict per epoch: `epoch`, `train_loss`, `val_loss`, `val_accuracy`, `val_top5_accuracy`, `epoch_s`.
+        metrics: `val_loss`, `val_accuracy`, `val_top5_accuracy`, `val_macro_f1`, the same of `test` where there is one,
+            `best_epoch`.
+        history: a dict per epoch: `epoch`, `train_loss`, the metrics of val, `lr` (the head's in the last step),
+            `epoch_s`.
         timings_s: `prefix` (filling the cache), `train`, `evaluate`, `verify`.
+        predictions: of the test items, on the first worker; None without any.
+        is_cut_short: whether `patience` ended it before its last epoch.
     """
 
     metrics: dict[str, float]
     history: list[dict[str, float]]
     timings_s: dict[str, float]
+    predictions: Predictions | None
+    is_cut_short: bool
 
 
 def finetune(
@@ -78,7 +105,7 @@ def finetune(
         base_digests: the digests that the frozen blocks must still have afterwards, in order.
         report: called on every worker with each epoch's history entry, and with what writes a checkpoint into a folder
             where one is due: every `checkpoint_every` epochs, to be called before `report` returns, and after the last
-            epoch, which may be called later too. Only the first worker need call it.
+            epoch (its `is_final` is true), which may be called later too. Only the first worker need call it.
         resume_dir: a checkpoint of the same fine-tune that was to go on; the result is as if it had never stopped.
         prefix: where outputs of frozen blocks are cached; None runs them in every epoch.
         views_seed: of fixed views, which trials of one value share; None is `seed`.
@@ -88,6 +115,7 @@ def finetune(
         OutOfMemory: the device or the machine has too little memory for it.
         FrozenBlockChanged: a frozen block no longer has its digest, or was in training mode.
         WeightsError: `resume_dir` holds no such checkpoint.
+        ConfigError: there are more `layer_lrs` than trained blocks.
     """
     numerics = Numerics.choose(config, next(model.parameters()).device)
     terms = _Terms(config, numerics, worker, seed, seed if views_seed is None else views_seed)
@@ -164,14 +192,26 @@ def _run(
         timings_s = _train(state, frozen, splits, terms, report)
         state.restore_best()
         metrics = state.best
+        outputs: list[Tensor] = []
         if "test" in splits:
             begun = time.perf_counter()
             feed = frozen.feed(splits["test"])
             started = time.perf_counter()
-            metrics = metrics | _named("test", _evaluate(trained, feed, terms))
+            metrics = metrics | _named("test", _evaluate(trained, feed, terms, into=outputs))
             timings_s["prefix"] += started - begun
             timings_s["evaluate"] += time.perf_counter() - started
-    return FinetuneResult(metrics, state.history, timings_s)
+    is_cut_short = len(state.history) < terms.config.epochs
+    return FinetuneResult(metrics, state.history, timings_s, _predictions(outputs, worker), is_cut_short)
+
+
+def _predictions(outputs: list[Tensor], worker: Worker) -> Predictions | None:
+    """What the workers said of their parts of a split, in the order of the items."""
+    parts = worker.gather(torch.cat(outputs, dim=1).cpu() if outputs else None)
+    told = [part for part in parts if part is not None]
+    if not told:
+        return None
+    confidences, classes = torch.cat(told, dim=1)
+    return Predictions(classes.long().tolist(), confidences.tolist())
 
 
 def _train(
@@ -187,35 +227,47 @@ def _train(
     forward = terms.worker.parallel(trained)
     if config.compile:
         forward = torch.compile(forward)
-    for epoch in range(len(state.history) + 1, config.epochs + 1):
+    step = Step.begin(forward, state, splits["train"].labels, terms.numerics, terms.worker)
+    while not state.is_over:
+        epoch = len(state.history) + 1
         begun = time.perf_counter()
-        train = frozen.feed(splits["train"], terms.view(epoch), is_fixed=config.views is not None)
+        train = _training_feed(frozen, splits["train"], terms.view(epoch), step, config)
         val = frozen.feed(splits["val"])
         started = time.perf_counter()
-        train_loss = _train_epoch(forward, state, train, terms)
+        train_loss = step.run_epoch(train)
         evaluating = time.perf_counter()
-        terms.worker.synchronise_buffers(trained)
-        scores = _named("val", _evaluate(trained, val, terms))
+        terms.worker.synchronise_buffers(state.scored)
+        scores = _named("val", _evaluate(state.scored, val, terms))
         _refuse_divergence(trained, {"train_loss": train_loss} | scores, config)
         ended = time.perf_counter()
         timings_s["prefix"] += started - begun
         timings_s["train"] += evaluating - started
         timings_s["evaluate"] += ended - evaluating
-        entry = {"epoch": epoch, "train_loss": train_loss} | scores | {"epoch_s": ended - started}
+        lr = state.optimizer.param_groups[-1]["lr"]
+        entry = {"epoch": epoch, "train_loss": train_loss} | scores | {"lr": lr, "epoch_s": ended - started}
         state.end_epoch(entry, scores)
         report(entry, _checkpoint(state, epoch, terms))
     return timings_s
 
 
+def _training_feed(
+    frozen: FrozenPrefix, items: LabelledPixels, view: View | None, step: Step, config: TrainConfig
+) -> Feed:
+    """The training items as an epoch sees them: in a fixed view, a fresh one, or mixed with each other."""
+    if step.mix is not None:
+        return frozen.mixed_feed(items, view, step.mix)
+    return frozen.feed(items, view, is_fixed=config.views is not None)
+
+
 def _checkpoint(state: TrainingState, epoch: int, terms: _Terms) -> Save | None:
     """What writes the checkpoint that is due after this epoch; None where none is."""
-    config = terms.config
-    if epoch == config.epochs:
-        return lambda directory: state.save(directory, None)
-    if config.checkpoint_every is None or epoch % config.checkpoint_every:
+    if state.is_over:
+        return Save(lambda directory: state.save(directory, None), is_final=True)
+    every = terms.config.checkpoint_every
+    if every is None or epoch % every:
         return None
     random_states = terms.worker.gather(random_state(terms.numerics.device))
-    return lambda directory: state.save(directory, random_states)
+    return Save(lambda directory: state.save(directory, random_states), is_final=False)
 
 
 def _named(split: str, scores: Scores) -> Scores:
@@ -255,12 +307,15 @@ def evaluate(model: nn.Sequential, items: LabelledPixels, preprocessing: Preproc
     return _evaluate(model, feed, _Terms(TrainConfig(batch_size=batch_size), numerics, ALONE, 0, 0))
 
 
-def _evaluate(blocks: nn.Sequential, feed: Feed, terms: _Terms) -> Scores:
+def _evaluate(blocks: nn.Sequential, feed: Feed, terms: _Terms, *, into: list[Tensor] | None = None) -> Scores:
+    """The scores of a split; `into` takes each batch's confidences and classes, float64 `[2, n]`, of this worker."""
     numerics, worker = terms.numerics, terms.worker
     modes = [block.training for block in blocks]
     blocks.eval()
     num_items = len(feed.labels)
     sums = torch.zeros(3, dtype=torch.float64, device=numerics.device)
+    num_classes = num_outputs(blocks)
+    confusion = torch.zeros((num_classes, num_classes), dtype=torch.int64, device=numerics.device)
     with torch.inference_mode():
         for positions in (
             torch.arange(num_items).tensor_split(worker.world_size)[worker.rank].split(terms.config.batch_size)
@@ -271,65 +326,31 @@ def _evaluate(blocks: nn.Sequential, feed: Feed, terms: _Terms) -> Scores:
             inputs = feed.inputs(positions)
             with numerics.autocast():
                 logits = blocks(inputs).float()
-            top = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
+            top_classes = logits.topk(min(5, num_classes), dim=1).indices
+            top = top_classes == labels[:, None]
             sums[0] += functional.cross_entropy(logits, labels, reduction="sum")
             sums[1] += top[:, 0].sum()
             sums[2] += top.any(dim=1).sum()
+            confusion += count_confusion(labels, top_classes[:, 0], num_classes)
+            if into is not None:
+                confidences = logits.softmax(dim=1).amax(dim=1)
+                into.append(torch.stack((confidences.double(), top_classes[:, 0].double())))
     for block, mode in zip(blocks, modes, strict=True):
         block.train(mode)
     loss, accuracy, top5_accuracy = (worker.total(sums) / num_items).tolist()
-    return {"loss": loss, "accuracy": accuracy, "top5_accuracy": top5_accuracy}
-
-
-def _train_epoch(
-    forward: Callable[[Tensor], Tensor],
-    state: TrainingState,
-    feed: Feed,
-    terms: _Terms,
-) -> float:
-    """One pass over the items in a fresh order; returns the mean loss."""
-    config, numerics, worker = terms.config, terms.numerics, terms.worker
-    device, num_items = numerics.device, len(feed.labels)
-    loss_sum = torch.zeros((), dtype=torch.float64, device=device)
-    batches = _batches(torch.randperm(num_items, generator=state.shuffling), config.batch_size)
-    for step, positions in enumerate(batches, start=1):
-        part, weight = worker.part(positions)
-        inputs = feed.inputs(part)
-        with numerics.autocast():
-            logits = forward(inputs)
-        losses = functional.cross_entropy(logits.float(), feed.labels[part.to(device)], reduction="sum") * weight
-        state.optimizer.zero_grad(set_to_none=True)
-        # DDP takes the mean over the workers; what is wanted is the mean over the items of the whole batch.
-        state.scaler.scale(losses * (worker.world_size / len(positions))).backward()
-        state.scaler.step(state.optimizer)
-        state.scaler.update()
-        loss_sum += losses.detach()
-        if step % STEPS_PER_CHECK == 0 and not math.isfinite(loss := worker.total(loss_sum.clone()).item()):
-            raise _diverged("train_loss", loss, config)
-    return worker.total(loss_sum).item() / num_items
+    f1 = macro_f1(worker.total(confusion))
+    return {"loss": loss, "accuracy": accuracy, "top5_accuracy": top5_accuracy, "macro_f1": f1}
 
 
 def _refuse_divergence(trained: nn.Sequential, scores: Scores, config: TrainConfig) -> None:
     """Passes when the scores and all that was trained are finite: a loss can be while a weight no longer is."""
     for name, value in scores.items():
         if not math.isfinite(value):
-            raise _diverged(name, value, config)
+            raise diverged(name, value, config)
     for block in trained:
         for name, tensor in block.tensors().items():
             if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-                raise _diverged(f"the weight {name}", "not finite", config)
-
-
-def _diverged(name: str, value: float | str, config: TrainConfig) -> TrainingDiverged:
-    return TrainingDiverged(f"{name} became {value}; try a smaller train.lr than {config.lr:g}")
-
-
-def _batches(positions: Tensor, batch_size: int) -> list[Tensor]:
-    """The positions in runs of `batch_size`; a last run of one joins its neighbour, as BatchNorm can't train on one."""
-    runs = list(positions.split(batch_size))
-    if len(runs) > 1 and len(runs[-1]) == 1:
-        runs[-2:] = [torch.cat(runs[-2:])]
-    return runs
+                raise diverged(f"the weight {name}", "not finite", config)
 
 
 def _forked_random_state(device: torch.device) -> Any:

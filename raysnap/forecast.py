@@ -1,4 +1,4 @@
-"""What a generate job will take, before it starts and without torch: compute, disk, time, what is still to be had.
+"""What a job that fine-tunes will take, before it starts and without torch: compute, disk, time, what is to be had.
 
 Bytes are upper bounds of what is written; FLOPs are those of convolutions and matrix products. The time is FLOPs over
 a speed: that of a matrix product on this machine's CPUs, measured, or a GPU's usual one, and so a rough figure.
@@ -16,11 +16,12 @@ from pathlib import Path
 import numpy as np
 
 from raysnap.anatomy import BlockShape, block_shapes, weights_files
-from raysnap.config import GenerateConfig
+from raysnap.config import FinetuneConfig
 from raysnap.data import VAL_FRACTION, read_folder
 from raysnap.errors import ConfigError
 from raysnap.images import num_cpus
-from raysnap.population import RANDOM, GeneratePlan
+from raysnap.manifest import Preprocessing
+from raysnap.population import RANDOM, TrialsPlan
 from raysnap.prefix_plan import plan_trials
 from raysnap.quantities import bytes_text
 from raysnap.shapes import TASKS
@@ -66,38 +67,41 @@ class Forecast:
     gpu_s: float
 
 
-def forecast(config: GenerateConfig, plan: GeneratePlan) -> Forecast:
+def forecast(config: FinetuneConfig, plan: TrialsPlan) -> Forecast:
     """What the job will take on top of what is there; reads folders and writes nothing."""
     trials = [trial for trial in [*plan.bases, *plan.trials] if trial.dataset]
     sizes = {name: _DatasetSize.of(folder, config) for name, folder in plan.datasets.items()}
     num_items = {name: size.num_items for name, size in sizes.items()}
     depths = plan_trials(trials, config.image_size, num_items, config.prefix_cache_bytes)
-    fills = {(trial.architecture, trial.dataset, trial.train.views, depths[trial.id]) for trial in trials}
+    fills = {
+        (trial.base_key, trial.architecture, trial.dataset, _views(trial), _edge(trial, config), depths[trial.id])
+        for trial in trials
+    }
     flops = sum(
-        _train_flops(trial, sizes[trial.dataset], config.image_size, depths[trial.id]) for trial in trials
-    ) + sum(_fill_flops(*fill, sizes, config.image_size) for fill in fills)
-    trained = [_trained_bytes(trial, sizes[trial.dataset].num_classes, config.image_size) for trial in trials]
+        _train_flops(trial, sizes[trial.dataset], _edge(trial, config), depths[trial.id]) for trial in trials
+    ) + sum(_fill_flops(*fill, sizes) for _, *fill in fills)
+    trained = [_trained_bytes(trial, sizes[trial.dataset].num_classes, _edge(trial, config)) for trial in trials]
     untrained = [trial for trial in plan.bases if trial.dataset is None]
-    base_bytes = sum(_model_bytes(trial.architecture, config.image_size) for trial in untrained)
+    base_bytes = sum(_model_bytes(trial.architecture, _edge(trial, config)) for trial in untrained)
     num_at_once = min(len(trials), config.resources.max_concurrent or num_cpus())
-    resize_size = plan.preprocessing.resize_size
+    seen = {(trial.dataset, Preprocessing.cropping(_edge(trial, config)).resize_size) for trial in trials}
     return Forecast(
         num_trials=len(trials),
         num_epochs=sum(trial.train.epochs for trial in trials),
         train_flops=flops,
         store_bytes=base_bytes + sum(trained),
-        copied_bytes=base_bytes + sum(_model_bytes(trial.architecture, config.image_size) for trial in trials),
+        copied_bytes=base_bytes + sum(_model_bytes(trial.architecture, _edge(trial, config)) for trial in trials),
         checkpoint_bytes=COPIES_IN_A_CHECKPOINT * sum(sorted(trained, reverse=True)[:num_at_once]),
-        pixel_bytes=sum(size.num_images for size in sizes.values()) * 3 * resize_size * (resize_size + 1),
-        prefix_bytes=sum(_fill_bytes(*fill, sizes, config.image_size) for fill in fills),
+        pixel_bytes=sum(sizes[name].num_images * 3 * edge * (edge + 1) for name, edge in seen),
+        prefix_bytes=sum(_fill_bytes(*fill, sizes) for _, *fill in fills),
         to_draw=tuple(name for name, folder in plan.datasets.items() if folder is None and name in TASKS),
-        to_download=_missing_weights(config),
+        to_download=_missing_weights(plan),
         cpu_s=flops / (SHARE_OF_MATRIX_SPEED * _matrix_flops_per_s()) + TRIAL_OVERHEAD_S * len(trials),
         gpu_s=flops / GPU_FLOPS_PER_S + TRIAL_OVERHEAD_S * len(trials),
     )
 
 
-def check_room(config: GenerateConfig, needed: Forecast) -> None:
+def check_room(config: FinetuneConfig, needed: Forecast) -> None:
     """Passes when the disks have room for what the job writes.
 
     Raises:
@@ -132,7 +136,7 @@ class _DatasetSize:
     num_classes: int
 
     @classmethod
-    def of(cls, folder: Path | None, config: GenerateConfig) -> _DatasetSize:
+    def of(cls, folder: Path | None, config: FinetuneConfig) -> _DatasetSize:
         """The sizes after the job's caps; a built-in dataset that is not drawn yet has those it will be drawn with."""
         if folder is None:
             shapes, num_classes = config.shapes, 4
@@ -174,20 +178,29 @@ def _train_flops(trial: Trial, size: _DatasetSize, image_size: int, depth: int) 
     """Forward through what is not cached, backward through what is trained (twice a forward) per epoch; then test."""
     flops = [one for one, _ in _shapes_for(trial.architecture, size.num_classes, image_size)]
     forward, cached, trained = sum(flops), sum(flops[:depth]), sum(flops[trial.num_frozen :])
-    train = forward - (cached if trial.train.views else 0) + 2 * trained
+    train = forward - (cached if _views(trial) else 0) + 2 * trained
     per_epoch = size.num_train * train + size.num_val * (forward - cached)
     return trial.train.epochs * per_epoch + size.num_test * (forward - cached)
 
 
+def _edge(trial: Trial, config: FinetuneConfig) -> int:
+    return trial.image_size or config.image_size
+
+
+def _views(trial: Trial) -> int | None:
+    """The views of training items that can be cached; None where each epoch's are its own."""
+    return None if trial.train.is_mixing else trial.train.views
+
+
 def _fill_flops(
-    architecture: str, dataset: str, views: int | None, depth: int, sizes: dict[str, _DatasetSize], image_size: int
+    architecture: str, dataset: str, views: int | None, image_size: int, depth: int, sizes: dict[str, _DatasetSize]
 ) -> float:
     flops = sum(shape.flops for shape in block_shapes(architecture, image_size)[:depth])
     return flops * sizes[dataset].num_cached(views)
 
 
 def _fill_bytes(
-    architecture: str, dataset: str, views: int | None, depth: int, sizes: dict[str, _DatasetSize], image_size: int
+    architecture: str, dataset: str, views: int | None, image_size: int, depth: int, sizes: dict[str, _DatasetSize]
 ) -> int:
     num_bytes = block_shapes(architecture, image_size)[depth - 1].output_bytes if depth else 0
     return num_bytes * sizes[dataset].num_cached(views)
@@ -202,13 +215,14 @@ def _model_bytes(architecture: str, image_size: int) -> int:
     return sum(one.num_parameter_bytes for one in block_shapes(architecture, image_size))
 
 
-def _missing_weights(config: GenerateConfig) -> tuple[str, ...]:
+def _missing_weights(plan: TrialsPlan) -> tuple[str, ...]:
     """The files of torchvision's weights that torch.hub's folder lacks."""
-    weights = config.base.weights
-    if weights == RANDOM or Path(weights).is_file():
-        return ()
-    files = {weights_files(architecture).get(weights) for architecture in config.architectures} - {None}
-    return tuple(sorted(name for name in files if not (_hub_dir() / name).exists()))
+    files = set()
+    for base in plan.bases:
+        weights = plan.weights[base.base_key]
+        if weights != RANDOM and not Path(weights).is_file():
+            files.add(weights_files(base.architecture).get(weights))
+    return tuple(sorted(name for name in files - {None} if not (_hub_dir() / name).exists()))
 
 
 def _hub_dir() -> Path:

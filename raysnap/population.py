@@ -1,4 +1,4 @@
-"""What a generate job will do, known before anything is written and without torch: its trials, bases and datasets."""
+"""What a job that fine-tunes will do, known before anything is written and without torch: trials, bases, datasets."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from raysnap.anatomy import block_shapes, weights_files
-from raysnap.config import GenerateConfig
+from raysnap.config import FinetuneConfig, GenerateConfig
 from raysnap.data import find_dataset, open_dataset
 from raysnap.errors import DataError, SnapshotNotFound, WeightsError
 from raysnap.manifest import Preprocessing
@@ -18,40 +18,54 @@ RANDOM = "random"
 
 
 @dataclass(frozen=True)
-class GeneratePlan:
-    """What a generate job will do.
+class TrialsPlan:
+    """What a job that fine-tunes will do.
 
     Attributes:
-        bases: a trial per architecture; one without a dataset is stored as it is.
-        trials: the fine-tunes.
+        preprocessing: of trials that have no image size of their own.
+        bases: a trial per base; one without a dataset is stored as it is.
+        weights: `base.weights` of each base, by its trial's `base_key`.
+        trials: the fine-tunes; of a sweep that Optuna leads those that are known yet.
         datasets: every dataset's folder, None for a built-in one that is not drawn yet.
     """
 
     preprocessing: Preprocessing
     bases: list[Trial]
+    weights: dict[str, str]
     trials: list[Trial]
     datasets: dict[str, Path | None]
 
 
-def plan_generate(config: GenerateConfig) -> GeneratePlan:
+def plan_generate(config: GenerateConfig) -> TrialsPlan:
     """The job's trials, checked against what there is; reads folders and writes nothing.
 
     Raises:
         RaysnapError: an architecture, a dataset, the base's weights or a tracker are not to be had.
     """
-    check_trackers(config.trackers)
     bases, trials = base_trials(config), sample_trials(config)
-    for architecture in config.architectures:
-        block_shapes(architecture, config.image_size)
+    weights = {trial.base_key: config.base.weights for trial in bases}
+    return check_plan(config, bases, weights, trials)
+
+
+def check_plan(config: FinetuneConfig, bases: list[Trial], weights: dict[str, str], trials: list[Trial]) -> TrialsPlan:
+    """The plan of these trials, checked against what there is; reads folders and writes nothing.
+
+    Raises:
+        RaysnapError: an architecture, a dataset, a base's weights or a tracker are not to be had.
+    """
+    check_trackers(config.trackers)
+    every = [*bases, *trials]
+    for architecture, image_size in dict.fromkeys((one.architecture, one.image_size) for one in every):
+        block_shapes(architecture, image_size or config.image_size)
     store = Store.open(config.store) if config.store.exists() else None
-    for architecture in config.architectures:
-        check_weights(config.base.weights, architecture, store)
-    names = dict.fromkeys(trial.dataset for trial in [*bases, *trials] if trial.dataset)
+    for architecture, name in dict.fromkeys((base.architecture, weights[base.base_key]) for base in bases):
+        check_weights(name, architecture, store)
+    names = dict.fromkeys(trial.dataset for trial in every if trial.dataset)
     datasets = _find_datasets(list(names), config.data_dir)
     for name, folder in datasets.items():
         if folder is not None:
             open_dataset(name, config.data_dir, config.shapes)
-    return GeneratePlan(Preprocessing.cropping(config.image_size), bases, trials, datasets)
+    return TrialsPlan(Preprocessing.cropping(config.image_size), bases, weights, trials, datasets)
 
 
 def _find_datasets(names: list[str], data_dir: Path) -> dict[str, Path | None]:

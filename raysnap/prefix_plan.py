@@ -91,9 +91,10 @@ def plan_trials(
     budget_bytes: int,
     element_bytes: int = 4,
 ) -> dict[str, int]:
-    """The depth to cache for each trial's id, of trials of which each architecture starts from one base.
+    """The depth to cache for each trial's id.
 
     Args:
+        image_size: of trials that have none of their own.
         num_items: of each dataset that trials name, the items used of `train`, `val` and, where there is one, `test`.
         element_bytes: of one number of an output: 4 in float32, 2 in bfloat16 and float16.
 
@@ -106,10 +107,12 @@ def plan_trials(
             continue
         train, counts = trial.train, num_items[trial.dataset]
         num_val, num_test = counts["val"], counts.get("test", 0)
-        num_views = 0 if train.views is None else min(train.views, train.epochs)
+        is_seen_anew = train.views is None or train.is_mixing
+        num_views = 0 if is_seen_anew else min(train.views, train.epochs)
         num_train_passes = counts["train"] * train.epochs if num_views else 0
-        group = f"{trial.architecture}/{trial.dataset}/{num_views}"
-        shapes = block_shapes(trial.architecture, image_size)
+        edge = trial.image_size or image_size
+        group = f"{trial.base_key}/{trial.architecture}/{trial.dataset}/{edge}/{num_views}"
+        shapes = block_shapes(trial.architecture, edge)
         groups[group] = PrefixGroup(
             num_views * counts["train"] + num_val + num_test,
             tuple(shape.flops for shape in shapes),

@@ -214,6 +214,67 @@ def trials_table(trials: Iterable[Any]) -> Table:
     )
 
 
+def points_table(trials: Sequence[Any]) -> Table:
+    """A sweep's trials and what was sampled for them, a column per key."""
+    keys = _point_keys(trial.point for trial in trials)
+    shown = trials[:MAX_ROWS]
+    rows = [(trial.id.partition("-")[0], *(_cell(trial.point, key) for key in keys)) for trial in shown]
+    if len(trials) > len(shown):
+        rows.append(("…", f"and {len(trials) - len(shown)} more; --json lists all", *[""] * (len(keys) - 1)))
+    return simple_table(["trial", *map(_column, keys)], rows)
+
+
+def sweep_table(rows: Sequence[Mapping[str, Any]], metric: str, mode: str) -> Table:
+    """A sweep's fine-tunes that came to something, the best first: where they stand, what they were, what they took."""
+    compared = [row for row in rows if row["role"] != "base" and row.get("objective") is not None]
+    sign = -1 if mode == "max" else 1
+    compared.sort(key=lambda row: (row["status"] != "done", sign * row["objective"], row["trial"]))
+    keys = _point_keys(row["point"] for row in compared)
+    lines = []
+    for row in compared[:MAX_ROWS]:
+        timings_s = row["timings_s"]
+        seconds = seconds_text(timings_s["total"]) if timings_s else None
+        ended = f"stopped: {row['stopped'].replace('_', ' ')}" if row["stopped"] else ""
+        cells = [_cell(row["point"], key) for key in keys]
+        epochs = f"{row['metrics']['best_epoch']}/{len(row['history'])}"
+        tested = score_text(row["metrics"].get("test_accuracy"))
+        number = row["trial"].partition("-")[0]
+        lines.append((number, *cells, score_text(row["objective"]), tested, epochs, seconds, ended))
+    heads = ["trial", *map(_column, keys), metric.replace("_", " "), "test accuracy", "best epoch", "time", ""]
+    return simple_table(heads, lines, numeric=heads[-5:-1])
+
+
+def sweep_lines(summary: Any) -> str:
+    """What became of a sweep, some lines of text."""
+    counts = [
+        f"{summary.num_done} of {plural(summary.num_trials, 'trial')} done",
+        *([f"{summary.num_stopped} stopped early"] if summary.num_stopped else []),
+        *([f"{summary.num_left} left when the time was over; --resume goes on"] if summary.num_left else []),
+        f"{summary.num_failed} failed",
+    ]
+    best = summary.best
+    if best is None:
+        return f"{', '.join(counts)}."
+    where = f", in the store as {best['trial']} ({best['snapshot'][:12]})" if best["snapshot"] else ""
+    return f"{', '.join(counts)}.\nBest: {best['trial']} with {summary.metric} {score_text(best['objective'])}{where}."
+
+
+def _point_keys(points: Iterable[Mapping[str, Any] | None]) -> list[str]:
+    return list(dict.fromkeys(key for point in points for key in point or {}))
+
+
+def _column(key: str) -> str:
+    return key.rpartition(".")[2].replace("_", " ")
+
+
+def _cell(point: Mapping[str, Any] | None, key: str) -> str:
+    """A sampled value in few characters; nothing where its conditions did not hold."""
+    if key not in (point or {}):
+        return ""
+    value = point[key]
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
 def forecast_lines(needed: Any, num_finetunes: int, num_bases: int) -> str:
     """What a job will take, some lines of text."""
     from raysnap.forecast import GPU_FLOPS_PER_S

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import math
 import os
 import time
 import traceback
@@ -29,7 +30,7 @@ from ray.tune.integration.ray_train import TuneReportCallback
 
 from raysnap.config import ResourcesConfig
 from raysnap.errors import OutOfMemory, RaysnapError, TrainingDiverged, describe_failure
-from raysnap.savepoints import Savepoint, newest_savepoint
+from raysnap.savepoints import Savepoint, newest_savepoint, read_savepoint
 from raysnap.trackers import EventFiles, Tracker
 from raysnap.tracking import Tracking
 from raysnap.training import TrainJob
@@ -53,7 +54,11 @@ class TrialOutcome:
     """How a trial ended: with a savepoint to collect, or with an error and its kind.
 
     Attributes:
+        trial: as it ended: `pbt` changes what a trial trains with.
         started_s: when Tune started it, on `time.monotonic`; None where another driver saw it start.
+        stopped: what ended it before its time, of one that is `stopped`: `scheduler` or `time_budget`.
+        history: the epochs that this driver saw of it.
+        ended_s: when it ended, on the same clock, where its row is written later.
     """
 
     trial: Trial
@@ -61,6 +66,35 @@ class TrialOutcome:
     status: str
     error: str | None
     started_s: float | None = None
+    stopped: str | None = None
+    history: tuple[dict[str, Any], ...] = ()
+    ended_s: float | None = None
+
+
+MakeSearcher = Callable[[list[Trial]], Any]
+"""Takes the trials that are waiting, gives a Tune searcher that makes them, and then others."""
+
+
+@dataclass(frozen=True)
+class Steering:
+    """What Tune does besides running every trial that it is given to its end.
+
+    Attributes:
+        scheduler: a Tune scheduler; None runs all.
+        searcher: makes a Tune searcher in place of a list of trials; None where the list is all.
+        num_trials: how many the searcher makes.
+        time_budget_s: after so many seconds what runs is stopped and what waits is left; None is no limit.
+        breeds: whether a trial may go on with another's checkpoint, in place of its own newest.
+    """
+
+    scheduler: Any = None
+    searcher: MakeSearcher | None = None
+    num_trials: int = 0
+    time_budget_s: float | None = None
+    breeds: bool = False
+
+
+FIFO = Steering()
 
 
 def run_trials(
@@ -72,14 +106,17 @@ def run_trials(
     on_end: Callable[[TrialOutcome], None],
     on_epoch: Callable[[Trial, dict[str, Any]], None],
     trackers: Sequence[Tracker] = (),
+    steering: Steering = FIFO,
 ) -> None:
     """Runs the trials on the Ray that is up, and calls back in this process as each one ends.
 
     A trial goes on from the newest savepoint in its folder of `ray_dir`.
 
     Args:
+        trials: what waits to be run; a searcher adds to it.
         ray_dir: folder for Ray's own result files and the checkpoints; on a cluster one that all nodes share.
-        on_end: called once per trial that ended; a trial without a call was interrupted.
+        on_end: called once per trial that ended; a trial without a call was interrupted, or never began within the
+            time budget.
         trackers: who is told of the trials besides the event files in `ray_dir`.
 
     Raises:
@@ -88,28 +125,42 @@ def run_trials(
     ray_dir = ray_dir.resolve()
     each = {"CPU": resources.cpus, "GPU": gpus_per_worker(resources)}
     trainable = tune.with_parameters(
-        train_driver_fn, job=job, num_workers=resources.num_workers, each=each, ray_dir=ray_dir
+        train_driver_fn,
+        job=job,
+        num_workers=resources.num_workers,
+        each=each,
+        ray_dir=ray_dir,
+        breeds=steering.breeds,
     )
     at_once = _num_groups(resources, each) if resources.num_workers else resources.max_concurrent
+    announcer = _Announcer(ray_dir, trials, steering.time_budget_s, on_end, on_epoch)
+    space = {"trial": tune.grid_search([trial.model_dump(mode="json") for trial in trials])}
     tuner = tune.Tuner(
         tune.with_resources(trainable, DRIVER_RESOURCES if resources.num_workers else each),
-        param_space={"trial": tune.grid_search([trial.model_dump(mode="json") for trial in trials])},
+        param_space=space if steering.searcher is None else {},
         tune_config=tune.TuneConfig(
             reuse_actors=True,
             max_concurrent_trials=at_once,
-            trial_name_creator=_trial_id,
-            trial_dirname_creator=_trial_id,
+            trial_name_creator=_given_id,
+            trial_dirname_creator=_given_id,
+            scheduler=steering.scheduler,
+            search_alg=steering.searcher(trials) if steering.searcher else None,
+            num_samples=1 if steering.searcher is None else steering.num_trials,
+            time_budget_s=steering.time_budget_s,
         ),
         run_config=tune.RunConfig(
             name=ray_dir.name,
             storage_path=str(ray_dir.parent),
-            callbacks=[_Announcer(ray_dir, on_end, on_epoch), Tracking([EventFiles(ray_dir), *trackers])],
-            checkpoint_config=tune.CheckpointConfig(num_to_keep=1),
+            callbacks=[announcer, Tracking([EventFiles(ray_dir), *trackers])],
+            checkpoint_config=tune.CheckpointConfig(num_to_keep=None if steering.breeds else 1),
             failure_config=tune.FailureConfig(max_failures=resources.max_failures),
             verbose=0,
         ),
     )
+    # A trial that diverged or ran out of memory reports that, and has no metric that a scheduler could go by.
+    os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")
     tuner.fit()
+    announcer.end_out_of_time()
 
 
 def gpus_per_worker(resources: ResourcesConfig) -> float:
@@ -136,8 +187,13 @@ def _num_groups(resources: ResourcesConfig, each: dict[str, float]) -> int:
     return max(1, min(fitting, resources.max_concurrent or fitting))
 
 
-def _trial_id(tune_trial: Any) -> str:
+def _given_id(tune_trial: Any) -> str:
     return tune_trial.config["trial"]["id"]
+
+
+def _trial_id(tune_trial: Any) -> str:
+    """A trial's id, which it keeps when it takes over another's configuration."""
+    return str(tune_trial)
 
 
 class _Announcer(tune.Callback):
@@ -149,23 +205,31 @@ class _Announcer(tune.Callback):
     def __init__(
         self,
         ray_dir: Path,
+        trials: list[Trial],
+        time_budget_s: float | None,
         on_end: Callable[[TrialOutcome], None],
         on_epoch: Callable[[Trial, dict[str, Any]], None],
     ):
         self._ray_dir = ray_dir
+        self._planned = {trial.id: trial for trial in trials}
+        self._until_s = math.inf if time_budget_s is None else time.monotonic() + time_budget_s
         self._on_end = on_end
         self._on_epoch = on_epoch
         self._started_s: dict[str, float] = {}
+        self._history: dict[str, list[dict[str, Any]]] = {}
+        self._running: dict[str, Any] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         return {}
 
     def on_trial_start(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:  # noqa: ARG002
         self._started_s.setdefault(_trial_id(trial), time.monotonic())
+        self._running[_trial_id(trial)] = trial
 
     def on_trial_result(self, iteration: int, trials: list, trial: Any, result: dict, **info: Any) -> None:  # noqa: ARG002
         if "epoch" in result:
-            self._on_epoch(Trial.model_validate(trial.config["trial"]), result)
+            self._history.setdefault(_trial_id(trial), []).append(_entry(result))
+            self._on_epoch(self._trial(trial), result)
 
     def on_trial_complete(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:  # noqa: ARG002
         result = trial.last_result or {}
@@ -174,15 +238,43 @@ class _Announcer(tune.Callback):
             self._end(trial, savepoint, "done", None)
         elif result.get("error"):
             self._end(trial, None, result["status"], result["error"])
+        elif "epoch" in result and "status" not in result:
+            stopped = "time_budget" if time.monotonic() >= self._until_s else "scheduler"
+            self._end(trial, None, "stopped", None, stopped)
         else:
             self._end(trial, None, "failed", "the trial ended without a whole checkpoint")
 
     def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:  # noqa: ARG002
         self._end(trial, None, "failed", f"its process died: {_last_words(trial)}")
 
-    def _end(self, trial: Any, savepoint: Savepoint | None, status: str, error: str | None) -> None:
-        started_s = self._started_s.get(_trial_id(trial))
-        self._on_end(TrialOutcome(Trial.model_validate(trial.config["trial"]), savepoint, status, error, started_s))
+    def end_out_of_time(self) -> None:
+        """Tells of the trials that Tune stopped without a word, which it does when their time is over."""
+        if time.monotonic() >= self._until_s:
+            for trial in list(self._running.values()):
+                self._end(trial, None, "stopped", None, "time_budget")
+
+    def _trial(self, tune_trial: Any) -> Trial:
+        """The trial that was planned, with what it trains with now."""
+        found = Trial.model_validate(tune_trial.config["trial"])
+        planned = self._planned.get(_trial_id(tune_trial))
+        return found if planned is None else planned.model_copy(update={"train": found.train})
+
+    def _end(
+        self, trial: Any, savepoint: Savepoint | None, status: str, error: str | None, stopped: str | None = None
+    ) -> None:
+        name = _trial_id(trial)
+        self._running.pop(name, None)
+        history = tuple(self._history.get(name, ()))
+        outcome = TrialOutcome(
+            self._trial(trial), savepoint, status, error, self._started_s.get(name), stopped, history
+        )
+        self._on_end(outcome)
+
+
+def _entry(result: dict[str, Any]) -> dict[str, Any]:
+    """What a trial said of an epoch, without what Tune adds."""
+    own = ("epoch", "train_loss", "lr", "epoch_s")
+    return {name: value for name, value in result.items() if name in own or name.startswith("val_")}
 
 
 def _last_words(tune_trial: Any) -> str:
@@ -195,15 +287,16 @@ def _last_words(tune_trial: Any) -> str:
 
 
 def train_driver_fn(
-    config: dict[str, Any], job: TrainJob, num_workers: int, each: dict[str, float], ray_dir: Path
+    config: dict[str, Any], job: TrainJob, num_workers: int, each: dict[str, float], ray_dir: Path, breeds: bool
 ) -> None:
     """One Tune trial: a TorchTrainer around the fine-tune, whose failure becomes the trial's result.
 
     Raises:
         RayError: a worker's process died; Tune begins the trial again.
     """
-    trial = Trial.model_validate(config["trial"])
-    savepoint = newest_savepoint(ray_dir / trial.id)
+    trial = Trial.model_validate(config["trial"] | {"id": tune.get_context().get_trial_name()})
+    given = tune.get_checkpoint() if breeds else None
+    savepoint = read_savepoint(Path(given.path)) if given else newest_savepoint(ray_dir / trial.id)
     if savepoint is not None and savepoint.is_final:
         tune.report({"status": "done"})  # the process died after the last epoch, before Tune heard of it
         return

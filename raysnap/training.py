@@ -23,6 +23,7 @@ from raysnap.finetune import Save, finetune
 from raysnap.manifest import Preprocessing
 from raysnap.numerics import Numerics
 from raysnap.pixels import PixelCache
+from raysnap.prediction_files import write_predictions
 from raysnap.prefixes import PrefixCache, items_digest
 from raysnap.savepoints import Savepoint, seal
 from raysnap.store import Store
@@ -34,6 +35,9 @@ logger = logging.getLogger(__name__)
 Report = Callable[[dict[str, Any], Path | None], None]
 """Takes the metrics of an epoch, and the folder of a savepoint to keep where there is one."""
 
+SAVED_EPOCH = "saved_epoch"
+"""The metric that comes with savepoints that a fine-tune can go on from, and with nothing else."""
+
 
 @dataclass(frozen=True)
 class TrainJob:
@@ -41,10 +45,12 @@ class TrainJob:
 
     Attributes:
         dataset_dirs: the folder of each dataset that trials name.
-        bases: the id of the snapshot that each architecture's trials start from; None is random weights, drawn
-            from the trial's seed.
+        bases: the id of the snapshot that trials start from, by their `base_key`; None is random weights, drawn from
+            the trial's seed.
+        preprocessing: of trials that have no image size of their own.
         prefix_depths: how many frozen blocks' outputs are cached for a trial, by its id; none for one that is not here.
         prefix_cache_bytes: room for those outputs, of all datasets together.
+        keeps_predictions: whether what is said of each test item is left with the finished trial.
     """
 
     store_dir: Path
@@ -57,6 +63,11 @@ class TrainJob:
     num_test: int | None
     prefix_depths: dict[str, int] = field(default_factory=dict)
     prefix_cache_bytes: int = 0
+    keeps_predictions: bool = False
+
+    def preprocessing_of(self, trial: Trial) -> Preprocessing:
+        """How the trial sees images: at its own size where it has one."""
+        return self.preprocessing if trial.image_size is None else Preprocessing.cropping(trial.image_size)
 
 
 def train(
@@ -77,14 +88,16 @@ def train(
     """
     started = time.perf_counter()
     dataset = read_folder(job.dataset_dirs[trial.dataset])
-    splits = labelled_splits(dataset, job)
+    preprocessing = job.preprocessing_of(trial)
+    splits = labelled_splits(dataset, job, preprocessing)
     model, base_digests = _start_model(trial, job, len(dataset.classes))
     model.to(device)
     facts = {
         "trial": trial.id,
-        "base": job.bases[trial.architecture],
+        "base": job.bases[trial.base_key],
         "frozen": base_digests[: trial.num_frozen],
         "batch_size": trial.train.batch_size,
+        "inherited": _inherited(trial, resume),
     }
     if resume is not None and resume.record["base"] != facts["base"]:
         logger.warning("%s: its checkpoint goes back to another base; it begins anew", trial.id)
@@ -96,21 +109,24 @@ def train(
             model,
             trial.num_frozen,
             splits,
-            job.preprocessing,
+            preprocessing,
             trial.train,
             seed=trial.seed,
             base_digests=base_digests,
-            report=_reporter(trial, report, worker, facts, final_dir, timings_s),
+            report=_reporter(report, worker, facts, final_dir, timings_s),
             resume_dir=resume.path if resume else None,
             prefix=_prefix_cache(trial, job),
             views_seed=job.seed,
             worker=worker,
         )
         if worker.rank == 0:
+            if job.keeps_predictions and result.predictions is not None:
+                write_predictions(final_dir, trial, dataset, splits["test"], result.predictions)
             seal(
                 final_dir,
                 status="done",
-                epoch=trial.train.epochs,
+                epoch=len(result.history),
+                stopped="patience" if result.is_cut_short else None,
                 metrics=result.metrics,
                 history=result.history,
                 classes=dataset.classes,
@@ -124,7 +140,7 @@ def train(
 
 
 def _reporter(
-    trial: Trial, report: Report, worker: Worker, facts: dict[str, Any], final_dir: Path, timings_s: dict[str, float]
+    report: Report, worker: Worker, facts: dict[str, Any], final_dir: Path, timings_s: dict[str, float]
 ) -> Callable[[dict[str, float], Save | None], None]:
     """What the fine-tune tells its epochs: all but the last are reported, with a savepoint where one is due.
 
@@ -133,7 +149,7 @@ def _reporter(
 
     def on_epoch(entry: dict[str, float], save: Save | None) -> None:
         saving = time.perf_counter()
-        if entry["epoch"] == trial.train.epochs:
+        if save is not None and save.is_final:
             if worker.rank == 0:
                 save(final_dir)
         elif save is None or worker.rank:
@@ -142,7 +158,7 @@ def _reporter(
             with tempfile.TemporaryDirectory(prefix="raysnap-") as checkpoint_dir:
                 save(Path(checkpoint_dir))
                 seal(Path(checkpoint_dir), status="training", epoch=entry["epoch"], **facts)
-                report(entry, Path(checkpoint_dir))
+                report(entry | {SAVED_EPOCH: entry["epoch"]}, Path(checkpoint_dir))
         timings_s["checkpoint"] += time.perf_counter() - saving
 
     return on_epoch
@@ -161,7 +177,7 @@ def _describe(model: nn.Sequential, trial: Trial, device: torch.device) -> dict[
 
 def _start_model(trial: Trial, job: TrainJob, num_classes: int) -> tuple[nn.Sequential, list[str]]:
     """The model that the trial starts from, with a fresh head, and the digests of its base's blocks."""
-    base_id = job.bases[trial.architecture]
+    base_id = job.bases[trial.base_key]
     if base_id is None:
         tensors = [block for _, block in random_tensors(trial.architecture, num_classes, trial.seed)]
         return build_model(trial.architecture, tensors), []
@@ -172,6 +188,15 @@ def _start_model(trial: Trial, job: TrainJob, num_classes: int) -> tuple[nn.Sequ
     return build_model(trial.architecture, tensors), [block.digest for block in blocks]
 
 
+def _inherited(trial: Trial, resume: Savepoint | None) -> list[dict[str, Any]]:
+    """Whose weights the trial took over after which epoch, as a population that is bred does."""
+    if resume is None:
+        return []
+    record = resume.record
+    taken = [] if record["trial"] == trial.id else [{"trial": record["trial"], "epoch": record["epoch"]}]
+    return [*record.get("inherited", []), *taken]
+
+
 def _prefix_cache(trial: Trial, job: TrainJob) -> PrefixCache | None:
     depth = job.prefix_depths.get(trial.id, 0)
     if not depth or not job.prefix_cache_bytes:
@@ -180,21 +205,22 @@ def _prefix_cache(trial: Trial, job: TrainJob) -> PrefixCache | None:
     return PrefixCache.beside(job.dataset_dirs[trial.dataset], depth, job.prefix_cache_bytes, roots)
 
 
-def labelled_splits(dataset: Dataset, job: TrainJob) -> dict[str, LabelledPixels]:
+def labelled_splits(dataset: Dataset, job: TrainJob, preprocessing: Preprocessing) -> dict[str, LabelledPixels]:
     """The train, val and, where there is one, test items of a fine-tune, decoded into the machine's pixel cache.
 
     Raises:
         DataError: the dataset is too small, or too many of its images are bad.
     """
     items = training_splits(dataset, job.seed, job.num_train, job.num_val, job.num_test)
-    return {split: _labelled(split_items, dataset, job) for split, split_items in items.items()}
+    return {split: _labelled(split_items, dataset, preprocessing) for split, split_items in items.items()}
 
 
-def _labelled(items: tuple[Item, ...], dataset: Dataset, job: TrainJob) -> LabelledPixels:
-    cache = PixelCache.open(items, dataset.root, job.preprocessing.resize_size)
+def _labelled(items: tuple[Item, ...], dataset: Dataset, preprocessing: Preprocessing) -> LabelledPixels:
+    cache = PixelCache.open(items, dataset.root, preprocessing.resize_size)
     good = cache.load(range(len(items)))
     return LabelledPixels(
         read=lambda positions, crop_size: cache.read([good[position] for position in positions], crop_size),
         labels=torch.tensor([items[position].label for position in good]),
         digest=items_digest(cache, good),
+        names=tuple(items[position].path.relative_to(dataset.root).as_posix() for position in good),
     )

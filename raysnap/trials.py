@@ -10,6 +10,7 @@ import hashlib
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -28,6 +29,10 @@ class Trial(Config):
         dataset: a dataset name or the path of an ImageFolder; None for a base that is stored untrained.
         retrain_index: the last so many body blocks are trained, and the head; None trains everything.
         seed: of the new head, the order of the items and fresh views; fixed views follow from the job's seed.
+        base: the base it starts from, where a job has more than one for an architecture.
+        image_size: edge of the square that it sees, in pixels; None is the job's.
+        point: what a sweep sampled for it, by dotted key, as it is shown; None outside sweeps.
+        sample: which of the sweep's `num_samples` it belongs to, from 1.
     """
 
     id: str
@@ -37,6 +42,15 @@ class Trial(Config):
     retrain_index: int | None
     seed: int
     train: TrainConfig
+    base: str | None = None
+    image_size: int | None = None
+    point: dict[str, Any] | None = None
+    sample: int | None = None
+
+    @property
+    def base_key(self) -> str:
+        """What the job's bases know the trial's by."""
+        return self.base or self.architecture
 
     @property
     def num_frozen(self) -> int:
@@ -175,11 +189,11 @@ def draw_retrain_indices(config: RetrainConfig, architecture: str, count: int, r
             mean = share * num_slots
             deviation = mean / spread
             low, high = -mean / deviation, (num_slots - mean) / deviation
-            draws = mean + deviation * _truncated_normal(low, high, rng.uniform(size=count))
+            draws = mean + deviation * truncated_normal(low, high, rng.uniform(size=count))
             return np.clip(np.rint(draws), 0, num_blocks).astype(int).tolist()
 
 
-def _truncated_normal(low: float, high: float, uniform: np.ndarray) -> np.ndarray:
+def truncated_normal(low: float, high: float, uniform: np.ndarray) -> np.ndarray:
     """What `scipy.stats.truncnorm` draws on [low, high] from these uniform numbers, for low < 0 < high.
 
     The same formula without the import of scipy.stats, which takes a second.

@@ -25,6 +25,8 @@ from raysnap.runs import RunDirectory
 from raysnap.store import Store
 
 SMALL = Preprocessing(image_size=32, resize_size=37)
+SWEEP = "kind: sweep\ndatasets: [pets]\nimage_size: 32\nspace: {train.lr: {grid: [1e-3, 1e-2]}}\n"
+MILLION = ("lr", "epochs", "batch_size")
 JOB = "kind: generate\ndatasets: [pets]\nimage_size: 32\nnum_snapshots: 2\n"
 
 
@@ -69,6 +71,7 @@ def here(shared, tmp_path, monkeypatch) -> Path:
     for name in ("store", "data"):
         (tmp_path / name).symlink_to(shared / name)
     (tmp_path / "job.yaml").write_text(JOB)
+    (tmp_path / "sweep.yaml").write_text(SWEEP)
     (tmp_path / "a-file").write_text("x")
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -153,6 +156,27 @@ MISTAKES = [
     (["generate", "job.yaml", "base.weights=tuned", "architectures=[resnet34]"], "found one of resnet18"),
     (["generate", "job.yaml", "retrain={distribution: fixed, values: [9]}"], "at most 8, the blocks of resnet18"),
     (["generate", "job.yaml", "kind=bench"], "kind: expected 'generate', found 'bench'"),
+    (["sweep", "job.yaml"], "kind: expected 'sweep', found 'generate'"),
+    (["sweep", "sweep.yaml", "space.train.lrr={grid: [1]}"], "train.lrr: unknown key; did you mean 'train.lr'?"),
+    (["sweep", "sweep.yaml", "space.train.lr={gird: [1]}"], "unknown kind 'gird'; did you mean 'grid'?"),
+    (["sweep", "sweep.yaml", "space.train.lr={grid: [-1]}"], "trial 1 (train.lr=-1): train.lr: expected more than 0"),
+    (["sweep", "sweep.yaml", "space.train.epochs={grid: [0]}"], "train.epochs: expected at least 1, found 0"),
+    (["sweep", "sweep.yaml", "space.train.lr={loguniform: [0, 1]}"], "`loguniform`: expected numbers above 0"),
+    (["sweep", "sweep.yaml", "train.lr=-1"], "train.lr: expected more than 0, found -1"),
+    (["sweep", "sweep.yaml", "train.epochs=0"], "train.epochs: expected at least 1, found 0"),
+    (["sweep", "sweep.yaml", "train.patience=0"], "train.patience: expected at least 1, found 0"),
+    (["sweep", "sweep.yaml", "scheduler=hyperbnd"], "scheduler: expected 'fifo', 'asha', 'median_stopping' or 'pbt'"),
+    (["sweep", "sweep.yaml", "scheduler=asha", "resources.num_workers=2"], "expected resources.num_workers 0, found 2"),
+    (["sweep", "sweep.yaml", "scheduler=pbt"], "`scheduler: pbt` needs at least 4 trials, found 2"),
+    (["sweep", "sweep.yaml", "num_samples=10000"], "at most 10,000 trials, found up to 20,000"),
+    (
+        ["sweep", "sweep.yaml", *(f"space.train.{key}={{grid: {list(range(1, 101))}}}" for key in MILLION)],
+        "at most 10,000 trials, found up to 1,000,000",
+    ),
+    (["sweep", "sweep.yaml", "space.dataset={grid: [pets, pet]}"], "did you mean 'pets'?"),
+    (["sweep", "sweep.yaml", "space.architecture={grid: [resnet19]}"], "did you mean 'resnet18'?"),
+    (["sweep", "sweep.yaml", "space.base.weights={grid: [nope]}"], "base.weights 'nope': expected `random`"),
+    (["sweep", "sweep.yaml", "run_dir=a-file"], "run_dir a-file: expected a folder, found the file"),
     (["bench", "job.yaml"], "kind: expected 'bench', found 'generate'"),
     (["bench", "bench.yaml", "where=accuracy > 2"], "found none that fit"),
     (["bench", "bench.yaml", "run_dir=a-file"], "run_dir a-file: expected a folder"),
@@ -262,6 +286,7 @@ def test_what_nobody_foresaw_is_one_line_too(here, capsys, monkeypatch):
         (["store", "stats"], ""),
         (["generate", "job.yaml", "a=b c"], "; finish it with: raysnap generate job.yaml 'a=b c' --resume"),
         (["generate", "job.yaml", "--resume"], "; finish it with: raysnap generate job.yaml --resume"),
+        (["sweep", "sweep.yaml"], "; finish it with: raysnap sweep sweep.yaml --resume"),
         (["quickstart", "--dir", "q"], "; finish it with: raysnap quickstart --dir q"),
     ],
 )
@@ -481,6 +506,17 @@ def test_a_dry_run_lists_the_trials_and_writes_nothing(here, capsys):
     assert "002-resnet18-shapes-shape-a-r" in out
     assert "2\u00a0fine-tunes and 1\u00a0base, " in out and "Nothing was written." in out
     assert "Drawn first: shapes-shape-a" in out and "of new blocks; copies would take" in out
+    assert listing(here) == before
+
+
+def test_a_dry_run_of_a_sweep_shows_its_points_and_reads_1e_minus_3_as_a_number(here, capsys):
+    before = listing(here)
+    document = run_json(capsys, "sweep", "sweep.yaml", "--dry-run", "train.optimizer=sgd")
+    assert [trial["train"]["lr"] for trial in document["trials"] if trial["role"] == "finetune"] == [1e-3, 1e-2]
+    assert run_json(capsys, "sweep", "sweep.yaml", "--dry-run", "space={}", "train.lr=1e-3")["trials"][1]["id"]
+    out = run_text(capsys, "sweep", "sweep.yaml", "--dry-run")
+    assert out.splitlines()[:3] == ["trial  lr", "001    0.001", "002    0.01"]
+    assert "Nothing was written." in out
     assert listing(here) == before
 
 

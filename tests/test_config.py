@@ -13,7 +13,6 @@ from pydantic import ValidationError
 
 from raysnap.config import (
     KINDS,
-    MAX_CONFIG_BYTES,
     BenchConfig,
     GenerateConfig,
     QuickstartConfig,
@@ -25,6 +24,7 @@ from raysnap.config import (
     read_yaml,
 )
 from raysnap.errors import ConfigError
+from raysnap.yamls import MAX_CONFIG_BYTES
 
 CONFIG_PATHS = sorted(Path(__file__).resolve().parent.parent.glob("configs/*.yaml"))
 

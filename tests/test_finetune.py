@@ -21,6 +21,7 @@ from raysnap.manifest import Preprocessing
 from raysnap.numerics import Numerics
 from raysnap.objects import block_digest, decode
 from raysnap.prefixes import PrefixCache
+from raysnap.steps import Step
 
 PREPROCESSING = Preprocessing(resize_size=36, image_size=32)
 FAMILIES = [  # BatchNorm, dropout, stochastic depth, and none of them
@@ -152,7 +153,7 @@ def test_the_kept_weights_are_those_of_the_best_epoch(monkeypatch):
     told = iter([0.5, 0.9, 0.7, 0.1])
     seen = []
 
-    def evaluate(trained, feed, terms):
+    def evaluate(trained, feed, terms, into=None):
         seen.append(block_digest(trained[-1].tensors()))
         accuracy = next(told)
         return {"loss": 1.0, "accuracy": accuracy, "top5_accuracy": 1.0}
@@ -272,12 +273,15 @@ def without_times(history):
         ("efficientnet_b0", 14, 1, {"views": 2}),
         ("resnet18", 7, 2, {"optimizer": "sgd", "views": None}),
         ("resnet18", 9, 1, {"precision": "float16"}),
+        ("resnet18", 8, 2, {"schedule": "cosine", "warmup_epochs": 1.5, "layer_lrs": (1e-3, 1e-4), "ema_decay": 0.9}),
+        ("resnet18", 8, 1, {"mixup_alpha": 0.4, "cutmix_alpha": 1.0, "micro_batch_size": 3, "clip_norm": 0.5}),
+        ("resnet18", 8, 1, {"patience": 1, "monitor": "val_loss", "lr": 0.5, "optimizer": "sgd", "epochs": 9}),
     ],
 )
 def test_a_fine_tune_that_was_killed_goes_on_as_if_it_had_not_been(
     tmp_path, architecture, num_frozen, killed_after, changes
 ):
-    config = TrainConfig(epochs=3, batch_size=8, deterministic=True, checkpoint_every=1, **changes)
+    config = TrainConfig(**{"epochs": 3, "batch_size": 8, "deterministic": True, "checkpoint_every": 1} | changes)
 
     def save_and_die(entry, save):
         save(tmp_path)
@@ -331,13 +335,13 @@ def test_what_is_no_checkpoint_to_go_on_from_is_refused(tmp_path, fault):
 
 @pytest.mark.parametrize("poisoned", ["loss", "score", "weight"])
 def test_a_fine_tune_that_diverged_ends_before_it_is_reported(monkeypatch, poisoned):
-    train_epoch, evaluate, reported = finetune._train_epoch, finetune._evaluate, []
+    run_epoch, evaluate, reported = Step.run_epoch, finetune._evaluate, []
 
-    def train(forward, state, feed, terms):
-        loss = train_epoch(forward, state, feed, terms)
+    def train(step, feed):
+        loss = run_epoch(step, feed)
         if reported and poisoned == "weight":
             with torch.no_grad():
-                state.trained[-1].steps[-1].weight[0, 0] = math.inf
+                step.state.trained[-1].steps[-1].weight[0, 0] = math.inf
         return math.nan if reported and poisoned == "loss" else loss
 
     def score(*arguments):
@@ -346,7 +350,7 @@ def test_a_fine_tune_that_diverged_ends_before_it_is_reported(monkeypatch, poiso
         return scores | ({"loss": math.nan} if reported and poisoned == "score" else {})
 
     scores_of_before = {}
-    monkeypatch.setattr(finetune, "_train_epoch", train)
+    monkeypatch.setattr(Step, "run_epoch", train)
     monkeypatch.setattr(finetune, "_evaluate", score)
     with pytest.raises(
         TrainingDiverged, match=r"(train_loss became nan|val_loss became nan|fc\.weight became not fin)"
@@ -377,18 +381,18 @@ def go_wrong(*_):
 def test_too_little_memory_is_an_error_of_its_own_that_holds_none_of_it(monkeypatch, fail):
     states = []
 
-    def train_epoch(forward, state, feed, terms):
-        states.append(weakref.ref(state))
+    def run_epoch(step, feed):
+        states.append(weakref.ref(step.state))
         fail()
 
-    monkeypatch.setattr(finetune, "_train_epoch", train_epoch)
+    monkeypatch.setattr(Step, "run_epoch", run_epoch)
     with pytest.raises(OutOfMemory, match=r"on cpu: .*train\.batch_size 8 .*try a smaller train\.batch_size"):
         run(model_of("resnet18"), 9)
     assert states[0]() is None
 
 
 def test_another_runtime_error_stays_what_it_is(monkeypatch):
-    monkeypatch.setattr(finetune, "_train_epoch", go_wrong)
+    monkeypatch.setattr(Step, "run_epoch", go_wrong)
     with pytest.raises(RuntimeError, match="shapes differ"):
         run(model_of("resnet18"), 9)
 

@@ -1,0 +1,10 @@
+"""`raysnap sweep` on the cluster: `ray submit cluster.yaml scripts/sweep.py -- CONFIG [key=value …]`."""
+
+import os
+import sys
+
+from raysnap.cli import main
+
+if __name__ == "__main__":
+    os.environ.setdefault("RAY_ADDRESS", "auto")
+    sys.exit(main(["sweep", *sys.argv[1:]]))
