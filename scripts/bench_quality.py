@@ -41,6 +41,7 @@ QUICKSTART = Path(__file__).resolve().parents[1] / "configs" / "quickstart.yaml"
 TARGETS = ("shapes-shape-b", "shapes-texture-b", "shapes-orientation-b")
 GOAL = 0.95
 NUM_OTHERS = 4
+NUM_VAL = 60
 NUM_RESAMPLES = 1000
 
 
@@ -64,7 +65,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--draws", type=int, default=42, help="searches for a planted candidate")
     parser.add_argument("--num-train", type=int, default=160, help="train items of a search, and of a fine-tune")
     parser.add_argument("--num-test", type=int, default=120, help="test items of a search")
-    parser.add_argument("--epochs", type=int, default=8, help="epochs of each real fine-tune")
+    parser.add_argument("--epochs", type=int, default=6, help="epochs of each real fine-tune")
     parser.add_argument("--dir", type=Path, help="folder to keep the population and the fine-tunes in, for reruns")
     return parser.parse_args()
 
@@ -188,13 +189,13 @@ def fine_tune_all(
             preprocessing=Preprocessing.model_validate(manifest.preprocessing.model_dump()),
             seed=0,
             num_train=options.num_train,
-            num_val=None,
+            num_val=NUM_VAL,
             num_test=None,
         )
         reported: dict[str, Any] = {}
         train(trial, job, torch.device("cpu"), lambda metrics, _, into=reported: into.update(metrics))
-        known[manifest.id] = reported["test_accuracy"]
-        say(f"{target}: {trial.id} reaches {reported['test_accuracy']:.3f} when fine-tuned")
+        known[manifest.id] = reported["kept"]["test_accuracy"]
+        say(f"{target}: {trial.id} reaches {known[manifest.id]:.3f} when fine-tuned")
         path.write_text(json.dumps(known))
     return known
 
