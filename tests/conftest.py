@@ -37,7 +37,7 @@ hypothesis.settings.load_profile("raysnap")
 
 OBJECT_STORE_BYTES = 200_000_000
 MAX_PROCESSES = 3  # more would only wait for the one that has Ray
-TAKES_RAY = re.compile(r"def \w+\([^)]*\b(ray_local|quickstart)\b")
+TAKES_RAY = re.compile(r"(def \w+|usefixtures)\([^)]*\b(ray_local|quickstart)\b")
 
 
 @pytest.hookimpl(optionalhook=True)
