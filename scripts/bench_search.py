@@ -1,11 +1,11 @@
 """Measure all search methods side by side on one synthesised store: time, its lower bound, work, and the winner.
 
 `scripts/bench_search.py [--architecture NAME] [--snapshots N] [--distribution NAME] [--train N] [--test N]
-[--image-size PX] [--repeats N] [--threads N] [--device NAME] [--precision NAME] [--proxy NAME] [--methods A,B]
-[--dir DIR]`; what is measured is said first, on stderr; the last line, on stdout, is one JSON document. Store and
-dataset are made in DIR where they are missing, and stay there. Methods take turns, after one warm-up of each; times are
-medians, with their interquartile range over the median beside them. The bound is what the same block-item passes, bytes
-and decoding would take at the best speed at which each block, each read and the decoder ran.
+[--image-size PX] [--repeats N] [--warmups N] [--threads N] [--device NAME] [--precision NAME] [--proxy NAME]
+[--methods A,B] [--dir DIR]`; what is measured is said first, on stderr; the last line, on stdout, is one JSON
+document. Store and dataset are made in DIR where they are missing, and stay there. Methods take turns, after their
+warm-ups; times are medians, with their interquartile range over the median beside them. The bound is what the same
+block-item passes, bytes and decoding would take at the best speed at which each block, each read and the decoder ran.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def main() -> None:
         f"search of {options.snapshots} synthetic {options.architecture} at {options.distribution}, "
         f"{options.train} + {options.test} items, {options.image_size} px, proxy {options.proxy}",
         f"  on {device_name(options.device)}, {options.threads} threads; pixels and blocks warm",
-        f"medians of {options.repeats} repeats in turns, after one warm-up of each; nothing else should run",
+        f"medians of {options.repeats} repeats in turns, after {options.warmups} warm-ups; nothing else should run",
     ):
         say(line)
     torch.set_num_threads(options.threads)
@@ -78,6 +78,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--test", type=int, default=80, help="test items")
     parser.add_argument("--image-size", type=int, default=224, help="edge of the images, in pixels")
     parser.add_argument("--repeats", type=int, default=3, help="timed searches of each method")
+    parser.add_argument("--warmups", type=int, default=1, help="searches of each method before these, not counted")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="threads of torch and BLAS")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="where blocks run")
     parser.add_argument("--precision", choices=get_args(Precision), default="auto", help="what blocks compute in")
@@ -129,7 +130,7 @@ def measure(options: argparse.Namespace, folder: Path, store: Path) -> dict[str,
         num_test=8,
     )
     results: dict[str, list[SearchResult]] = {name: [] for name in options.methods.split(",")}
-    for repeat in range(options.repeats + 1):
+    for repeat in range(1 - options.warmups, options.repeats + 1):
         for name, found in results.items():
             result = search(
                 store,
@@ -143,7 +144,7 @@ def measure(options: argparse.Namespace, folder: Path, store: Path) -> dict[str,
                 device=options.device,
                 precision=options.precision,
             )
-            if repeat:
+            if repeat > 0:
                 found.append(result)
             total_s = result.timings_s["total"]
             say(f"repeat {repeat}: {name} {total_s:.2f} s, {total_s / result.bound_s:.2f} x its bound")
