@@ -114,34 +114,29 @@ def _branch_text(branch: Any, *, is_root: bool) -> Text:
 
 def methods_table(cells: Sequence[Mapping[str, Any]]) -> Table:
     """A benchmark's cells side by side: what each took, against the slowest on its question, and who won."""
-    axes = [(key, title, text) for key, title, text in _CELL_AXES if len({cell[key] for cell in cells}) > 1]
+    axes = [axis for axis in _CELL_AXES if axis[0] != "method" and len({cell[axis[0]] for cell in cells}) > 1]
     questions = [tuple(cell[key] for key, *_ in _CELL_AXES if key != "method") for cell in cells]
     slowest_s: dict[tuple, float] = {}
     for question, cell in zip(questions, cells, strict=True):
         slowest_s[question] = max(slowest_s.get(question, 0.0), cell["median_s"])
-    rows = [
-        (
-            cell["dataset"],
-            *(text(cell[key]) for key, _, text in axes if key not in ("dataset", "method")),
-            cell["method"],
-            seconds_text(cell["median_s"]),
-            f"± {share_text(cell['iqr_s'] / 2 / cell['median_s'])}" if cell["num_done"] > 1 else "",
-            f"{slowest_s[question] / cell['median_s']:.1f}×",
-            flops_text(cell["flops"]),
-            count_text(cell["block_item_passes"]),
-            bytes_text(cell["disk_bytes_read"]),
-            cell["best"],
-            score_text(cell["best_score"]),
-            _doubt(cell),
-        )
-        for question, cell in zip(questions, cells, strict=True)
-    ]
-    shown = [title for key, title, _ in axes if key not in ("dataset", "method")]
-    doubts = [row[-1] for row in rows if row[-1]]
-    columns = ["dataset", *shown, "method", "time", "spread", "speed-up", "compute", "block passes", "from disk"]
-    columns += ["first", "score", *(["doubts"] if doubts else [])]
+    spreads = [f"± {share_text(c['iqr_s'] / 2 / c['median_s'])}" if c["num_done"] > 1 else "" for c in cells]
+    columns = {title: [text(cell[key]) for cell in cells] for key, title, text in axes} | {
+        "method": [cell["method"] for cell in cells],
+        "time": [seconds_text(cell["median_s"]) for cell in cells],
+        "spread": spreads if any(spreads) else [],
+        "speed-up": [
+            f"{slowest_s[question] / cell['median_s']:.1f}×" for question, cell in zip(questions, cells, strict=True)
+        ],
+        "compute": [flops_text(cell["flops"]) for cell in cells],
+        "block passes": [count_text(cell["block_item_passes"]) for cell in cells],
+        "from disk": [bytes_text(cell["disk_bytes_read"]) for cell in cells],
+        "first": [cell["best"] for cell in cells],
+        "score": [score_text(cell["best_score"]) for cell in cells],
+        "doubts": [_doubt(cell) for cell in cells] if any(cell["is_noisy"] for cell in cells) else [],
+    }
+    columns = {title: values for title, values in columns.items() if values}
     numeric = ["time", "spread", "speed-up", "compute", "block passes", "from disk", "score", "image size", "budget"]
-    return simple_table(columns, rows if doubts else [row[:-1] for row in rows], numeric=numeric)
+    return simple_table(list(columns), list(zip(*columns.values(), strict=True)), numeric=numeric)
 
 
 def _doubt(cell: Mapping[str, Any]) -> str:
