@@ -52,12 +52,14 @@ def rows_of(config: SweepConfig) -> dict[str, dict]:
     return {row["trial"][:3]: row for row in rows if row["role"] != "base"}
 
 
-def wait_for_resources(expected: dict[str, float]) -> None:
+def wait_for_resources(total: dict[str, float], available: dict[str, float]) -> None:
     """Passes when the cluster has the resources again that it had; Ray takes a moment to count them."""
     deadline = time.monotonic() + 60
-    names = ("CPU", "memory")
-    while {name: ray.available_resources().get(name) for name in names} != {name: expected.get(name) for name in names}:
-        assert time.monotonic() < deadline, f"expected {expected}, found {ray.available_resources()}"
+    expected = (total, {name: available.get(name) for name in ("CPU", "memory")})
+    while (found := (ray.cluster_resources(), {name: ray.available_resources().get(name) for name in expected[1]})) != (
+        expected
+    ):
+        assert time.monotonic() < deadline, f"expected {expected}, found {found}"
         time.sleep(0.2)
 
 
@@ -202,8 +204,7 @@ def test_asha_stops_bad_trials_and_leaks_no_resources(ray_local, tmp_path):
         assert 1 <= len(row["history"]) < 4
         assert row["objective"] == row["metrics"]["val_loss"] == min(one["val_loss"] for one in row["history"])
     assert summary.best["trial"] == rows["001"]["trial"]
-    assert ray.cluster_resources() == before[0]
-    wait_for_resources(before[1])
+    wait_for_resources(*before)
     assert not ray.util.placement_group_table() or all(
         group["state"] == "REMOVED" for group in ray.util.placement_group_table().values()
     )
