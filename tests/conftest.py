@@ -1,6 +1,7 @@
 """What all tests share: a quiet, private Ray, started once and only where a test asks for it, and who runs what.
 
-scripts/test spreads the files over processes; all that take a Ray or a quickstart go to one of them.
+scripts/test spreads the files over processes: all that take the Ray go to one of them, all that take the quickstart to
+another.
 """
 
 import atexit
@@ -36,46 +37,47 @@ hypothesis.settings.register_profile("raysnap", deadline=None)
 hypothesis.settings.load_profile("raysnap")
 
 OBJECT_STORE_BYTES = 200_000_000
-MAX_PROCESSES = 3  # more would only wait for the one that has Ray
-TAKES_RAY = re.compile(r"(def \w+|usefixtures)\([^)]*\b(ray_local|quickstart)\b")
+MAX_PROCESSES = 3  # Ray's and the quickstart's wait for half of their time
+SHARED = ("ray_local", "quickstart")
+TAKES_SHARED = re.compile(rf"(?:def \w+|usefixtures)\([^)]*\b({'|'.join(SHARED)})\b")
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """As many test processes as there are CPUs or files to test, up to a few; 0 is none beside this one."""
+    """As many test processes as there are files to test, up to a few; 0 is none beside this one."""
     files = {argument.split("::")[0] for argument in config.args}
     num_files = len(files) if all(file.endswith(".py") for file in files) else MAX_PROCESSES
-    num_processes = min(os.cpu_count() or 1, num_files, MAX_PROCESSES)
-    return num_processes if num_processes > 1 else 0
+    return min(num_files, MAX_PROCESSES) if num_files > 1 else 0
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Gives a process one file after the other, in their order; those that take Ray are as one file."""
+    """Gives a process one file after the other, in their order; those that share what takes long are as one file."""
     from xdist.scheduler import LoadFileScheduling
 
     class Scheduling(LoadFileScheduling):
         def _split_scope(self, nodeid: str) -> str:
             file = super()._split_scope(nodeid)
-            return "ray" if takes_ray(config.rootpath / file) else file
+            return shared_by(config.rootpath / file) or file
 
     config.option.loadscopereorder = False
     return Scheduling(config, log)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Where several processes test: begins with the files that take Ray, which together take longest."""
+    """Where several processes test: begins with the files that share something, which together take longest."""
     if hasattr(config, "workerinput"):
         import torch
 
         torch.set_num_threads(1)  # each process would have one per core
-        items.sort(key=lambda item: not takes_ray(item.path))
+        items.sort(key=lambda item: (*SHARED, None).index(shared_by(item.path)))
 
 
 @cache
-def takes_ray(path: Path) -> bool:
-    """Whether a test or fixture of the file takes the one Ray or the one quickstart of a test process."""
-    return TAKES_RAY.search(path.read_text(encoding="utf-8")) is not None
+def shared_by(path: Path) -> str | None:
+    """Which of the fixtures that a test process makes once a test or fixture of the file takes."""
+    found = TAKES_SHARED.search(path.read_text(encoding="utf-8"))
+    return found[1] if found else None
 
 
 @pytest.fixture(scope="session")
