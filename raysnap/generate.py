@@ -7,29 +7,16 @@ only what was still running, and `resume` runs only what no row calls done.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
 
 from raysnap.config import GenerateConfig
 from raysnap.jobs import Job, last_rows
 from raysnap.population import TrialsPlan, plan_generate
 from raysnap.progress import OnProgress
-from raysnap.runs import RunDirectory, check_run_dir
+from raysnap.runs import JobSummary, RunDirectory, check_run_dir
 from raysnap.store import Store
 
 
-@dataclass(frozen=True)
-class GenerateSummary:
-    """What a generate job left behind; `snapshots` are the ids of all it made, bases included."""
-
-    run_dir: str
-    num_trials: int
-    num_done: int
-    num_failed: int
-    snapshots: list[str]
-    failures: list[dict[str, str]]
-
-
-def generate(config: GenerateConfig, *, resume: bool = False, on_progress: OnProgress) -> GenerateSummary:
+def generate(config: GenerateConfig, *, resume: bool = False, on_progress: OnProgress) -> JobSummary:
     """Runs a generate job on the Ray that is up.
 
     Raises:
@@ -53,11 +40,11 @@ def generate(config: GenerateConfig, *, resume: bool = False, on_progress: OnPro
     return _summarise(run, plan)
 
 
-def _summarise(run: RunDirectory, plan: TrialsPlan) -> GenerateSummary:
+def _summarise(run: RunDirectory, plan: TrialsPlan) -> JobSummary:
     planned = {trial.id for trial in [*plan.bases, *plan.trials] if trial.dataset}
     rows = [row for row in last_rows(run) if row["trial"] in planned]
     failures = [{"trial": row["trial"], "error": row["error"]} for row in rows if row["status"] != "done"]
-    return GenerateSummary(
+    return JobSummary(
         run_dir=str(run.path),
         num_trials=len(planned),
         num_done=len(rows) - len(failures),

@@ -7,9 +7,10 @@ from typing import Any
 
 from raysnap.bench import BenchSummary, bench
 from raysnap.config import QuickstartConfig
-from raysnap.generate import GenerateSummary, generate
+from raysnap.generate import generate
 from raysnap.progress import OnProgress
 from raysnap.report import write_report
+from raysnap.runs import JobSummary
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class QuickstartSummary:
     num_failed: int
     searches: list[dict[str, Any]]
     best: dict[str, Any] | None
-    generated: GenerateSummary
+    generated: JobSummary
     benched: BenchSummary
 
 

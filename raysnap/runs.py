@@ -11,6 +11,7 @@ import platform
 import subprocess
 import sys
 from collections.abc import Iterable
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -23,6 +24,18 @@ from raysnap.errors import ConfigError
 from raysnap.places import write_atomically
 
 CONFIG_NAME = "config.yaml"
+
+
+@dataclass(frozen=True)
+class JobSummary:
+    """What a job that makes snapshots left behind; `snapshots` are the ids of all it made, bases included."""
+
+    run_dir: str
+    num_trials: int
+    num_done: int
+    num_failed: int
+    snapshots: list[str]
+    failures: list[dict[str, str]]
 
 
 class RunDirectory:
@@ -136,7 +149,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 def describe_environment() -> dict[str, Any]:
     """Versions, processors and the commit that a result depends on."""
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
-    versions = {name: metadata.version(name) for name in ("raysnap", "torch", "torchvision", "ray")}
+    versions = {name: _version(name) for name in ("raysnap", "torch", "torchvision", "ray")}
     return versions | {
         "python": platform.python_version(),
         "platform": platform.platform(),
@@ -145,6 +158,14 @@ def describe_environment() -> dict[str, Any]:
         "gpus": gpus,
         "commit": _commit(),
     }
+
+
+def _version(package: str) -> str | None:
+    """The package's version; None where it is not installed, as Ray need not be for what runs without it."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def utc_timestamp() -> str:

@@ -13,11 +13,10 @@ from raysnap.anatomy import block_shapes, num_body_blocks
 from raysnap.bases import store_base
 from raysnap.blocks import random_tensors
 from raysnap.config import SynthesizeConfig
-from raysnap.generate import GenerateSummary
 from raysnap.manifest import Manifest, Preprocessing
 from raysnap.population import check_weights
 from raysnap.progress import OnProgress
-from raysnap.runs import RunDirectory, check_run_dir, utc_timestamp
+from raysnap.runs import JobSummary, RunDirectory, check_run_dir, utc_timestamp
 from raysnap.store import Store
 from raysnap.trials import Descent, derive_seed, draw_descents
 
@@ -35,7 +34,7 @@ def check_plan(config: SynthesizeConfig) -> None:
         check_weights(config.base.weights, architecture, store)
 
 
-def synthesize(config: SynthesizeConfig, *, resume: bool = False, on_progress: OnProgress) -> GenerateSummary:
+def synthesize(config: SynthesizeConfig, *, resume: bool = False, on_progress: OnProgress) -> JobSummary:
     """Puts `num_snapshots` distinct snapshots into the store, each architecture's base among them.
 
     Architectures take turns. Each further snapshot takes a parent among those already made of its architecture (or
@@ -68,7 +67,7 @@ def synthesize(config: SynthesizeConfig, *, resume: bool = False, on_progress: O
     wall_s = time.perf_counter() - started_s
     run.write_env(config.seed, started, wall_s, {"synthesize": wall_s})
     snapshots = [manifest.id for manifest in made]
-    return GenerateSummary(str(run.path), config.num_snapshots, config.num_snapshots, 0, snapshots, [])
+    return JobSummary(str(run.path), config.num_snapshots, config.num_snapshots, 0, snapshots, [])
 
 
 def _name(descent: Descent) -> str:
