@@ -200,10 +200,13 @@ class Files:
             raise StoreDamaged(f"the file can't be read: {error.strerror}") from None
         raise StoreDamaged("the file is missing")
 
-    def read_object(self, digest: str) -> memoryview:
+    def read_object(self, digest: str, allocate: Callable[[int], memoryview] | None = None) -> memoryview:
         """The object's bytes in memory of their own, after that memory was found to have this digest.
 
         Read and hashed chunk by chunk, so that hashing finds the bytes in the CPU's cache.
+
+        Args:
+            allocate: gives memory of a number of bytes, where any memory will not do.
 
         Raises:
             StoreDamaged: it is missing, can't be read or has another digest.
@@ -217,7 +220,7 @@ class Files:
                 raise StoreDamaged(f"expected at most {MAX_OBJECT_BYTES} bytes, found {num_bytes}")
             hasher, num_read = blake3(), 0
             try:
-                buffer = memoryview(np.empty(num_bytes, dtype=np.uint8))
+                buffer = allocate(num_bytes) if allocate else memoryview(np.empty(num_bytes, dtype=np.uint8))
                 while count := file.readinto(buffer[num_read : num_read + CHUNK_BYTES]):
                     hasher.update(buffer[num_read : num_read + count])
                     num_read += count

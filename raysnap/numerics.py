@@ -27,12 +27,14 @@ class Numerics:
         dtype: what convolutions and matrix products take and give; parameters stay float32.
         channels_last: whether images lie with their channels together.
         deterministic: whether only deterministic kernels may run.
+        tries_kernels: whether cuDNN times its kernels on each new shape of inputs, which epochs of equal batches repay.
     """
 
     device: torch.device
     dtype: torch.dtype = torch.float32
     channels_last: bool = False
     deterministic: bool = False
+    tries_kernels: bool = False
 
     @classmethod
     def choose(cls, config: TrainConfig, device: torch.device) -> Numerics:
@@ -43,14 +45,15 @@ class Numerics:
         else:
             dtype = _half_precision(device) if is_gpu else torch.float32
         channels_last = is_gpu if config.channels_last is None else config.channels_last
-        return cls(device, dtype, channels_last, config.deterministic)
+        return cls(device, dtype, channels_last, config.deterministic, is_gpu and not config.deterministic)
 
     @classmethod
     def for_inference(cls, precision: Precision, device: torch.device, *, deterministic: bool = False) -> Numerics:
         """How blocks run that nobody trains: in what the device is fastest at, channels together.
 
         Left to `auto`, a CPU takes bfloat16 where it multiplies it in hardware: ResNet-18 at 224 px runs twice as fast
-        in it on AMD EPYC of the fourth generation, and channels together save a fifth in either precision.
+        in it on AMD EPYC of the fourth generation, and channels together save a fifth in either precision. Rungs see
+        few batches of any one size: trying kernels would take seconds of what is a second on an H100.
         """
         if precision != "auto":
             return cls(device, _DTYPES[precision], True, deterministic)
@@ -97,7 +100,7 @@ class Numerics:
         if self.deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", _CUBLAS_WORKSPACE)
             torch.use_deterministic_algorithms(True)
-        torch.backends.cudnn.benchmark = self.device.type == "cuda" and not self.deterministic
+        torch.backends.cudnn.benchmark = self.tries_kernels
         try:
             yield
         finally:

@@ -124,24 +124,33 @@ def block_digest(tensors: Mapping[str, Tensor]) -> str:
     return digest(encode(tensors))
 
 
-def decode(buffer: memoryview, where: str) -> dict[str, Tensor]:
+def decode(buffer: memoryview, where: str, device: torch.device | None = None) -> dict[str, Tensor]:
     """The tensors in a safetensors file's bytes, as views of that memory.
 
     Args:
         buffer: the whole file, in memory that is writable and no one else's.
         where: the file, for messages.
+        device: views of a single copy there, which count a change of one as a change of all, as autograd sees it.
 
     Raises:
         WeightsError: the bytes are not a valid safetensors file.
     """
-    memory = np.frombuffer(buffer, dtype=np.uint8)
-    return {name: _view(memory, span, f"{where}: {name}") for name, span in parse_header(buffer, where).items()}
+    spans = parse_header(buffer, where)
+    memory: np.ndarray | Tensor = np.frombuffer(buffer, dtype=np.uint8)
+    if device is not None:
+        memory = torch.from_numpy(memory).to(device)
+    return {name: _view(memory, span, f"{where}: {name}") for name, span in spans.items()}
 
 
-def _view(memory: np.ndarray, span: TensorSpan, where: str) -> Tensor:
+def pinned_memory(num_bytes: int) -> memoryview:
+    """Memory that stays where it is, so that a GPU copies from it on its own; freed, it is kept for the next call."""
+    return memoryview(torch.empty(num_bytes, dtype=torch.uint8, pin_memory=True).numpy())
+
+
+def _view(memory: np.ndarray | Tensor, span: TensorSpan, where: str) -> Tensor:
+    piece = torch.as_tensor(memory[span.start : span.stop])
     if span.start == span.stop:
-        return torch.empty(span.shape, dtype=span.dtype)
-    piece = torch.from_numpy(memory[span.start : span.stop])
+        return torch.empty(span.shape, dtype=span.dtype, device=piece.device)
     if piece.data_ptr() % span.dtype.itemsize:
         piece = piece.clone()
     if span.dtype == torch.bool and bool((piece > 1).any()):

@@ -38,6 +38,7 @@ from raysnap.manifest import (
 )
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 logger = logging.getLogger(__name__)
@@ -158,10 +159,14 @@ class Store:
                     return BlockWrite(digest, num_bytes, is_new=True)
         raise swept_away(self._files.object_path(digest))
 
-    def read_block(self, digest: str) -> dict[str, Tensor]:
+    def read_block(self, digest: str, device: torch.device | None = None) -> dict[str, Tensor]:
         """The block's tensors, under torchvision's full names, as views of one private, writable piece of memory.
 
         The file is read once, into memory, and that memory is what is verified.
+
+        Args:
+            device: where the tensors shall lie, to compute with them and not to train them: see `objects.decode`. A
+                GPU gets a block's at once, from memory that it reads on its own.
 
         Raises:
             BlockDamaged: the block is missing, or its bytes are not what its digest promises.
@@ -169,7 +174,8 @@ class Store:
         from raysnap import objects
 
         try:
-            return objects.decode(self._files.read_object(digest), "its bytes")
+            allocate = objects.pinned_memory if device is not None and device.type == "cuda" else None
+            return objects.decode(self._files.read_object(digest, allocate), "its bytes", device)
         except (StoreDamaged, WeightsError) as error:
             raise self._damaged(digest, str(error)) from None
 

@@ -1,5 +1,6 @@
 """Blocks as bytes: bit-equal round trips, one canonical form, and a parser that accepts nothing but the format."""
 
+import copy
 import json
 
 import pytest
@@ -84,6 +85,20 @@ def test_tensors_read_are_writable_and_share_nothing_with_another_read():
     first, second = decode_bytes(raw)["x"], decode_bytes(raw)["x"]
     first += 1
     assert second.sum() == 0
+
+
+def test_a_change_of_one_tensor_read_is_no_change_of_another():
+    one, other = decode_bytes(canonical_block_bytes({"one": torch.ones(1000), "other": torch.ones(3)})).values()
+    one += 1
+    assert other._version == 0, "else autograd refuses to train with both"
+    assert copy.deepcopy(other).untyped_storage().nbytes() == 12
+
+
+def test_tensors_for_a_device_are_the_same():
+    raw = canonical_block_bytes({"b": torch.randn(3, 2), "a": torch.arange(5), "c": torch.rand(7).bool()})
+    plain = decode_bytes(raw)
+    there = decode(memoryview(bytearray(raw)), "block", torch.device("cpu"))
+    assert all(same_bits(there[name], plain[name]) for name in plain | there)
 
 
 @pytest.mark.parametrize(

@@ -153,7 +153,7 @@ def test_of_equal_scores_the_smaller_loss_is_ranked_first(resnets, data_dir, mon
         PROXIES, "linear", lambda *arrays: [Score(0.5, next(losses), np.arange(arrays[2].shape[1]) % 2 == 0)]
     )
     by_id = sorted(manifest.id for manifest in resnets.manifests())
-    result = search(resnets, DATA, method="shared", data_dir=data_dir)
+    result = search(resnets, DATA, method="shared", data_dir=data_dir, device="cpu")  # which scores one at a time
     assert [by_id.index(one.snapshot) for one in result.ranking] == [1, 3, 5, 2, 0, 4]
     assert all(one.tied_with_best for one in result.ranking)
 
@@ -195,7 +195,7 @@ def test_each_candidate_is_scored_once_per_rung_on_all_items_so_far(find, resnet
         return [Score(0.0, train_BND.sum().item(), np.zeros(len(test_labels_T)))]
 
     monkeypatch.setitem(PROXIES, "linear", proxy)
-    search(resnets, DATA, method=method, confidence=0, data_dir=data_dir)
+    search(resnets, DATA, method=method, confidence=0, data_dir=data_dir, device="cpu")  # which scores one at a time
     rungs = plan_rungs(method, len(VARIANTS), SHAPES.num_train, SHAPES.num_val)
     entered = [len(VARIANTS), *(rung.num_kept for rung in rungs)]
     expected = [

@@ -129,7 +129,7 @@ def score_candidates(
 
     def score_batch(numbers: list[int]) -> list[Score]:
         train_BND, test_BTD = (
-            torch.stack([torch.from_numpy(features[number]) for number in numbers]).to(device)
+            torch.stack([torch.from_numpy(features[number]).to(device) for number in numbers])
             for features in (train_features, test_features)
         )
         return PROXIES[proxy](train_BND, train_labels_N, test_BTD, test_labels_T, seed)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -63,7 +64,7 @@ def open_executor(setup: Setup, store: Store, tree: PrefixTree, items: ProbeItem
     numerics = setup.numerics()
     with (
         numerics.applied(),
-        Shelf(store.read_block, numerics, work) as shelf,
+        Shelf(partial(store.read_block, device=numerics.device), numerics, work) as shelf,
         Executor(
             tree, items, shelf, work, numerics, is_sharing=setup.is_sharing, budget_bytes=setup.budget_bytes
         ) as executor,
