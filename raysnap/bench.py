@@ -23,12 +23,11 @@ from raysnap.config import BenchConfig
 from raysnap.errors import describe_failure
 from raysnap.progress import OnProgress
 from raysnap.runs import RunDirectory, utc_timestamp
+from raysnap.searches import NOISY_SPREAD
 from raysnap.synthesize import synthesize
 from raysnap.timed_search import time_search
 
 logger = logging.getLogger(__name__)
-
-NOISY_SPREAD = 0.10
 
 
 @dataclass(frozen=True)

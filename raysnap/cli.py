@@ -118,6 +118,8 @@ def quickstart(
     """
     from raysnap.config import QuickstartConfig, find_config, load_config
 
+    if directory.exists() and not directory.is_dir():
+        raise UsageError(f"--dir {directory}: expected a folder, or nothing yet, found a file; choose another --dir")
     config = load_config(find_config("quickstart"), overrides or [], QuickstartConfig).inside(directory)
     from raysnap.population import plan_generate
 

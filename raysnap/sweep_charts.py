@@ -124,7 +124,8 @@ def value_axis(name: str, values: Sequence[str]) -> tuple[Axis, Callable[[str], 
 def parallel_coordinates(axes: Sequence[Axis], threads: Sequence[Thread], title: str) -> str:
     """A line per trial across all axes, the stronger the better it did; the best one stands out."""
     first = max((text_width(shorten(name, 26), 11.5) for _, name in axes[0].ticks), default=0) if axes else 0
-    left, right, top, bottom = max(40.0, first + 14), WIDTH - 90.0, 40.0, 330.0
+    head = text_width(axes[0].name, 13) / 2 if axes else 0  # bold is wider
+    left, right, top, bottom = max(40.0, first + 14, head), WIDTH - 90.0, 40.0, 330.0
     pitch = (right - left) / max(1, len(axes) - 1)
     xs = [left + index * pitch for index in range(len(axes))]
     parts = []
@@ -144,9 +145,10 @@ def parallel_coordinates(axes: Sequence[Axis], threads: Sequence[Thread], title:
         for place, name in axis.ticks:
             y = bottom - place * (bottom - top)
             parts.append(tag("line", x1=x - 3, x2=x + 3, y1=y, y2=y, class_="upright"))
-            at, anchor = (x + 8, "start") if is_last or index else (x - 8, "end")
+            at, anchor = (x + 8, "start") if index else (x - 8, "end")
             shown = shorten(name, 26 if not index else max(6, int(pitch / 8)))
-            parts.append(label(at, y - 5, shown, "tick haloed", anchor))
+            # Beside the outer axes nothing is drawn; between the others a name stands above the lines that meet there.
+            parts.append(label(at, y + 4 if is_last or not index else y - 5, shown, "tick haloed", anchor))
     return picture(WIDTH, bottom + 16, title, *parts)
 
 

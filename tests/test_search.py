@@ -306,6 +306,11 @@ def test_snapshots_that_share_all_but_the_head_score_the_same_and_tie(find, resn
     assert [one.snapshot for one in only.ranking] == sorted(one.snapshot for one in only.ranking)
 
 
+def test_whom_a_rung_left_out_on_a_part_of_the_test_items_is_not_called_tied(find, resnets):
+    left_out = [one for one in find(resnets, method="nested", confidence=0.0).ranking if one.num_test < SHAPES.num_val]
+    assert left_out and not any(one.tied_with_best for one in left_out)
+
+
 def test_the_head_is_never_read(resnets, data_dir, tmp_path):
     store, ids = _copy(resnets, tmp_path)
     _flip_a_bit(store, ids["one"], -1)

@@ -126,7 +126,8 @@ class Contest:
     def ranking(self) -> tuple[RankedSnapshot, ...]:
         """Everyone who was scored and not skipped later, best first.
 
-        Ties with the best are judged at the last rung both were in.
+        Ties with the best are judged at the last rung both were in, unless that saw but some of the test items: then
+        the rung told the candidate from those it kept, or was not asked to.
         """
         ordered = sorted(self.scores.keys() - self.skipped.keys(), key=self._order)
         by_last_rung: dict[int, list[int]] = defaultdict(list)
@@ -135,7 +136,8 @@ class Contest:
         is_tied: dict[int, bool] = {}
         for last, numbers in by_last_rung.items():
             best_I, *others = (self.scores[number][last][1].contribution_I for number in (ordered[0], *numbers))
-            is_tied |= zip(numbers, tied_with(best_I, np.stack(others), self.seed).tolist(), strict=True)
+            if self.scores[numbers[0]][last][0].test_stop == len(self.items.test_labels):
+                is_tied |= zip(numbers, tied_with(best_I, np.stack(others), self.seed).tolist(), strict=True)
         return tuple(
             RankedSnapshot(
                 rank=rank,
@@ -144,7 +146,7 @@ class Contest:
                 score=self.scores[number][-1][1].value,
                 num_train=self.scores[number][-1][0].train_stop,
                 num_test=self.scores[number][-1][0].test_stop,
-                tied_with_best=is_tied[number],
+                tied_with_best=is_tied.get(number, False),
             )
             for rank, number in enumerate(ordered, start=1)
         )

@@ -17,7 +17,8 @@ class RankedSnapshot:
         snapshot: the snapshot's id.
         name: its name for people.
         score: the proxy's score at the last rung the snapshot was in, over `num_train` and `num_test` items.
-        tied_with_best: whether the test items can't tell it from the best (the best is tied with itself).
+        tied_with_best: whether all test items can't tell it from the best, at the last rung that both were in; the best
+            is tied with itself.
     """
 
     rank: int
