@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from raysnap import charts, sweep_charts, tree_charts
 from raysnap.quantities import bytes_unit, seconds_text, seconds_unit
-from raysnap.svg import log_ticks, shorten, ticks, ticks_within
+from raysnap.svg import log_ticks, shorten, text_width, ticks, ticks_within
 
 HOSTILE = "<script>alert('x')</script>&\"\x00\ud800 ‮]]>"
 SEGMENTS = (charts.Segment("a", "first", "phase-plan"), charts.Segment("b", "second", "phase-proxy"))
@@ -135,6 +135,11 @@ def test_a_chart_has_a_mark_with_a_tooltip_for_every_datum(chart, num_marks):
     found = marks(chart())
     assert len(found) == num_marks
     assert all(mark.find("title") is not None and mark.find("title").text for mark in found)
+
+
+def test_the_name_of_the_first_of_parallel_axes_is_within_the_picture():
+    (head, *_) = [one for one in parsed(threads("a_name_of_20_letters")).iter("text") if one.get("class") == "head"]
+    assert float(head.get("x")) >= text_width(head.text, 11.5) / 2
 
 
 @pytest.mark.parametrize("chart", CHARTS)

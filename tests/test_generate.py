@@ -135,7 +135,7 @@ def test_resuming_a_finished_run_trains_nothing_and_a_changed_one_is_refused(fin
 
 def test_a_resumed_run_trains_what_is_missing_to_equal_bytes(finished, tmp_path):
     _, summary = finished
-    again = job(tmp_path)
+    again = job(tmp_path, resources={"max_concurrent": 1})
     run(again)
     rows = (again.run_dir / "results.jsonl").read_text().splitlines(keepends=True)
     assert {json.loads(row)["snapshot"] for row in rows} == set(summary.snapshots), "equal seeds, equal bytes"

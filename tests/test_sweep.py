@@ -76,7 +76,7 @@ def finished(ray_local, tmp_path_factory):
         ],
         "train.epochs": {"when": {"train.lr": 100}, "grid": [30]},
     }
-    config = job(tmp_path_factory.mktemp("sweep"), space, retrain={})
+    config = job(tmp_path_factory.mktemp("sweep"), space, retrain={}, resources={"max_concurrent": 1})
     return config, run(config)
 
 
@@ -151,7 +151,7 @@ def test_resuming_repeats_nothing_that_ended_and_tries_again_what_failed(finishe
 
 def test_what_a_killed_driver_left_is_finished_and_the_best_kept(ray_local, tmp_path):
     """A driver that dies holds back the row of the best so far; its checkpoint is all there is of it."""
-    config = job(tmp_path, {"train.lr": {"grid": [1e-3, 1e-6]}})
+    config = job(tmp_path, {"train.lr": {"grid": [1e-3, 1e-6]}}, resources={"max_concurrent": 1})
 
     class Killed(Exception):
         pass
@@ -299,22 +299,24 @@ def without_times(row: dict) -> dict:
 
 
 @pytest.mark.parametrize(
-    ("study", "overrides"),
+    ("study", "at_once", "overrides"),
     [
-        ("fashion_mnist_grid_small", ["train.epochs=1"]),
+        ("fashion_mnist_grid_small", (1, 2), ["train.epochs=1"]),
         (
             "inaturalist_freeze_small",
+            (1, 1),
             ["space.train.epochs={grid: [1]}", "space.retrain.freeze_fraction={grid: [0.8, 0.9]}"],
         ),
-        ("caltech101_layerwise_small", ["train.epochs=2", "train.patience=1"]),
+        ("caltech101_layerwise_small", (1, 1), ["train.epochs=2", "train.patience=1"]),
     ],
 )
-def test_a_small_study_gives_equal_results_from_run_to_run(ray_local, tmp_path, study, overrides):
+def test_a_small_study_gives_equal_results_from_run_to_run(ray_local, tmp_path, study, at_once, overrides):
     tiny = "shapes={image_size: 36, num_train: 24, num_val: 8, num_test: 8}"
     results = []
-    for number in (1, 2):
+    for number, max_concurrent in enumerate(at_once, start=1):
         places = [f"{key}={tmp_path / str(number) / key}" for key in ("run_dir", "store", "data_dir")]
-        config = load_config(find_config(study), [*overrides, tiny, *places], SweepConfig)
+        resources = f"resources.max_concurrent={max_concurrent}"
+        config = load_config(find_config(study), [*overrides, tiny, resources, *places], SweepConfig)
         config = shortened(config)
         summary = run(config)
         assert (summary.num_failed, summary.num_done) == (0, summary.num_trials)
