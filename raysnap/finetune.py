@@ -33,7 +33,14 @@ from raysnap.workers import ALONE, Worker
 
 Scores = dict[str, float]
 
-_NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+# How torch and the libraries below it say so; oneDNN says no more than that.
+_NO_MEMORY = (
+    "can't allocate memory",
+    "not enough memory",
+    "out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "could not create a primitive",
+)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from search_stores import candidate, digest
 
 from raysnap.anatomy import block_shapes
 from raysnap.config import RetrainConfig
-from raysnap.search.confidence import find_survivors, split_confidence
+from raysnap.search.confidence import find_survivors
 from raysnap.search.plan import plan_rungs
 from raysnap.search.tree import build_tree
 from raysnap.search.workload import image_forwards, whole_models
@@ -37,14 +37,14 @@ def simulated_answers(rates, num_items, seed):
 def play(answers_CT, rungs, confidence):
     """The candidates that enter each rung, best of the rung before first, and the order after the last."""
     alive, entrants = np.arange(len(answers_CT)), []
-    level = split_confidence(confidence, len(rungs) - 1)
-    for rung in rungs:
+    for num_later, rung in zip(reversed(range(len(rungs))), rungs, strict=True):
         entrants.append(alive.tolist())
         parts = answers_CT[alive, : rung.test_stop]
         order = np.lexsort((alive, -parts.mean(axis=1)))
         alive, parts = alive[order], parts[order]
-        if rung is not rungs[-1]:
-            alive = alive[find_survivors(parts, rung.num_kept, level, seed=0)]
+        if num_later:
+            is_kept, confidence = find_survivors(parts, rung.num_kept, confidence, num_later, seed=0)
+            alive = alive[is_kept]
     return entrants, alive.tolist()
 
 
@@ -77,7 +77,7 @@ def test_the_winner_on_all_items_is_dropped_at_most_as_often_as_the_confidence_s
 def test_a_higher_confidence_keeps_whoever_a_lower_one_keeps():
     answers = simulated_answers(np.linspace(0.3, 0.8, 20), 50, 3)
     ordered = answers[np.argsort(-answers.mean(axis=1), kind="stable")]
-    kept = [find_survivors(ordered, 5, confidence, 0) for confidence in (0, 0.5, 0.9, 0.99, 0.9999)]
+    kept = [find_survivors(ordered, 5, confidence, 1, 0)[0] for confidence in (0, 0.5, 0.9, 0.99, 0.9999)]
     assert kept[0].tolist() == [True] * 5 + [False] * 15
     assert all((one <= other).all() for one, other in itertools.pairwise(kept))
     assert kept[0].sum() < kept[2].sum() < kept[4].sum()
@@ -87,7 +87,7 @@ def test_a_higher_confidence_keeps_whoever_a_lower_one_keeps():
 def test_the_first_stay_and_so_does_whoever_equals_the_last_of_them(num_candidates, num_kept, num_items, level, seed):
     answers = simulated_answers(np.full(num_candidates, 0.5), num_items, seed)
     ordered = answers[np.argsort(-answers.mean(axis=1), kind="stable")]
-    is_kept = find_survivors(ordered, num_kept, level, seed)
+    is_kept, _ = find_survivors(ordered, num_kept, level, 1, seed)
     assert is_kept[:num_kept].all()
     if level > 0 and num_kept < num_candidates:
         assert is_kept[(ordered == ordered[num_kept - 1]).all(axis=1)].all()
@@ -97,7 +97,7 @@ def test_the_first_stay_and_so_does_whoever_equals_the_last_of_them(num_candidat
 def test_few_items_do_not_tell_even_who_is_wrong_on_all_of_them(num_items, is_dropped):
     """As in an exact sign test: 5 wins without a loss are below 5 %, 4 are not."""
     right, wrong = np.ones(num_items), np.zeros(num_items)
-    assert find_survivors(np.stack([right, wrong]), 1, 0.95, 0).tolist() == [True, not is_dropped]
+    assert find_survivors(np.stack([right, wrong]), 1, 0.95, 1, 0)[0].tolist() == [True, not is_dropped]
 
 
 @settings(max_examples=40)
@@ -115,10 +115,14 @@ def test_any_number_of_candidates_and_items_ends_with_a_winner_on_all_items(
 
 
 @pytest.mark.parametrize("num_decisions", [1, 2, 5])
-@pytest.mark.parametrize("confidence", [0, 0.5, 0.95])
-def test_decisions_at_their_split_confidence_have_the_whole_one_together(confidence, num_decisions):
-    assert split_confidence(confidence, num_decisions) ** num_decisions == pytest.approx(confidence)
-    assert split_confidence(confidence, 0) == confidence
+def test_a_decision_that_drops_somebody_spends_its_share_and_one_that_drops_nobody_nothing(num_decisions):
+    better, worse = np.ones(200), np.zeros(200)
+    confidence = 0.95
+    for num_left in reversed(range(1, num_decisions + 1)):
+        _, same = find_survivors(np.stack([better, better]), 1, confidence, num_left, 0)
+        _, confidence = find_survivors(np.stack([better, worse]), 1, confidence, num_left, 0)
+        assert same == pytest.approx(0.95 ** (num_left / num_decisions))
+        assert confidence == pytest.approx(0.95 ** ((num_left - 1) / num_decisions))
 
 
 def test_equal_candidates_all_stay_unless_confidence_is_off():

@@ -15,7 +15,7 @@ from raysnap.store import Store
 
 DEEP = os.environ.get("RAYSNAP_DEEP") == "1"
 NUM_WORKERS, NUM_COMMITS = (64, 500) if DEEP else (8, 50)
-STORM_S = 7200 if DEEP else 20
+STORM_S = 7200 if DEEP else 10
 MOST_S = 4 * 3600 if DEEP else 180
 
 pytestmark = pytest.mark.timeout(MOST_S)

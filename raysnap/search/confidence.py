@@ -38,19 +38,24 @@ def tied_with(best_I: np.ndarray, others_CI: np.ndarray, seed: int, confidence: 
     return num_ahead_C / NUM_RESAMPLES < confidence
 
 
-def find_survivors(ordered_CI: np.ndarray, num_kept: int, confidence: float, seed: int) -> np.ndarray:
+def find_survivors(
+    ordered_CI: np.ndarray, num_kept: int, confidence: float, num_decisions: int, seed: int
+) -> tuple[np.ndarray, float]:
     """Whether each candidate stays, bool `[C]`: the first `num_kept`, and who can't be told from the last of these.
 
     Args:
         ordered_CI: the candidates' parts by item, the best candidate first.
-        confidence: how sure one must be that the last kept is ahead to drop a candidate; 0 keeps `num_kept`.
+        confidence: how sure this decision and those to come must be together that whoever they drop is behind the last
+            of those they keep; 0 keeps `num_kept`.
+        num_decisions: how many these are. Each gets its share, as if they erred independently; one that drops nobody
+            can't err, and leaves all to the others.
+
+    Returns:
+        Who stays, and how sure the later decisions must be together.
     """
     is_kept_C = np.arange(len(ordered_CI)) < num_kept
-    if confidence > 0 and len(ordered_CI) > num_kept:
-        is_kept_C[num_kept:] = tied_with(ordered_CI[num_kept - 1], ordered_CI[num_kept:], seed, confidence)
-    return is_kept_C
-
-
-def split_confidence(confidence: float, num_decisions: int) -> float:
-    """The confidence of each of some decisions that together have `confidence`, as if they erred independently."""
-    return confidence ** (1 / max(1, num_decisions))
+    level = confidence ** (1 / num_decisions)
+    if confidence > 0 and not is_kept_C.all():
+        is_kept_C[num_kept:] = tied_with(ordered_CI[num_kept - 1], ordered_CI[num_kept:], seed, level)
+        confidence = confidence if is_kept_C.all() else confidence / level
+    return is_kept_C, confidence

@@ -26,7 +26,8 @@ class Contest:
 
     Attributes:
         device: where features are scored.
-        confidence: how sure a rung must be to drop a candidate that it need not keep; 0 drops it at once.
+        confidence: how sure the rungs to come must be, together, to drop candidates that they need not keep; 0 drops
+            them at once.
         survivors: who enters the next rung.
         scores: each candidate's rungs so far, and its score in each.
         skipped: why a candidate could not be scored.
@@ -52,9 +53,14 @@ class Contest:
         self.skipped = {number: reason for number, reason in reasons.items() if reason is not None}
         self.survivors = [number for number in reasons if number not in self.skipped]
 
-    def run_rung(self, rung: Rung, *, is_last: bool) -> None:
-        """Gets the rung's new features, scores every survivor on all it has, and keeps the best."""
+    def run_rung(self, rung: Rung, *, num_later: int) -> None:
+        """Gets the rung's new features, scores every survivor on all it has, and keeps the best.
+
+        Args:
+            num_later: how many rungs come after it.
+        """
         work, started_s, num_candidates = self.source.work, time.perf_counter(), len(self.survivors)
+        is_last = num_later == 0
         before = (work.block_item_passes, work.flops, work.block_bytes_read)
         if self.survivors:
             self._add_features(rung, is_last=is_last)
@@ -62,7 +68,7 @@ class Contest:
             for number, score in zip(self.survivors, self._score(rung), strict=True):
                 self.scores.setdefault(number, []).append((rung, score))
             if not is_last:
-                self._drop_the_worse(rung)
+                self._drop_the_worse(rung, num_later)
         self.source.keep(() if is_last else self.survivors)
         after = (work.block_item_passes, work.flops, work.block_bytes_read)
         passes, flops, num_bytes = (new - old for new, old in zip(after, before, strict=True))
@@ -92,12 +98,14 @@ class Contest:
             self.device,
         )
 
-    def _drop_the_worse(self, rung: Rung) -> None:
+    def _drop_the_worse(self, rung: Rung, num_later: int) -> None:
         """Leaves the rung's best as survivors, and who can't be told from the last of them."""
         ordered = sorted(self.survivors, key=self._order)
         if ordered:
             ordered_CI = np.stack([self.scores[number][-1][1].contribution_I for number in ordered])
-            is_kept_C = find_survivors(ordered_CI, rung.num_kept, self.confidence, self.seed)
+            is_kept_C, self.confidence = find_survivors(
+                ordered_CI, rung.num_kept, self.confidence, num_later, self.seed
+            )
             self.survivors = [number for number, is_kept in zip(ordered, is_kept_C, strict=True) if is_kept]
 
     def _add_features(self, rung: Rung, *, is_last: bool) -> None:

@@ -16,7 +16,7 @@ from raysnap.errors import UsageError
 from raysnap.manifest import Manifest, Preprocessing
 from raysnap.places import cache_place
 from raysnap.search.cached import CachedSource
-from raysnap.search.confidence import LEVEL, split_confidence
+from raysnap.search.confidence import LEVEL
 from raysnap.search.contest import Contest
 from raysnap.search.feature_cache import FeatureCache
 from raysnap.search.items import ProbeItems
@@ -113,10 +113,10 @@ def search(
             proxy=proxy,
             seed=seed,
             device=setup.pick_device(),
-            confidence=split_confidence(confidence, len(rungs) - 1) if method == "nested" else 0.0,
+            confidence=confidence if method == "nested" else 0.0,
         )
-        for rung in rungs:
-            contest.run_rung(rung, is_last=rung is rungs[-1])
+        for num_later, rung in zip(reversed(range(len(rungs))), rungs, strict=True):
+            contest.run_rung(rung, num_later=num_later)
     return _sum_up(contest, method, dataset, time.perf_counter() - started)
 
 
