@@ -40,6 +40,7 @@ _NO_MEMORY = (
     "out of memory",
     "CUBLAS_STATUS_ALLOC_FAILED",
     "could not create a primitive",
+    "could not execute a primitive",
 )
 
 
