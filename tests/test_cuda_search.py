@@ -4,11 +4,10 @@ import pytest
 import torch
 from search_stores import put, variant
 from test_search_folding import seasoned
-from test_search_laws import DATA, NUM_ITEMS, SHAPES, SIZES, family, lines  # noqa: F401 - a fixture
+from test_search_laws import DATA, NUM_ITEMS, SHAPES, SIZES, data_dir, family, lines  # noqa: F401 - fixtures
 
 from raysnap import blocks
 from raysnap.anatomy import block_shapes
-from raysnap.data import open_dataset
 from raysnap.numerics import Numerics
 from raysnap.search import ranking, search
 from raysnap.search.folding import build_inference_block
@@ -27,13 +26,6 @@ def exact_float32(monkeypatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def data_dir(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("data")
-    open_dataset(DATA, directory, SHAPES)
-    return directory
-
-
-@pytest.fixture(scope="module")
 def resnets(tmp_path_factory) -> Store:
     """A store of eight ResNet-18 that share more or less of the first."""
     store = Store.open(tmp_path_factory.mktemp("resnets") / "store", create=True)
@@ -43,7 +35,7 @@ def resnets(tmp_path_factory) -> Store:
 
 
 @pytest.fixture
-def find(data_dir):
+def find(data_dir):  # noqa: F811 - a fixture
     def run_search(store: Store, **arguments):
         return search(store, DATA, data_dir=data_dir, shapes=SHAPES, **arguments)
 

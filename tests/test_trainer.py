@@ -219,7 +219,9 @@ def test_memory_that_really_ends_is_told_from_other_errors_and_the_process_lives
     assert finished.returncode == 0, finished.stderr
     answer = json.loads(finished.stdout)
     assert answer["tried"] == [16, 8]
-    assert "expected memory for train.batch_size 8" in answer["error"], "whatever library says that there is none"
+    assert "expected memory for train.batch_size 8" in answer["error"]
+    # Which library meets the end of memory first depends on what is loaded.
+    assert any(words in answer["error"] for words in ("can't allocate memory", "could not create a primitive"))
 
 
 def test_a_checkpoint_of_another_base_is_left_and_the_trial_begins_anew(finished, caplog):
