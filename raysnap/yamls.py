@@ -1,4 +1,4 @@
-"""YAML as people expect it, read with care and written so that it reads back; `key=value` overrides."""
+"""YAML without its traps, read with care and written so that it reads back; `key=value` overrides."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import yaml
 from raysnap.errors import ConfigError
 
 MAX_CONFIG_BYTES = 100_000  # a second's worth of PyYAML
+_NUMBER_OR_TEXT = "!number-or-text"
 
 
 def to_yaml(value: Any) -> str:
@@ -18,29 +19,38 @@ def to_yaml(value: Any) -> str:
     return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
+class _Refused(yaml.MarkedYAMLError):
+    """YAML that is valid and not wanted."""
+
+    def __init__(self, problem: str, place: yaml.Node | yaml.Event):
+        super().__init__(problem=problem, problem_mark=place.start_mark)
+
+
 class _Loader(yaml.SafeLoader):
-    """YAML as people expect it: `1e-3` is a number, a date is text, a key stands once, aliases don't multiply."""
+    """YAML and JSON: `1e-3` is a number, a date is text, a key stands once, aliases don't multiply."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         seen: set[str] = set()
         for key_node, _ in node.value:
             if not isinstance(key_node, yaml.ScalarNode):
-                raise yaml.constructor.ConstructorError(
-                    None, None, "a key has to be a word, found a list or a mapping", key_node.start_mark
-                )
+                raise _Refused("expected a word as key, found a list or a mapping", key_node)
             if key_node.value in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key_node.value!r} stands twice", key_node.start_mark
-                )
+                raise _Refused(f"the key {key_node.value!r} stands twice", key_node)
             seen.add(key_node.value)
         return super().construct_mapping(node, deep)
 
     def compose_node(self, parent: yaml.Node, index: object) -> yaml.Node:
         if self.check_event(yaml.AliasEvent):
-            raise yaml.composer.ComposerError(
-                None, None, "aliases (*name) are not supported", self.peek_event().start_mark
-            )
+            raise _Refused("aliases (*name) are not supported", self.peek_event())
         return super().compose_node(parent, index)
+
+
+class _FileLoader(_Loader):
+    """What others read too: `1e-3`, text in YAML 1.1 (PyYAML) and a number in YAML 1.2, is refused."""
+
+    def refuse_number_or_text(self, node: yaml.ScalarNode) -> None:
+        number = yaml.safe_dump(float(node.value)).split()[0]
+        raise _Refused(f"YAML reads {node.value} as text: write {number}, or quotes if text is meant", node)
 
 
 class _Dumper(yaml.SafeDumper):
@@ -60,28 +70,31 @@ for _side in (_Loader, _Dumper):
         for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
     _side.add_implicit_resolver(
-        "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"), list("-+0123456789.")
+        _NUMBER_OR_TEXT, re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"), list("-+0123456789.")
     )
+_Loader.add_constructor(_NUMBER_OR_TEXT, _Loader.construct_yaml_float)
+_FileLoader.add_constructor(_NUMBER_OR_TEXT, _FileLoader.refuse_number_or_text)
 
 # Besides YAMLError, what PyYAML's constructors let through for `!!int ""`, `!!bool x` and the like.
 _NOT_YAML = (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError, RecursionError)
 
 
-def parse_yaml(text: str, where: str) -> Any:
+def _parse(text: str, where: str, loader: type[_Loader]) -> Any:
     """The value that a text stands for.
 
     Raises:
         ConfigError: it is not YAML; `where` says whose it is.
     """
     try:
-        return yaml.load(text, Loader=_Loader)
+        return yaml.load(text, Loader=loader)
     except _NOT_YAML as error:
         mark = getattr(error, "problem_mark", None)
         line = f" line {mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or (str(error).splitlines() or ["a value can't be read"])[0]
         if problem.startswith("but "):
             problem = f"{error.context} {problem}"
-        raise ConfigError(f"{where}{line}: not valid YAML: {problem}") from None
+        fault = "" if isinstance(error, _Refused) else "not valid YAML: "
+        raise ConfigError(f"{where}{line}: {fault}{problem}") from None
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -98,7 +111,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if len(raw) > MAX_CONFIG_BYTES:
         raise ConfigError(f"{path}: expected at most {MAX_CONFIG_BYTES} bytes, found more")
     try:
-        document = parse_yaml(raw.decode("utf-8"), str(path))
+        document = _parse(raw.decode("utf-8"), str(path), _FileLoader)
     except UnicodeDecodeError:
         raise ConfigError(f"{path}: expected UTF-8 text, found other bytes") from None
     if not isinstance(document, dict):
@@ -108,7 +121,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def apply_overrides(document: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
-    """A copy of `document` with each `dotted.key=value` set; values are read as YAML."""
+    """A copy of `document` with each `dotted.key=value` set; values are read as YAML or JSON."""
     result = _copy(document)
     for override in overrides:
         key, equals, value = override.partition("=")
@@ -120,7 +133,7 @@ def apply_overrides(document: dict[str, Any], overrides: list[str]) -> dict[str,
             child = target.get(parent)
             target[parent] = child if isinstance(child, dict) else {}
             target = target[parent]
-        target[last] = parse_yaml(value, f"{key}=")
+        target[last] = _parse(value, f"{key}=", _Loader)
     return result
 
 

@@ -25,7 +25,7 @@ from raysnap.runs import RunDirectory
 from raysnap.store import Store
 
 SMALL = Preprocessing(image_size=32, resize_size=37)
-SWEEP = "kind: sweep\ndatasets: [pets]\nimage_size: 32\nspace: {train.lr: {grid: [1e-3, 1e-2]}}\n"
+SWEEP = "kind: sweep\ndatasets: [pets]\nimage_size: 32\nspace: {train.lr: {grid: [1.0e-3, 1.0e-2]}}\n"
 MILLION = ("lr", "epochs", "batch_size")
 JOB = "kind: generate\ndatasets: [pets]\nimage_size: 32\nnum_snapshots: 2\n"
 
@@ -72,6 +72,8 @@ def here(shared, tmp_path, monkeypatch) -> Path:
         (tmp_path / name).symlink_to(shared / name)
     (tmp_path / "job.yaml").write_text(JOB)
     (tmp_path / "sweep.yaml").write_text(SWEEP)
+    (tmp_path / "exponent.yaml").write_text(f"{SWEEP}train:\n  lr: 1e-3\n")
+    (tmp_path / "exponent_in_space.yaml").write_text(SWEEP.replace("1.0e-3", "1e-3"))
     (tmp_path / "a-file").write_text("x")
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -162,6 +164,8 @@ MISTAKES = [
     (["sweep", "sweep.yaml", "space.train.lr={grid: [-1]}"], "trial 1 (train.lr=-1): train.lr: expected more than 0"),
     (["sweep", "sweep.yaml", "space.train.epochs={grid: [0]}"], "train.epochs: expected at least 1, found 0"),
     (["sweep", "sweep.yaml", "space.train.lr={loguniform: [0, 1]}"], "`loguniform`: expected numbers above 0"),
+    (["sweep", "exponent.yaml"], "exponent.yaml line 6: YAML reads 1e-3 as text: write 0.001, or quotes"),
+    (["sweep", "exponent_in_space.yaml"], "exponent_in_space.yaml line 4: YAML reads 1e-3 as text: write 0.001"),
     (["sweep", "sweep.yaml", "train.lr=-1"], "train.lr: expected more than 0, found -1"),
     (["sweep", "sweep.yaml", "train.epochs=0"], "train.epochs: expected at least 1, found 0"),
     (["sweep", "sweep.yaml", "train.patience=0"], "train.patience: expected at least 1, found 0"),
@@ -509,11 +513,12 @@ def test_a_dry_run_lists_the_trials_and_writes_nothing(here, capsys):
     assert listing(here) == before
 
 
-def test_a_dry_run_of_a_sweep_shows_its_points_and_reads_1e_minus_3_as_a_number(here, capsys):
+def test_a_dry_run_of_a_sweep_shows_its_points_and_reads_1e_minus_2_in_an_override_as_a_number(here, capsys):
     before = listing(here)
     document = run_json(capsys, "sweep", "sweep.yaml", "--dry-run", "train.optimizer=sgd")
     assert [trial["train"]["lr"] for trial in document["trials"] if trial["role"] == "finetune"] == [1e-3, 1e-2]
-    assert run_json(capsys, "sweep", "sweep.yaml", "--dry-run", "space={}", "train.lr=1e-3")["trials"][1]["id"]
+    (_, alone) = run_json(capsys, "sweep", "sweep.yaml", "--dry-run", "space={}", "train.lr=1e-2")["trials"]
+    assert alone["train"]["lr"] == 0.01
     out = run_text(capsys, "sweep", "sweep.yaml", "--dry-run")
     assert out.splitlines()[:3] == ["trial  lr", "001    0.001", "002    0.01"]
     assert "Nothing was written." in out

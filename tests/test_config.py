@@ -63,7 +63,7 @@ def refusal(folder: Path, text: str | bytes, *overrides: str) -> str:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a: 1\nb: 2\na: 3\n", r"job\.yaml line 3: not valid YAML: the key 'a' stands twice"),
+        ("a: 1\nb: 2\na: 3\n", r"job\.yaml line 3: the key 'a' stands twice"),
         ("train:\n  lr: 1\n  lr: 2\n", r"line 3: .*the key 'lr' stands twice"),
         ("a: !!python/object:os.system x", r"line 1: .*could not determine a constructor for the tag"),
         ("a: !!python/object/apply:os.system ['touch canary']", r"could not determine a constructor"),
@@ -71,8 +71,8 @@ def refusal(folder: Path, text: str | bytes, *overrides: str) -> str:
         ("a: &x 1\nb: *x\n", r"line 2: .*aliases \(\*name\) are not supported"),
         ("a: &a [x]\nb: &b [*a,*a]\nc: &c [*b,*b]\nd: [*c,*c]\n", r"aliases"),
         ("train:\n\tlr: 1\n", r"line 2: not valid YAML: found character '\\t'"),
-        ("? [a, b]\n: c\n", r"line 1: .*a key has to be a word"),
-        ("? {a: b}\n: c\n", r"a key has to be a word"),
+        ("? [a, b]\n: c\n", r"line 1: expected a word as key, found a list or a mapping"),
+        ("? {a: b}\n: c\n", r"line 1: expected a word as key"),
         ("a: [1, 2", r"not valid YAML"),
         ("a: 'x", r"not valid YAML"),
         ("--- {a: 1}\n--- {a: 2}\n", r"expected a single document"),
@@ -124,13 +124,40 @@ def test_any_text_is_a_mapping_or_refused(folder, text):
 
 @pytest.mark.parametrize(
     ("text", "expected"),
-    [("1e-3", 0.001), ("1E-3", 0.001), ("1.e-3", 0.001), (".1e-2", 0.001), ("0.001", 0.001), ("1e+1", 10.0), ("1", 1)],
+    [
+        ("1.0e-3", 0.001),
+        ("1.0E-3", 0.001),
+        ("1.e-3", 0.001),
+        (".1e-2", 0.001),
+        ("0.001", 0.001),
+        ("1.0e+1", 10),
+        ("1", 1),
+    ],
 )
-def test_a_learning_rate_is_a_number_however_it_is_written(folder, text, expected):
+def test_a_learning_rate_is_a_number_in_every_way_in_which_yaml_writes_one(folder, text, expected):
     lr = load(folder, f"datasets: [a]\ntrain: {{lr: {text}}}\n").train.lr
     assert isinstance(lr, float)
     assert lr == expected
     assert load(folder, "datasets: [a]", f"train.lr={text}").train.lr == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("1e-3", "0.001"),
+        ("1E-3", "0.001"),
+        ("1e+1", "10.0"),
+        ("1.5e3", "1500.0"),
+        ("-2e-7", "-2.0e-07"),
+        ("1e999", ".inf"),
+    ],
+)
+def test_what_is_text_to_some_yaml_readers_and_a_number_to_others_is_refused_in_a_file(folder, text, number):
+    told = f"YAML reads {text} as text: write {number}, or quotes if text is meant"
+    assert refusal(folder, f"datasets: [a]\ntrain:\n  lr: {text}\n").endswith(f"job.yaml line 3: {told}")
+    assert refusal(folder, f"datasets: [a]\ntrain: {{layer_lrs: [0.1, {text}]}}\n").endswith(f"line 2: {told}")
+    assert load(folder, f"datasets: ['{text}']").datasets == (text,)
+    assert apply_overrides({}, [f"train.lr={text}"]) == {"train": {"lr": float(text)}}
 
 
 def test_a_date_is_text(folder):
@@ -269,9 +296,18 @@ def test_what_is_no_override_is_refused(override):
         apply_overrides({}, [override])
 
 
-@pytest.mark.parametrize("value", ["[1", "*x", "!!python/name:os.system", "{a: 1, a: 2}", "\t"])
-def test_an_override_that_is_no_yaml_names_its_key(value):
-    with pytest.raises(ConfigError, match=r"^train\.lr=.*not valid YAML"):
+@pytest.mark.parametrize(
+    ("value", "fault"),
+    [
+        ("[1", "not valid YAML"),
+        ("*x", "aliases (*name) are not supported"),
+        ("!!python/name:os.system", "not valid YAML"),
+        ("{a: 1, a: 2}", "the key 'a' stands twice"),
+        ("\t", "not valid YAML"),
+    ],
+)
+def test_an_override_that_is_no_yaml_names_its_key(value, fault):
+    with pytest.raises(ConfigError, match=rf"^train\.lr= line 1: {re.escape(fault)}"):
         apply_overrides({}, [f"train.lr={value}"])
 
 
