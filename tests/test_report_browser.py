@@ -20,12 +20,15 @@ selenium = pytest.importorskip("selenium", reason="needs selenium: pip install '
 from selenium import webdriver  # noqa: E402 - only where there is one
 from selenium.webdriver.common.by import By  # noqa: E402
 from selenium.webdriver.common.keys import Keys  # noqa: E402
+from selenium.webdriver.support.wait import WebDriverWait  # noqa: E402
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 DRIVER = shutil.which("chromedriver")
 pytestmark = pytest.mark.skipif(
     BROWSER is None or DRIVER is None, reason="no chromium and chromedriver here (Debian: chromium, chromium-driver)"
 )
+
+LOADED = "return location.href === arguments[0] && document.readyState === 'complete'"
 
 CONTRAST = """
 const channels = (text) => text.match(/[\\d.]+/g).map(Number);
@@ -102,9 +105,11 @@ def page(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def opened(browser, page) -> Any:
+    browser.get("about:blank")  # to load anew what is there already may end before it begins
     browser.get_log("performance")
     browser.get_log("browser")
     browser.get(page.as_uri())
+    WebDriverWait(browser, 60).until(lambda _: browser.execute_script(LOADED, page.as_uri()))
     return browser
 
 
