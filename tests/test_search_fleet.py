@@ -3,6 +3,7 @@
 import os
 import shutil
 import signal
+from collections import Counter
 
 import pytest
 from search_stores import one_thread, put, random_blocks, variant
@@ -11,7 +12,8 @@ from threadpoolctl import threadpool_limits
 from raysnap.config import ShapesConfig
 from raysnap.data import open_dataset
 from raysnap.errors import UsageError
-from raysnap.search import search
+from raysnap.search import fleet, search
+from raysnap.search.partition import shape_of
 from raysnap.store import Store
 
 SMALL = "mobilenet_v3_small"
@@ -54,19 +56,50 @@ def lines(result):
     return [(one.snapshot, pytest.approx(one.score, abs=1e-5), one.num_train, one.num_test) for one in result.ranking]
 
 
+def rungs_of(result):
+    return [(rung.num_candidates, rung.num_kept) for rung in result.rungs]
+
+
 def passes_by_rung(result):
-    return [(rung.num_candidates, rung.num_kept, rung.block_item_passes, rung.flops) for rung in result.rungs]
+    return [(rung.block_item_passes, rung.flops) for rung in result.rungs]
 
 
-def test_two_workers_answer_as_one_with_the_same_passes_in_every_rung(store, data_dir):
+@pytest.fixture
+def dealt(monkeypatch):
+    """The tree and the partition of each rung that workers run."""
+    found, deal = [], fleet.Fleet._deal
+
+    def deal_and_note(self, *arguments):
+        partition = deal(self, *arguments)
+        found.append((self.tree, partition))
+        return partition
+
+    monkeypatch.setattr(fleet.Fleet, "_deal", deal_and_note)
+    return found
+
+
+def with_what_runs_again(alone, dealt):
+    """The passes of a search by one worker and, besides, of what a partition runs again rather than hand it over."""
+    expected = []
+    for (passes, flops), (tree, partition) in zip(passes_by_rung(alone), dealt, strict=True):
+        runs = Counter((node, wave) for piece in partition.pieces for node in piece.nodes for wave in piece.waves)
+        for (node, wave), num_runs in runs.items():
+            num_items = (num_runs - 1) * len(partition.waves[wave])
+            passes, flops = passes + num_items, flops + num_items * shape_of(tree.nodes[node]).flops
+        expected.append((passes, flops))
+    return expected
+
+
+def test_two_workers_answer_as_one_with_the_same_passes_in_every_rung(store, data_dir, dealt):
     alone, two = (find(store, data_dir, method="nested", workers=workers) for workers in (1, 2))
     assert lines(two) == lines(alone)
-    assert passes_by_rung(two) == passes_by_rung(alone)
+    assert rungs_of(two) == rungs_of(alone)
+    assert passes_by_rung(two) == with_what_runs_again(alone, dealt)
     assert two.work["block_bytes_read"] >= alone.work["block_bytes_read"]
     assert two.precision == "float32" and two.bound_s > 0
 
 
-def test_damage_skips_the_same_candidates_and_the_cache_fills_from_workers(store, data_dir, tmp_path):
+def test_damage_skips_the_same_candidates_and_the_cache_fills_from_workers(store, data_dir, tmp_path, dealt):
     copy = shutil.copytree(store.path, tmp_path / "store")
     data = shutil.copytree(data_dir, tmp_path / "data")
     damaged = store.manifest("resnet-two").blocks[7].digest
@@ -79,7 +112,8 @@ def test_damage_skips_the_same_candidates_and_the_cache_fills_from_workers(store
     two = find(copy, data, method="shared", workers=2, feature_cache_bytes=2**28)
     assert [one.name for one in two.skipped] == [one.name for one in alone.skipped] == ["resnet-two"]
     assert lines(two) == lines(alone)
-    assert passes_by_rung(two) == passes_by_rung(alone)
+    assert rungs_of(two) == rungs_of(alone)
+    assert passes_by_rung(two) == with_what_runs_again(alone, dealt)
     assert two.rungs[0].block_item_passes == two.work["block_item_passes"]
     again = find(copy, data, method="shared", feature_cache_bytes=2**28)
     assert lines(again) == lines(alone)
@@ -88,8 +122,6 @@ def test_damage_skips_the_same_candidates_and_the_cache_fills_from_workers(store
 
 @pytest.mark.slow
 def test_when_a_worker_dies_the_other_goes_on(store, data_dir, monkeypatch):
-    from raysnap.search import fleet
-
     alone = find(store, data_dir, method="shared")
     gather, kills = fleet.Fleet._gather, []
 
