@@ -1,4 +1,4 @@
-"""Trials on two nodes with two pretended GPUs each, one of which dies: `fault_cluster.py DIRECTORY`; prints JSON."""
+"""Three trials on two nodes with a pretended GPU each, one of which dies: `fault_cluster.py DIRECTORY`; prints JSON."""
 
 import json
 import sys
@@ -14,7 +14,7 @@ from raysnap.store import Store
 from raysnap.trainer import TrialOutcome, run_trials
 from raysnap.trials import Trial
 
-NODE = {"num_cpus": 2, "num_gpus": 2, "object_store_memory": 100_000_000}
+NODE = {"num_cpus": 2, "num_gpus": 1, "object_store_memory": 100_000_000}
 
 
 def run(directory: Path) -> dict:
@@ -39,7 +39,7 @@ def run(directory: Path) -> dict:
         ended[outcome.trial.id] = outcome.status if outcome.error is None else outcome.error
 
     run_trials(
-        [fault_jobs.trial(f"trial-{number}") for number in range(4)],
+        [fault_jobs.trial(f"trial-{number}") for number in range(3)],
         fault_jobs.train_job(directory),
         ResourcesConfig(gpus=1, cpus=0.5, max_failures=1),
         directory / "ray" / "trials",

@@ -42,7 +42,7 @@ def no_ray(monkeypatch):
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory) -> Path:
-    """A folder with a store of two snapshots that differ in the head, and a dataset; nobody writes into it."""
+    """A folder with a store of two snapshots that differ in the head, an empty one, and a dataset; it stays so."""
     folder = tmp_path_factory.mktemp("cli")
     store = Store.open(folder / "store", create=True)
     blocks = random_tensors("resnet18", 3, 0)
@@ -59,6 +59,7 @@ def shared(tmp_path_factory) -> Path:
         name="tuned",
     )
     make_dataset(folder / "data" / "pets")
+    Store.open(folder / "empty-store", create=True)
     weights = {name: tensor for _, block in blocks for name, tensor in block.items()}
     torch.save(weights, folder / "fits.pth")
     torch.save(weights | {"fc.bias": torch.full((3,), torch.nan)}, folder / "nan.pth")
@@ -91,12 +92,13 @@ def make_dataset(root: Path, num_images: int = 6) -> Path:
 
 def listing(folder: Path) -> dict[str, int]:
     """Every path below a folder, and when each file was written; caches, which may come and go, are left out."""
-    paths = (path for path in folder.rglob("*") if not path.name.startswith("index.sqlite"))
-    return {
-        str(path.relative_to(folder)): path.stat().st_mtime_ns if path.is_file() else 0
-        for path in paths
-        if ".raysnap" not in path.parts
-    }
+    found = {}
+    for parent, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if name != ".raysnap"]
+        found |= dict.fromkeys((f"{parent}/{name}" for name in folders), 0)
+        kept = (Path(parent, name) for name in files if not name.startswith("index.sqlite"))
+        found |= {str(path): path.stat().st_mtime_ns for path in kept}
+    return found
 
 
 def run_json(capsys, *arguments: str, exit_code: int = 0) -> dict:
@@ -250,13 +252,12 @@ MISTAKES = [
 def test_a_mistake_is_one_line_on_stderr_exit_2_and_writes_nothing(here, shared, capsys, arguments, message, as_json):
     (here / "empty").mkdir()
     (here / "garbage.pth").write_bytes(b"garbage")
-    for name in ("fits.pth", "nan.pth"):
+    for name in ("fits.pth", "nan.pth", "empty-store"):
         (here / name).symlink_to(shared / name)
     (here / "bench.yaml").write_text("kind: bench\ndatasets: [pets]\n")
     torch.save({"fc.bias": torch.zeros(3)}, here / "head.pth")
     make_dataset(here / "single", num_images=1)
-    Store.open(here / "empty-store", create=True)
-    before = listing(here), listing(here / "store"), listing(here / "data")
+    before = listing(here), listing(shared)
     knows_json = arguments[0] != "report" and arguments != ["store"]
     assert main([*arguments, *(["--json"] if as_json and knows_json else [])]) == 2
     out, err = capsys.readouterr()
@@ -264,7 +265,7 @@ def test_a_mistake_is_one_line_on_stderr_exit_2_and_writes_nothing(here, shared,
     assert (out, err.count("\n")) == ("", 1)
     assert err.startswith("raysnap: ")
     assert "unexpected " not in err.replace("unexpected extra argument", "")
-    assert (listing(here), listing(here / "store"), listing(here / "data")) == before
+    assert (listing(here), listing(shared)) == before
 
 
 def test_debug_shows_the_traceback_wherever_it_stands(here, capsys):

@@ -445,9 +445,8 @@ TWO_WORKERS = """
     from raysnap.config import TrainConfig
     from raysnap.workers import Worker
 
-    def train(folder, worker):
-        torch.set_num_threads(1)
-        model = model_of({architecture!r})
+    def train(architecture, num_frozen, depth, folder, worker):
+        model = model_of(architecture)
         for module in model.modules():
             if isinstance(module, StochasticDepth):
                 module.p = 0.0
@@ -456,35 +455,44 @@ TWO_WORKERS = """
         def report(entry, save):
             if worker.rank == 0:
                 save(folder / str(entry["epoch"]))
-        result = run(model, {num_frozen}, config, data, report, prefix=cache_in(folder, {depth}), worker=worker)
+        result = run(model, num_frozen, config, data, report, prefix=cache_in(folder, depth), worker=worker)
         torch.save([model.state_dict(), result.metrics, without_times(result.history)], folder / f"{{worker.rank}}.pt")
+
+    torch.set_num_threads(1)
+    rank, folder = int(sys.argv[1]), Path({folder!r})
+    distributed.init_process_group("gloo", init_method=f"file://{{folder}}/meet", rank=rank, world_size=2)
+    for case in {cases!r}:
+        train(*case, folder / case[0] / "shared", Worker(rank, 2))
+        distributed.barrier()
+    distributed.destroy_process_group()
+    for case in {cases!r} if rank == 0 else ():
+        train(*case, folder / case[0] / "alone", Worker())
 """
+SHARED_CASES = (("resnet18", 9, 9), ("convnext_tiny", 17, 12))
 
 
-@pytest.mark.parametrize(("architecture", "num_frozen", "depth"), [("resnet18", 9, 9), ("convnext_tiny", 17, 12)])
-def test_two_workers_train_what_one_does(tmp_path, architecture, num_frozen, depth):
-    facts = {
-        "tests": str(Path(__file__).parent),
-        "architecture": architecture,
-        "num_frozen": num_frozen,
-        "depth": depth,
-    }
-    source = textwrap.dedent(TWO_WORKERS.format(**facts))
-    alone, shared = tmp_path / "alone", tmp_path / "shared"
-    for folder in (alone, shared):
-        folder.mkdir()
-    script = tmp_path / "two_workers.py"
-    script.write_text(
-        source
-        + f"rank = int(sys.argv[1])\ndistributed.init_process_group('gloo', init_method='file://{tmp_path}/meet', "
-        + f"rank=rank, world_size=2)\ntrain(Path({str(shared)!r}), Worker(rank, 2))\ndistributed.barrier()\n"
-        + f"distributed.destroy_process_group()\nif rank == 0:\n    train(Path({str(alone)!r}), Worker())\n"
-    )
+@pytest.fixture(scope="module")
+def trained_twice(tmp_path_factory) -> Path:
+    """A folder for each of the cases, with what two workers made of it and what one did, in `shared` and `alone`."""
+    folder = tmp_path_factory.mktemp("two_workers")
+    for architecture, *_ in SHARED_CASES:
+        for name in ("shared", "alone"):
+            (folder / architecture / name).mkdir(parents=True)
+    facts = {"tests": str(Path(__file__).parent), "folder": str(folder), "cases": SHARED_CASES}
+    script = folder / "two_workers.py"
+    script.write_text(textwrap.dedent(TWO_WORKERS.format(**facts)))
     processes = [
         subprocess.Popen([sys.executable, script, str(rank)], stderr=subprocess.PIPE, text=True) for rank in range(2)
     ]
     faults = [process.communicate(timeout=240)[1] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], faults
+    return folder
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("architecture", [case[0] for case in SHARED_CASES])
+def test_two_workers_train_what_one_does(trained_twice, architecture):
+    alone, shared = trained_twice / architecture / "alone", trained_twice / architecture / "shared"
     (first, metrics, history), other, one = (
         torch.load(path, weights_only=True) for path in (shared / "0.pt", shared / "1.pt", alone / "0.pt")
     )

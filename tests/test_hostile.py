@@ -8,7 +8,7 @@ import random
 import resource
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -294,8 +294,8 @@ def loose_json(document: object) -> bytes:
     return json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
 
 
-def hostile(sound: dict) -> dict[str, bytes]:
-    """Manifests with a sound checksum, and what is wrong with each; `sound` is one that is not hostile."""
+def hostile(sound: dict) -> dict[str, Callable[[], bytes]]:
+    """What makes a manifest with a sound checksum, by what is wrong with it; `sound` is one that is not hostile."""
 
     def block(**changes: object) -> bytes:
         return sealed(sound | {"blocks": [sound["blocks"][0] | changes, *sound["blocks"][1:]]})
@@ -308,61 +308,63 @@ def hostile(sound: dict) -> dict[str, bytes]:
         where = raw.index(b'"created"')
         return raw[:where] + member + raw[where:]
 
-    many = [sound["blocks"][0] | {"name": f"b{index}"} for index in range(100_001)]
+    def many() -> list[dict]:
+        return [sound["blocks"][0] | {"name": f"b{index}"} for index in range(100_001)]
+
     nested: object = 1
     for _ in range(900):
         nested = {"a": nested}
     return {
-        "a digest that climbs": block(digest="../" * 20 + "etc/passwd"),
-        "an absolute digest": block(digest="/etc/passwd"),
-        "a digest in capitals": block(digest=sound["blocks"][0]["digest"].upper()),
-        "a digest and a newline": block(digest=sound["blocks"][0]["digest"] + "\n"),
-        "a digest that is a number": block(digest=7),
-        "another block's digest": block(digest=sound["blocks"][1]["digest"]),
-        "a digest of no block": block(digest="0" * 64),
-        "a negative length": block(num_bytes=-1),
-        "a length of 2**63": block(num_bytes=2**63),
-        "a length of 10**400": text('"num_bytes":', f'"num_bytes":{10**400},"x":'),
-        "a length of 1e2": text('"num_bytes":', '"num_bytes":1e2,"x":'),
-        "a length with a fraction": block(num_bytes=8.5),
-        "a length of true": block(num_bytes=True),
-        "a length in quotes": block(num_bytes="8"),
-        "a length of null": block(num_bytes=None),
-        "a block without a length": sealed(sound | {"blocks": [{"name": "stem", "digest": "0" * 64}]}),
-        "a name twice": block(name=sound["blocks"][1]["name"]),
-        "an empty name": block(name=""),
-        "no blocks": sealed(sound | {"blocks": []}),
-        "blocks that are no list": sealed(sound | {"blocks": {"0": sound["blocks"][0]}}),
-        "blocks in another order": sealed(sound | {"blocks": sound["blocks"][::-1]}),
-        "100,001 blocks": sealed(sound | {"blocks": many}),
-        "an id that climbs": sealed(sound | {"id": "../" + sound["id"][3:]}),
-        "another id": sealed(sound | {"id": "0" * 64}),
-        "another architecture": sealed(sound | {"architecture": "resnet34"}),
-        "an architecture that climbs": sealed(sound | {"architecture": "../resnet18"}),
-        "a base that climbs": sealed(sound | {"base": "../../etc/passwd"}),
-        "a future format": sealed(sound | {"format": 2}),
-        "a format of 1.0": text('"format":1', '"format":1.0'),
-        "a format of true": sealed(sound | {"format": True}),
-        "a member more": sealed(sound | {"__class__": "os.system"}),
-        "a member less": sealed({key: value for key, value in sound.items() if key != "created"}),
-        "a key twice": text('"num_classes":', '"num_classes":4,"num_classes":'),
-        "NaN": text('"metrics":{', '"metrics":{"loss":NaN'),
-        "infinity": text('"metrics":{', '"metrics":{"loss":-Infinity'),
-        "a float that overflows": text('"metrics":{', '"metrics":{"loss":1e999'),
-        "a float written at length": text('"metrics":{', '"metrics":{"loss":0.50'),
-        "an accuracy in words": sealed(sound | {"metrics": {"val_accuracy": "best"}}),
-        "nested 900 deep": sealed(sound | {"train": nested}),
-        "nested 100,000 deep": text('"train":{', '"train":{"a":' + "[" * 100_000 + "]" * 100_000),
-        "a number of 100,000 digits": text('"train":{', '"train":{"a":' + "1" * 100_000),
-        "a lone surrogate": text('"train":{', '"train":{"a":"\\ud800"'),
-        "a date of its own": sealed(sound | {"created": "2026-01-01T00:00:00+99:99"}),
-        "a negative retrain index": sealed(sound | {"retrain_index": -1}),
-        "no classes": sealed(sound | {"num_classes": 0}),
-        "blanks": text('"format":1', '"format": 1'),
-        "an escape that needs none": text('"format"', '"\\u0066ormat"'),
-        "a list": b'[{"checksum":"' + b"0" * 64 + b'",}]',
-        "nothing": b"",
-        "16 MB and more": sealed(sound | {"train": {"a": "x" * 2**24}}),
+        "a digest that climbs": lambda: block(digest="../" * 20 + "etc/passwd"),
+        "an absolute digest": lambda: block(digest="/etc/passwd"),
+        "a digest in capitals": lambda: block(digest=sound["blocks"][0]["digest"].upper()),
+        "a digest and a newline": lambda: block(digest=sound["blocks"][0]["digest"] + "\n"),
+        "a digest that is a number": lambda: block(digest=7),
+        "another block's digest": lambda: block(digest=sound["blocks"][1]["digest"]),
+        "a digest of no block": lambda: block(digest="0" * 64),
+        "a negative length": lambda: block(num_bytes=-1),
+        "a length of 2**63": lambda: block(num_bytes=2**63),
+        "a length of 10**400": lambda: text('"num_bytes":', f'"num_bytes":{10**400},"x":'),
+        "a length of 1e2": lambda: text('"num_bytes":', '"num_bytes":1e2,"x":'),
+        "a length with a fraction": lambda: block(num_bytes=8.5),
+        "a length of true": lambda: block(num_bytes=True),
+        "a length in quotes": lambda: block(num_bytes="8"),
+        "a length of null": lambda: block(num_bytes=None),
+        "a block without a length": lambda: sealed(sound | {"blocks": [{"name": "stem", "digest": "0" * 64}]}),
+        "a name twice": lambda: block(name=sound["blocks"][1]["name"]),
+        "an empty name": lambda: block(name=""),
+        "no blocks": lambda: sealed(sound | {"blocks": []}),
+        "blocks that are no list": lambda: sealed(sound | {"blocks": {"0": sound["blocks"][0]}}),
+        "blocks in another order": lambda: sealed(sound | {"blocks": sound["blocks"][::-1]}),
+        "100,001 blocks": lambda: sealed(sound | {"blocks": many()}),
+        "an id that climbs": lambda: sealed(sound | {"id": "../" + sound["id"][3:]}),
+        "another id": lambda: sealed(sound | {"id": "0" * 64}),
+        "another architecture": lambda: sealed(sound | {"architecture": "resnet34"}),
+        "an architecture that climbs": lambda: sealed(sound | {"architecture": "../resnet18"}),
+        "a base that climbs": lambda: sealed(sound | {"base": "../../etc/passwd"}),
+        "a future format": lambda: sealed(sound | {"format": 2}),
+        "a format of 1.0": lambda: text('"format":1', '"format":1.0'),
+        "a format of true": lambda: sealed(sound | {"format": True}),
+        "a member more": lambda: sealed(sound | {"__class__": "os.system"}),
+        "a member less": lambda: sealed({key: value for key, value in sound.items() if key != "created"}),
+        "a key twice": lambda: text('"num_classes":', '"num_classes":4,"num_classes":'),
+        "NaN": lambda: text('"metrics":{', '"metrics":{"loss":NaN'),
+        "infinity": lambda: text('"metrics":{', '"metrics":{"loss":-Infinity'),
+        "a float that overflows": lambda: text('"metrics":{', '"metrics":{"loss":1e999'),
+        "a float written at length": lambda: text('"metrics":{', '"metrics":{"loss":0.50'),
+        "an accuracy in words": lambda: sealed(sound | {"metrics": {"val_accuracy": "best"}}),
+        "nested 900 deep": lambda: sealed(sound | {"train": nested}),
+        "nested 100,000 deep": lambda: text('"train":{', '"train":{"a":' + "[" * 100_000 + "]" * 100_000),
+        "a number of 100,000 digits": lambda: text('"train":{', '"train":{"a":' + "1" * 100_000),
+        "a lone surrogate": lambda: text('"train":{', '"train":{"a":"\\ud800"'),
+        "a date of its own": lambda: sealed(sound | {"created": "2026-01-01T00:00:00+99:99"}),
+        "a negative retrain index": lambda: sealed(sound | {"retrain_index": -1}),
+        "no classes": lambda: sealed(sound | {"num_classes": 0}),
+        "blanks": lambda: text('"format":1', '"format": 1'),
+        "an escape that needs none": lambda: text('"format"', '"\\u0066ormat"'),
+        "a list": lambda: b'[{"checksum":"' + b"0" * 64 + b'",}]',
+        "nothing": lambda: b"",
+        "16 MB and more": lambda: sealed(sound | {"train": {"a": "x" * 2**24}}),
     }
 
 
@@ -374,7 +376,7 @@ def test_a_hostile_manifest_is_refused_named_and_harms_no_other(store, kind, cap
     good = put(store, seed=1, name="good").manifest
     victim = put(store, seed=2).manifest
     path = store.path / "snapshots" / f"{victim.id}.json"
-    path.write_bytes(hostile(victim.model_dump(mode="json"))[kind])
+    path.write_bytes(hostile(victim.model_dump(mode="json"))[kind]())
     with opened_paths() as paths:
         with pytest.raises(StoreDamaged, match=victim.id):
             store.manifest(victim.id)

@@ -292,6 +292,8 @@ def test_optuna_suggests_one_by_one_and_a_resumed_sweep_asks_for_the_rest(ray_lo
 
 # The studies
 
+NO_PRETRAINING = "base.pretraining=null"  # one study with it is enough: it takes an actor more, five seconds of imports
+
 
 def without_times(row: dict) -> dict:
     row = {name: value for name, value in row.items() if name not in TIMES}
@@ -305,9 +307,9 @@ def without_times(row: dict) -> dict:
         (
             "inaturalist_freeze_small",
             (1, 1),
-            ["space.train.epochs={grid: [1]}", "space.retrain.freeze_fraction={grid: [0.8, 0.9]}"],
+            [NO_PRETRAINING, "space.train.epochs={grid: [1]}", "space.retrain.freeze_fraction={grid: [0.8, 0.9]}"],
         ),
-        ("caltech101_layerwise_small", (1, 1), ["train.epochs=2", "train.patience=1"]),
+        ("caltech101_layerwise_small", (1, 1), [NO_PRETRAINING, "train.epochs=2", "train.patience=1"]),
     ],
 )
 def test_a_small_study_gives_equal_results_from_run_to_run(ray_local, tmp_path, study, at_once, overrides):
