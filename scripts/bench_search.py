@@ -1,9 +1,9 @@
 """Measure all search methods side by side on one synthesised store: time, its lower bound, work, and the winner.
 
-`scripts/bench_search.py [--architecture NAME] [--snapshots N] [--distribution NAME] [--train N] [--test N]
-[--image-size PX] [--repeats N] [--warmups N] [--threads N] [--device NAME] [--precision NAME] [--proxy NAME]
-[--methods A,B] [--dir DIR]`; what is measured is said first, on stderr; the last line, on stdout, is one JSON
-document. Store and dataset are made in DIR where they are missing, and stay there. Methods take turns, after their
+`scripts/bench_search.py [--architecture NAME] [--snapshots N] [--distribution NAME] [--base WEIGHTS] [--train N]
+[--test N] [--image-size PX] [--repeats N] [--warmups N] [--threads N] [--device NAME] [--precision NAME]
+[--proxy NAME] [--methods A,B] [--dir DIR]`; what is measured is said first, on stderr; the last line, on stdout, is one
+JSON document. Store and dataset are made in DIR where they are missing, and stay there. Methods take turns, after their
 warm-ups; times are medians, with their interquartile range over the median beside them. The bound is what the same
 block-item passes, bytes and decoding would take at the best speed at which each block, each read and the decoder ran.
 """
@@ -24,9 +24,10 @@ from threadpoolctl import threadpool_limits
 
 from raysnap.anatomy import block_shapes
 from raysnap.choices import Method, Precision, Proxy
-from raysnap.config import RetrainConfig, ShapesConfig, SynthesizeConfig
+from raysnap.config import BaseWeights, RetrainConfig, ShapesConfig, SynthesizeConfig
 from raysnap.search import SearchResult, search
 from raysnap.synthesize import synthesize
+from raysnap.trials import slug
 
 DATASET = "shapes-texture-b"
 SPREAD_LIMIT = 0.10
@@ -40,8 +41,8 @@ def main() -> None:
     """Says what it measures, measures, and prints one JSON line."""
     options = parse_options()
     for line in (
-        f"search of {options.snapshots} synthetic {options.architecture} at {options.distribution}, "
-        f"{options.train} + {options.test} items, {options.image_size} px, proxy {options.proxy}",
+        f"search of {options.snapshots} synthetic {options.architecture} at {options.distribution} of the base "
+        f"{options.base}, {options.train} + {options.test} items, {options.image_size} px, proxy {options.proxy}",
         f"  on {device_name(options.device)}, {options.threads} threads; pixels and blocks warm",
         f"medians of {options.repeats} repeats in turns, after {options.warmups} warm-ups; nothing else should run",
     ):
@@ -55,6 +56,7 @@ def main() -> None:
         "architecture": options.architecture,
         "num_snapshots": options.snapshots,
         "distribution": options.distribution,
+        "base": options.base,
         "num_train": options.train,
         "num_test": options.test,
         "image_size": options.image_size,
@@ -74,6 +76,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--architecture", default="resnet18", help="a torchvision builder's name")
     parser.add_argument("--snapshots", type=int, default=16, help="snapshots in the store, the base among them")
     parser.add_argument("--distribution", default="twenty_five_percent", help="of the retrain indices")
+    parser.add_argument("--base", default="random", help="weights of their base, as `base.weights` of a job")
     parser.add_argument("--train", type=int, default=320, help="train items")
     parser.add_argument("--test", type=int, default=80, help="test items")
     parser.add_argument("--image-size", type=int, default=224, help="edge of the images, in pixels")
@@ -107,7 +110,7 @@ def device_name(device: str) -> str:
 
 def make_store(options: argparse.Namespace, folder: Path) -> Path:
     """The store of the options' snapshots, made where it is missing."""
-    name = f"{options.architecture}-{options.snapshots}-{options.distribution}"
+    name = f"{options.architecture}-{options.snapshots}-{options.distribution}-{slug(options.base)}"
     run_dir = folder / f"{name}-run"
     config = SynthesizeConfig(
         run_dir=run_dir,
@@ -116,6 +119,7 @@ def make_store(options: argparse.Namespace, folder: Path) -> Path:
         num_snapshots=options.snapshots,
         image_size=options.image_size,
         retrain=RetrainConfig(distribution=options.distribution),
+        base=BaseWeights(weights=options.base),
     )
     synthesize(config, resume=run_dir.exists(), on_progress=lambda *progress: None)
     return config.store
