@@ -1,0 +1,149 @@
+"""Measure what the confidence of `nested` buys: how often its winner is that of `shared`, and at what part of its work.
+
+`scripts/bench_confidence.py [--snapshots N] [--base WEIGHTS] [--image-size PX] [--train N] [--test N] [--draws N]
+[--confidences A,B] [--dir DIR]`: synthetic ResNet-18, which hardly differ, are the hardest case. Each draw takes other
+items of a pool; features are computed once for all draws, and image-forwards are those that the rungs would take. What
+is measured is said first, on stderr; the last line, on stdout, is one JSON document.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from raysnap.config import BaseWeights, RetrainConfig, ShapesConfig, SynthesizeConfig
+from raysnap.search import SearchResult, search
+from raysnap.search.partition import shape_of
+from raysnap.search.ranking import find_candidates
+from raysnap.search.tree import PrefixTree, build_tree, keep_candidates
+from raysnap.store import Store
+from raysnap.synthesize import synthesize
+from raysnap.trials import slug
+
+DATASET = "shapes-texture-b"
+POOL = 2.5  # so many times the items of a draw are drawn from
+CACHE_BYTES = 2**33
+
+
+def main() -> None:
+    """Says what it measures, measures, and prints one JSON line."""
+    options = parse_options()
+    say(
+        f"{options.draws} draws of {options.train} + {options.test} items at {options.image_size} px; "
+        f"{options.snapshots} synthetic ResNet-18 of the base {options.base}"
+    )
+    with tempfile.TemporaryDirectory(prefix="bench_confidence-") as temporary:
+        figures = measure(options, Path(options.dir or temporary))
+    for confidence, found in figures.items():
+        say(
+            f"{confidence}: {found['image_forwards']:,.0f} image-forwards, {found['share_of_shared']:.0%} of shared's; "
+            f"as good a winner in {found['num_as_good']}, the same in {found['num_same']}; regret "
+            f"{found['mean_regret']:.4f}, at most {found['max_regret']:.3f}"
+        )
+    facts = {"draws": options.draws, "num_snapshots": options.snapshots, "base": options.base}
+    items = {"image_size": options.image_size, "num_train": options.train, "num_test": options.test}
+    sys.stdout.write(json.dumps(facts | items | {"confidences": figures}) + "\n")
+
+
+def parse_options() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--snapshots", type=int, default=36, help="snapshots in the store, the base among them")
+    parser.add_argument("--base", default="random", help="weights of their base, as `base.weights` of a job")
+    parser.add_argument("--image-size", type=int, default=64, help="edge of the images, in pixels")
+    parser.add_argument("--train", type=int, default=800, help="train items of a draw")
+    parser.add_argument("--test", type=int, default=200, help="test items of a draw")
+    parser.add_argument("--draws", type=int, default=40, help="draws of items")
+    parser.add_argument("--confidences", default="0,0.25,0.5,0.7,0.8,0.9,0.95,0.99", help="a list with commas")
+    parser.add_argument("--dir", type=Path, help="folder for store and dataset, kept; else a temporary one")
+    return parser.parse_args()
+
+
+def say(text: str) -> None:
+    """Progress goes to stderr."""
+    sys.stderr.write(f"bench_confidence: {text}\n")
+
+
+def make_store(options: argparse.Namespace, folder: Path) -> Path:
+    """The store of the options' snapshots, made where it is missing."""
+    name = f"store-{options.snapshots}-{options.image_size}-{slug(options.base)}"
+    run_dir = folder / f"{name}-run"
+    config = SynthesizeConfig(
+        run_dir=run_dir,
+        store=folder / name,
+        num_snapshots=options.snapshots,
+        image_size=options.image_size,
+        retrain=RetrainConfig(distribution="twenty_five_percent"),
+        base=BaseWeights(weights=options.base),
+    )
+    synthesize(config, resume=run_dir.exists(), on_progress=lambda *progress: None)
+    return config.store
+
+
+def measure(options: argparse.Namespace, folder: Path) -> dict[str, dict[str, Any]]:
+    """Each confidence's figures over all draws."""
+    store = make_store(options, folder)
+    num_train, num_test = round(POOL * options.train), round(POOL * options.test)
+    places = {
+        "data_dir": folder / f"data-{options.image_size}-{num_train}-{num_test}",
+        "shapes": ShapesConfig(
+            image_size=options.image_size + options.image_size // 7, num_train=num_train, num_val=num_test, num_test=8
+        ),
+        "feature_cache_bytes": CACHE_BYTES,
+    }
+    search(store, DATASET, method="shared", **places)
+    tree = build_tree(find_candidates(Store.open(store), None, None), sharing=True)
+    found: dict[str, list[tuple]] = {confidence: [] for confidence in options.confidences.split(",")}
+    for draw in range(1, options.draws + 1):
+        asked = {"num_train": options.train, "num_test": options.test, "seed": draw, **places}
+        full = search(store, DATASET, method="shared", **asked)
+        scores = {one.snapshot: one.score for one in full.ranking}
+        for confidence, rows in found.items():
+            result = search(store, DATASET, method="nested", confidence=float(confidence), **asked)
+            winner = result.ranking[0].snapshot
+            rows.append(
+                (
+                    image_forwards(tree, result),
+                    image_forwards(tree, result) / image_forwards(tree, full),
+                    full.ranking[0].score - scores[winner],
+                    winner == full.ranking[0].snapshot,
+                )
+            )
+        say(f"draw {draw} of {options.draws} done")
+    return {confidence: summarise(rows) for confidence, rows in found.items()}
+
+
+def image_forwards(tree: PrefixTree, result: SearchResult) -> float:
+    """What a search's rungs take without any cache, in images through a whole model, weighed by FLOPs."""
+    flops = {node.index: shape_of(node).flops for node in tree.nodes}
+    number_of = {candidate.snapshot: number for number, candidate in enumerate(tree.candidates)}
+    total, num_before = 0, 0
+    for rung in result.rungs:
+        entered = [number_of[one.snapshot] for one in result.ranking if one.num_train >= rung.num_train]
+        num_items = rung.num_train + rung.num_test
+        total += (num_items - num_before) * sum(flops[index] for index in keep_candidates(tree, entered))
+        num_before = num_items
+    return total / sum(flops[index] for index in keep_candidates(tree, [0]))
+
+
+def summarise(rows: Sequence[tuple[float, float, float, bool]]) -> dict[str, Any]:
+    """Means over the draws, and how many winners were `shared`'s, or scored as well on all items."""
+    forwards, shares, regrets, is_same = zip(*rows, strict=True)
+    return {
+        "image_forwards": fmean(forwards),
+        "share_of_shared": fmean(shares),
+        "num_as_good": sum(regret == 0 for regret in regrets),
+        "num_same": sum(is_same),
+        "mean_regret": fmean(regrets),
+        "max_regret": max(regrets),
+    }
+
+
+if __name__ == "__main__":
+    main()
