@@ -1,9 +1,10 @@
 """Measure what the confidence of `nested` buys: how often its winner is that of `shared`, and at what part of its work.
 
-`scripts/bench_confidence.py [--snapshots N] [--base WEIGHTS] [--image-size PX] [--train N] [--test N] [--draws N]
-[--confidences A,B] [--dir DIR]`: synthetic ResNet-18, which hardly differ, are the hardest case. Each draw takes other
-items of a pool; features are computed once for all draws, and image-forwards are those that the rungs would take. What
-is measured is said first, on stderr; the last line, on stdout, is one JSON document.
+`scripts/bench_confidence.py [--architecture NAME] [--snapshots N] [--distribution NAME] [--base WEIGHTS]
+[--image-size PX] [--train N] [--test N] [--draws N] [--confidences A,B] [--dir DIR]`: the snapshots are synthetic; they
+hardly differ and are the hardest case. Each draw takes other items of a pool; features are computed once for all draws,
+and image-forwards are those that the rungs would take. What is measured is said first, on stderr; the last line, on
+stdout, is one JSON document.
 """
 
 from __future__ import annotations
@@ -17,16 +18,15 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from raysnap.config import BaseWeights, RetrainConfig, ShapesConfig, SynthesizeConfig
+from bench_search import DATASET, make_store
+
+from raysnap.config import ShapesConfig
 from raysnap.search import SearchResult, search
 from raysnap.search.partition import shape_of
 from raysnap.search.ranking import find_candidates
 from raysnap.search.tree import PrefixTree, build_tree, keep_candidates
 from raysnap.store import Store
-from raysnap.synthesize import synthesize
-from raysnap.trials import slug
 
-DATASET = "shapes-texture-b"
 POOL = 2.5  # so many times the items of a draw are drawn from
 CACHE_BYTES = 2**33
 
@@ -36,7 +36,7 @@ def main() -> None:
     options = parse_options()
     say(
         f"{options.draws} draws of {options.train} + {options.test} items at {options.image_size} px; "
-        f"{options.snapshots} synthetic ResNet-18 of the base {options.base}"
+        f"{options.snapshots} synthetic {options.architecture} at {options.distribution} of the base {options.base}"
     )
     with tempfile.TemporaryDirectory(prefix="bench_confidence-") as temporary:
         figures = measure(options, Path(options.dir or temporary))
@@ -46,7 +46,8 @@ def main() -> None:
             f"as good a winner in {found['num_as_good']}, the same in {found['num_same']}; regret "
             f"{found['mean_regret']:.4f}, at most {found['max_regret']:.3f}"
         )
-    facts = {"draws": options.draws, "num_snapshots": options.snapshots, "base": options.base}
+    facts = {key: getattr(options, key) for key in ("architecture", "distribution", "base", "draws")}
+    facts["num_snapshots"] = options.snapshots
     items = {"image_size": options.image_size, "num_train": options.train, "num_test": options.test}
     sys.stdout.write(json.dumps(facts | items | {"confidences": figures}) + "\n")
 
@@ -54,6 +55,8 @@ def main() -> None:
 def parse_options() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--architecture", default="resnet18", help="a torchvision builder's name")
+    parser.add_argument("--distribution", default="twenty_five_percent", help="of the retrain indices")
     parser.add_argument("--snapshots", type=int, default=36, help="snapshots in the store, the base among them")
     parser.add_argument("--base", default="random", help="weights of their base, as `base.weights` of a job")
     parser.add_argument("--image-size", type=int, default=64, help="edge of the images, in pixels")
@@ -68,22 +71,6 @@ def parse_options() -> argparse.Namespace:
 def say(text: str) -> None:
     """Progress goes to stderr."""
     sys.stderr.write(f"bench_confidence: {text}\n")
-
-
-def make_store(options: argparse.Namespace, folder: Path) -> Path:
-    """The store of the options' snapshots, made where it is missing."""
-    name = f"store-{options.snapshots}-{options.image_size}-{slug(options.base)}"
-    run_dir = folder / f"{name}-run"
-    config = SynthesizeConfig(
-        run_dir=run_dir,
-        store=folder / name,
-        num_snapshots=options.snapshots,
-        image_size=options.image_size,
-        retrain=RetrainConfig(distribution="twenty_five_percent"),
-        base=BaseWeights(weights=options.base),
-    )
-    synthesize(config, resume=run_dir.exists(), on_progress=lambda *progress: None)
-    return config.store
 
 
 def measure(options: argparse.Namespace, folder: Path) -> dict[str, dict[str, Any]]:
@@ -103,18 +90,13 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, dict[str, An
     for draw in range(1, options.draws + 1):
         asked = {"num_train": options.train, "num_test": options.test, "seed": draw, **places}
         full = search(store, DATASET, method="shared", **asked)
+        full_forwards = image_forwards(tree, full)
         scores = {one.snapshot: one.score for one in full.ranking}
         for confidence, rows in found.items():
             result = search(store, DATASET, method="nested", confidence=float(confidence), **asked)
-            winner = result.ranking[0].snapshot
-            rows.append(
-                (
-                    image_forwards(tree, result),
-                    image_forwards(tree, result) / image_forwards(tree, full),
-                    full.ranking[0].score - scores[winner],
-                    winner == full.ranking[0].snapshot,
-                )
-            )
+            winner, forwards = result.ranking[0].snapshot, image_forwards(tree, result)
+            regret = full.ranking[0].score - scores[winner]
+            rows.append((forwards, forwards / full_forwards, regret, winner == full.ranking[0].snapshot))
         say(f"draw {draw} of {options.draws} done")
     return {confidence: summarise(rows) for confidence, rows in found.items()}
 
