@@ -291,7 +291,7 @@ def search(
         typer.Option(
             "--confidence",
             min=0,
-            help="How sure (below 1) `nested` must be to drop a candidate; 0 keeps the upper half alone.",
+            help="How sure (below 1) `nested` must be of the winner; 0 keeps the upper half alone.",
         ),
     ] = 0.95,
     where: Annotated[str | None, typer.Option("--where", help='Which snapshots: "accuracy > 0.8".')] = None,

@@ -62,7 +62,7 @@ class BenchGrid(Section):
         ("baseline", "shift", "alsatian", "shared"), description="Who is tried on how many items; an axis."
     )
     confidence: float = Field(
-        0.95, ge=0, lt=1, description="How sure `nested` must be to drop a candidate; 0 keeps the upper half alone."
+        0.95, ge=0, lt=1, description="How sure `nested` must be of the winner; 0 keeps the upper half alone."
     )
     precision: Precision = Field(
         "auto", description="What blocks compute in; auto is bfloat16 or float16 where the device is made for it."

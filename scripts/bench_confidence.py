@@ -1,10 +1,10 @@
 """Measure what the confidence of `nested` buys: how often its winner is that of `shared`, and at what part of its work.
 
 `scripts/bench_confidence.py [--architecture NAME] [--snapshots N] [--distribution NAME] [--base WEIGHTS]
-[--image-size PX] [--train N] [--test N] [--draws N] [--confidences A,B] [--dir DIR]`: the snapshots are synthetic; they
-hardly differ and are the hardest case. Each draw takes other items of a pool; features are computed once for all draws,
-and image-forwards are those that the rungs would take. What is measured is said first, on stderr; the last line, on
-stdout, is one JSON document.
+[--store STORE] [--dataset TASK] [--image-size PX] [--train N] [--test N] [--draws N] [--confidences A,B] [--dir DIR]`:
+snapshots that are synthetic hardly differ and are the hardest case. Each draw takes other items of a pool; features are
+computed once for all draws, and image-forwards are those that the rungs would take. What is measured is said first, on
+stderr; the last line, on stdout, is one JSON document.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from bench_search import DATASET, make_store
+from bench_search import add_question, describe_items, describe_snapshots, facts, make_store
 
 from raysnap.config import ShapesConfig
 from raysnap.search import SearchResult, search
@@ -34,10 +34,7 @@ CACHE_BYTES = 2**33
 def main() -> None:
     """Says what it measures, measures, and prints one JSON line."""
     options = parse_options()
-    say(
-        f"{options.draws} draws of {options.train} + {options.test} items at {options.image_size} px; "
-        f"{options.snapshots} synthetic {options.architecture} at {options.distribution} of the base {options.base}"
-    )
+    say(f"{options.draws} draws of {describe_items(options)}; {describe_snapshots(options)}")
     with tempfile.TemporaryDirectory(prefix="bench_confidence-") as temporary:
         figures = measure(options, Path(options.dir or temporary))
     for confidence, found in figures.items():
@@ -46,25 +43,16 @@ def main() -> None:
             f"as good a winner in {found['num_as_good']}, the same in {found['num_same']}; regret "
             f"{found['mean_regret']:.4f}, at most {found['max_regret']:.3f}"
         )
-    facts = {key: getattr(options, key) for key in ("architecture", "distribution", "base", "draws")}
-    facts["num_snapshots"] = options.snapshots
-    items = {"image_size": options.image_size, "num_train": options.train, "num_test": options.test}
-    sys.stdout.write(json.dumps(facts | items | {"confidences": figures}) + "\n")
+    document = facts(options) | {"draws": options.draws, "confidences": figures}
+    sys.stdout.write(json.dumps(document) + "\n")
 
 
 def parse_options() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--architecture", default="resnet18", help="a torchvision builder's name")
-    parser.add_argument("--distribution", default="twenty_five_percent", help="of the retrain indices")
-    parser.add_argument("--snapshots", type=int, default=36, help="snapshots in the store, the base among them")
-    parser.add_argument("--base", default="random", help="weights of their base, as `base.weights` of a job")
-    parser.add_argument("--image-size", type=int, default=64, help="edge of the images, in pixels")
-    parser.add_argument("--train", type=int, default=800, help="train items of a draw")
-    parser.add_argument("--test", type=int, default=200, help="test items of a draw")
+    add_question(parser, snapshots=36, image_size=64, train=800, test=200)
     parser.add_argument("--draws", type=int, default=40, help="draws of items")
     parser.add_argument("--confidences", default="0,0.25,0.5,0.7,0.8,0.9,0.95,0.99", help="a list with commas")
-    parser.add_argument("--dir", type=Path, help="folder for store and dataset, kept; else a temporary one")
     return parser.parse_args()
 
 
@@ -83,17 +71,18 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, dict[str, An
             image_size=options.image_size + options.image_size // 7, num_train=num_train, num_val=num_test, num_test=8
         ),
         "feature_cache_bytes": CACHE_BYTES,
+        "image_size": options.image_size,
     }
-    search(store, DATASET, method="shared", **places)
-    tree = build_tree(find_candidates(Store.open(store), None, None), sharing=True)
+    search(store, options.dataset, method="shared", **places)
+    tree = build_tree(find_candidates(Store.open(store), None, options.image_size), sharing=True)
     found: dict[str, list[tuple]] = {confidence: [] for confidence in options.confidences.split(",")}
     for draw in range(1, options.draws + 1):
         asked = {"num_train": options.train, "num_test": options.test, "seed": draw, **places}
-        full = search(store, DATASET, method="shared", **asked)
+        full = search(store, options.dataset, method="shared", **asked)
         full_forwards = image_forwards(tree, full)
         scores = {one.snapshot: one.score for one in full.ranking}
         for confidence, rows in found.items():
-            result = search(store, DATASET, method="nested", confidence=float(confidence), **asked)
+            result = search(store, options.dataset, method="nested", confidence=float(confidence), **asked)
             winner, forwards = result.ranking[0].snapshot, image_forwards(tree, result)
             regret = full.ranking[0].score - scores[winner]
             rows.append((forwards, forwards / full_forwards, regret, winner == full.ranking[0].snapshot))

@@ -1,11 +1,12 @@
-"""Measure all search methods side by side on one synthesised store: time, its lower bound, work, and the winner.
+"""Measure all search methods side by side on one store: time, its lower bound, work, and the winner.
 
-`scripts/bench_search.py [--architecture NAME] [--snapshots N] [--distribution NAME] [--base WEIGHTS] [--train N]
-[--test N] [--image-size PX] [--repeats N] [--warmups N] [--threads N] [--device NAME] [--precision NAME]
-[--proxy NAME] [--methods A,B] [--dir DIR]`; what is measured is said first, on stderr; the last line, on stdout, is one
-JSON document. Store and dataset are made in DIR where they are missing, and stay there. Methods take turns, after their
-warm-ups; times are medians, with their interquartile range over the median beside them. The bound is what the same
-block-item passes, bytes and decoding would take at the best speed at which each block, each read and the decoder ran.
+`scripts/bench_search.py [--architecture NAME] [--snapshots N] [--distribution NAME] [--base WEIGHTS] [--store STORE]
+[--dataset TASK] [--train N] [--test N] [--image-size PX] [--repeats N] [--warmups N] [--threads N] [--device NAME]
+[--precision NAME] [--proxy NAME] [--methods A,B] [--dir DIR]`; what is measured is said first, on stderr; the last
+line, on stdout, is one JSON document. Without a store of its own the benchmark synthesises one; that and the dataset
+are made in DIR where they are missing, and stay there. Methods take turns, after their warm-ups; times are medians,
+with their interquartile range over the median beside them. The bound is what the same block-item passes, bytes and
+decoding would take at the best speed at which each block, each read and the decoder ran.
 """
 
 from __future__ import annotations
@@ -29,7 +30,6 @@ from raysnap.search import SearchResult, search
 from raysnap.synthesize import synthesize
 from raysnap.trials import slug
 
-DATASET = "shapes-texture-b"
 SPREAD_LIMIT = 0.10
 # `nested` twice: as it is by default, and keeping the upper half alone, as published halving does.
 SETTINGS = {method: {"method": method} for method in get_args(Method)} | {
@@ -41,8 +41,8 @@ def main() -> None:
     """Says what it measures, measures, and prints one JSON line."""
     options = parse_options()
     for line in (
-        f"search of {options.snapshots} synthetic {options.architecture} at {options.distribution} of the base "
-        f"{options.base}, {options.train} + {options.test} items, {options.image_size} px, proxy {options.proxy}",
+        f"search of {describe_snapshots(options)}, proxy {options.proxy}",
+        f"  for {describe_items(options)}",
         f"  on {device_name(options.device)}, {options.threads} threads; pixels and blocks warm",
         f"medians of {options.repeats} repeats in turns, after {options.warmups} warm-ups; nothing else should run",
     ):
@@ -53,13 +53,7 @@ def main() -> None:
         store = make_store(options, folder)
         results = measure(options, folder, store)
     figures = {
-        "architecture": options.architecture,
-        "num_snapshots": options.snapshots,
-        "distribution": options.distribution,
-        "base": options.base,
-        "num_train": options.train,
-        "num_test": options.test,
-        "image_size": options.image_size,
+        **facts(options),
         "proxy": options.proxy,
         "device": device_name(options.device),
         "num_threads": options.threads,
@@ -73,13 +67,7 @@ def main() -> None:
 def parse_options() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--architecture", default="resnet18", help="a torchvision builder's name")
-    parser.add_argument("--snapshots", type=int, default=16, help="snapshots in the store, the base among them")
-    parser.add_argument("--distribution", default="twenty_five_percent", help="of the retrain indices")
-    parser.add_argument("--base", default="random", help="weights of their base, as `base.weights` of a job")
-    parser.add_argument("--train", type=int, default=320, help="train items")
-    parser.add_argument("--test", type=int, default=80, help="test items")
-    parser.add_argument("--image-size", type=int, default=224, help="edge of the images, in pixels")
+    add_question(parser, snapshots=16, image_size=224, train=320, test=80)
     parser.add_argument("--repeats", type=int, default=3, help="timed searches of each method")
     parser.add_argument("--warmups", type=int, default=1, help="searches of each method before these, not counted")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="threads of torch and BLAS")
@@ -87,12 +75,50 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--precision", choices=get_args(Precision), default="auto", help="what blocks compute in")
     parser.add_argument("--proxy", choices=get_args(Proxy), default="linear", help="the probe")
     parser.add_argument("--methods", default=",".join(SETTINGS), help="a list with commas")
-    parser.add_argument("--dir", type=Path, help="folder for store and dataset, kept; else a temporary one")
     options = parser.parse_args()
     unknown = set(options.methods.split(",")) - SETTINGS.keys()
     if unknown:
         parser.error(f"--methods: expected some of {', '.join(SETTINGS)}, found {', '.join(sorted(unknown))}")
     return options
+
+
+def add_question(parser: argparse.ArgumentParser, *, snapshots: int, image_size: int, train: int, test: int) -> None:
+    """The options that say what is searched, and for which items."""
+    parser.add_argument("--architecture", default="resnet18", help="a torchvision builder's name")
+    parser.add_argument("--snapshots", type=int, default=snapshots, help="synthetic snapshots, the base among them")
+    parser.add_argument("--distribution", default="twenty_five_percent", help="of their retrain indices")
+    parser.add_argument("--base", default="random", help="weights of their base, as `base.weights` of a job")
+    parser.add_argument("--store", type=Path, help="a store of that architecture to search instead of synthetic ones")
+    parser.add_argument("--dataset", default="shapes-texture-b", help="the built-in task that starts are wanted for")
+    parser.add_argument("--image-size", type=int, default=image_size, help="edge of the images, in pixels")
+    parser.add_argument("--train", type=int, default=train, help="train items")
+    parser.add_argument("--test", type=int, default=test, help="test items")
+    parser.add_argument("--dir", type=Path, help="folder for what is made, kept; else a temporary one")
+
+
+def describe_snapshots(options: argparse.Namespace) -> str:
+    """The candidates, in words."""
+    if options.store:
+        return f"the snapshots of {options.store}"
+    return f"{options.snapshots} synthetic {options.architecture} at {options.distribution} of the base {options.base}"
+
+
+def describe_items(options: argparse.Namespace) -> str:
+    """What starts are wanted for, in words."""
+    return f"{options.train} + {options.test} items of {options.dataset} at {options.image_size} px"
+
+
+def facts(options: argparse.Namespace) -> dict[str, Any]:
+    """The question, for the JSON document."""
+    made = {"num_snapshots": options.snapshots, "distribution": options.distribution, "base": options.base}
+    return {
+        "architecture": options.architecture,
+        **({"store": str(options.store)} if options.store else made),
+        "dataset": options.dataset,
+        "num_train": options.train,
+        "num_test": options.test,
+        "image_size": options.image_size,
+    }
 
 
 def say(text: str) -> None:
@@ -109,7 +135,9 @@ def device_name(device: str) -> str:
 
 
 def make_store(options: argparse.Namespace, folder: Path) -> Path:
-    """The store of the options' snapshots, made where it is missing."""
+    """The store of the options' snapshots; a synthetic one is made where it is missing."""
+    if options.store:
+        return options.store
     name = f"{options.architecture}-{options.snapshots}-{options.distribution}-{slug(options.base)}"
     run_dir = folder / f"{name}-run"
     config = SynthesizeConfig(
@@ -138,11 +166,12 @@ def measure(options: argparse.Namespace, folder: Path, store: Path) -> dict[str,
         for name, found in results.items():
             result = search(
                 store,
-                DATASET,
+                options.dataset,
                 **SETTINGS[name],
                 proxy=options.proxy,
                 num_train=options.train,
                 num_test=options.test,
+                image_size=options.image_size,
                 data_dir=folder / f"data-{options.image_size}-{options.train}-{options.test}",
                 shapes=shapes,
                 device=options.device,

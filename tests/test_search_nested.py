@@ -29,21 +29,29 @@ MOST_FORWARDS = {
 
 def simulated_answers(rates, num_items, seed):
     """Whether each candidate is right on each item, float64 `[C, T]`; some items are harder than others."""
+    return simulated_rungs(rates, num_items, 1, 1.0, seed)[0]
+
+
+def simulated_rungs(rates, num_items, num_rungs, steadiness, seed):
+    """The same for each rung; `steadiness`: the part of the chance in an answer that stays as probes train on more."""
     rng = np.random.default_rng(seed)
-    noise = rng.standard_normal((len(rates), num_items)) + rng.standard_normal(num_items)
-    return (noise / np.sqrt(2) < norm.ppf(rates)[:, None]).astype(np.float64)
+    lasting = rng.standard_normal((len(rates), num_items))
+    difficulty = rng.standard_normal(num_items)
+    passing = [rng.standard_normal(lasting.shape) for _ in range(num_rungs)]
+    noise = [np.sqrt(steadiness) * lasting + np.sqrt(1 - steadiness) * own for own in passing]
+    return [((own + difficulty) / np.sqrt(2) < norm.ppf(rates)[:, None]).astype(np.float64) for own in noise]
 
 
-def play(answers_CT, rungs, confidence):
+def play(answers_by_rung, rungs, confidence):
     """The candidates that enter each rung, best of the rung before first, and the order after the last."""
-    alive, entrants = np.arange(len(answers_CT)), []
-    for num_later, rung in zip(reversed(range(len(rungs))), rungs, strict=True):
+    alive, entrants = np.arange(len(answers_by_rung[0])), []
+    for number, (rung, answers_CT) in enumerate(zip(rungs, answers_by_rung, strict=True), start=1):
         entrants.append(alive.tolist())
         parts = answers_CT[alive, : rung.test_stop]
         order = np.lexsort((alive, -parts.mean(axis=1)))
         alive, parts = alive[order], parts[order]
-        if num_later:
-            is_kept, confidence = find_survivors(parts, rung.num_kept, confidence, num_later, seed=0)
+        if number < len(rungs):
+            is_kept, confidence = find_survivors(parts, rung.num_kept, confidence, len(rungs) - number, seed=0)
             alive = alive[is_kept]
     return entrants, alive.tolist()
 
@@ -59,16 +67,17 @@ def snapshots_of(distribution, seed, num_snapshots=36):
     return build_tree([candidate(str(number), path) for number, path in enumerate(paths)], sharing=True)
 
 
+@pytest.mark.parametrize("steadiness", [1.0, 0.4])
 @pytest.mark.parametrize(("low", "high"), [(0.6, 0.6), (0.4, 0.7), (0.8, 0.85)])
-@pytest.mark.parametrize("confidence", [0.9, 0.95])
-def test_the_winner_on_all_items_is_dropped_at_most_as_often_as_the_confidence_says(low, high, confidence):
-    """Even where all candidates are equally good and the one ahead on all items is ahead by chance."""
+@pytest.mark.parametrize("confidence", [0.8, 0.9, 0.95])
+def test_the_winner_on_all_items_is_dropped_at_most_as_often_as_the_confidence_says(low, high, steadiness, confidence):
+    """Even where all are equally good, and most of the chance that decides in the end is yet to come."""
     num_dropped, num_draws = 0, 60
     rungs = plan_rungs("nested", 16, 320, 80)
     for draw in range(num_draws):
         rates = np.random.default_rng(draw).uniform(low, high, 16)
-        answers = simulated_answers(rates, 80, draw)
-        winner = np.lexsort((np.arange(16), -answers.mean(axis=1)))[0]
+        answers = simulated_rungs(rates, 80, len(rungs), steadiness, draw)
+        winner = np.lexsort((np.arange(16), -answers[-1].mean(axis=1)))[0]
         entrants, _ = play(answers, rungs, confidence)
         num_dropped += winner not in entrants[-1]
     assert num_dropped <= (1 - confidence) * num_draws
@@ -93,9 +102,8 @@ def test_the_first_stay_and_so_does_whoever_equals_the_last_of_them(num_candidat
         assert is_kept[(ordered == ordered[num_kept - 1]).all(axis=1)].all()
 
 
-@pytest.mark.parametrize(("num_items", "is_dropped"), [(1, False), (4, False), (5, True), (20, True)])
+@pytest.mark.parametrize(("num_items", "is_dropped"), [(1, False), (7, False), (8, True), (20, True)])
 def test_few_items_do_not_tell_even_who_is_wrong_on_all_of_them(num_items, is_dropped):
-    """As in an exact sign test: 5 wins without a loss are below 5 %, 4 are not."""
     right, wrong = np.ones(num_items), np.zeros(num_items)
     assert find_survivors(np.stack([right, wrong]), 1, 0.95, 1, 0)[0].tolist() == [True, not is_dropped]
 
@@ -107,7 +115,7 @@ def test_any_number_of_candidates_and_items_ends_with_a_winner_on_all_items(
 ):
     answers = simulated_answers(np.random.default_rng(seed).uniform(0.2, 0.9, num_candidates), num_test, seed)
     rungs = plan_rungs("nested", num_candidates, num_train, num_test)
-    entrants, order = play(answers, rungs, confidence)
+    entrants, order = play([answers] * len(rungs), rungs, confidence)
     assert rungs[-1].test_stop == num_test and len(order) >= 1
     assert all(set(later) <= set(earlier) for earlier, later in itertools.pairwise(entrants))
     if confidence == 0:
@@ -128,8 +136,8 @@ def test_a_decision_that_drops_somebody_spends_its_share_and_one_that_drops_nobo
 def test_equal_candidates_all_stay_unless_confidence_is_off():
     answers = np.tile(simulated_answers(np.array([0.6]), 60, 0), (9, 1))
     rungs = plan_rungs("nested", 9, 100, 60)
-    assert [len(ids) for ids in play(answers, rungs, 0.95)[0]] == [9, 9, 9, 9]
-    assert [len(ids) for ids in play(answers, rungs, 0)[0]] == [9, 4, 2, 1]
+    assert [len(ids) for ids in play([answers] * len(rungs), rungs, 0.95)[0]] == [9, 9, 9, 9, 9]
+    assert [len(ids) for ids in play([answers] * len(rungs), rungs, 0)[0]] == [9, 4, 2, 1, 1]
 
 
 @pytest.mark.parametrize("distribution", MOST_FORWARDS)
@@ -140,10 +148,10 @@ def test_image_forwards_of_the_published_workload(distribution, num_items):
     for seed in range(5):
         tree = snapshots_of(distribution, seed)
         order = np.random.default_rng(seed).permutation(36).tolist()
-        entrants = [order, *(order[: rung.num_kept] for rung in rungs["nested"][:-1])]
-        full = image_forwards(tree, rungs["shared"], [order])
-        published = image_forwards(tree, rungs["alsatian"], entrants)
-        nested = image_forwards(tree, rungs["nested"], entrants)
+        entrants = {
+            method: [order, *(order[: rung.num_kept] for rung in planned[:-1])] for method, planned in rungs.items()
+        }
+        full, published, nested = (image_forwards(tree, rungs[method], entrants[method]) for method in rungs)
         assert full == pytest.approx(num_items * whole_models(tree, order))
         assert nested <= MOST_FORWARDS[distribution] * num_items / 1000
         assert nested <= 0.7 * published

@@ -56,9 +56,8 @@ def search(
     Args:
         store: an open store or the folder of one.
         data: a dataset's name in `data_dir`, or the path of an ImageFolder.
-        confidence: how sure `nested` must be, over all its rungs, when it drops a candidate that is not among those a
-            rung keeps, at least 0 and below 1; 0 drops it at once. It counts the chance of the test items: how much
-            more train items would change scores is not in it. Other methods take no notice of it.
+        confidence: how sure `nested` must be, over all its rungs, that whoever it drops would not come first on all
+            items, at least 0 and below 1; with 0 a rung drops all but its upper half. Other methods take no notice.
         num_train: how many train items to probe on, a stratified subset; None is all.
         num_test: how many items to score on; None is all.
         image_size: edge of the pixels shown to the models; None is what each snapshot was trained with.
