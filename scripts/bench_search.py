@@ -138,7 +138,8 @@ def make_store(options: argparse.Namespace, folder: Path) -> Path:
     """The store of the options' snapshots; a synthetic one is made where it is missing."""
     if options.store:
         return options.store
-    name = f"{options.architecture}-{options.snapshots}-{options.distribution}-{slug(options.base)}"
+    made_of = (options.architecture, options.snapshots, options.distribution, slug(options.base), options.image_size)
+    name = "-".join(map(str, made_of))
     run_dir = folder / f"{name}-run"
     config = SynthesizeConfig(
         run_dir=run_dir,

@@ -25,8 +25,8 @@ PUBLISHED_HALVING_METHODS = ("shift", "alsatian")
 
 # The part of the train items that the rungs of `nested` before the last one get together, and how many times faster
 # than the train items its test items are brought in: four of five items are train items, but only test items tell
-# candidates apart. Asked of trained snapshots, such rungs take a seventh less, for answers as good, than smaller ones
-# up to a quarter of the train items, which leave a long way from the last decision to the end.
+# candidates apart. On four questions to trained snapshots such rungs take 7 % less, for answers as good, than smaller
+# ones up to a quarter of the train items, which leave a long way from the last decision to the end.
 EARLY_TRAIN_SHARE = 0.375
 TEST_LEAD = 3
 
@@ -114,8 +114,8 @@ def plan_rungs(method: Method, num_candidates: int, num_train: int, num_test: in
     Halving is as published for SHiFT and Alsatian: K = ceil(log2 N) rungs, the first with ceil(T / 2^K) of the T train
     items and all test items, each next one with twice as many train items, the last with all that is left; the upper
     half (rounded down, at least one) stays. With fewer items than that needs there are fewer rungs. `nested` halves as
-    often, and then scores whoever is left on everything: each rung before the last has twice the items of the one
-    before, test items as well.
+    often, and then scores whoever is left on everything: each rung before the last reaches twice as far into the train
+    items as the one before, and into the test items, till these are all in.
     """
     if method == "nested":
         return _plan_nested(num_candidates, num_train, num_test)
