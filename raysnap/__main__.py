@@ -2,6 +2,6 @@
 
 import sys
 
-from raysnap.cli import main
+from raysnap.cli.app import main
 
 sys.exit(main())

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TextIO
 
-from raysnap.quantities import seconds_text
+from raysnap.humanize import seconds_text
 
 MIN_LEFT_TOLD_S = 60
 

@@ -3,7 +3,7 @@
 import os
 import sys
 
-from raysnap.cli import main
+from raysnap.cli.app import main
 
 if __name__ == "__main__":
     os.environ.setdefault("RAY_ADDRESS", "auto")

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from raysnap.store import Store
+from raysnap.store.store import Store
 
 pytestmark = pytest.mark.timeout(900)
 

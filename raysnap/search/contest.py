@@ -9,15 +9,15 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from raysnap.choices import Proxy
-from raysnap.search.confidence import find_survivors, tied_with
-from raysnap.search.items import ProbeItems
-from raysnap.search.plan import Rung
-from raysnap.search.proxies import score_candidates
+from raysnap.config.choices import Proxy
+from raysnap.search.engine.items import ProbeItems
+from raysnap.search.engine.source import FeatureSource
+from raysnap.search.plan.tree import PrefixTree, find_misfit
+from raysnap.search.plan.walk import Rung
+from raysnap.search.probes.confidence import find_survivors, tied_with
+from raysnap.search.probes.proxies import score_candidates
+from raysnap.search.probes.score import Score
 from raysnap.search.result import RankedSnapshot, RungReport
-from raysnap.search.score import Score
-from raysnap.search.source import FeatureSource
-from raysnap.search.tree import PrefixTree, find_misfit
 
 
 @dataclass

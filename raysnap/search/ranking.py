@@ -8,24 +8,24 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import get_args
 
-from raysnap.blocks import HEAD
-from raysnap.choices import Method, Precision, Proxy
-from raysnap.config import ShapesConfig
-from raysnap.data import Dataset, find_dataset, open_dataset
+from raysnap.atomic import cache_place
+from raysnap.config.choices import Method, Precision, Proxy
+from raysnap.config.load import ShapesConfig
+from raysnap.datasets.dataset import Dataset, find_dataset, open_dataset
 from raysnap.errors import UsageError
-from raysnap.manifest import Manifest, Preprocessing
-from raysnap.places import cache_place
-from raysnap.search.cached import CachedSource
-from raysnap.search.confidence import LEVEL
+from raysnap.models.blocks import HEAD
 from raysnap.search.contest import Contest
-from raysnap.search.feature_cache import FeatureCache
-from raysnap.search.items import ProbeItems
-from raysnap.search.plan import plan_rungs, shares_prefixes
+from raysnap.search.engine.cached_source import CachedSource
+from raysnap.search.engine.feature_cache import FeatureCache
+from raysnap.search.engine.items import ProbeItems
+from raysnap.search.engine.setup import Setup, open_executor
+from raysnap.search.engine.source import FeatureSource, Work
+from raysnap.search.plan.tree import Candidate, PrefixTree, build_tree
+from raysnap.search.plan.walk import plan_rungs, shares_prefixes
+from raysnap.search.probes.confidence import LEVEL
 from raysnap.search.result import RankedSnapshot, SearchResult, SkippedSnapshot
-from raysnap.search.setup import Setup, open_executor
-from raysnap.search.source import FeatureSource, Work
-from raysnap.search.tree import Candidate, PrefixTree, build_tree
-from raysnap.store import Store
+from raysnap.store.manifest import Manifest, Preprocessing
+from raysnap.store.store import Store
 
 STAGES = ("plan", "load_blocks", "decode", "inference", "proxy")
 
@@ -178,7 +178,7 @@ def _open_source(
         with open_executor(setup, store, tree, items, work) as executor:
             yield executor
     else:
-        from raysnap.search.fleet import Fleet  # ray takes seconds to import
+        from raysnap.search.engine.fleet import Fleet  # ray takes seconds to import
 
         with Fleet(tree, setup, workers, work) as fleet:
             yield fleet

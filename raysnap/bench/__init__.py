@@ -1,0 +1,1 @@
+"""Timed searches, cold or warm, and the machine that they run on."""

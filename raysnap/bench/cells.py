@@ -1,0 +1,221 @@
+"""A benchmark's cells, known before anything is written: each is one question put to one method in one way.
+
+A question is what methods are compared on: a store, a dataset, how many items of what size, a budget, a proxy.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from blake3 import blake3
+
+from raysnap.config.bench_grid import BenchGrid
+from raysnap.config.choices import Method, Precision, Proxy
+from raysnap.config.load import BenchConfig, ShapesConfig, SynthesizeConfig, SyntheticRecipe
+from raysnap.datasets.dataset import find_dataset, open_dataset
+from raysnap.errors import ConfigError
+from raysnap.jobs.synthesize import check_plan
+from raysnap.planning.sampling import slug
+from raysnap.runs.run_directory import read_rows
+from raysnap.search.ranking import find_candidates
+from raysnap.store.manifest import canonical_json
+from raysnap.store.store import Store
+
+# What tells a cell's row from other rows, besides its name.
+AXES = (
+    "group",
+    "store",
+    "dataset",
+    "where",
+    "num_train",
+    "num_test",
+    "image_size",
+    "budget_bytes",
+    "proxy",
+    "method",
+    "cache",
+    "confidence",
+    "precision",
+    "io_limit_mib_per_s",
+    "detail",
+    "seed",
+)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One question put to one method; what is not explained here is as in `BenchGrid`.
+
+    Attributes:
+        name: tells it from all other cells of the benchmark, and is the same on every day.
+        group: the grid it belongs to; None where there is only one.
+        store: the store as the configuration names it.
+        store_dir: the store's folder.
+        dataset: the dataset's name, in the characters that file names may have.
+        data: what `open_dataset` finds it by.
+    """
+
+    name: str
+    group: str | None
+    store: str
+    store_dir: Path
+    dataset: str
+    data: str
+    data_dir: Path
+    shapes: ShapesConfig
+    where: str | None
+    num_train: int | None
+    num_test: int | None
+    image_size: int
+    budget_bytes: int | None
+    proxy: Proxy
+    method: Method
+    cache: str
+    confidence: float
+    precision: Precision
+    io_limit_mib_per_s: float | None
+    detail: str
+    repeats: int
+    num_warmups: int
+    seed: int
+
+    @property
+    def axes(self) -> dict[str, Any]:
+        """Where the cell stands in its benchmark, as plain values."""
+        return {"cell": self.name} | {key: getattr(self, key) for key in AXES}
+
+    @property
+    def question(self) -> tuple[Any, ...]:
+        """What methods and page cache states are compared on."""
+        return tuple(getattr(self, key) for key in AXES if key not in ("method", "cache"))
+
+    @property
+    def search_arguments(self) -> dict[str, Any]:
+        """The arguments of `search`, but for its store."""
+        keys = ("data", "data_dir", "shapes", "method", "proxy", "num_train", "num_test", "image_size", "budget_bytes")
+        return {key: getattr(self, key) for key in (*keys, "confidence", "precision", "where", "seed")}
+
+
+@dataclass(frozen=True)
+class SyntheticSet:
+    """A store of synthetic snapshots that benchmarks share: its folder's name follows from its recipe."""
+
+    recipe: SyntheticRecipe
+    path: Path
+
+    @classmethod
+    def of(cls, recipe: SyntheticRecipe, synthetic_dir: Path) -> SyntheticSet:
+        digest = blake3(canonical_json(recipe.model_dump(mode="json"))).hexdigest()[:8]
+        what = f"{'+'.join(recipe.architectures)}-{recipe.retrain.distribution}-{recipe.num_snapshots}"
+        return cls(recipe, synthetic_dir.resolve() / f"{slug(what)}-{digest}")
+
+    @property
+    def config(self) -> SynthesizeConfig:
+        """The job that makes it."""
+        places = {"store": self.path / "store", "run_dir": self.path / "run"}
+        return SynthesizeConfig.model_validate(self.recipe.model_dump() | places)
+
+    @property
+    def is_made(self) -> bool:
+        """Whether all its snapshots are there."""
+        made = {row.get("trial") for row in read_rows(self.path / "run" / "results.jsonl")}
+        return len(made) >= self.recipe.num_snapshots
+
+
+def find_sets(config: BenchConfig) -> dict[str, SyntheticSet]:
+    """The synthetic sets that the benchmark's grids name, made or not."""
+    named = {str(store) for grid in config.grids.values() for store in grid.store}
+    sets = {name: SyntheticSet.of(recipe, config.synthetic_dir) for name, recipe in config.synthetic_sets.items()}
+    return {name: one for name, one in sets.items() if name in named}
+
+
+def expand(config: BenchConfig) -> list[Cell]:
+    """The benchmark's cells, question by question; nothing is looked at.
+
+    Raises:
+        ConfigError: two of them would have the same name.
+    """
+    sets = find_sets(config)
+    cells = [cell for group, grid in config.grids.items() for cell in _expand_grid(config, group, grid, sets)]
+    seen: dict[str, Cell] = {}
+    for cell in cells:
+        other = seen.setdefault(cell.name, cell)
+        if other is not cell:
+            raise ConfigError(
+                f"cell {cell.name!r}: stands for {other.data!r} in {other.store} and {cell.data!r} in {cell.store}; "
+                "rename a folder or split the group"
+            )
+    return cells
+
+
+def _expand_grid(
+    config: BenchConfig, group: str | None, grid: BenchGrid, sets: dict[str, SyntheticSet]
+) -> Iterator[Cell]:
+    questions = itertools.product(
+        grid.store, grid.datasets, grid.where, grid.item_counts, grid.image_size, grid.budget_bytes, grid.proxies
+    )
+    for store, data, where, (num_train, num_test), image_size, budget_bytes, proxy in questions:
+        dataset = slug(data)
+        varied = (
+            (slug(str(store)), grid.store),
+            (slug(where or "all-snapshots"), grid.where),
+            (f"{_count(num_train)}+{_count(num_test)}", grid.item_counts),
+            (f"{image_size}px", grid.image_size),
+            (f"{budget_bytes}B" if budget_bytes else "no-budget", grid.budget_bytes),
+        )
+        parts = [*([group] if group else []), *(part for part, axis in varied if len(axis) > 1)]
+        for method, cache in itertools.product(grid.methods, grid.cache):
+            state = [cache] if len(grid.cache) > 1 else []
+            yield Cell(
+                name=".".join([*parts, *state, dataset, proxy, method]),
+                group=group,
+                store=str(store),
+                store_dir=sets[str(store)].path / "store" if str(store) in sets else store.resolve(),
+                dataset=dataset,
+                data=str(Path(data).resolve()) if Path(data).is_dir() else data,
+                data_dir=config.data_dir.resolve(),
+                shapes=config.shapes,
+                where=where,
+                num_train=num_train,
+                num_test=num_test,
+                image_size=image_size,
+                budget_bytes=budget_bytes,
+                proxy=proxy,
+                method=method,
+                cache=cache,
+                confidence=grid.confidence,
+                precision=grid.precision,
+                io_limit_mib_per_s=grid.io_limit_mib_per_s,
+                detail=grid.detail,
+                repeats=grid.repeats,
+                num_warmups=grid.num_warmups,
+                seed=config.seed,
+            )
+
+
+def _count(num_items: int | None) -> str:
+    return "all" if num_items is None else str(num_items)
+
+
+def plan_bench(config: BenchConfig) -> list[Cell]:
+    """The benchmark's cells, checked against what there is; nothing is written.
+
+    Raises:
+        RaysnapError: a store or a dataset is not there or of no use, a set can't be made, or no snapshot fits `where`.
+    """
+    cells = expand(config)
+    missing_sets = [one for one in find_sets(config).values() if not one.is_made]
+    for one in missing_sets:
+        check_plan(one.config)
+    made_later = {one.path / "store" for one in missing_sets}
+    for store_dir, where, image_size in dict.fromkeys((cell.store_dir, cell.where, cell.image_size) for cell in cells):
+        if store_dir not in made_later:
+            find_candidates(Store.open(store_dir), where, image_size)
+    for data in dict.fromkeys(cell.data for cell in cells):
+        if find_dataset(data, config.data_dir) is not None:
+            open_dataset(data, config.data_dir, config.shapes)
+    return cells

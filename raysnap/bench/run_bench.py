@@ -1,0 +1,192 @@
+"""Timed searches: every cell of a benchmark some times over, each run a Ray task alone on its GPU, or on the machine.
+
+Questions come one after the other. Within each of a question's repeats, its methods take turns, so that a machine whose
+speed drifts treats them alike. A run that fails is a row with its error; a run that is to be doubted says why.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import itertools
+import json
+import logging
+import time
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from statistics import median, quantiles
+from typing import Any
+
+import ray
+
+from raysnap.bench.cells import Cell, SyntheticSet, find_sets, plan_bench
+from raysnap.bench.timed_search import time_search
+from raysnap.config.load import BenchConfig
+from raysnap.errors import describe_failure
+from raysnap.jobs.synthesize import synthesize
+from raysnap.progress import OnProgress
+from raysnap.runs.questions import NOISY_SPREAD
+from raysnap.runs.run_directory import RunDirectory, utc_timestamp
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class BenchSummary:
+    """What a benchmark left behind.
+
+    Attributes:
+        searches: each cell's run of median time.
+        cells: each cell's axes and what its runs came to, in the same order; those without a finished run left out.
+        failures: the runs that failed, each with its error.
+    """
+
+    run_dir: str
+    num_searches: int
+    num_failed: int
+    searches: list[dict[str, Any]]
+    cells: list[dict[str, Any]]
+    failures: list[dict[str, str]]
+
+
+def bench(
+    config: BenchConfig, *, groups: Collection[str] = (), resume: bool = False, on_progress: OnProgress
+) -> BenchSummary:
+    """Runs the benchmark, or these of its groups, on the Ray that is up; a row per timed search.
+
+    Raises:
+        RaysnapError: it can't be started, or a synthetic set can't be made.
+    """
+    chosen = config.only(groups)
+    cells = plan_bench(chosen)
+    run = RunDirectory.open(config, config.run_dir, resume=resume)
+    started, started_s = utc_timestamp(), time.perf_counter()
+    machines = _known_machines(run)
+    run.write_env(config.seed, started, None, {}, machines=machines)
+    for name, synthetic in find_sets(chosen).items():
+        if not synthetic.is_made:
+            logger.info("making the synthetic set %s in %s", name, synthetic.path)
+            make_set(synthetic, on_progress)
+    made_s = time.perf_counter() - started_s
+    done = {(row["cell"], row["repeat"]) for row in run.rows() if row["status"] == "done"}
+    turns = [(repeat, cell) for repeat, cell in _turns(cells) if (cell.name, repeat) not in done]
+    num_turns = sum(cell.repeats for cell in cells)
+    for number, (repeat, cell) in enumerate(turns, start=num_turns - len(turns)):
+        on_progress("bench", number, num_turns, cell.name)
+        row = _run_cell(cell, config)
+        facts = row.pop("machine_facts", None)
+        if facts is not None and row["machine"] not in machines:
+            machines[row["machine"]] = facts
+            run.write_env(config.seed, started, None, {}, machines=machines)
+        run.add_row(row | {"repeat": repeat})
+    on_progress("bench", num_turns, num_turns, "done")
+    wall_s = time.perf_counter() - started_s
+    stages_s = {"synthesize": made_s, "bench": wall_s - made_s}
+    run.write_env(config.seed, started, wall_s, stages_s, machines=machines)
+    return _summarise(run, cells)
+
+
+def make_set(synthetic: SyntheticSet, on_progress: OnProgress) -> None:
+    """Makes the set, or what an interrupted benchmark left to make of it.
+
+    Raises:
+        RaysnapError: it can't be made.
+    """
+    synthetic.path.mkdir(parents=True, exist_ok=True)
+    with (synthetic.path / "lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # another benchmark may be making the same one
+        if not synthetic.is_made:
+            synthesize(synthetic.config, resume=True, on_progress=on_progress)
+
+
+def _turns(cells: Sequence[Cell]) -> list[tuple[int, Cell]]:
+    """The timed runs in order: question by question, repeat by repeat, every method in turn."""
+    turns = []
+    for _, members in itertools.groupby(cells, key=lambda cell: cell.question):
+        asked = list(members)
+        turns += [(repeat, cell) for repeat in range(asked[0].repeats) for cell in asked]
+    return turns
+
+
+def _run_cell(cell: Cell, config: BenchConfig) -> dict[str, Any]:
+    """The row of one run, in a Ray task that has a GPU or the machine to itself."""
+    num_gpus = config.resources.gpus if config.resources.gpus is not None else min(1.0, _largest("GPU"))
+    num_cpus = config.resources.cpus if num_gpus else _largest("CPU")
+    task = _search_task.options(num_cpus=num_cpus, num_gpus=num_gpus).remote(cell)
+    row = cell.axes
+    try:
+        outcome = ray.get(task)
+        row |= {"status": "done", "error": None} | outcome
+    except ray.exceptions.RayError as error:
+        cause = getattr(error, "cause", None) or error
+        row |= {"status": "failed", "error": describe_failure(cause), "search": None}
+    except BaseException:  # an interrupt: what runs must not disturb what comes next
+        ray.cancel(task, force=True)
+        raise
+    return row | {"finished": utc_timestamp()}
+
+
+@ray.remote(max_retries=0)
+def _search_task(cell: Cell) -> dict[str, Any]:
+    return time_search(cell)
+
+
+def _largest(resource: str) -> float:
+    """How much of a resource the best-equipped node has."""
+    return max((node["Resources"].get(resource, 0.0) for node in ray.nodes() if node["Alive"]), default=0.0)
+
+
+def _known_machines(run: RunDirectory) -> dict[str, Any]:
+    """The machines that an earlier part of the run met."""
+    try:
+        known = json.loads((run.path / "env.json").read_text("utf-8"))["machines"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+    return known if isinstance(known, dict) else {}
+
+
+def _summarise(run: RunDirectory, cells: list[Cell]) -> BenchSummary:
+    done: dict[str, list[dict[str, Any]]] = {cell.name: [] for cell in cells}
+    rows = list({(row["cell"], row["repeat"]): row for row in run.rows() if row["cell"] in done}.values())
+    for row in rows:
+        if row["status"] == "done":
+            done[row["cell"]].append(row)
+    failed = [row for row in rows if row["status"] != "done"]
+    timed = [(cell, done[cell.name]) for cell in cells if done[cell.name]]
+    return BenchSummary(
+        run_dir=str(run.path),
+        num_searches=len(rows),
+        num_failed=len(failed),
+        searches=[_median_run(found)["search"] for _, found in timed],
+        cells=[_summarise_cell(cell, found) for cell, found in timed],
+        failures=[{"cell": row["cell"], "error": row["error"]} for row in failed],
+    )
+
+
+def _median_run(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    return sorted(rows, key=lambda row: row["search"]["timings_s"]["total"])[len(rows) // 2]
+
+
+def _summarise_cell(cell: Cell, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """A cell's axes, the median and spread of its times, the counters of its median run, and what is to be doubted."""
+    totals_s = [row["search"]["timings_s"]["total"] for row in rows]
+    low_s, _, high_s = quantiles(totals_s, n=4, method="inclusive") if len(totals_s) > 1 else [0.0] * 3
+    median_s, iqr_s = median(totals_s), high_s - low_s
+    noise = [f"run {row['repeat'] + 1}: {reason}" for row in rows for reason in row["noise"]]
+    if iqr_s > NOISY_SPREAD * median_s:
+        noise.insert(0, f"the middle half of its times spans {iqr_s / median_s:.0%} of their median")
+    middle = _median_run(rows)
+    best = middle["search"]["ranking"][0] if middle["search"]["ranking"] else {"name": None, "score": None}
+    return cell.axes | {
+        "num_done": len(rows),
+        "median_s": median_s,
+        "iqr_s": iqr_s,
+        "flops": middle["search"]["work"]["flops"],
+        "block_item_passes": middle["search"]["work"]["block_item_passes"],
+        "block_bytes_read": middle["search"]["work"]["block_bytes_read"],
+        "disk_bytes_read": middle["io"]["read_bytes"],
+        "page_cache": middle["page_cache"]["state"],
+        "best": best["name"],
+        "best_score": best["score"],
+        "is_noisy": bool(noise),
+        "noise": noise,
+    }

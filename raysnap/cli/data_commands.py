@@ -1,0 +1,120 @@
+"""`raysnap data`: list, prepare and check datasets."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from raysnap.cli.console import SOME_FAILED, AsJson, DataDir, print_failures, print_json, print_result
+from raysnap.progress import show_progress
+
+data_app = typer.Typer(help="Datasets: list, prepare, check.")
+
+
+@data_app.command("ls")
+def data_ls(data_dir: DataDir = Path("data"), as_json: AsJson = False) -> int:
+    """List the datasets known by name or found, and where each can be had."""
+    from raysnap.datasets.inventory import list_datasets
+
+    summaries = list_datasets(data_dir)
+    if as_json:
+        print_json({"datasets": [asdict(summary) for summary in summaries]})
+    else:
+        from raysnap.cli.training_tables import datasets_table, sources_table
+
+        print_result(datasets_table(summaries))
+        print_result("")
+        print_result(sources_table(summaries))
+    return 0
+
+
+@data_app.command("prepare")
+def data_prepare(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A dataset's name: `raysnap data ls`.")],
+    source: Annotated[Path | None, typer.Option("--source", help="The official files, or a folder of them.")] = None,
+    download: Annotated[bool, typer.Option("--download", help="Fetch the official files first, over https.")] = False,
+    allow_other_counts: Annotated[
+        bool, typer.Option("--allow-other-counts", help="Accept other numbers of images than the official ones.")
+    ] = False,
+    data_dir: DataDir = Path("data"),
+    as_json: AsJson = False,
+) -> int:
+    """Turn official files into an ImageFolder under the data folder."""
+    from raysnap.prepare.convert import prepare_dataset
+
+    source = _official_files(name, source, data_dir, download=download)
+    result = prepare_dataset(name, source, data_dir, allow_other_counts=allow_other_counts)
+    if as_json:
+        print_json(
+            {"dataset": name, "counts": result.counts, "num_classes": result.num_classes, "num_bad": result.num_bad}
+        )
+    else:
+        from raysnap.cli.training_tables import dataset_line
+
+        print_result(dataset_line(result.dataset.root, result.num_classes, result.counts))
+        if download and source:
+            print_result(f"The files that were fetched stay in {source}.")
+        print_failures([{"error": f"{result.num_bad} images could not be read"}] if result.num_bad else [])
+    return 0
+
+
+def _official_files(name: str, source: Path | None, data_dir: Path, *, download: bool) -> Path | None:
+    """Where the files of a dataset are: given, or fetched now; names that nobody publishes have none."""
+    from raysnap.datasets.published import SOURCES
+    from raysnap.errors import DataError, UsageError
+
+    if source and download:
+        raise UsageError("expected --source PATH or --download, found both; leave one of them out")
+    if source or name not in SOURCES:
+        return source
+    if download:
+        from raysnap.prepare.downloads import download_dataset
+
+        with show_progress() as on_progress:
+            return download_dataset(name, data_dir, on_progress)
+    from raysnap.datasets.inventory import how_to_get
+
+    wanted = "--source PATH or --download" if SOURCES[name].is_downloadable else "--source PATH"
+    raise DataError(f"dataset {name!r}: expected {wanted}, found none; {how_to_get(name)}")
+
+
+@data_app.command("check")
+def data_check(
+    path: Annotated[str, typer.Argument(metavar="PATH", help="An ImageFolder, or a dataset's name.")],
+    sheet_path: Annotated[
+        Path | None, typer.Option("--sheet", metavar="FILE.png", help="Draw a contact sheet of it into this file.")
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the images on the sheet.")] = 0,
+    data_dir: DataDir = Path("data"),
+    as_json: AsJson = False,
+) -> int:
+    """Look at every image: counts, broken files, duplicates and leaks; exit code 1 where any is bad or leaks."""
+    from raysnap.datasets.dataset import open_dataset
+    from raysnap.datasets.inspection import check_dataset
+
+    dataset = open_dataset(path, data_dir)
+    if sheet_path:
+        from raysnap.datasets.contact_sheet import check_sheet_path, write_contact_sheet
+
+        check_sheet_path(sheet_path)
+    with show_progress() as on_progress:
+        result = check_dataset(dataset, on_progress)
+    if sheet_path:
+        write_contact_sheet(dataset, {one.path for one in result.bad}, sheet_path, seed)
+    if as_json:
+        print_json(result.to_dict())
+    else:
+        from raysnap.cli.training_tables import check_failures, check_table, class_counts_table, dataset_line
+
+        print_result(dataset_line(result.root, len(result.classes), result.num_per_split, result.num_ignored))
+        print_result("")
+        print_result(class_counts_table(result.counts))
+        print_result("")
+        print_result(check_table(result))
+        if sheet_path:
+            print_result(f"\nContact sheet: {sheet_path}")
+        print_failures(check_failures(result))
+    return 0 if result.is_sound else SOME_FAILED

@@ -1,0 +1,79 @@
+"""What this machine has and what would fail on it: versions, processors, disk, shared memory."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import platform
+import shutil
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+PACKAGES = ("raysnap", "torch", "torchvision", "ray", "pandas", "safetensors", "blake3")
+MIN_DISK_BYTES = 2 * 10**9
+MIN_SHARED_MEMORY_BYTES = 256 * 2**20
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at; `problem` says what would fail, and is None where nothing would."""
+
+    what: str
+    found: str
+    problem: str | None = None
+
+
+def examine(directory: Path) -> list[Finding]:
+    """What raysnap needs, in the order of a reader's interest; `directory` is where runs would be written."""
+    return [_python(), *_packages(), *_processors(), _disk(directory), _shared_memory()]
+
+
+def _python() -> Finding:
+    return Finding("Python", f"{platform.python_version()} on {platform.system()} {platform.machine()}")
+
+
+def _packages() -> list[Finding]:
+    findings = []
+    for name in PACKAGES:
+        try:
+            module = importlib.import_module(name)
+            version = getattr(module, "__version__", None) or metadata.version(name)
+        except (ImportError, OSError) as error:  # OSError: a shared library that the package needs
+            findings.append(Finding(name, "can't be imported", f"{error}; install raysnap again"))
+        else:
+            findings.append(Finding(name, version))
+    return findings
+
+
+def _processors() -> list[Finding]:
+    import torch
+
+    from raysnap.datasets.image_file import num_cpus
+
+    gpus = ", ".join(torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count()))
+    return [Finding("CPU cores", str(num_cpus())), Finding("GPUs", gpus or "none; everything runs on the CPU")]
+
+
+def _disk(directory: Path) -> Finding:
+    existing = next(path for path in (directory.resolve(), *directory.resolve().parents) if path.exists())
+    free_bytes = shutil.disk_usage(existing).free
+    found = f"{free_bytes / 1e9:.1f} GB free at {existing}"
+    if not os.access(existing, os.W_OK):
+        return Finding("disk", found, f"{existing} can't be written; choose another run_dir, store and data_dir")
+    if free_bytes < MIN_DISK_BYTES:
+        return Finding("disk", found, f"expected at least {MIN_DISK_BYTES / 1e9:.0f} GB; free some")
+    return Finding("disk", found)
+
+
+def _shared_memory() -> Finding:
+    path = Path("/dev/shm")
+    if platform.system() != "Linux":
+        return Finding("shared memory", "not needed here")
+    if not path.is_dir():
+        return Finding("shared memory", "no /dev/shm", "Ray will be slow; mount a tmpfs there")
+    free_bytes = shutil.disk_usage(path).free
+    found = f"{free_bytes / 2**20:.0f} MiB free"
+    if free_bytes < MIN_SHARED_MEMORY_BYTES:
+        return Finding("shared memory", found, "expected 256 MiB; in Docker, add --shm-size=1g")
+    return Finding("shared memory", found)

@@ -1,0 +1,47 @@
+"""The whole job on the built-in data: a base, a population fine-tuned from it, timed searches, a report."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from raysnap.bench.run_bench import BenchSummary, bench
+from raysnap.config.load import QuickstartConfig
+from raysnap.jobs.generate import generate
+from raysnap.progress import OnProgress
+from raysnap.report.page import write_report
+from raysnap.runs.run_directory import JobSummary
+
+
+@dataclass(frozen=True)
+class QuickstartSummary:
+    """What a quickstart left behind; `best` is the snapshot that the last-named method ranked first."""
+
+    store: str
+    run_dir: str
+    report: str
+    num_snapshots: int
+    num_failed: int
+    searches: list[dict[str, Any]]
+    best: dict[str, Any] | None
+    generated: JobSummary
+    benched: BenchSummary
+
+
+def quickstart(config: QuickstartConfig, *, resume: bool, on_progress: OnProgress) -> QuickstartSummary:
+    """Runs the job on the Ray that is up; what an earlier run of it finished is not repeated."""
+    generated = generate(config.generate, resume=resume, on_progress=on_progress)
+    benched = bench(config.bench, resume=resume, on_progress=on_progress)
+    report_path = write_report(config.generate.run_dir)
+    best = benched.searches[-1]["ranking"][0] if benched.searches else None
+    return QuickstartSummary(
+        store=str(config.generate.store),
+        run_dir=str(config.generate.run_dir),
+        report=str(report_path),
+        num_snapshots=len(generated.snapshots),
+        num_failed=generated.num_failed + benched.num_failed,
+        searches=benched.searches,
+        best=best,
+        generated=generated,
+        benched=benched,
+    )

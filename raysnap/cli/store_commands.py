@@ -1,0 +1,215 @@
+"""`raysnap store`: look into a model store, add, export, verify, clean up."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from raysnap.cli.console import AsJson, StoreDir, print_failures, print_json, print_result
+from raysnap.errors import StoreDamaged, UsageError
+
+store_app = typer.Typer(help="The model store: look, add, export, verify, clean up.")
+
+
+@store_app.command("ls")
+def store_ls(
+    store_dir: StoreDir = Path("store"),
+    where: Annotated[str | None, typer.Option("--where", help='Which snapshots: "retrain_index <= 2".')] = None,
+    as_json: AsJson = False,
+) -> int:
+    """List snapshots."""
+    from raysnap.store.store import Store
+
+    summaries = Store.open(store_dir).summaries(where)
+    if as_json:
+        print_json({"snapshots": [summary._asdict() for summary in summaries]})
+    else:
+        from raysnap.cli.training_tables import snapshots_table
+
+        print_result(snapshots_table(summaries))
+    return 0
+
+
+SnapshotName = Annotated[str, typer.Argument(metavar="ID", help="A snapshot's name, id, or the beginning of its id.")]
+
+
+@store_app.command("show")
+def store_show(snapshot: SnapshotName, store_dir: StoreDir = Path("store"), as_json: AsJson = False) -> int:
+    """Show one snapshot: its manifest, its lineage, and which others hold each of its blocks."""
+    from raysnap.store.store import Store
+
+    store = Store.open(store_dir)
+    manifest = store.manifest(snapshot)
+    bases = store.lineage(manifest)
+    derived = store.summaries(f"base == '{manifest.id}'")
+    holders = store.snapshots_with([block.digest for block in manifest.blocks])
+    if as_json:
+        document = manifest.model_dump(mode="json") | {"names": store.names_of(manifest.id)}
+        document |= {"lineage": [base.id for base in bases], "derived": [one.id for one in derived]}
+        others = {digest: [one for one in found if one != manifest.id] for digest, found in holders.items()}
+        print_json(document | {"shared_with": {block.name: others[block.digest] for block in manifest.blocks}})
+    else:
+        from raysnap.cli.training_tables import blocks_table, lineage_tree, manifest_table
+
+        names = {snapshot: name for name, snapshot in reversed(store.refs().items())}
+        print_result(manifest_table(manifest, store.names_of(manifest.id)))
+        print_result("")
+        print_result(lineage_tree(bases, manifest, derived, names))
+        print_result("")
+        print_result(blocks_table(manifest, holders, names))
+    return 0
+
+
+@store_app.command("add")
+def store_add(
+    path: Annotated[Path, typer.Argument(metavar="FILE", help="A .safetensors or .pth state dict.")],
+    architecture: Annotated[str, typer.Option("--arch", help="torchvision's builder name.")],
+    name: Annotated[str | None, typer.Option("--name", help="Name of the snapshot.")] = None,
+    base: Annotated[str | None, typer.Option("--base", help="The stored snapshot it was fine-tuned from.")] = None,
+    dataset: Annotated[str | None, typer.Option("--dataset", help="Name of what it was trained on.")] = None,
+    metrics: Annotated[
+        list[str] | None, typer.Option("--metric", metavar="NAME=NUMBER", help="val_accuracy=0.93; may stand again.")
+    ] = None,
+    image_size: Annotated[int, typer.Option("--image-size", min=1, help="Edge of its input, in pixels.")] = 224,
+    store_dir: StoreDir = Path("store"),
+    as_json: AsJson = False,
+) -> int:
+    """Add a torchvision state dict as a snapshot."""
+    from raysnap.store.exchange import add_file, read_blocks
+    from raysnap.store.manifest import DatasetRecord, Preprocessing, check_ref_name
+    from raysnap.store.store import Store
+
+    figures = parse_metrics(metrics or [])
+    read_blocks(path, architecture)  # a file that doesn't fit shall not leave a new store behind
+    if name is not None:
+        check_ref_name(name)
+    written = add_file(
+        Store.open(store_dir, create=base is None),
+        path,
+        architecture,
+        name=name,
+        base=base,
+        dataset=DatasetRecord(name=dataset) if dataset else None,
+        preprocessing=Preprocessing.cropping(image_size),
+        metrics=figures,
+    )
+    if as_json:
+        print_json({"snapshot": written.manifest.id, "new_blocks": written.new_blocks, "new_bytes": written.new_bytes})
+    else:
+        from raysnap.humanize import bytes_text, plural
+
+        new = plural(written.new_blocks, "new block")
+        print_result(f"{written.manifest.id}: {new}, {bytes_text(written.new_bytes)} written")
+    return 0
+
+
+def parse_metrics(given: list[str]) -> dict[str, float]:
+    """The figures in `NAME=NUMBER` arguments.
+
+    Raises:
+        UsageError: one is written otherwise, is not finite, or stands twice.
+    """
+    figures: dict[str, float] = {}
+    for one in given:
+        name, _, number = one.partition("=")
+        try:
+            value = float(number)
+        except ValueError:
+            value = math.nan
+        if not name or not math.isfinite(value) or name in figures:
+            raise UsageError(f"--metric {one}: expected NAME=NUMBER, each name once, such as val_accuracy=0.93")
+        figures[name] = value
+    return figures
+
+
+@store_app.command("export")
+def store_export(
+    snapshot: SnapshotName,
+    to: Annotated[Path, typer.Option("--to", help="A .safetensors or .pth file.")],
+    store_dir: StoreDir = Path("store"),
+    as_json: AsJson = False,
+) -> int:
+    """Write a snapshot as a plain torchvision state dict, with a model card beside it."""
+    from raysnap.store.exchange import export_snapshot
+    from raysnap.store.store import Store
+
+    export = export_snapshot(Store.open(store_dir), snapshot, to)
+    if as_json:
+        print_json(asdict(export))
+    else:
+        print_result(f"{export.weights_path} and {export.card_path}")
+    return 0
+
+
+@store_app.command("diff")
+def store_diff(
+    first: SnapshotName, second: SnapshotName, store_dir: StoreDir = Path("store"), as_json: AsJson = False
+) -> int:
+    """Say in which blocks two snapshots differ."""
+    from raysnap.store.store import Store
+
+    store = Store.open(store_dir)
+    digests = [{block.name: block.digest for block in store.manifest(one).blocks} for one in (first, second)]
+    names = list(dict.fromkeys([*digests[0], *digests[1]]))
+    rows = [(name, digests[0].get(name), digests[1].get(name)) for name in names]
+    if as_json:
+        print_json({"blocks": [{"name": n, "first": a, "second": b, "equal": a == b} for n, a, b in rows]})
+    else:
+        from raysnap.cli.training_tables import differences_table
+
+        print_result(differences_table(first, second, rows))
+    return 0
+
+
+@store_app.command("verify")
+def store_verify(store_dir: StoreDir = Path("store"), as_json: AsJson = False) -> int:
+    """Read every byte of the store and name what is damaged."""
+    from raysnap.store.store import Store
+
+    result = Store.open(store_dir).verify()
+    if as_json:
+        print_json(result)
+    else:
+        from raysnap.cli.training_tables import damage_rows, verify_line
+
+        print_result(verify_line(result))
+        print_failures(damage_rows(result))
+    return 0 if result["ok"] else StoreDamaged.exit_code
+
+
+@store_app.command("gc")
+def store_gc(
+    store_dir: StoreDir = Path("store"),
+    grace_s: Annotated[float, typer.Option("--grace", min=0, help="Spare what is younger, in seconds.")] = 3600.0,
+    as_json: AsJson = False,
+) -> int:
+    """Delete the blocks that no snapshot needs."""
+    from raysnap.store.store import Store
+
+    result = Store.open(store_dir).gc(grace_s)
+    if as_json:
+        print_json(result)
+    else:
+        from raysnap.cli.training_tables import gc_line
+
+        print_result(gc_line(result))
+    return 0
+
+
+@store_app.command("stats")
+def store_stats(store_dir: StoreDir = Path("store"), as_json: AsJson = False) -> int:
+    """Count snapshots, blocks and bytes, and what copies would take."""
+    from raysnap.store.store import Store
+
+    stats = Store.open(store_dir).stats()
+    if as_json:
+        print_json(stats)
+    else:
+        from raysnap.cli.training_tables import savings_line
+
+        print_result(savings_line(stats))
+    return 0

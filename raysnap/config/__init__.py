@@ -1,0 +1,1 @@
+"""What a job may be configured with: pydantic models, read from YAML and key=value."""

@@ -1,0 +1,97 @@
+"""A grid of timed searches: axes of one value or many, and how each of their combinations is timed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, PlainSerializer, model_validator
+
+from raysnap.config.choices import Method, Precision, Proxy
+from raysnap.config.strict import Section, refuse_repeated
+
+
+def _one_or_more(entry: Any) -> Any:
+    """The type of an axis: a list, or a single value, which stands for a list of it and is written as such."""
+    return Annotated[
+        tuple[entry, ...],
+        BeforeValidator(lambda value: value if isinstance(value, list | tuple) else (value,)),
+        Field(min_length=1),
+        PlainSerializer(lambda values: _single_or_list(values)),
+    ]
+
+
+def _single_or_list(values: tuple[Any, ...]) -> Any:
+    plain = [str(value) if isinstance(value, Path) else value for value in values]
+    return plain[0] if len(plain) == 1 else plain
+
+
+Count = Annotated[int, Field(ge=1)]
+Text = Annotated[str, Field(min_length=1)]
+EdgePx = Annotated[int, Field(ge=16, le=4096)]
+
+
+class BenchGrid(Section):
+    """A grid of timed searches; an axis is one value or a list, and every combination is a cell."""
+
+    title: str | None = Field(None, description="What the grid shows, in words.")
+    store: _one_or_more(Path) = Field(
+        (Path("store"),), description="Folders of model stores, or names of `synthetic_sets`; an axis."
+    )
+    datasets: _one_or_more(Text) = Field((), description="Dataset names or paths of ImageFolders; an axis.")
+    where: _one_or_more(Text | None) = Field(
+        (None,), description="Which snapshots are candidates, e.g. `architecture == 'resnet18'`; an axis."
+    )
+    num_train: _one_or_more(Count | None) = Field(
+        (None,), description="Training items to probe on, null is all; an axis together with `num_test`, pair by pair."
+    )
+    num_test: _one_or_more(Count | None) = Field(
+        (None,), description="Items to score on, null is all; one for all of `num_train`, or one for each."
+    )
+    image_size: _one_or_more(EdgePx) = Field(
+        (224,), description="Edge of the square that models see, in pixels; an axis."
+    )
+    budget_bytes: _one_or_more(Count | None) = Field(
+        (None,), description="Bound on the activations held, null is no limit; an axis."
+    )
+    cache: _one_or_more(Literal["warm", "cold"]) = Field(
+        ("warm",), description="Whether the files read are in the page cache (warm) or dropped from it (cold); an axis."
+    )
+    proxies: _one_or_more(Proxy) = Field(("linear",), description="Scores that stand for fine-tuned accuracy; an axis.")
+    methods: _one_or_more(Method) = Field(
+        ("baseline", "shift", "alsatian", "shared"), description="Who is tried on how many items; an axis."
+    )
+    confidence: float = Field(
+        0.95, ge=0, lt=1, description="How sure `nested` must be of the winner; 0 keeps the upper half alone."
+    )
+    precision: Precision = Field(
+        "auto", description="What blocks compute in; auto is bfloat16 or float16 where the device is made for it."
+    )
+    io_limit_mib_per_s: float | None = Field(
+        None, gt=0, le=1e6, description="Bound on the rate at which block files are read, in MiB/s; null is none."
+    )
+    detail: Literal["end_to_end", "rungs", "steps", "step_details"] = Field(
+        "steps",
+        description="How finely a row tells the time: in all, by rung, by stage too, and by block read besides.",
+    )
+    repeats: int = Field(3, ge=1, le=1000, description="Timed runs of each cell.")
+    num_warmups: int = Field(1, ge=0, le=100, description="Untimed runs before them, in the same process.")
+
+    @property
+    def item_counts(self) -> tuple[tuple[int | None, int | None], ...]:
+        """The pairs of `num_train` and `num_test`."""
+        num_pairs = max(len(self.num_train), len(self.num_test))
+        spread = (one if len(one) == num_pairs else one * num_pairs for one in (self.num_train, self.num_test))
+        return tuple(zip(*spread, strict=True))
+
+    @model_validator(mode="after")
+    def _axes_make_sense(self) -> BenchGrid:
+        for name in ("store", "where", "image_size", "budget_bytes", "cache", "datasets", "methods", "proxies"):
+            refuse_repeated(name, getattr(self, name))
+        if 1 not in (len(self.num_train), len(self.num_test)) and len(self.num_train) != len(self.num_test):
+            raise ValueError(
+                f"`num_train` and `num_test` are taken pair by pair: expected lists of one length, found "
+                f"{len(self.num_train)} and {len(self.num_test)}"
+            )
+        refuse_repeated("num_train and num_test", self.item_counts)
+        return self

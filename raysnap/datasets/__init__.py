@@ -1,0 +1,1 @@
+"""Datasets on disk: found, checked, split, decoded once, augmented."""

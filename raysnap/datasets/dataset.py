@@ -1,0 +1,320 @@
+"""Datasets on disk: image folders `<name>/{train,val,test}/<class>/<image>`, opened, checked for sense and split.
+
+Nothing here reads a pixel: a dataset is a listing. `raysnap.datasets.pixel_cache` decodes what the listing names.
+"""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from raysnap.config.load import ShapesConfig
+from raysnap.datasets.image_folder import RECORD_NAME, read_record
+from raysnap.datasets.published import SOURCES
+from raysnap.datasets.shapes import TASKS, draw_task, drawing_record
+from raysnap.errors import DataError
+
+SPLITS = ("train", "val", "test")
+IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"))
+MIN_TRAIN_IMAGES_PER_CLASS = 2
+VAL_FRACTION = 0.2
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Item:
+    """One image of a dataset; `label` indexes the dataset's classes."""
+
+    path: Path
+    label: int
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """One image folder: only the splits that exist, items sorted by class and file.
+
+    Attributes:
+        digest: what `dataset.json` says of the content; None for a folder that raysnap did not make.
+        num_ignored: files among the images that are none (other suffixes, links that lead nowhere).
+    """
+
+    name: str
+    root: Path
+    classes: tuple[str, ...]
+    splits: dict[str, tuple[Item, ...]]
+    digest: str | None = None
+    num_ignored: int = 0
+
+
+def open_dataset(name_or_path: str, data_dir: Path, shapes: ShapesConfig | None = None) -> Dataset:
+    """The dataset in `data_dir/<name>` or in the folder at that path; a `shapes` task is drawn on first use.
+
+    `shapes` says how large a task is drawn, and what one that is there already must have been drawn with; None accepts
+    any and draws the default.
+
+    Raises:
+        DataError: no such dataset, or one that nothing can be trained on.
+    """
+    root = find_dataset(name_or_path, data_dir)
+    if root is None:
+        root = data_dir / name_or_path
+        draw_task(name_or_path, root, shapes or ShapesConfig())
+    elif shapes is not None and root == data_dir / name_or_path and name_or_path in TASKS:
+        _refuse_other_drawing(name_or_path, root, shapes)
+    return read_folder(root)
+
+
+def find_dataset(name_or_path: str, data_dir: Path) -> Path | None:
+    """The folder a name or path stands for; None for a `shapes` task that is not drawn yet.
+
+    Raises:
+        DataError: it stands for nothing, or for a file.
+    """
+    if not name_or_path:
+        raise DataError("dataset '': expected a name or a path, found nothing there; `raysnap data ls` lists the names")
+    is_name = name_or_path not in (".", "..") and Path(name_or_path).name == name_or_path
+    try:
+        if data_dir.exists() and not data_dir.is_dir():
+            raise DataError(f"data_dir {data_dir}: expected a folder, found a file; choose another data_dir")
+        for path in (data_dir / name_or_path, Path(name_or_path)) if is_name else (Path(name_or_path),):
+            if path.is_dir():
+                return path
+            if path.exists():
+                raise DataError(f"dataset {path}: expected a folder with train/<class>/<image>, found a file")
+    except OSError as error:
+        raise DataError(f"dataset {name_or_path!r}: expected a folder, found a fault: {error.strerror}") from None
+    if name_or_path in TASKS:
+        return None
+    if name_or_path in SOURCES:
+        raise DataError(
+            f"dataset {name_or_path!r}: expected the folder {data_dir / name_or_path}, found none; get it from "
+            f"{SOURCES[name_or_path]} and run `raysnap data prepare {name_or_path} --source PATH`"
+        )
+    if not is_name:
+        raise DataError(f"dataset {name_or_path!r}: expected a folder with train/<class>/<image>, found nothing there")
+    near = difflib.get_close_matches(name_or_path, [*TASKS, *SOURCES, *folders_in(data_dir)], n=1, cutoff=0.5)
+    hint = f"; did you mean {near[0]!r}?" if near else "; `raysnap data ls` lists the names"
+    raise DataError(f"dataset {name_or_path!r}: expected a folder in {data_dir} or a known name, found neither{hint}")
+
+
+def read_folder(root: Path) -> Dataset:
+    """The dataset in the image folder `root`.
+
+    Raises:
+        DataError: no train split, no or one class, a class with fewer than two training images, a class that only
+            val or test has, an empty split, a folder that can't be read.
+    """
+    num_ignored = Counter[str]()
+    listing = {
+        split: {name: _image_paths(folder, num_ignored) for name, folder in _class_folders(root / split).items()}
+        for split in SPLITS
+        if (root / split).is_dir()
+    }
+    _refuse_senseless(root, listing)
+    classes = tuple(listing["train"])
+    labels = {name: label for label, name in enumerate(classes)}
+    splits = {
+        split: tuple(Item(path, labels[name]) for name, paths in by_class.items() for path in paths)
+        for split, by_class in listing.items()
+    }
+    record = read_record(root) or {}
+    digest = record.get("digest")
+    name = root.name if root.name not in ("", "..") else root.resolve().name
+    if num_ignored.total():
+        log.info("%s: %d files that are no images are left out", root, num_ignored.total())
+    return Dataset(name, root, classes, splits, digest if isinstance(digest, str) else None, num_ignored.total())
+
+
+def training_splits(
+    dataset: Dataset,
+    seed: int,
+    num_train: int | None = None,
+    num_val: int | None = None,
+    num_test: int | None = None,
+) -> dict[str, tuple[Item, ...]]:
+    """The items to fine-tune with: train, val, and test where there is one, each in stratified order.
+
+    A dataset with no val gives a fifth of train for it. Counts cut each split to a seeded, stratified subset; None is
+    all, and so is more than there is.
+
+    Raises:
+        DataError: the training subset holds fewer than two classes.
+    """
+    train, val = dataset.splits["train"], dataset.splits.get("val")
+    if val is None:
+        train, val = _without_fifth(train, seed)
+    chosen = {"train": _subset(train, seed, num_train), "val": _subset(val, seed, num_val)}
+    if "test" in dataset.splits:
+        chosen["test"] = _subset(dataset.splits["test"], seed, num_test)
+    _refuse_one_class(dataset, chosen["train"])
+    return chosen
+
+
+def probe_splits(
+    dataset: Dataset, seed: int, num_train: int | None = None, num_test: int | None = None
+) -> tuple[tuple[Item, ...], tuple[Item, ...]]:
+    """The items that probes train on and score on, each in stratified order, so that every prefix is a fair subset.
+
+    Scored is val; test where there is no val; a fifth of train where there is neither.
+
+    Raises:
+        DataError: the training subset holds fewer than two classes.
+    """
+    train = dataset.splits["train"]
+    score = dataset.splits.get("val") or dataset.splits.get("test")
+    if score is None:
+        train, score = _without_fifth(train, seed)
+    train = _subset(train, seed, num_train)
+    _refuse_one_class(dataset, train)
+    return train, _subset(score, seed, num_test)
+
+
+def stratified_order(labels: Sequence[int], seed: int) -> list[int]:
+    """A seeded order of the indices of `labels` in which every prefix holds the classes in proportion.
+
+    Each class is spread evenly over [0, 1) with jitter: its k-th of n items falls into [k/n, (k+1)/n). Of m items in
+    a prefix, a class with share s of all N therefore has s m, give or take 1 + s times the number of classes.
+    """
+    labels_N = np.asarray(labels, dtype=np.int64)
+    num_items = len(labels_N)
+    if num_items == 0:
+        return []
+    shuffle_keys, jitter = np.random.default_rng([seed, 0x5EED]).random((2, num_items))
+    by_class = np.lexsort((shuffle_keys, labels_N))
+    sorted_labels = labels_N[by_class]
+    _, starts, counts = np.unique(sorted_labels, return_index=True, return_counts=True)
+    rank_in_class = np.arange(num_items) - np.repeat(starts, counts)
+    positions = (rank_in_class + jitter) / np.repeat(counts, counts)
+    return by_class[np.argsort(positions, kind="stable")].tolist()
+
+
+def folders_in(data_dir: Path) -> list[str]:
+    """The names of the dataset folders in `data_dir`, sorted; none where it does not exist."""
+    if not data_dir.is_dir():
+        return []
+    return sorted(path.name for path in data_dir.iterdir() if not path.name.startswith(".") and path.is_dir())
+
+
+def image_files(root: Path) -> list[Path]:
+    """Every image of every split of the folder `root`, sorted by split, class and file."""
+    return [
+        path
+        for split in SPLITS
+        if (root / split).is_dir()
+        for folder in _class_folders(root / split).values()
+        for path in _image_paths(folder, Counter())
+    ]
+
+
+def _class_folders(split_dir: Path) -> dict[str, Path]:
+    """The class folders of a split, sorted; dot-folders and `__MACOSX` are no classes."""
+    try:
+        names = sorted(
+            entry.name
+            for entry in os.scandir(split_dir)
+            if not entry.name.startswith(".") and entry.name != "__MACOSX" and entry.is_dir()
+        )
+    except OSError as error:
+        raise DataError(f"{split_dir}: can't be listed: {error.strerror}; check its permissions") from None
+    return {name: split_dir / name for name in names}
+
+
+def _image_paths(class_dir: Path, num_ignored: Counter[str]) -> tuple[Path, ...]:
+    """The images anywhere below `class_dir`, sorted; what else is there is counted by suffix."""
+
+    def refuse(error: OSError) -> None:
+        raise DataError(f"{error.filename}: can't be listed: {error.strerror}; check its permissions") from None
+
+    def walk() -> Iterator[Path]:
+        for folder, subfolders, names in os.walk(class_dir, onerror=refuse):
+            subfolders[:] = [name for name in subfolders if not name.startswith(".")]
+            for name in names:
+                if name.startswith("."):
+                    continue
+                path = Path(folder, name)
+                suffix = path.suffix.lower()
+                if suffix in IMAGE_SUFFIXES and path.is_file():
+                    yield path
+                else:
+                    num_ignored[suffix] += 1
+
+    return tuple(sorted(walk()))
+
+
+def _refuse_senseless(root: Path, listing: dict[str, dict[str, tuple[Path, ...]]]) -> None:
+    where = f"dataset {root}"
+    if "train" not in listing:
+        found = ", ".join([*folders_in(root)[:3], *(["…"] if len(folders_in(root)) > 3 else [])])
+        raise DataError(
+            f"{where}: expected a folder train/ with a folder of images per class, found "
+            f"{f'only {found}' if found else 'no folders'}; the form is {{train,val,test}}/<class>/<image>"
+        )
+    train = listing["train"]
+    if len(train) < 2:
+        raise DataError(f"{where}/train: expected a folder per class, at least 2, found {len(train) or 'none'}")
+    for name, paths in train.items():
+        if len(paths) < MIN_TRAIN_IMAGES_PER_CLASS:
+            images = "1 image" if len(paths) == 1 else "no images"
+            raise DataError(
+                f"{where}/train/{name}: expected at least {MIN_TRAIN_IMAGES_PER_CLASS} images, found {images}; "
+                f"add some ({', '.join(sorted(IMAGE_SUFFIXES))}) or remove the folder"
+            )
+    for split in listing:
+        strangers = sorted(set(listing[split]) - set(train))
+        if strangers:
+            raise DataError(
+                f"{where}/{split}/{strangers[0]}: expected a class that train/ has too, found none there"
+                f"{_did_you_mean(strangers[0], train)}; add it to train/ or remove it from {split}/"
+            )
+        if not any(listing[split].values()):
+            raise DataError(f"{where}/{split}: expected images, found none; fill the folder or remove it")
+
+
+def _did_you_mean(word: str, known: dict[str, tuple[Path, ...]]) -> str:
+    folded = {name.casefold(): name for name in known}
+    near = difflib.get_close_matches(word.casefold(), list(folded), n=1, cutoff=0.7)
+    return f" (only {folded[near[0]]!r})" if near else ""
+
+
+def _refuse_other_drawing(name: str, root: Path, shapes: ShapesConfig) -> None:
+    record = read_record(root) or {}
+    wanted = drawing_record(name, shapes)
+    keys = ("drawing_version", "drawing")
+    if any(record.get(key) != wanted[key] for key in keys):
+        found, expected = (", ".join(f"{key}={r.get(key)}" for key in keys) for r in (record, wanted))
+        raise DataError(
+            f"dataset {root}: expected {RECORD_NAME} with {expected}, found {found}; "
+            f"delete that folder to have it drawn anew, or choose another data_dir"
+        )
+
+
+def _without_fifth(items: tuple[Item, ...], seed: int) -> tuple[tuple[Item, ...], tuple[Item, ...]]:
+    order = stratified_order([item.label for item in items], seed)
+    num_val = max(1, round(VAL_FRACTION * len(items)))
+    return tuple(items[i] for i in sorted(order[num_val:])), tuple(items[i] for i in sorted(order[:num_val]))
+
+
+def _subset(items: tuple[Item, ...], seed: int, num_items: int | None) -> tuple[Item, ...]:
+    order = stratified_order([item.label for item in items], seed)
+    return tuple(items[i] for i in order[:num_items])
+
+
+def _refuse_one_class(dataset: Dataset, train: tuple[Item, ...]) -> None:
+    num_found = len({item.label for item in train})
+    if num_found < 2:
+        raise DataError(
+            f"dataset {dataset.name}: expected training items of at least 2 of its {len(dataset.classes)} classes, "
+            f"found {len(train)} of {num_found}; raise num_train"
+        )
+    if num_found < len(dataset.classes):
+        log.warning(
+            "%s: %d training items hold %d of its %d classes", dataset.name, len(train), num_found, len(dataset.classes)
+        )

@@ -1,0 +1,266 @@
+"""Decode once: the resized pixels of a dataset's images in a memory map that every process on the machine reads.
+
+A cache is a folder of two sparse files, `pixels.bin` with a slot of equal length for every image of the dataset and
+`index.bin` with a record per slot. A slot holds the central square of the resized image and one row or column more,
+which is all that centre crops of any extent can ask for. The cache's name is a digest over every file's path, byte
+count, times and inode, and over the preprocessing, so a changed dataset gets another cache.
+
+Any number of processes may fill one cache at once without a lock: they write equal bytes, begin at different images
+and leave out what another recorded in the meantime, so they share the work. A record says "here" only after the pixels
+reached the disk, so a crash leaves images to be decoded again and never wrong ones. The disk works on one portion
+while the next is decoded.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import shutil
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from blake3 import blake3
+
+from raysnap.atomic import user_cache_dir
+from raysnap.datasets.dataset import Item, image_files
+from raysnap.datasets.decoding import Job, Shape, decode_into, kept
+from raysnap.datasets.image_file import MAX_BAD_FRACTION, num_bad_allowed
+from raysnap.errors import DataError
+
+FORMAT = 2
+FLUSH_BYTES = 64 * 1024 * 1024
+
+_RECORD = np.dtype([("height", "<u4"), ("width", "<u4"), ("state", "<u4"), ("format", "<u4")])
+_HERE = 1
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class PixelCache:
+    """The pixels of a list of items, shorter side resized; indices are positions in that list.
+
+    Attributes:
+        num_decoded: images that this object decoded.
+        decode_s: wall time that took, in seconds.
+        max_bad: fraction of the images asked for that may be bad; one may be unless it is 0.
+        bad: images that can't be decoded, by index, each with its file and the reason.
+    """
+
+    items: tuple[Item, ...]
+    resize_size: int
+    directory: Path
+    _slots: np.ndarray
+    _records: np.memmap
+    _pixels: np.memmap
+    max_bad: float = MAX_BAD_FRACTION
+    num_decoded: int = 0
+    decode_s: float = 0.0
+    bad: dict[int, str] = field(default_factory=dict)
+
+    @classmethod
+    def open(
+        cls, items: Sequence[Item], dataset_root: Path, resize_size: int, max_bad: float = MAX_BAD_FRACTION
+    ) -> PixelCache:
+        """The cache of the items' dataset, made empty where it is not there yet; nothing is decoded.
+
+        Raises:
+            DataError: an item is not in the dataset's folder, or no place for the cache can be written.
+            ValueError: `max_bad` is no fraction.
+        """
+        num_bad_allowed(len(items), max_bad)
+        paths = image_files(dataset_root)
+        slot_of = {path: slot for slot, path in enumerate(paths)}
+        try:
+            slots = np.array([slot_of[item.path] for item in items], dtype=np.int64)
+        except KeyError as error:
+            raise DataError(f"{error.args[0]}: expected an image of {dataset_root}, found none there now") from None
+        directory = _make_cache(dataset_root, _cache_name(dataset_root, paths, resize_size), resize_size)
+        num_slots = max(1, len(paths))
+        slot_bytes = 3 * resize_size * (resize_size + 1)
+        try:
+            pixels = _map(directory / "pixels.bin", np.dtype(np.uint8), (num_slots, slot_bytes), "r")
+            records = _map(directory / "index.bin", _RECORD, (num_slots,), "r+")
+        except OSError as error:
+            raise DataError(f"pixel cache {directory}: can't be opened: {error.strerror or error}; delete it") from None
+        return cls(tuple(items), resize_size, directory, slots, records, pixels, max_bad)
+
+    def load(self, indices: Sequence[int]) -> list[int]:
+        """Those of `indices` whose pixels are in the cache now; what was missing is decoded first.
+
+        Raises:
+            DataError: more of the images asked for are bad than `max_bad` allows, or the disk is full.
+        """
+        indices = list(indices)
+        state = self._records["state"][self._slots[indices]]
+        missing = [i for i, is_here in zip(indices, state == _HERE, strict=True) if not is_here and i not in self.bad]
+        if missing:
+            self._decode(sorted(set(missing)))
+        good = [i for i in indices if i not in self.bad]
+        self._refuse_many_bad(indices)
+        return good
+
+    def read(self, indices: Sequence[int], crop_size: int) -> torch.Tensor:
+        """The centre crops of images that `load` called good: uint8 `[len(indices), 3, crop_size, crop_size]`.
+
+        Equal to torchvision's `Resize(resize_size)` and `CenterCrop(crop_size)` of the upright RGB image.
+
+        Raises:
+            DataError: an image is bad.
+            ValueError: the crop is larger than the resized images' shorter side.
+        """
+        if not 0 < crop_size <= self.resize_size:
+            raise ValueError(f"crop_size: expected 1 to {self.resize_size} (resize_size), found {crop_size}")
+        good = self.load(indices)
+        if len(good) < len(indices):
+            bad = next(i for i in indices if i in self.bad)
+            raise DataError(f"{self.bad[bad]}; leave out what load() leaves out")
+        crops = torch.empty((len(good), 3, crop_size, crop_size), dtype=torch.uint8)
+        slots = self._slots[good]
+        records = self._records[slots]
+        for crop, slot, height, width in zip(
+            crops.numpy(), slots.tolist(), records["height"].tolist(), records["width"].tolist(), strict=True
+        ):
+            crop[:] = self._window(slot, height, width, crop_size)
+        return crops
+
+    def _window(self, slot: int, height: int, width: int, crop_size: int) -> np.ndarray:
+        """The centre crop `[3, crop_size, crop_size]` of the image in a slot, as a view."""
+        top, num_rows = kept(height, self.resize_size)
+        left, num_columns = kept(width, self.resize_size)
+        planes = self._pixels[slot, : 3 * num_rows * num_columns].reshape(3, num_rows, num_columns)
+        # round() of a half goes to the even neighbour, in torchvision's CenterCrop as here.
+        first_row = round((height - crop_size) / 2.0) - top
+        first_column = round((width - crop_size) / 2.0) - left
+        return planes[:, first_row : first_row + crop_size, first_column : first_column + crop_size]
+
+    def _decode(self, missing: list[int]) -> None:
+        """Decode images into their slots, in portions that are flushed before their records say so."""
+        started_s = time.perf_counter()
+        slot_bytes = self._pixels.shape[1]
+        num_at_once = max(64, FLUSH_BYTES // slot_bytes)
+        first = random.SystemRandom().randrange(len(missing))
+        indices_of: dict[Job, list[int]] = defaultdict(list)
+        for i in missing[first:] + missing[:first]:
+            indices_of[Job(str(self.items[i].path), int(self._slots[i]) * slot_bytes)].append(i)
+
+        def is_done(job: Job) -> bool:
+            return self._records["state"][job.offset // slot_bytes] == _HERE
+
+        flushed: list[Future[None]] = []
+        portion: list[tuple[int, Shape]] = []
+        try:
+            with (
+                (self.directory / "pixels.bin").open("r+b", buffering=0) as file,
+                ThreadPoolExecutor(1) as flushing,
+                closing(decode_into(file.fileno(), list(indices_of), self.resize_size, is_done)) as outcomes,
+            ):
+                for job, outcome in outcomes:
+                    if isinstance(outcome, str):
+                        self.bad |= dict.fromkeys(indices_of[job], outcome)
+                        continue
+                    portion.append((job.offset // slot_bytes, outcome))
+                    if len(portion) == num_at_once:
+                        flushed.append(flushing.submit(self._flush, file.fileno(), portion))
+                        portion = []
+                flushed.append(flushing.submit(self._flush, file.fileno(), portion))
+                for future in flushed:
+                    future.result()
+        except OSError as error:
+            raise DataError(
+                f"pixel cache {self.directory}: can't be written: {error.strerror or error}; free space there"
+            ) from None
+        self.decode_s += time.perf_counter() - started_s
+
+    def _flush(self, file: int, portion: list[tuple[int, Shape]]) -> None:
+        """Sees the pixels in the portion's slots to the disk, then records them."""
+        _sync(file)
+        for slot, (height, width) in portion:
+            self._records[slot] = (height, width, _HERE, FORMAT)
+        self.num_decoded += len(portion)
+
+    def _refuse_many_bad(self, indices: list[int]) -> None:
+        bad = [self.bad[i] for i in indices if i in self.bad]
+        max_bad = num_bad_allowed(len(indices), self.max_bad)
+        if len(bad) > max_bad:
+            more = f" (and {len(bad) - 3} more)" if len(bad) > 3 else ""
+            raise DataError(
+                f"{len(bad)} of {len(indices)} images are bad, expected at most {max_bad}: {'; '.join(bad[:3])}{more}; "
+                f"remove or replace them (`raysnap data check` lists all)"
+            )
+
+
+def cache_files(dataset_root: Path, resize_sizes: Iterable[int]) -> list[Path]:
+    """The files of the dataset's pixel caches of these sizes, wherever they lie; none where nothing was decoded yet."""
+    return [
+        path
+        for parent in _cache_parents(dataset_root)
+        for resize_size in resize_sizes
+        for path in sorted(parent.glob(f"{resize_size}-*/*.bin"))
+    ]
+
+
+def _cache_parents(dataset_root: Path) -> tuple[Path, Path]:
+    return dataset_root / ".raysnap" / "pixels", _user_cache_dir(dataset_root)
+
+
+def _cache_name(dataset_root: Path, paths: list[Path], resize_size: int) -> str:
+    digest = blake3(f"raysnap pixels {FORMAT} bilinear {resize_size}\n".encode())
+    try:
+        for path in paths:
+            stat = path.stat()
+            facts = (stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino)
+            digest.update(f"{path.relative_to(dataset_root)}\0{facts}\n".encode(errors="surrogateescape"))
+    except OSError as error:
+        raise DataError(f"{error.filename}: was there a moment ago and can't be read: {error.strerror}") from None
+    return f"{resize_size}-{digest.hexdigest()[:32]}"
+
+
+def _make_cache(dataset_root: Path, name: str, resize_size: int) -> Path:
+    """The cache's folder, beside the dataset or else in the user's cache folder; older ones of its kind are removed."""
+    faults = []
+    for parent in _cache_parents(dataset_root):
+        directory = parent / name
+        try:
+            is_new = not directory.is_dir()
+            directory.mkdir(parents=True, exist_ok=True)
+            for file_name in ("pixels.bin", "index.bin"):
+                os.close(os.open(directory / file_name, os.O_RDWR | os.O_CREAT, 0o644))
+        except OSError as error:
+            faults.append(f"{parent}: {error.strerror}")
+            continue
+        if is_new:
+            for stale_dir in parent.glob(f"{resize_size}-*"):
+                if stale_dir.name != name:
+                    log.info("removing the stale pixel cache %s", stale_dir)
+                    shutil.rmtree(stale_dir, ignore_errors=True)
+        return directory
+    raise DataError(
+        f"dataset {dataset_root}: expected a place for its pixel cache, found none that can be written "
+        f"({'; '.join(faults)}); set XDG_CACHE_HOME to a folder that can"
+    )
+
+
+def _user_cache_dir(dataset_root: Path) -> Path:
+    identity = blake3(os.fsencode(dataset_root.resolve())).hexdigest()[:16]
+    return user_cache_dir() / "pixels" / identity
+
+
+def _map(path: Path, dtype: np.dtype, shape: tuple[int, ...], mode: str) -> np.memmap:
+    """The file as a shared array; it grows to its length where it is shorter, which makes no process wait."""
+    num_bytes = dtype.itemsize * int(np.prod(shape))
+    if path.stat().st_size < num_bytes:
+        os.truncate(path, num_bytes)
+    return np.memmap(path, dtype=dtype, mode=mode, shape=shape)
+
+
+def _sync(file: int) -> None:
+    getattr(os, "fdatasync", os.fsync)(file)

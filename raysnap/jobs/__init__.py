@@ -1,0 +1,1 @@
+"""The jobs that make snapshots: from a plan to rows and a filled store."""

@@ -1,0 +1,1 @@
+"""Architectures as blocks: names, costs, weights as bytes, numerics."""

@@ -1,0 +1,348 @@
+"""An architecture as a sequence of blocks: stem, body blocks, head; their composition is torchvision's forward.
+
+What stands after the last body block and before the head's linear layer (pooling, a final norm, flatten) belongs to
+the last body block, so its output is the features and the head is what a new dataset replaces. Blocks are cut from a
+weightless model on the meta device; only the blocks that are asked for ever get tensors.
+"""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils.flop_counter import FlopCounterMode
+from torchvision import models
+from torchvision.ops import Permute
+
+from raysnap.errors import ArchitectureError, WeightsError
+from raysnap.models.block_facts import BlockShape
+
+Steps = list["str | nn.Module"]
+Tensors = dict[str, Tensor]
+
+HEAD = "head"
+STEM = "stem"
+
+
+class Block(nn.Module):
+    """Some of torchvision's modules run one after the other, under their torchvision names.
+
+    Attributes:
+        name: `stem`, `head`, or the torchvision path of the residual, MBConv or encoder block.
+        paths: for each step the torchvision path of the module, `""` where it has no parameters or names them in full.
+    """
+
+    def __init__(self, name: str, steps: Sequence[tuple[str, nn.Module]]):
+        super().__init__()
+        self.name = name
+        self.paths = tuple(path for path, _ in steps)
+        self.steps = nn.ModuleList(module for _, module in steps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for step in self.steps:
+            x = step(x)
+        return x
+
+    def tensors(self) -> Tensors:
+        """Parameters and buffers under torchvision's full names, detached, not copied."""
+        return {
+            (f"{path}.{key}" if path else key): value.detach()
+            for path, step in zip(self.paths, self.steps, strict=True)
+            for key, value in step.state_dict().items()
+        }
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Takes `tensors` as its parameters and buffers, without a copy.
+
+        Raises:
+            WeightsError: a tensor is missing, unknown or of another shape.
+        """
+        expected = {name: tuple(value.shape) for name, value in self.tensors().items()}
+        found = {name: tuple(value.shape) for name, value in tensors.items()}
+        if expected != found:
+            raise WeightsError(f"block {self.name}: {_difference(expected, found)}")
+        for path, step in zip(self.paths, self.steps, strict=True):
+            prefix = f"{path}." if path else ""
+            step.load_state_dict({key: tensors[prefix + key] for key in step.state_dict()}, strict=True, assign=True)
+
+
+class _VisionTransformerStem(nn.Module):
+    """Patches to tokens, the class token and the position embedding, as `VisionTransformer.forward` does it."""
+
+    def __init__(self, model: models.VisionTransformer):
+        super().__init__()
+        self.conv_proj = model.conv_proj
+        self.class_token = model.class_token
+        self.encoder = nn.Module()
+        self.encoder.pos_embedding = model.encoder.pos_embedding
+        self.encoder.dropout = model.encoder.dropout
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.conv_proj(x).flatten(2).permute(0, 2, 1)
+        expected = self.encoder.pos_embedding.shape[1]
+        if tokens.shape[1] + 1 != expected:
+            raise ArchitectureError(
+                f"this vision transformer expects {expected - 1} patches, found {tokens.shape[1]} in images of "
+                f"{x.shape[-2]}x{x.shape[-1]} px; use the image_size it was made for (224 for vit_b, vit_l)"
+            )
+        tokens = torch.cat([self.class_token.expand(x.shape[0], -1, -1), tokens], dim=1)
+        return self.encoder.dropout(tokens + self.encoder.pos_embedding)
+
+
+class _ClassToken(nn.Module):
+    """The first token of each item: `[N, T, D]` to `[N, D]`."""
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return tokens[:, 0]
+
+
+def _children(model: nn.Module, path: str) -> list[str]:
+    return [f"{path}.{name}" for name, _ in model.get_submodule(path).named_children()]
+
+
+def _resnet(model: nn.Module) -> list[Steps]:
+    body = [[path] for stage in range(1, 5) for path in _children(model, f"layer{stage}")]
+    body[-1] += ["avgpool", nn.Flatten(1)]
+    return [["conv1", "bn1", "relu", "maxpool"], *body, ["fc"]]
+
+
+def _mobilenet_v2(model: nn.Module) -> list[Steps]:
+    stem, *body = [[path] for path in _children(model, "features")]
+    body[-1] += [nn.AdaptiveAvgPool2d(1), nn.Flatten(1)]
+    return [stem, *body, ["classifier.0", "classifier.1"]]
+
+
+def _mobilenet_v3(model: nn.Module) -> list[Steps]:
+    stem, *body = [[path] for path in _children(model, "features")]
+    body[-1] += ["avgpool", nn.Flatten(1), "classifier.0", "classifier.1"]
+    return [stem, *body, ["classifier.2", "classifier.3"]]
+
+
+def _efficientnet(model: nn.Module) -> list[Steps]:
+    stem, *stages, last = _children(model, "features")
+    body = [[path] for stage in stages for path in _children(model, stage)] + [[last]]
+    body[-1] += ["avgpool", nn.Flatten(1)]
+    return [[stem], *body, ["classifier.0", "classifier.1"]]
+
+
+def _regnet(model: nn.Module) -> list[Steps]:
+    body = [[path] for stage in _children(model, "trunk_output") for path in _children(model, stage)]
+    body[-1] += ["avgpool", nn.Flatten(1)]
+    return [["stem"], *body, ["fc"]]
+
+
+def _vision_transformer(model: nn.Module) -> list[Steps]:
+    body = [[path] for path in _children(model, "encoder.layers")]
+    body[-1] += ["encoder.ln", _ClassToken()]
+    return [[_VisionTransformerStem(model)], *body, _children(model, "heads")]
+
+
+def _staged(model: nn.Module, tail: Steps, head: Steps) -> list[Steps]:
+    """Swin's and ConvNeXt's form: stages with downsampling between them, which joins the block after it."""
+    stem, *stages = _children(model, "features")
+    body: list[Steps] = []
+    for stage, downsampling in zip(stages[::2], [None, *stages[1::2]], strict=True):
+        blocks: list[Steps] = [[path] for path in _children(model, stage)]
+        blocks[0] = [*([downsampling] if downsampling else []), *blocks[0]]
+        body += blocks
+    body[-1] += tail
+    return [[stem], *body, head]
+
+
+def _swin(model: nn.Module) -> list[Steps]:
+    return _staged(model, ["norm", Permute([0, 3, 1, 2]), "avgpool", nn.Flatten(1)], ["head"])
+
+
+def _convnext(model: nn.Module) -> list[Steps]:
+    return _staged(model, ["avgpool", "classifier.0", "classifier.1"], ["classifier.2"])
+
+
+_SPLITTERS: dict[type[nn.Module], Callable[[nn.Module], list[Steps]]] = {
+    models.ResNet: _resnet,
+    models.MobileNetV2: _mobilenet_v2,
+    models.MobileNetV3: _mobilenet_v3,
+    models.EfficientNet: _efficientnet,
+    models.RegNet: _regnet,
+    models.VisionTransformer: _vision_transformer,
+    models.SwinTransformer: _swin,
+    models.ConvNeXt: _convnext,
+}
+
+
+def list_architectures() -> list[str]:
+    """The names of all torchvision classification builders, sorted; not each of them can be split."""
+    return sorted(models.list_models(module=models))
+
+
+class _Weightless(TorchFunctionMode):
+    """Parameters made inside go to the meta device; what RegNet and Swin calculate their shapes with stays real."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = dict(kwargs or {})
+        if func in (torch.empty, torch.zeros, torch.ones) and kwargs.get("device") is None:
+            kwargs["device"] = "meta"
+        return func(*args, **kwargs)
+
+
+@lru_cache(maxsize=32)
+def _skeleton(architecture: str) -> tuple[Block, ...]:
+    """The architecture's blocks on the meta device, with a head of 1000 classes, in eval mode."""
+    known = list_architectures()
+    if architecture not in known:
+        near = difflib.get_close_matches(architecture, known, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else "torchvision.models.list_models() names them"
+        raise ArchitectureError(f"architecture {architecture!r}: torchvision has no such classification model; {hint}")
+    with _Weightless(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        model = models.get_model(architecture, weights=None).to("meta").eval()
+    splitter = _SPLITTERS.get(type(model))
+    if splitter is None:
+        raise ArchitectureError(
+            f"architecture {architecture!r}: raysnap can't split a {type(model).__name__} into blocks; expected one of "
+            + ", ".join(sorted(family.__name__ for family in _SPLITTERS))
+        )
+    cuts = splitter(model)
+    names = [
+        STEM,
+        *(max((s for s in cut if isinstance(s, str)), key=lambda path: path.count(".")) for cut in cuts[1:-1]),
+    ]
+    return tuple(
+        Block(name, [(step, model.get_submodule(step)) if isinstance(step, str) else ("", step) for step in cut])
+        for name, cut in zip([*names, HEAD], cuts, strict=True)
+    )
+
+
+def block_names(architecture: str) -> tuple[str, ...]:
+    """The names of the architecture's blocks from stem to head.
+
+    Raises:
+        ArchitectureError: torchvision has no such model, or it can't be split.
+    """
+    return tuple(block.name for block in _skeleton(architecture))
+
+
+def feature_dim(architecture: str) -> int:
+    """The width D of the features `[N, D]` that the head takes."""
+    return _linear(_skeleton(architecture)[-1]).in_features
+
+
+def build_block(architecture: str, index: int, tensors: Mapping[str, Tensor]) -> Block:
+    """Block `index` alone, in eval mode, holding `tensors` without a copy; a head takes its width from them.
+
+    Raises:
+        WeightsError: the tensors aren't this block's.
+    """
+    block = block_skeleton(architecture, index)
+    if block.name == HEAD:
+        _resize_head(block, num_classes_of(tensors))
+    block.load(tensors)
+    return block
+
+
+def block_skeleton(architecture: str, index: int) -> Block:
+    """Block `index` in eval mode on the meta device, without weights; the caller's own."""
+    return copy.deepcopy(_skeleton(architecture)[index])
+
+
+def build_model(architecture: str, tensors: Sequence[Mapping[str, Tensor]]) -> nn.Sequential:
+    """All blocks of a model in eval mode, one after the other; its forward equals torchvision's."""
+    return nn.Sequential(*(build_block(architecture, index, block) for index, block in enumerate(tensors)))
+
+
+def split_state_dict(architecture: str, state_dict: Mapping[str, Tensor]) -> list[tuple[str, Tensors]]:
+    """The tensors of a torchvision state dict by block, from stem to head, under their full names; any head width.
+
+    Raises:
+        WeightsError: tensors are missing, unknown or of another shape.
+    """
+    blocks = [(block.name, block.tensors()) for block in _skeleton(architecture)]
+    head = blocks[-1][1]
+    expected = {name: tuple(value.shape) for _, tensors in blocks for name, value in tensors.items()}
+    found = {name: tuple(value.shape) for name, value in state_dict.items()}
+    if all(name in found and found[name][1:] == tuple(value.shape[1:]) for name, value in head.items()):
+        width = num_classes_of({name: state_dict[name] for name in head})
+        expected |= {name: (width, *value.shape[1:]) for name, value in head.items()}
+    if expected != found:
+        raise WeightsError(f"weights for {architecture}: {_difference(expected, found)}")
+    return [(block_name, {name: state_dict[name] for name in tensors}) for block_name, tensors in blocks]
+
+
+def random_tensors(architecture: str, num_classes: int, seed: int) -> list[tuple[str, Tensors]]:
+    """Freshly initialised tensors of every block by name, as torchvision initialises them; equal for equal seeds."""
+    block_names(architecture)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = models.get_model(architecture, weights=None, num_classes=num_classes)
+    return split_state_dict(architecture, model.state_dict())
+
+
+def random_head(architecture: str, num_classes: int, seed: int) -> Tensors:
+    """A freshly initialised head for `num_classes` classes (`nn.Linear`'s own initialisation)."""
+    block = block_skeleton(architecture, -1)
+    _resize_head(block, num_classes)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        block.to_empty(device="cpu")
+        _linear(block).reset_parameters()
+    return block.tensors()
+
+
+def num_classes_of(head_tensors: Mapping[str, Tensor]) -> int:
+    """The number of classes that a head's tensors are for."""
+    widths = {value.shape[0] if value.dim() else 0 for value in head_tensors.values()}
+    if len(widths) != 1 or min(widths) < 1:
+        raise WeightsError(f"block {HEAD}: expected a weight and a bias of one width, found widths {sorted(widths)}")
+    return widths.pop()
+
+
+def measure_blocks(architecture: str, image_size: int) -> tuple[BlockShape, ...]:
+    """Output shape, FLOPs and bytes of every block for square images of `image_size` pixels.
+
+    Raises:
+        ArchitectureError: the architecture can't take images of that size.
+    """
+    x = torch.empty(1, 3, image_size, image_size, device="meta")
+    shapes = []
+    for block in _skeleton(architecture):
+        try:
+            with torch.no_grad(), FlopCounterMode(display=False) as counter:
+                x = block(x)
+        except RuntimeError as error:
+            reason = str(error).splitlines()[0]
+            raise ArchitectureError(
+                f"{architecture} at image_size {image_size}: block {block.name}: {reason}"
+            ) from None
+        num_bytes = sum(value.numel() * value.element_size() for value in block.tensors().values())
+        shapes.append(BlockShape(block.name, tuple(x.shape[1:]), counter.get_total_flops(), num_bytes))
+    return tuple(shapes)
+
+
+def _linear(head: Block) -> nn.Linear:
+    return next(step for step in head.steps if isinstance(step, nn.Linear))
+
+
+def _resize_head(head: Block, num_classes: int) -> None:
+    for index, step in enumerate(head.steps):
+        if isinstance(step, nn.Linear):
+            head.steps[index] = nn.Linear(step.in_features, num_classes, device="meta")
+
+
+def _difference(expected: Mapping[str, tuple], found: Mapping[str, tuple]) -> str:
+    """The first few names or shapes in which two sets of tensors differ, in words."""
+    missing = [name for name in expected if name not in found]
+    unknown = [name for name in found if name not in expected]
+    if missing or unknown:
+        parts = [
+            f"{len(names)} {word} ({', '.join(names[:3])})"
+            for names, word in ((missing, "missing"), (unknown, "unknown"))
+            if names
+        ]
+        return f"expected {len(expected)} tensors, found {len(found)}: {'; '.join(parts)}"
+    name = next(name for name in expected if expected[name] != found[name])
+    return f"{name}: expected shape {expected[name]}, found {found[name]}"

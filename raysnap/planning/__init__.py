@@ -1,0 +1,1 @@
+"""What a job will do and take, known before it starts; no torch."""

@@ -1,0 +1,243 @@
+"""What a job that fine-tunes will take, before it starts and without torch: compute, disk, time, what is to be had.
+
+Bytes are upper bounds of what is written; FLOPs are those of convolutions and matrix products. The time is FLOPs over
+a speed: that of a matrix product on this machine's CPUs, measured, or a GPU's usual one, and so a rough figure.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from raysnap.config.load import FinetuneConfig
+from raysnap.datasets.dataset import VAL_FRACTION, read_folder
+from raysnap.datasets.image_file import num_cpus
+from raysnap.datasets.shapes import TASKS
+from raysnap.errors import ConfigError
+from raysnap.humanize import bytes_text
+from raysnap.models.block_facts import BlockShape, block_shapes, weights_files
+from raysnap.planning.generate import RANDOM, TrialsPlan
+from raysnap.planning.sampling import Trial
+from raysnap.store.manifest import Preprocessing
+from raysnap.training.prefix_plan import plan_trials
+
+SHARE_OF_MATRIX_SPEED = 0.3
+TRIAL_OVERHEAD_S = 1.0
+GPU_FLOPS_PER_S = 20e12
+WIDTH_OF_MEASURED_HEADS = 1000
+COPIES_IN_A_CHECKPOINT = 4  # the best weights, the last ones and Adam's two moments
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a job will take.
+
+    Attributes:
+        num_trials: trainings, those of bases included.
+        num_epochs: epochs of all trials.
+        train_flops: FLOPs of all of them; frozen blocks whose outputs are cached run once.
+        store_bytes: new bytes in the store, every shared block once.
+        copied_bytes: what a plain copy of every snapshot would take.
+        checkpoint_bytes: the most that checkpoints take at one time.
+        pixel_bytes: the decoded images of all datasets.
+        prefix_bytes: the cached outputs of frozen blocks.
+        to_draw: built-in datasets that are drawn first.
+        to_download: files of torchvision's weights that are downloaded first.
+        cpu_s: the time on this machine's CPUs, in seconds.
+        gpu_s: the time on one GPU at `GPU_FLOPS_PER_S`, in seconds.
+    """
+
+    num_trials: int
+    num_epochs: int
+    train_flops: float
+    store_bytes: int
+    copied_bytes: int
+    checkpoint_bytes: int
+    pixel_bytes: int
+    prefix_bytes: int
+    to_draw: tuple[str, ...]
+    to_download: tuple[str, ...]
+    cpu_s: float
+    gpu_s: float
+
+
+def forecast(config: FinetuneConfig, plan: TrialsPlan) -> Forecast:
+    """What the job will take on top of what is there; reads folders and writes nothing."""
+    trials = [trial for trial in [*plan.bases, *plan.trials] if trial.dataset]
+    sizes = {name: _DatasetSize.of(folder, config) for name, folder in plan.datasets.items()}
+    num_items = {name: size.num_items for name, size in sizes.items()}
+    depths = plan_trials(trials, config.image_size, num_items, config.prefix_cache_bytes)
+    fills = {
+        (trial.base_key, trial.architecture, trial.dataset, _views(trial), _edge(trial, config), depths[trial.id])
+        for trial in trials
+    }
+    flops = sum(
+        _train_flops(trial, sizes[trial.dataset], _edge(trial, config), depths[trial.id]) for trial in trials
+    ) + sum(_fill_flops(*fill, sizes) for _, *fill in fills)
+    trained = [_trained_bytes(trial, sizes[trial.dataset].num_classes, _edge(trial, config)) for trial in trials]
+    untrained = [trial for trial in plan.bases if trial.dataset is None]
+    base_bytes = sum(_model_bytes(trial.architecture, _edge(trial, config)) for trial in untrained)
+    num_at_once = min(len(trials), config.resources.max_concurrent or num_cpus())
+    seen = {(trial.dataset, Preprocessing.cropping(_edge(trial, config)).resize_size) for trial in trials}
+    return Forecast(
+        num_trials=len(trials),
+        num_epochs=sum(trial.train.epochs for trial in trials),
+        train_flops=flops,
+        store_bytes=base_bytes + sum(trained),
+        copied_bytes=base_bytes + sum(_model_bytes(trial.architecture, _edge(trial, config)) for trial in trials),
+        checkpoint_bytes=COPIES_IN_A_CHECKPOINT * sum(sorted(trained, reverse=True)[:num_at_once]),
+        pixel_bytes=sum(sizes[name].num_images * 3 * edge * (edge + 1) for name, edge in seen),
+        prefix_bytes=sum(_fill_bytes(*fill, sizes) for _, *fill in fills),
+        to_draw=tuple(name for name, folder in plan.datasets.items() if folder is None and name in TASKS),
+        to_download=_missing_weights(plan),
+        cpu_s=flops / (SHARE_OF_MATRIX_SPEED * _matrix_flops_per_s()) + TRIAL_OVERHEAD_S * len(trials),
+        gpu_s=flops / GPU_FLOPS_PER_S + TRIAL_OVERHEAD_S * len(trials),
+    )
+
+
+def check_room(config: FinetuneConfig, needed: Forecast) -> None:
+    """Passes when the disks have room for what the job writes.
+
+    Raises:
+        ConfigError: one of them has not; it says which key puts how much there.
+    """
+    wanted: dict[int, list[tuple[str, Path, int]]] = {}
+    for key, path, num_bytes in (
+        ("store", config.store, needed.store_bytes),
+        ("run_dir", config.run_dir, needed.checkpoint_bytes),
+        ("data_dir", config.data_dir, needed.pixel_bytes + needed.prefix_bytes),
+    ):
+        standing = next(one for one in (path.absolute(), *path.absolute().parents) if one.exists())
+        wanted.setdefault(standing.stat().st_dev, []).append((key, standing, num_bytes))
+    for parts in wanted.values():
+        free_bytes, total = shutil.disk_usage(parts[0][1]).free, sum(num_bytes for *_, num_bytes in parts)
+        if total > free_bytes:
+            key, standing, num_bytes = max(parts, key=lambda part: part[2])
+            raise ConfigError(
+                f"{key}: the job writes up to {bytes_text(total)} to the disk of {standing} ({bytes_text(num_bytes)} "
+                f"as {key}), found {bytes_text(free_bytes)} free; free space there or choose another {key}="
+            )
+
+
+@dataclass(frozen=True)
+class _DatasetSize:
+    """How many items of a dataset a fine-tune uses, and how many images it has in all."""
+
+    num_train: int
+    num_val: int
+    num_test: int
+    num_images: int
+    num_classes: int
+
+    @classmethod
+    def of(cls, folder: Path | None, config: FinetuneConfig) -> _DatasetSize:
+        """The sizes after the job's caps; a built-in dataset that is not drawn yet has those it will be drawn with."""
+        if folder is None:
+            shapes, num_classes = config.shapes, 4
+            train, val, test = shapes.num_train, shapes.num_val, shapes.num_test
+        else:
+            dataset = read_folder(folder)
+            train, val, test = (len(dataset.splits.get(split, ())) for split in ("train", "val", "test"))
+            num_classes = len(dataset.classes)
+        num_images = train + val + test
+        if not val:
+            val = round(VAL_FRACTION * train)
+            train -= val
+        caps = (config.num_train, config.num_val, config.num_test)
+        used = [size if cap is None else min(size, cap) for size, cap in zip((train, val, test), caps, strict=True)]
+        return cls(*used, num_images=num_images, num_classes=num_classes)
+
+    @property
+    def num_items(self) -> dict[str, int]:
+        """The items used of each split."""
+        return {"train": self.num_train, "val": self.num_val, "test": self.num_test}
+
+    def num_cached(self, views: int | None) -> int:
+        """The items whose outputs are kept where fixed views allow it, each view counted."""
+        return (views or 0) * self.num_train + self.num_val + self.num_test
+
+
+def _shapes_for(architecture: str, num_classes: int, image_size: int) -> list[tuple[float, float]]:
+    """FLOPs per item and parameter bytes of every block, the head for so many classes."""
+    *body, head = block_shapes(architecture, image_size)
+    scale = num_classes / WIDTH_OF_MEASURED_HEADS
+    return [*((one.flops, one.num_parameter_bytes) for one in body), _scaled(head, scale)]
+
+
+def _scaled(head: BlockShape, scale: float) -> tuple[float, float]:
+    return head.flops * scale, head.num_parameter_bytes * scale
+
+
+def _train_flops(trial: Trial, size: _DatasetSize, image_size: int, depth: int) -> float:
+    """Forward through what is not cached, backward through what is trained (twice a forward) per epoch; then test."""
+    flops = [one for one, _ in _shapes_for(trial.architecture, size.num_classes, image_size)]
+    forward, cached, trained = sum(flops), sum(flops[:depth]), sum(flops[trial.num_frozen :])
+    train = forward - (cached if _views(trial) else 0) + 2 * trained
+    per_epoch = size.num_train * train + size.num_val * (forward - cached)
+    return trial.train.epochs * per_epoch + size.num_test * (forward - cached)
+
+
+def _edge(trial: Trial, config: FinetuneConfig) -> int:
+    return trial.image_size or config.image_size
+
+
+def _views(trial: Trial) -> int | None:
+    """The views of training items that can be cached; None where each epoch's are its own."""
+    return None if trial.train.is_mixing else trial.train.views
+
+
+def _fill_flops(
+    architecture: str, dataset: str, views: int | None, image_size: int, depth: int, sizes: dict[str, _DatasetSize]
+) -> float:
+    flops = sum(shape.flops for shape in block_shapes(architecture, image_size)[:depth])
+    return flops * sizes[dataset].num_cached(views)
+
+
+def _fill_bytes(
+    architecture: str, dataset: str, views: int | None, image_size: int, depth: int, sizes: dict[str, _DatasetSize]
+) -> int:
+    num_bytes = block_shapes(architecture, image_size)[depth - 1].output_bytes if depth else 0
+    return num_bytes * sizes[dataset].num_cached(views)
+
+
+def _trained_bytes(trial: Trial, num_classes: int, image_size: int) -> int:
+    blocks = _shapes_for(trial.architecture, num_classes, image_size)
+    return math.ceil(sum(num_bytes for _, num_bytes in blocks[trial.num_frozen :]))
+
+
+def _model_bytes(architecture: str, image_size: int) -> int:
+    return sum(one.num_parameter_bytes for one in block_shapes(architecture, image_size))
+
+
+def _missing_weights(plan: TrialsPlan) -> tuple[str, ...]:
+    """The files of torchvision's weights that torch.hub's folder lacks."""
+    files = set()
+    for base in plan.bases:
+        weights = plan.weights[base.base_key]
+        if weights != RANDOM and not Path(weights).is_file():
+            files.add(weights_files(base.architecture).get(weights))
+    return tuple(sorted(name for name in files - {None} if not (_hub_dir() / name).exists()))
+
+
+def _hub_dir() -> Path:
+    """Where torch.hub keeps downloaded weights: https://docs.pytorch.org/docs/stable/hub.html."""
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("TORCH_HOME") or Path(cache) / "torch") / "hub" / "checkpoints"
+
+
+def _matrix_flops_per_s() -> float:
+    """The speed of a float32 matrix product on all CPUs, the best of a few, measured in about 0.1 s."""
+    edge = 1024
+    matrix = np.ones((edge, edge), dtype=np.float32)
+    seconds = []
+    for _ in range(5):
+        started = time.perf_counter()
+        matrix @ matrix
+        seconds.append(time.perf_counter() - started)
+    return 2 * edge**3 / min(seconds)

@@ -1,0 +1,119 @@
+"""What a job that fine-tunes will do, known before anything is written and without torch: trials, bases, datasets."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from raysnap.config.load import FinetuneConfig, GenerateConfig
+from raysnap.datasets.dataset import find_dataset, open_dataset
+from raysnap.errors import DataError, SnapshotNotFound, WeightsError
+from raysnap.models.block_facts import block_shapes, weights_files
+from raysnap.planning.sampling import Trial, base_trials, sample_trials
+from raysnap.store.manifest import Preprocessing
+from raysnap.store.store import Store
+from raysnap.tune.trackers import check_trackers
+
+RANDOM = "random"
+
+
+@dataclass(frozen=True)
+class TrialsPlan:
+    """What a job that fine-tunes will do.
+
+    Attributes:
+        preprocessing: of trials that have no image size of their own.
+        bases: a trial per base; one without a dataset is stored as it is.
+        weights: `base.weights` of each base, by its trial's `base_key`.
+        trials: the fine-tunes; of a sweep that Optuna leads those that are known yet.
+        datasets: every dataset's folder, None for a built-in one that is not drawn yet.
+    """
+
+    preprocessing: Preprocessing
+    bases: list[Trial]
+    weights: dict[str, str]
+    trials: list[Trial]
+    datasets: dict[str, Path | None]
+
+
+def plan_generate(config: GenerateConfig) -> TrialsPlan:
+    """The job's trials, checked against what there is; reads folders and writes nothing.
+
+    Raises:
+        RaysnapError: an architecture, a dataset, the base's weights or a tracker are not to be had.
+    """
+    bases, trials = base_trials(config), sample_trials(config)
+    weights = {trial.base_key: config.base.weights for trial in bases}
+    return check_plan(config, bases, weights, trials)
+
+
+def check_plan(config: FinetuneConfig, bases: list[Trial], weights: dict[str, str], trials: list[Trial]) -> TrialsPlan:
+    """The plan of these trials, checked against what there is; reads folders and writes nothing.
+
+    Raises:
+        RaysnapError: an architecture, a dataset, a base's weights or a tracker are not to be had.
+    """
+    check_trackers(config.trackers)
+    every = [*bases, *trials]
+    for architecture, image_size in dict.fromkeys((one.architecture, one.image_size) for one in every):
+        block_shapes(architecture, image_size or config.image_size)
+    store = Store.open(config.store) if config.store.exists() else None
+    for architecture, name in dict.fromkeys((base.architecture, weights[base.base_key]) for base in bases):
+        check_weights(name, architecture, store)
+    names = dict.fromkeys(trial.dataset for trial in every if trial.dataset)
+    datasets = _find_datasets(list(names), config.data_dir)
+    for name, folder in datasets.items():
+        if folder is not None:
+            open_dataset(name, config.data_dir, config.shapes)
+    return TrialsPlan(Preprocessing.cropping(config.image_size), bases, weights, trials, datasets)
+
+
+def _find_datasets(names: list[str], data_dir: Path) -> dict[str, Path | None]:
+    """The folder of each dataset, None where it is drawn first; all that are missing are told at once."""
+    found: dict[str, Path | None] = {}
+    missing: dict[str, DataError] = {}
+    for name in names:
+        try:
+            found[name] = find_dataset(name, data_dir)
+        except DataError as error:
+            missing[name] = error
+    if len(missing) == 1:
+        raise next(iter(missing.values()))
+    if missing:
+        raise DataError(
+            f"data_dir {data_dir}: {len(missing)} of {len(names)} datasets are not there: {', '.join(missing)}; "
+            "`raysnap data ls` says where each can be had and `raysnap data prepare` makes it"
+        )
+    return found
+
+
+def check_weights(weights: str, architecture: str, store: Store | None) -> None:
+    """Passes when `base.weights` can give the architecture a base; a file is read, nothing is downloaded.
+
+    Raises:
+        WeightsError: it names nothing that there is, or a file of something else.
+    """
+    if weights == RANDOM:
+        return
+    if Path(weights).is_file():
+        from raysnap.store.exchange import read_blocks  # torch comes with it, which planning does without
+
+        read_blocks(Path(weights), architecture)
+        return
+    known = weights_files(architecture)
+    if weights in known:
+        return
+    try:
+        manifest = store.manifest(weights) if store else None
+    except SnapshotNotFound:
+        manifest = None
+    if manifest is None:
+        names = ", ".join(name for name in known if "." not in name)
+        raise WeightsError(
+            f"base.weights {weights!r}: expected `random`, a weights name of {architecture} ({names or 'none'}), "
+            "a file, or a snapshot of the store, found none of these"
+        )
+    if manifest.architecture != architecture:
+        raise WeightsError(
+            f"base.weights {weights!r}: expected a snapshot of {architecture}, found one of {manifest.architecture}"
+        )

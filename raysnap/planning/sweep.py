@@ -1,0 +1,70 @@
+"""What a sweep will do, known before Ray starts and without torch: its points as trials, and what they start from."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+
+from raysnap.config.load import PointConfig, SweepConfig
+from raysnap.errors import ConfigError
+from raysnap.planning.generate import TrialsPlan, check_plan
+from raysnap.planning.points import point_trial, sample_points
+from raysnap.planning.sampling import Trial, derive_seed, slug
+
+MIN_BRED = 4
+
+
+def plan_sweep(config: SweepConfig) -> TrialsPlan:
+    """The sweep's trials and the bases they start from, checked against what there is; writes nothing.
+
+    With Optuna the trials are not known yet: those that are planned are one draw by chance, whose like is to come.
+
+    Raises:
+        RaysnapError: a point does not fit, or an architecture, a dataset or a base's weights are not to be had.
+    """
+    _check_packages(config)
+    points = sample_points(config)
+    found = [point_trial(config, point, number, len(points)) for number, point in enumerate(points, start=1)]
+    if config.scheduler == "pbt" and len(found) < MIN_BRED:
+        raise ConfigError(f"num_samples: `scheduler: pbt` needs at least {MIN_BRED} trials, found {len(found)}")
+    bases: dict[str, Trial] = {}
+    weights: dict[str, str] = {}
+    trials = []
+    for trial, settled in found:
+        facts = json.dumps([settled.architecture, settled.image_size, settled.base.model_dump(mode="json")])
+        if facts not in bases:
+            bases[facts] = _base_trial(config, settled, len(bases) + 1)
+            weights[bases[facts].id] = settled.base.weights
+        trials.append(trial.model_copy(update={"base": bases[facts].id}))
+    return check_plan(config, list(bases.values()), weights, trials)
+
+
+def _base_trial(config: SweepConfig, settled: PointConfig, number: int) -> Trial:
+    """The trial that makes a base that points start from; one without a dataset is stored untrained."""
+    pretraining = settled.base.pretraining
+    words = [f"base-{number}", settled.architecture, *([slug(pretraining.dataset)] if pretraining else [])]
+    name = slug("-".join(words))
+    return Trial(
+        id=name,
+        role="base",
+        architecture=settled.architecture,
+        dataset=pretraining.dataset if pretraining else None,
+        retrain_index=None,
+        seed=derive_seed(config.seed, "base", settled.architecture),
+        train=pretraining.train if pretraining else config.train,
+        base=name,
+        image_size=settled.image_size,
+    )
+
+
+def _check_packages(config: SweepConfig) -> None:
+    """Passes when the package that only some sweeps need is there.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    if config.search_algorithm == "optuna" and importlib.util.find_spec("optuna") is None:
+        raise ConfigError(
+            "search_algorithm: expected the package optuna for `search_algorithm: optuna`, found none; "
+            "`pip install 'raysnap[optuna]'`, or leave it out"
+        )

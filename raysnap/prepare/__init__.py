@@ -1,0 +1,1 @@
+"""Published archives and downloads turned into datasets."""

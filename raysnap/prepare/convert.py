@@ -1,0 +1,300 @@
+"""Named datasets from the files their makers publish, as image folders: `data prepare`.
+
+`layouts` says what each source becomes, `source_tree` reads it; here it is found, checked against what is
+published, and written: once, whole, and with a `dataset.json` that says from what.
+"""
+
+from __future__ import annotations
+
+import difflib
+import io
+import logging
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from raysnap.config.load import ShapesConfig
+from raysnap.datasets.dataset import SPLITS, Dataset, open_dataset, read_folder
+from raysnap.datasets.image_file import DECODING_ERRORS
+from raysnap.datasets.image_folder import FolderWriter, class_slug, new_folder, read_record
+from raysnap.datasets.published import SOURCES, DatasetSource
+from raysnap.datasets.shapes import TASKS
+from raysnap.errors import DataError
+from raysnap.prepare.archives import checked_name
+from raysnap.prepare.layouts import LAYOUTS, Plan
+from raysnap.prepare.source_tree import Tree, archive_stem, base_name, is_archive_name, list_files
+
+CONVERTER_VERSION = 2
+MAX_BAD_FRACTION = 0.001
+ALLOW_HINT = "get it anew, or pass --allow-other-counts if it is meant to be so"
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class PrepareResult:
+    """A prepared dataset, its images per split, and how many images of the source were bad and left out."""
+
+    dataset: Dataset
+    counts: dict[str, int]
+    num_classes: int
+    num_bad: int
+
+
+def prepare_dataset(
+    name: str,
+    source: Path | None,
+    data_dir: Path,
+    shapes: ShapesConfig | None = None,
+    *,
+    allow_other_counts: bool = False,
+    max_bad: int | None = None,
+) -> PrepareResult:
+    """The dataset `data_dir/<name>`, made from the files at `source` unless it was made from them before.
+
+    Whether it was is decided by digests, which takes as long as reading the source once. Images of an unpacked folder
+    on the same file system are hard links: they take no space, and to edit one in place is to edit both.
+
+    Args:
+        name: a named dataset or a `shapes` task; a task is drawn and has no source.
+        source: a published archive, a folder that holds the published files, or one where they were unpacked.
+        data_dir: where the dataset's folder goes.
+        shapes: how large a `shapes` task is drawn.
+        allow_other_counts: take a source whose counts or digests are not the published ones, and note how they differ.
+        max_bad: how many images may be none and are left out; None is one in a thousand, or one.
+
+    Raises:
+        DataError: unknown name, files missing, malformed, hostile or not the published ones, too many bad images, or
+            another dataset is in the way.
+    """
+    if name in TASKS:
+        if source is not None:
+            raise DataError(f"dataset {name!r}: expected no --source, found {source}; raysnap draws it itself")
+        return _result(open_dataset(name, data_dir, shapes))
+    _refuse_unknown(name)
+    if source is None:
+        raise DataError(f"dataset {name!r}: expected --source PATH; get the files from {SOURCES[name]}")
+    if not source.exists():
+        raise DataError(f"--source {source}: expected the files of {name}, found nothing there")
+    return _convert(name, open_tree(name, source), data_dir / name, allow_other_counts, max_bad)
+
+
+def _convert(name: str, tree: Tree, root: Path, is_other_allowed: bool, max_bad: int | None) -> PrepareResult:
+    plan, wanted = (None, frozenset()) if tree.folder is None else _look(name, tree)
+    files = tree.records(wanted, _published_names(SOURCES[name]))
+    notes = _refuse_other_digests(name, files, is_other_allowed)
+    if root.exists():
+        _refuse_other_source(root, files)
+        log.info("%s was made from these files before", root)
+        return _result(read_folder(root))
+    if plan is None:
+        plan, _ = _look(name, tree)
+    notes += _refuse_other_counts(name, plan, is_other_allowed)
+    with new_folder(root, _record(name, files, plan, notes)) as folder:
+        with warnings.catch_warnings():  # Pillow's on odd files
+            warnings.simplefilter("ignore")
+            _write_images(folder, tree, plan, max_bad)
+        _refuse_senseless(folder, root)
+    return _result(read_folder(root))
+
+
+def open_tree(name: str, source: Path) -> Tree:
+    """The files at `source`: one archive, several that belong together, or what was unpacked from them.
+
+    Raises:
+        DataError: there is nothing of that dataset.
+    """
+    published, layout = SOURCES[name], LAYOUTS[name]
+    names = _published_names(published)
+    stems = {archive_stem(each) for each in (*names, *layout.nested) if is_archive_name(each)}
+    if source.is_file():
+        if source.name in names and len(published.files) > 1:
+            beside = [each for each in sorted(names) if (source.parent / each).is_file()]
+            archives = tuple(source.parent / each for each in beside if is_archive_name(each))
+            chosen = tuple(each for each in beside if not is_archive_name(each))
+            return Tree(str(source.parent), source.parent, chosen, archives, layout.nested)
+        if is_archive_name(source.name):
+            return Tree(str(source), archives=(source,), nested=layout.nested)
+        raise DataError(
+            f"--source {source}: expected a folder or one of {', '.join(sorted(names))}, found another file"
+        )
+    where = f"--source {source}"
+    found = list_files(source, Tree(where).limits)
+    if layout.is_unpacked(found):
+        return Tree(where, source)
+    archives = tuple(
+        source / each for each in found if is_archive_name(each) and archive_stem(base_name(each)) in stems
+    )
+    if len(archives) > 1 and len(published.files) == 1:
+        listing = ", ".join(path.name for path in archives)
+        raise DataError(f"{where}: expected one archive of {name}, found {listing}; name the one to use")
+    if not archives:
+        expected = ", ".join(file.name for file in published.files)
+        raise DataError(
+            f"{where}: expected {expected}, or a folder where that was unpacked, found neither; get it from {published}"
+        )
+    is_alone = len(published.files) == 1
+    return Tree(where, None if is_alone else source, None, archives, layout.nested)
+
+
+def _look(name: str, tree: Tree) -> tuple[Plan, frozenset[str]]:
+    """The plan for a source, and the files of it that matter."""
+    survey = tree.survey(LAYOUTS[name].metadata)
+    plan = LAYOUTS[name].plan(survey)
+    if not plan.targets:
+        raise DataError(f"{tree.where}: expected the images of {name}, found none; get them from {SOURCES[name]}")
+    places: dict[tuple[str, str, str], str] = {}
+    for image, target in plan.targets.items():
+        place = (
+            target.split,
+            checked_name(class_slug(target.class_name), tree.where).casefold(),
+            checked_name(target.file_name, tree.where).casefold(),
+        )
+        if places.setdefault(place, image) != image:
+            raise DataError(f"{tree.where}: expected a name of its own for {image!a}, found {places[place]!a} too")
+    return plan, frozenset((*plan.targets, *survey.contents))
+
+
+def _write_images(folder: FolderWriter, tree: Tree, plan: Plan, max_bad: int | None) -> None:
+    """Write every image of the plan that is one; past `max_bad` that are none, raise."""
+    if max_bad is None:
+        max_bad = max(1, int(MAX_BAD_FRACTION * len(plan.targets)))
+    bad: list[str] = []
+    for image, content, path in _contents(tree, plan):
+        if (fault := _image_fault(content)) is not None:
+            bad.append(f"{ascii(image)[1:-1]}: {fault}")
+            log.warning("%s: %s is left out", tree.where, bad[-1])
+            if len(bad) > max_bad:
+                raise DataError(
+                    f"{tree.where}: expected at most {max_bad} of {len(plan.targets)} images to be bad, found more: "
+                    f"{'; '.join(bad[:3])}; get the dataset anew"
+                )
+            continue
+        target = plan.targets[image]
+        folder.add_image(target.split, target.class_name, target.file_name, content, target.original, path)
+    folder.details = {"class_counts": folder.counts_per_class(), "bad_images": bad}
+
+
+def _contents(tree: Tree, plan: Plan) -> Iterator[tuple[str, bytes, Path | None]]:
+    if plan.render is None:
+        yield from tree.read(plan.targets)
+    else:
+        yield from ((name, content, None) for name, content in plan.render(plan.targets))
+
+
+def _image_fault(content: bytes) -> str | None:
+    """Why the bytes do not begin as an image does; None if they do, whatever their name says."""
+    try:
+        Image.open(io.BytesIO(content)).close()
+    except DECODING_ERRORS as error:
+        if not content:
+            return "an empty file"
+        return "no known image format" if isinstance(error, Image.UnidentifiedImageError) else ascii(str(error))[1:-1]
+    return None
+
+
+def _result(dataset: Dataset) -> PrepareResult:
+    counts = {split: len(dataset.splits.get(split, ())) for split in SPLITS}
+    bad = (read_record(dataset.root) or {}).get("bad_images", [])
+    return PrepareResult(dataset, counts, len(dataset.classes), len(bad))
+
+
+def _refuse_unknown(name: str) -> None:
+    if name not in LAYOUTS:
+        near = difflib.get_close_matches(name, [*SOURCES, *TASKS], n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]!r}?" if near else "`raysnap data ls` lists the names"
+        raise DataError(f"dataset {name!r}: expected the name of a known dataset, found another; {hint}")
+
+
+def _published_names(source: DatasetSource) -> frozenset[str]:
+    """The names of the published files, and of those that were packed alone, without `.gz`."""
+    names = [file.name for file in (*source.files, *source.variants)]
+    return frozenset((*names, *(name.removesuffix(".gz") for name in names if not is_archive_name(name))))
+
+
+def _refuse_other_digests(name: str, files: list[dict[str, Any]], is_allowed: bool) -> list[str]:
+    """What differs from the published digests, as notes; an error unless that is allowed."""
+    published = {file.name: file.digest for file in (*SOURCES[name].files, *SOURCES[name].variants) if file.digest}
+    notes = []
+    for file in files:
+        algorithm, _, expected = published.get(file["name"], "").partition(":")
+        if expected and file[algorithm] != expected:
+            note = f"{file['name']}: expected {algorithm} {expected} as published, found {file[algorithm]}"
+            if not is_allowed:
+                raise DataError(f"{note}; {ALLOW_HINT}")
+            notes.append(note)
+    return notes
+
+
+def _refuse_other_counts(name: str, plan: Plan, is_allowed: bool) -> list[str]:
+    """What differs from the published counts, as notes; an error unless that is allowed."""
+    notes = []
+    if plan.missing:
+        num_listed = len(plan.missing) + len(plan.targets)
+        listing = ", ".join(map(ascii, plan.missing[:3])) + (", …" if len(plan.missing) > 3 else "")
+        notes.append(f"expected {num_listed} listed images, found {len(plan.missing)} of them missing: {listing}")
+    source = SOURCES[name]
+    classes = {target.class_name for target in plan.targets.values()}
+    if len(classes) != source.num_classes:
+        notes.append(f"expected {source.num_classes} classes, found {len(classes)}")
+    found = {split: Counter[str]() for split in source.counts}
+    for target in plan.targets.values():
+        found.setdefault(target.split, Counter())[target.class_name] += 1
+    for split, expected in source.counts.items():
+        if found[split].total() != expected:
+            notes.append(
+                f"{split}: expected {expected:,} images, found {found[split].total():,}"
+                + _odd_classes(found[split], sorted(classes), expected, source.num_classes)
+            )
+    if notes and not is_allowed:
+        raise DataError(f"dataset {name!r}: {'; '.join(notes)}; {ALLOW_HINT}")
+    return notes
+
+
+def _odd_classes(found: Counter[str], classes: list[str], expected: int, num_classes: int) -> str:
+    """Which classes have too few or too many, where all have the same number: a split that divides evenly does."""
+    if expected % num_classes:
+        return ""
+    per_class = expected // num_classes
+    odd = [f"{name} has {found[name]}" for name in classes if found[name] != per_class]
+    return f" ({per_class} of each class; {', '.join(odd[:3])}{', …' if len(odd) > 3 else ''})" if odd else ""
+
+
+def _record(name: str, files: list[dict[str, Any]], plan: Plan, notes: list[str]) -> dict[str, Any]:
+    source = SOURCES[name]
+    return {
+        "name": name,
+        "title": source.title,
+        "page": source.page,
+        "files": files,
+        "licence": source.licence,
+        "overlap_with_imagenet": source.overlap,
+        "splits": plan.split_note,
+        "differences": notes,
+        "converter_version": CONVERTER_VERSION,
+    }
+
+
+def _refuse_senseless(folder: FolderWriter, root: Path) -> None:
+    """Raise, before it can be seen, if nothing could be trained on the folder."""
+    try:
+        read_folder(folder.partial_dir)
+    except DataError as error:
+        raise DataError(str(error).replace(str(folder.partial_dir), str(root))) from None
+
+
+def _refuse_other_source(root: Path, files: list[dict[str, Any]]) -> None:
+    found = read_record(root) if root.is_dir() else None
+    if found is None:
+        raise DataError(f"{root}: expected nothing or what raysnap made there, found something else; move it away")
+    for key, expected in (("files", files), ("converter_version", CONVERTER_VERSION)):
+        if found.get(key) != expected:
+            raise DataError(
+                f"{root}: expected the dataset made from these files, found one with other {key} in dataset.json; "
+                f"delete that folder to have it made anew"
+            )

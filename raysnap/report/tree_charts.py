@@ -1,0 +1,224 @@
+"""Charts of snapshots that share blocks: the prefix tree as a dendrogram, and the map of who holds which block."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+from raysnap.report.dot_charts import NUM_CATEGORIES, WIDTH, category
+from raysnap.report.svg import label, picture, shorten, tag, text_width, tooltip
+
+MIN_NAMED_ROW_PX = 11
+MAX_KEYED_GROUPS = 8
+
+
+@dataclass(frozen=True)
+class MapRow:
+    """One snapshot: its name, the digest of each of its blocks, and the group whose colour it has in the tree."""
+
+    name: str
+    digests: tuple[str, ...]
+    group: str = ""
+
+
+@dataclass(frozen=True)
+class MapColumn:
+    """A block's place: the block's name and, as text, how many bytes it has."""
+
+    name: str
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Branch:
+    """A node of a collapsed tree: `rows` (first, past the last) share the blocks before `depth`, and no more."""
+
+    start: int
+    end: int
+    depth: int
+    children: tuple[Branch, ...] = ()
+
+
+def branches(rows: Sequence[MapRow], start: int = 0, end: int | None = None, depth: int = 0) -> Branch:
+    """The tree of rows in tree order, its chains collapsed: a node stands where snapshots part, or end."""
+    end = len(rows) if end is None else end
+    num_blocks = len(rows[start].digests)
+    while depth < num_blocks and len({row.digests[depth] for row in rows[start:end]}) == 1:
+        depth += 1
+    if depth == num_blocks or end - start == 1:
+        return Branch(start, end, num_blocks)
+    children, first = [], start
+    for _, same in groupby(rows[start:end], key=lambda row: row.digests[depth]):
+        past = first + len(list(same))
+        children.append(branches(rows, first, past, depth))
+        first = past
+    return Branch(start, end, depth, tuple(children))
+
+
+def prefix_tree(rows: Sequence[MapRow], columns: Sequence[MapColumn], title: str) -> str:
+    """Snapshots as leaves of the tree of the blocks they share, from the stem on the left to the heads on the right.
+
+    Snapshots run along one line up to the block where they part; a dot there says how many go on from it. Chains of
+    blocks without a parting are one line, which names its blocks when pointed at.
+    """
+    rows = tree_order(rows)
+    groups = list(dict.fromkeys(row.group for row in rows if row.group))
+    keyed = groups if len(groups) <= MAX_KEYED_GROUPS else []
+    css_of = {group: category(index, len(groups)) for index, group in enumerate(groups)}
+    pitch = max(13.0, min(22.0, 1600 / max(1, len(rows))))
+    right = WIDTH - min(330.0, max((text_width(row.name, 11.5) for row in rows), default=0) + 20)
+    left, top = 14.0, 66.0 if keyed else 46.0
+    step = (right - left) / max(1, len(columns))
+    bottom = top + len(rows) * pitch
+    parts = [_group_key(keyed, css_of), _depth_axis(columns, left, step, top, bottom)]
+    tree = branches(rows)
+    _draw_branch(tree, 0, rows, columns, (left, top, step, pitch), css_of, parts)
+    for index, row in enumerate(rows):
+        y = top + (index + 0.5) * pitch
+        hint = tooltip(f"{row.name}{f', {row.group}' if row.group else ''}")
+        parts.append(tag("circle", hint, cx=right, cy=y, r=4, class_=f"mark leaf {css_of.get(row.group, 'cat-many')}"))
+        parts.append(label(right + 10, y + 4, shorten(row.name, 48), "row"))
+    return picture(WIDTH, bottom + 12, title, *parts)
+
+
+def _draw_branch(
+    branch: Branch,
+    from_depth: int,
+    rows: Sequence[MapRow],
+    columns: Sequence[MapColumn],
+    frame: tuple[float, float, float, float],
+    css_of: dict[str, str],
+    parts: list[str],
+) -> float:
+    """Draws the line that leads to the node, and all below it; the node's height on the page comes back."""
+    left, top, step, pitch = frame
+    heights = [_draw_branch(child, branch.depth, rows, columns, frame, css_of, parts) for child in branch.children]
+    y = (heights[0] + heights[-1]) / 2 if heights else top + ((branch.start + branch.end) / 2) * pitch
+    x, x_from = left + branch.depth * step, left + from_depth * step
+    names = [column.name for column in columns[from_depth : branch.depth]]
+    blocks = names[0] if len(names) == 1 else f"{names[0]} … {names[-1]}, {len(names)} blocks" if names else "no block"
+    num_below = branch.end - branch.start
+    whose = f"shared by {num_below} snapshots" if num_below > 1 else f"only in {rows[branch.start].name}"
+    group = rows[branch.start].group if num_below == 1 else ""
+    css = f"branch {css_of.get(group, '')}" if num_below == 1 else "branch trunk"
+    width = 1.6 + 5.4 * math.sqrt((num_below - 1) / max(1, len(rows) - 1)) if num_below > 1 else 1.6
+    parts.append(
+        tag(
+            "line", tooltip(f"{blocks}: {whose}"), x1=x_from, x2=x, y1=y, y2=y, stroke_width=width, class_=f"mark {css}"
+        )
+    )
+    if not branch.children:
+        if num_below > 1:  # equal in every block
+            parts.append(
+                tag(
+                    "line",
+                    x1=x,
+                    x2=x,
+                    y1=top + (branch.start + 0.5) * pitch,
+                    y2=top + (branch.end - 0.5) * pitch,
+                    class_="fork",
+                )
+            )
+        return y
+    parts.append(tag("line", x1=x, x2=x, y1=heights[0], y2=heights[-1], class_="fork"))
+    hint = tooltip(f"{num_below} snapshots part after {columns[branch.depth - 1].name if branch.depth else 'nothing'}")
+    radius = 7.0 if num_below < 10 else 9.0 if num_below < 100 else 11.0
+    parts.append(tag("circle", hint, cx=x, cy=y, r=radius, class_="mark parting"))
+    parts.append(label(x, y + 3.5, str(num_below), "parting-count", "middle"))
+    return y
+
+
+def _depth_axis(columns: Sequence[MapColumn], left: float, step: float, top: float, bottom: float) -> str:
+    """The blocks' names along the top, every n-th one where all would not fit, with a faint line under each."""
+    longest = max((text_width(one.name, 11) for one in columns), default=0) + 8
+    every = max(1, math.ceil(longest / step))
+    parts = []
+    for index in range(0, len(columns), every):
+        x = left + (index + 1) * step
+        parts.append(tag("line", x1=x, x2=x, y1=top - 6, y2=bottom, class_="grid"))
+        parts.append(label(x - 3, top - 12, columns[index].name, "head", "end" if index or step > longest else "start"))
+    return tag("g", *parts)
+
+
+def _group_key(groups: Sequence[str], css_of: dict[str, str]) -> str:
+    parts, x = [], 14.0
+    for group in groups:
+        parts.append(tag("circle", cx=x, cy=14, r=4, class_=f"leaf {css_of[group]}"))
+        parts.append(label(x + 10, 18, shorten(group, 24), "legend"))
+        x += 30 + text_width(shorten(group, 24))
+    return tag("g", *parts)
+
+
+def block_map(rows: Sequence[MapRow], columns: Sequence[MapColumn], title: str) -> str:
+    """Snapshots by blocks: equal blocks above each other are one cell, pale where several snapshots hold it.
+
+    The rows are put in the order of the prefix tree, so that a cell is as tall as the number of snapshots that
+    share the block with everything before it.
+    """
+    rows = tree_order(rows)
+    holders = Counter(digest for row in rows for digest in set(row.digests))
+    height = max(3.0, min(20.0, 900 / max(1, len(rows))))
+    has_names = height >= MIN_NAMED_ROW_PX
+    left = min(270.0, max((text_width(row.name, 11.5) for row in rows), default=0) + 14) if has_names else 8.0
+    pitch = (WIDTH - left) / max(1, len(columns))
+    top = 50.0
+    parts = [_column_names(columns, left, pitch)]
+    for index, row in enumerate(rows if has_names else []):
+        y = top + (index + 0.5) * height + 4
+        parts.append(label(left - 10, y, shorten(row.name, 40), "row" if height >= 14 else "row tight", "end"))
+    for column, head in enumerate(columns):
+        tones: dict[str, int] = {}
+        start = 0
+        for digest, run in groupby(row.digests[column] for row in rows):
+            num_rows = len(list(run))
+            tone = None if holders[digest] == 1 else tones.setdefault(digest, len(tones) % NUM_CATEGORIES)
+            box = (left + column * pitch + 1, top + start * height + 0.75, pitch - 2, num_rows * height - 1.5)
+            owner = rows[start].name if holders[digest] == 1 else None
+            parts.append(_cell(box, head, holders[digest], tone, owner))
+            start += num_rows
+    return picture(WIDTH, top + len(rows) * height + 6, title, *parts)
+
+
+def _cell(
+    box: tuple[float, float, float, float], column: MapColumn, num_holders: int, tone: int | None, owner: str | None
+) -> str:
+    x, y, width, height = box
+    size = f" ({column.note})" if column.note else ""
+    whose = f"only in {owner}" if owner else f"held once for {num_holders} snapshots"
+    css = "mark own" if tone is None else f"mark shared tone-{tone}"
+    hint = tooltip(f"{column.name}{size}: {whose}")
+    height = max(height, 1.0)
+    rect = tag("rect", hint, x=x, y=y, width=width, height=height, rx=min(3.0, height / 3), class_=css)
+    fits = tone is not None and height >= 15 and width > text_width(str(num_holders), 11) + 4
+    middle = label(x + width / 2, y + height / 2 + 4, str(num_holders), "inside on-shared", "middle") if fits else ""
+    return rect + middle
+
+
+def _column_names(columns: Sequence[MapColumn], left: float, pitch: float) -> str:
+    """The names and notes above the columns, every n-th one where all would not fit."""
+    longest = max((max(text_width(one.name, 11), text_width(one.note, 10.5)) for one in columns), default=0) + 6
+    step = max(1, math.ceil(longest / pitch))
+    parts = []
+    for index in range(0, len(columns), step):
+        centred = step == 1
+        x = left + (index + 0.5) * pitch if centred else left + index * pitch + 1
+        anchor = "middle" if centred else "start"
+        parts.append(label(x, 24, columns[index].name, "head", anchor))
+        parts.append(label(x, 40, columns[index].note, "tick", anchor))
+    return tag("g", *parts)
+
+
+def tree_order(rows: Sequence[MapRow]) -> list[MapRow]:
+    """The rows with equal prefixes beside each other, those that go along with the most others first."""
+    num_with: Counter[tuple[str, ...]] = Counter()
+    for row in rows:
+        num_with.update(row.digests[:length] for length in range(1, len(row.digests) + 1))
+
+    def key(row: MapRow) -> tuple:
+        prefixes = (row.digests[:length] for length in range(1, len(row.digests) + 1))
+        return tuple((-num_with[prefix], prefix[-1]) for prefix in prefixes)
+
+    return sorted(rows, key=key)

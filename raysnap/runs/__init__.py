@@ -1,0 +1,1 @@
+"""A run's directory: written by jobs, read back by reports."""

@@ -1,0 +1,198 @@
+"""A run's folder: what was asked (`config.yaml`, `trials.jsonl`), where (`env.json`) and what came (`results.jsonl`).
+
+Whole files appear by rename; rows are appended in one write each, and a row that a crash tore is dropped when read.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from raysnap.atomic import write_atomically
+from raysnap.config.load import Config, dump_yaml, read_yaml
+from raysnap.errors import ConfigError
+
+CONFIG_NAME = "config.yaml"
+
+
+@dataclass(frozen=True)
+class JobSummary:
+    """What a job that makes snapshots left behind; `snapshots` are the ids of all it made, bases included."""
+
+    run_dir: str
+    num_trials: int
+    num_done: int
+    num_failed: int
+    snapshots: list[str]
+    failures: list[dict[str, str]]
+
+
+class RunDirectory:
+    """One run's records; rows may be added by one driver at a time."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    @classmethod
+    def open(cls, config: Config, path: Path, *, resume: bool) -> RunDirectory:
+        """A new run's folder, or with `resume` the one in which the same job was begun.
+
+        Raises:
+            ConfigError: the folder holds another run, or something that is no run.
+        """
+        check_run_dir(config, path, resume=resume)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            run = cls(path)
+            if not (path / CONFIG_NAME).exists():
+                write_atomically(path / CONFIG_NAME, dump_yaml(config))
+        except OSError as error:
+            raise ConfigError(
+                f"run_dir {path}: can't be written: {error.strerror or error}; choose another run_dir="
+            ) from None
+        return run
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The rows of `results.jsonl` that were written whole, in order."""
+        return read_rows(self.path / "results.jsonl")
+
+    def add_row(self, row: dict[str, Any]) -> None:
+        """Appends a row; it is on the disk when this returns."""
+        line = json.dumps(row, allow_nan=False, default=_plain).encode() + b"\n"
+        file = os.open(self.path / "results.jsonl", os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
+        try:
+            end = os.lseek(file, 0, os.SEEK_END)
+            if end and os.pread(file, 1, end - 1) != b"\n":
+                line = b"\n" + line
+            while line:  # a disk that fills up takes a part, and the next call says so
+                line = line[os.write(file, line) :]
+            os.fsync(file)
+        finally:
+            os.close(file)
+
+    def write_trials(self, trials: Iterable[Config]) -> None:
+        """Writes the trial list, a JSON line each."""
+        text = "".join(json.dumps(trial.model_dump(mode="json")) + "\n" for trial in trials)
+        write_atomically(self.path / "trials.jsonl", text)
+
+    def write_env(
+        self, seed: int, started: str, wall_s: float | None, stages_s: dict[str, float], **facts: Any
+    ) -> None:
+        """Writes what the run ran on, how long its stages took, and further facts that are the same for many rows."""
+        document = describe_environment() | {
+            "seed": seed,
+            "started": started,
+            "finished": None if wall_s is None else utc_timestamp(),
+            "wall_s": wall_s,
+            "stages_s": stages_s,
+            **facts,
+        }
+        write_atomically(self.path / "env.json", json.dumps(document, indent=2) + "\n")
+
+
+def check_run_dir(config: Config, path: Path, *, resume: bool) -> None:
+    """Passes when a job may keep its records in `path`, as `RunDirectory.open` says; writes nothing.
+
+    Raises:
+        ConfigError: the folder holds another run, or something that is no run, or can't be made.
+    """
+    standing = next(one for one in (path, *path.absolute().parents) if one.exists())
+    if not standing.is_dir():
+        raise ConfigError(f"run_dir {path}: expected a folder, found the file {standing}; choose another run_dir=")
+    if not os.access(standing, os.W_OK | os.X_OK):
+        raise ConfigError(f"run_dir {path}: the folder {standing} can't be written; choose another run_dir=")
+    begun = path / CONFIG_NAME
+    if not begun.exists():
+        if path.is_dir() and any(path.glob("*.jsonl")):
+            raise ConfigError(f"run_dir {path}: holds rows but no {CONFIG_NAME}; choose another run_dir=")
+        return
+    if not resume:
+        raise ConfigError(f"run_dir {path}: already holds a run; add --resume to finish it, or choose another run_dir=")
+    before, now = read_yaml(begun), config.model_dump(mode="json")
+    changed = [key for key in now if key != "resources" and before.get(key) != now[key]]
+    if changed:
+        key = changed[0]
+        raise ConfigError(
+            f"run_dir {path}: {key}: the run was begun with {before.get(key)!r}, found {now[key]!r}; resume with the "
+            "same configuration, or choose another run_dir="
+        )
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The JSON objects in a file of JSON lines; what a crash tore, and a missing file, count as nothing."""
+    try:
+        lines = path.read_bytes().splitlines()
+    except FileNotFoundError:
+        return []
+    rows = []
+    for line in lines:
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(row, dict):
+            rows.append(row)
+    return rows
+
+
+def describe_environment() -> dict[str, Any]:
+    """Versions, processors and the commit that a result depends on."""
+    gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    versions = {name: _version(name) for name in ("raysnap", "torch", "torchvision", "ray")}
+    return versions | {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpu": _cpu_name(),
+        "num_cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "gpus": gpus,
+        "commit": _commit(),
+    }
+
+
+def _version(package: str) -> str | None:
+    """The package's version; None where it is not installed, as Ray need not be for what runs without it."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def utc_timestamp() -> str:
+    """Now, in UTC, as ISO 8601 to the second."""
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _cpu_name() -> str:
+    if sys.platform == "linux":
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _commit() -> str | None:
+    """The commit of the checkout that raysnap runs from; None for an installed package."""
+    here = Path(__file__).resolve().parents[1]
+    if not (here.parent / ".git").exists():
+        return None
+    command = ["git", "-C", str(here), "rev-parse", "--short=12", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _plain(value: Any) -> Any:
+    """numpy's and torch's scalars as Python's."""
+    return value.item()

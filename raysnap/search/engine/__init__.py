@@ -1,0 +1,1 @@
+"""Where features come from: the executor, blocks in memory, caches, workers."""

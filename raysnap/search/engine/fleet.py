@@ -1,0 +1,359 @@
+"""A rung's features from many workers: Ray actors, each with its own blocks, run the pieces dealt to them.
+
+The driver deals, says what runs next and puts features together; activations go from worker to worker as Ray objects,
+which those on one machine read in place. When workers die, those that are left run the rung's part again.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections import defaultdict
+from collections.abc import Collection, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+from torch import Tensor
+
+from raysnap.errors import RaysnapError, UsageError
+from raysnap.search.engine.border import from_array, to_array
+from raysnap.search.engine.calibration import measure_kinds
+from raysnap.search.engine.setup import Setup, open_executor
+from raysnap.search.engine.source import Border, Gathered, Work
+from raysnap.search.plan.dispatch import Dispatcher, Task
+from raysnap.search.plan.partition import BlockKey, Costs, Kind, Partition, Rates, block_key, kind_of
+from raysnap.search.plan.simulation import HANDOVER_BYTES, choose_partition, held_after
+from raysnap.search.plan.tree import PrefixTree, candidates_below, find_misfit, keep_candidates
+from raysnap.search.plan.walk import usual_batch_items
+from raysnap.store.store import Store
+
+NUM_QUEUED = 2  # tasks that a worker has been given: the one it runs and the next
+PING_TIMEOUT_S = 120.0
+
+logger = logging.getLogger(__name__)
+
+
+class WorkerLost(Exception):
+    """A worker died, or what it made is gone."""
+
+
+class Fleet:
+    """Workers on the Ray that is up; a `FeatureSource`, to be closed by `with`."""
+
+    def __init__(self, tree: PrefixTree, setup: Setup, num_workers: int, work: Work):
+        """Starts the workers.
+
+        Raises:
+            UsageError: Ray is not up, or has fewer CPUs than workers.
+        """
+        if not ray.is_initialized():
+            raise UsageError(f"workers={num_workers}: expected Ray to be up, found none; call ray.init() first")
+        self.tree = tree
+        self.work = work
+        resources = ray.cluster_resources()
+        num_cpus, num_gpus = int(resources.get("CPU", 0)), 0 if setup.device == "cpu" else resources.get("GPU", 0)
+        if num_workers > num_cpus:
+            raise UsageError(
+                f"--workers {num_workers}: expected at most {num_cpus}, the CPUs that Ray has; ask for less"
+            )
+        cpus = min(num_cpus // num_workers, int(max(node["Resources"].get("CPU", 0) for node in ray.nodes())))
+        gpus = min(1.0, num_gpus / num_workers)
+        self._device = "cuda" if num_gpus else "cpu"
+        arguments = ray.put(tree), ray.put(setup.absolute()), cpus
+        start = _Worker.options(num_cpus=cpus, num_gpus=gpus).remote
+        self._budget_bytes = setup.budget_bytes
+        self._workers = [start(*arguments) for _ in range(num_workers)]
+        self._held: list[set[BlockKey]] = [set() for _ in self._workers]
+        self._seen = [Work() for _ in self._workers]
+        fit = [number for number, candidate in enumerate(tree.candidates) if find_misfit(candidate) is None]
+        kinds = {kind_of(tree.nodes[index]) for index in keep_candidates(tree, fit)}
+        with work.timed("start_workers"):
+            try:
+                self.dtype, self.fingerprint = _get([worker.describe.remote() for worker in self._workers])[0]
+                measured: list[dict[Kind, float]] = _get([worker.measure.remote(kinds) for worker in self._workers])
+            except WorkerLost as loss:
+                raise RaysnapError(f"search workers can't be started: {loss}") from None
+        self._measured_s = {kind: sum(seconds[kind] for seconds in measured) / len(measured) for kind in kinds}
+
+    def __enter__(self) -> Fleet:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        for worker in self._workers:
+            ray.kill(worker)
+
+    def gather(
+        self,
+        candidates: Collection[int],
+        positions: Sequence[int],
+        *,
+        is_last: bool,  # noqa: ARG002 - all blocks are let go of with the workers
+        border: Border | None = None,
+    ) -> Gathered:
+        """Features of the items at `positions`; where workers die, from those that are left.
+
+        Raises:
+            RaysnapError: none is left.
+        """
+        while True:
+            try:
+                found = self._gather(set(candidates), positions, border)
+                self._add_up()
+            except WorkerLost as loss:
+                self._leave_out_the_dead(str(loss))
+            else:
+                return found
+
+    def keep(self, candidates: Collection[int]) -> None:
+        """Lets go of blocks that only other candidates need."""
+        keys = {block_key(self.tree.nodes[index]) for index in keep_candidates(self.tree, candidates)}
+        self._held = [held & keys for held in self._held]
+        for worker in self._workers:
+            worker.keep.remote(list(candidates))
+
+    def _gather(self, candidates: set[int], positions: Sequence[int], border: Border | None) -> Gathered:
+        nodes = keep_candidates(self.tree, candidates, border.given if border else ())
+        with self.work.timed("plan"):
+            partition = self._deal(nodes, len(positions))
+        run = _Run(self, partition, positions, border)
+        run.finish()
+        self._held = [old | new for old, new in zip(self._held, held_after(self.tree, partition), strict=True)]
+        failed: dict[int, str] = {}
+        for index, reason in run.faults.items():
+            failed |= dict.fromkeys(candidates_below(self.tree, self.tree.nodes[index]) & candidates, reason)
+        features = {number: run.features_of(self.tree.ends[number]) for number in candidates - failed.keys()}
+        return Gathered(features, failed)
+
+    def _deal(self, nodes: Collection[int], num_items: int) -> Partition:
+        kinds = {
+            (self.tree.nodes[index].architecture, self.tree.nodes[index].preprocessing.image_size) for index in nodes
+        }
+        batch_items = max(usual_batch_items(*kind, self._device) for kind in kinds)
+        return choose_partition(
+            Costs.of(self.tree, nodes, Rates(), self._measured_s),
+            num_items,
+            min(batch_items, num_items),
+            len(self._workers),
+            Rates(),
+            self._held,
+            min(HANDOVER_BYTES, self._budget_bytes or HANDOVER_BYTES),
+        )
+
+    def _add_up(self) -> None:
+        """Adds what the workers did since the last time; of seconds their mean."""
+        reports: list[Work] = _get([worker.report.remote() for worker in self._workers])
+        for report, seen in zip(reports, self._seen, strict=True):
+            self.work.block_item_passes += report.block_item_passes - seen.block_item_passes
+            self.work.flops += report.flops - seen.flops
+            self.work.block_bytes_read += report.block_bytes_read - seen.block_bytes_read
+            self.work.peak_activation_bytes = max(self.work.peak_activation_bytes, report.peak_activation_bytes)
+            for stage, seconds in report.timings_s.items():
+                self.work.timings_s[stage] += (seconds - seen.timings_s[stage]) / len(reports)
+        self._seen = reports
+        self.work.bound_s = sum(report.bound_s for report in reports) / len(reports)
+
+    def _leave_out_the_dead(self, loss: str) -> None:
+        alive = [number for number, worker in enumerate(self._workers) if _responds(worker)]
+        if not alive or len(alive) == len(self._workers):
+            what = "none is left" if not alive else "all of them respond"
+            raise RaysnapError(f"search workers: one was lost ({loss}), and {what}; search again with fewer --workers")
+        num_dead = len(self._workers) - len(alive)
+        logger.warning("%d search workers died; the %d left run this rung again", num_dead, len(alive))
+        self._workers = [self._workers[number] for number in alive]
+        self._held = [self._held[number] for number in alive]
+        self._seen = [self._seen[number] for number in alive]
+
+
+class _Run:
+    """One partition on its way: what is running, what waits to be taken, and the features so far."""
+
+    def __init__(self, fleet: Fleet, partition: Partition, positions: Sequence[int], border: Border | None):
+        self.faults: dict[int, str] = {}
+        self._tree = fleet.tree
+        self._workers = fleet._workers
+        self._partition = partition
+        self._positions = positions
+        self._border = border
+        self._dispatcher = Dispatcher(partition)
+        self._running: dict[ray.ObjectRef, tuple[Task, tuple[int, ...]]] = {}
+        self._num_queued = [0] * partition.num_workers
+        self._handed: dict[int, dict[tuple[int, int], ray.ObjectRef]] = defaultdict(dict)
+        self._features: dict[int, dict[int, np.ndarray]] = defaultdict(dict)
+        self._lost: set[int] = set()
+        self._written: set[tuple[int, int]] = set()
+
+    def finish(self) -> None:
+        """Runs everything.
+
+        Raises:
+            WorkerLost: a worker died.
+            RaysnapError: what a worker raised.
+        """
+        woken = set(range(self._partition.num_workers))
+        while True:
+            while woken:
+                woken |= self._give_work(woken.pop())
+            if self._dispatcher.is_done:
+                break
+            (ref,), _ = ray.wait(list(self._running), num_returns=1)
+            task, exports = self._running.pop(ref)
+            features, faults = _get(ref)
+            self._note_faults(faults)
+            for node, rows in features.items():
+                self._features[node][task.wave] = rows
+            self._write(task, exports)
+            worker = self._partition.pieces[task.piece].worker
+            self._num_queued[worker] -= 1
+            woken = self._dispatcher.finish(task) | {worker}
+            for wave in [wave for wave in self._handed if wave < self._dispatcher.first_open]:
+                del self._handed[wave]
+
+    def features_of(self, node: int) -> np.ndarray:
+        """The node's outputs of all items, float32 `[num_items, feature_dim]`."""
+        return np.concatenate([rows for _, rows in sorted(self._features[node].items())])
+
+    def _give_work(self, worker: int) -> set[int]:
+        """Starts what the worker can be given; others may have more to do, where all that a task runs is lost."""
+        woken: set[int] = set()
+        while self._num_queued[worker] < NUM_QUEUED:
+            task = self._dispatcher.next_task(worker)
+            if task is None:
+                break
+            piece = self._partition.pieces[task.piece]
+            nodes = [node for node in piece.nodes if node not in self._lost]
+            if not nodes:
+                woken |= self._dispatcher.finish(task)
+                continue
+            wanted = set(self._border.wanted if self._border else ()) & set(nodes)
+            exports = tuple(sorted((set(piece.exports) & set(nodes)) | wanted))
+            run = self._workers[worker].run.options(num_returns=1 + len(exports))
+            wave = self._partition.waves[task.wave]
+            refs = run.remote(nodes, exports, self._positions[wave.start : wave.stop], piece.source, self._input(task))
+            refs = refs if exports else [refs]
+            self._running[refs[0]] = (task, exports)
+            for node, ref in zip(exports, refs[1:], strict=True):
+                self._handed[task.wave][task.piece, node] = ref
+            self._num_queued[worker] += 1
+        return woken
+
+    def _input(self, task: Task) -> Any:
+        """What the task's piece takes besides pixels."""
+        piece = self._partition.pieces[task.piece]
+        if piece.source is None:
+            return None
+        maker = self._partition.maker.get((piece.source, task.wave, piece.worker))
+        if maker is not None:
+            return self._handed[task.wave][maker, piece.source]
+        wave = self._partition.waves[task.wave]
+        return ray.put(to_array(self._border.read(piece.source, self._positions[wave.start : wave.stop])))
+
+    def _note_faults(self, faults: dict[int, str]) -> None:
+        self.faults |= faults
+        stack = [index for index in faults if index not in self._lost]
+        while stack:
+            index = stack.pop()
+            self._lost.add(index)
+            stack.extend(self._tree.nodes[index].children)
+
+    def _write(self, task: Task, exports: tuple[int, ...]) -> None:
+        """Gives the search's border what it wants of a task's outputs."""
+        if self._border is None:
+            return
+        wave = self._partition.waves[task.wave]
+        for node in exports:
+            if node in self._border.wanted and node not in self._lost and (node, task.wave) not in self._written:
+                self._written.add((node, task.wave))
+                rows = _get(self._handed[task.wave][task.piece, node])
+                outputs = from_array(rows.copy(), self._border.dtype)
+                self._border.write(node, self._positions[wave.start : wave.stop], outputs)
+
+
+@ray.remote(max_restarts=0)
+class _Worker:
+    """An executor in a process of its own."""
+
+    def __init__(self, tree: PrefixTree, setup: Setup, num_threads: int):
+        torch.set_num_threads(num_threads)
+        self._work = Work()
+        self._open = ExitStack()  # until the process ends
+        _, items = setup.open_items(tree.candidates)
+        store = Store.open(setup.store)
+        self._numerics = setup.numerics()
+        self._executor = self._open.enter_context(open_executor(setup, store, tree, items, self._work))
+
+    def describe(self) -> tuple[torch.dtype, str]:
+        return self._executor.dtype, self._executor.fingerprint
+
+    def measure(self, kinds: Collection[Kind]) -> dict[Kind, float]:
+        return measure_kinds(kinds, self._numerics)
+
+    def pid(self) -> int:
+        return os.getpid()
+
+    def run(
+        self, nodes: list[int], exports: tuple[int, ...], positions: Sequence[int], source: int | None, handed: Any
+    ) -> Any:
+        """Features and faults, and after them each export's outputs, None where a fault took them."""
+        border = _WaveBorder(self._executor.dtype, positions, source, handed, exports)
+        found = self._executor.run(nodes, positions, border)
+        return (found, *(border.taken(node) for node in exports)) if exports else found
+
+    def keep(self, candidates: list[int]) -> None:
+        self._executor.keep(candidates)
+
+    def report(self) -> Work:
+        return self._work
+
+
+class _WaveBorder:
+    """A wave's activations that came from another piece, and those that go to others."""
+
+    def __init__(
+        self, dtype: torch.dtype, positions: Sequence[int], source: int | None, handed: Any, exports: tuple[int, ...]
+    ):
+        self.dtype = dtype
+        self.given = () if source is None else (source,)
+        self.wanted = exports
+        self._rows = {position: row for row, position in enumerate(positions)}
+        self._handed = handed
+        self._parts: dict[int, list[np.ndarray]] = defaultdict(list)
+
+    def read(self, node: int, positions: Sequence[int]) -> Tensor:  # noqa: ARG002 - there is one
+        return from_array(self._handed[[self._rows[position] for position in positions]], self.dtype)
+
+    def write(self, node: int, positions: Sequence[int], outputs: Tensor) -> None:  # noqa: ARG002 - they come in order
+        self._parts[node].append(to_array(outputs))
+
+    def taken(self, node: int) -> np.ndarray | None:
+        parts = self._parts.get(node, [])
+        return np.concatenate(parts) if sum(map(len, parts)) == len(self._rows) else None
+
+
+def _get(refs: Any) -> Any:
+    """What the references stand for; Ray's errors become raysnap's."""
+    try:
+        return ray.get(refs)
+    except ray.exceptions.RayTaskError as error:
+        cause = error.cause
+        if isinstance(cause, RaysnapError):
+            raise cause from None
+        if isinstance(cause, ray.exceptions.RayError):
+            raise WorkerLost(_first_line(cause)) from None
+        raise
+    except ray.exceptions.RayError as error:
+        raise WorkerLost(_first_line(error)) from None
+
+
+def _responds(worker: Any) -> bool:
+    try:
+        ray.get(worker.describe.remote(), timeout=PING_TIMEOUT_S)
+    except ray.exceptions.RayError:
+        return False
+    return True
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0]

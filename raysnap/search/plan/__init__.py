@@ -1,0 +1,1 @@
+"""Prefix trees, rungs, walks and partitions: frozen data without tensors."""

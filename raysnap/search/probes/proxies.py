@@ -1,0 +1,192 @@
+"""Proxies: cheap scores of features that stand for fine-tuned accuracy.
+
+Every proxy is a function from many candidates' features of the same train and test items to a `Score` each; every
+item's part in it is kept, so that candidates can be compared item by item. A candidate's score is the same, to the
+bit on CPUs, whatever other candidates are in the call: there each is scored on one thread, as many at once as torch
+has threads. On a GPU `linear` and `sgd_linear` take candidates of equal width in lock-step.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from raysnap.config.choices import Proxy
+from raysnap.search.probes.axes import span_coordinates
+from raysnap.search.probes.logistic import fit_logistic_regressions
+from raysnap.search.probes.score import Array, Score, score_logits
+from raysnap.search.probes.transferability import hscore, logme
+
+NUM_NEIGHBOURS = 5
+SGD_EPOCHS, SGD_LR, SGD_BATCH_ITEMS = 100, 0.1, 128
+
+# With fewer numbers in all, handing candidates to threads costs more than it saves.
+THREADED_NUMBERS = 1_000_000
+# Candidates of one width that a GPU takes at once: bounds its memory.
+MAX_LOCK_STEP = 64
+
+CPU = torch.device("cpu")
+
+
+def linear(train_BND: Tensor, train_labels_N: Array, test_BTD: Tensor, test_labels_T: Array, seed: int) -> list[Score]:  # noqa: ARG001
+    """Scores of multinomial logistic regressions, converged.
+
+    Features are standardised with the train items' mean and deviation; the penalty is half the squared weights, once
+    for the sum of all items' losses (scikit-learn's C = 1). The optimum lies in the span of the train items, where it
+    is sought if these are fewer than the dimensions. See `logistic` for when a regression has converged.
+    """
+    classes, targets_N = np.unique(train_labels_N, return_inverse=True)
+    inputs_BND, tests_BTD = train_BND.double(), test_BTD.double()
+    deviation_B1D, mean_B1D = torch.std_mean(inputs_BND, dim=1, correction=0, keepdim=True)
+    # A feature that is constant up to float32's rounding says nothing: it becomes 0 everywhere.
+    deviation_B1D[deviation_B1D <= 1e-6 * mean_B1D.abs()] = torch.inf
+    inputs_BND, tests_BTD = ((features - mean_B1D) / deviation_B1D for features in (inputs_BND, tests_BTD))
+    if inputs_BND.shape[1] < inputs_BND.shape[2]:
+        inputs_BND, tests_BTD = span_coordinates(inputs_BND, tests_BTD)
+    targets = torch.from_numpy(targets_N).to(inputs_BND.device)
+    weights_BCR, bias_BC = fit_logistic_regressions(inputs_BND, targets, len(classes))
+    logits_BTC = tests_BTD @ weights_BCR.mT + bias_BC[:, None]
+    return [score_logits(logits_TC, classes, test_labels_T) for logits_TC in logits_BTC.cpu().numpy()]
+
+
+def sgd_linear(
+    train_BND: Tensor, train_labels_N: Array, test_BTD: Tensor, test_labels_T: Array, seed: int
+) -> list[Score]:
+    """Scores of linear layers trained as the published protocol does: SGD, lr 0.1, 100 epochs, batches of 128.
+
+    The layers start as torch's do, and all are shown the items in the same order.
+    """
+    classes, targets_N = np.unique(train_labels_N, return_inverse=True)
+    num_problems, num_items, num_dims = train_BND.shape
+    generator = torch.Generator().manual_seed(seed)
+    weight_CD, bias_C = _initial_layer(num_dims, len(classes), seed)
+    weight_BCD = weight_CD.to(train_BND).repeat(num_problems, 1, 1)
+    bias_BC1 = bias_C.to(train_BND).repeat(num_problems, 1)[..., None]
+    one_hot_NC = nn.functional.one_hot(torch.from_numpy(targets_N), len(classes)).to(train_BND)
+    for _ in range(SGD_EPOCHS):
+        order = torch.randperm(num_items, generator=generator).to(train_BND.device)
+        shuffled_BND, shuffled_CN = train_BND[:, order], one_hot_NC[order].T
+        for start in range(0, num_items, SGD_BATCH_ITEMS):
+            batch_BND = shuffled_BND[:, start : start + SGD_BATCH_ITEMS]
+            logits_BCN = torch.baddbmm(bias_BC1, weight_BCD, batch_BND.mT)
+            error_BCN = torch.softmax(logits_BCN, dim=1) - shuffled_CN[:, start : start + SGD_BATCH_ITEMS]
+            rate = SGD_LR / batch_BND.shape[1]
+            weight_BCD.baddbmm_(error_BCN, batch_BND, alpha=-rate)
+            bias_BC1.sub_(error_BCN.sum(dim=2, keepdim=True), alpha=rate)
+    logits_BTC = torch.baddbmm(bias_BC1.mT, test_BTD, weight_BCD.mT).double().cpu()
+    return [score_logits(logits_TC, classes, test_labels_T) for logits_TC in logits_BTC.numpy()]
+
+
+def knn(train_BND: Tensor, train_labels_N: Array, test_BTD: Tensor, test_labels_T: Array, seed: int) -> list[Score]:  # noqa: ARG001
+    """Scores of the most frequent class among an item's nearest train items by the cosine of their features.
+
+    There are 5 neighbours, fewer where classes have fewer train items on average. Of train items that are equally
+    near the earlier counts, of classes with equally many neighbours the first. A class's probability, for the loss,
+    is its share of the neighbours after one more of each class.
+    """
+    classes, targets_N = np.unique(train_labels_N, return_inverse=True)
+    num_neighbours = min(NUM_NEIGHBOURS, max(1, len(targets_N) // len(classes)))
+    cosines_BTN = _normalised(test_BTD) @ _normalised(train_BND).mT
+    nearest_BTK = cosines_BTN.argsort(dim=2, descending=True, stable=True)[..., :num_neighbours].cpu().numpy()
+    votes_BTC = np.eye(len(classes))[targets_N[nearest_BTK]].sum(axis=2)
+    return [score_logits(np.log1p(votes_TC), classes, test_labels_T) for votes_TC in votes_BTC]
+
+
+BatchProxy = Callable[[Tensor, Array, Tensor, Array, int], list[Score]]
+
+PROXIES: dict[Proxy, BatchProxy] = {
+    "linear": linear,
+    "sgd_linear": sgd_linear,
+    "knn": knn,
+    "hscore": hscore,
+    "logme": logme,
+}
+
+
+def score_candidates(
+    proxy: Proxy,
+    train_features: Sequence[Array],
+    train_labels_N: Array,
+    test_features: Sequence[Array],
+    test_labels_T: Array,
+    seed: int,
+    device: torch.device = CPU,
+) -> list[Score]:
+    """Each candidate's score by a proxy, in the order given.
+
+    Args:
+        train_features: each candidate's features of the train items, float32 `[N, D]`, each of its own width.
+        test_features: the same of the test items, `[T, D]`.
+        device: where the work is done.
+    """
+
+    def score_batch(numbers: list[int]) -> list[Score]:
+        train_BND, test_BTD = (
+            torch.stack([torch.from_numpy(features[number]).to(device) for number in numbers])
+            for features in (train_features, test_features)
+        )
+        return PROXIES[proxy](train_BND, train_labels_N, test_BTD, test_labels_T, seed)
+
+    batches = list(_batches([features.shape[1] for features in train_features], device))
+    num_numbers = sum(features.size for features in train_features)
+    with _one_thread_each(device) as num_threads:
+        if num_threads == 1 or num_numbers < THREADED_NUMBERS:
+            scored = map(score_batch, batches)
+        else:
+            # What torch was told of threads holds for the thread that told it; MKL's share of a new one is all cores.
+            with ThreadPoolExecutor(num_threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+                scored = pool.map(score_batch, batches)
+        by_number = {
+            number: score
+            for numbers, scores in zip(batches, scored, strict=True)
+            for number, score in zip(numbers, scores, strict=True)
+        }
+    return [by_number[number] for number in range(len(train_features))]
+
+
+def _batches(widths: Sequence[int], device: torch.device) -> Iterator[list[int]]:
+    """Which candidates go together: on a CPU nobody, so that no score depends on another's company."""
+    if device.type == "cpu":
+        yield from ([number] for number in range(len(widths)))
+        return
+    by_width: dict[int, list[int]] = defaultdict(list)
+    for number, width in enumerate(widths):
+        by_width[width].append(number)
+    for numbers in by_width.values():
+        yield from (numbers[start : start + MAX_LOCK_STEP] for start in range(0, len(numbers), MAX_LOCK_STEP))
+
+
+@contextmanager
+def _one_thread_each(device: torch.device) -> Iterator[int]:
+    """How many candidates to score at once; on a CPU as many as torch has threads, each of which gets one."""
+    if device.type != "cpu":
+        yield 1
+        return
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield num_threads
+    finally:
+        torch.set_num_threads(num_threads)
+
+
+def _initial_layer(num_dims: int, num_classes: int, seed: int) -> tuple[Tensor, Tensor]:
+    """The weight `[C, D]` and bias `[C]` that `nn.Linear` begins with after `torch.manual_seed(seed)`."""
+    generator = torch.Generator().manual_seed(seed)
+    weight_CD = nn.init.kaiming_uniform_(torch.empty(num_classes, num_dims), a=math.sqrt(5), generator=generator)
+    bound = 1 / math.sqrt(num_dims)
+    return weight_CD, nn.init.uniform_(torch.empty(num_classes), -bound, bound, generator=generator)
+
+
+def _normalised(features_BND: Tensor) -> Tensor:
+    """The features at length 1, float64; those of length 0 as they are."""
+    features_BND = features_BND.double()
+    lengths_BN1 = torch.linalg.vector_norm(features_BND, dim=2, keepdim=True)
+    return features_BND / torch.where(lengths_BN1 > 0, lengths_BN1, 1.0)

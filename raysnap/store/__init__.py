@@ -1,0 +1,1 @@
+"""The model store, format 1: blocks, manifests, names, garbage collection."""

@@ -1,0 +1,209 @@
+"""The rebuildable index: what listing and filtering need of every manifest and ref, in one small SQLite file.
+
+A cache and nothing more: it is read whole, checked, compared with the folders it mirrors, brought up to date in memory
+and published whole like any other file of the store. So it needs no SQLite lock, and a damaged one is just rebuilt.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sqlite3
+import zlib
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
+from pathlib import Path
+from typing import NamedTuple
+
+from raysnap.errors import StoreDamaged, StoreError
+from raysnap.store.catalog import read_manifest, read_ref
+from raysnap.store.files import Files, entries_in, looked_at, read_bounded
+from raysnap.store.manifest import is_digest, is_ref_name
+from raysnap.store.where import compile_where
+
+logger = logging.getLogger(__name__)
+
+MAX_INDEX_BYTES = 4 * 2**30
+SETTLED_NS = 2 * 10**9
+
+_SCHEMA = """
+CREATE TABLE snapshots (id TEXT PRIMARY KEY, stamp TEXT, architecture TEXT, dataset TEXT, retrain_index INTEGER,
+  accuracy REAL, num_classes INTEGER, num_blocks INTEGER, num_bytes INTEGER, base TEXT, trial TEXT, created TEXT,
+  metrics TEXT) WITHOUT ROWID;
+CREATE TABLE refs (name TEXT PRIMARY KEY, stamp TEXT, id TEXT) WITHOUT ROWID;
+CREATE INDEX refs_by_id ON refs (id);
+CREATE TABLE damaged (file TEXT PRIMARY KEY, reason TEXT) WITHOUT ROWID;
+CREATE TABLE folders (name TEXT PRIMARY KEY, mtime_ns INTEGER, is_settled INTEGER) WITHOUT ROWID;
+"""
+_SCHEMA_ID = zlib.crc32(_SCHEMA.encode()) & 0x7FFFFFFF
+# Offsets in SQLite's file header: the user version holds our checksum, the application id our schema.
+_CHECKSUM, _APPLICATION = slice(60, 64), slice(68, 72)
+_SUMMARY = (
+    "id, architecture, dataset, retrain_index, accuracy, num_classes, num_blocks, num_bytes, base, trial, created"
+)
+
+
+class Summary(NamedTuple):
+    """What a listing shows of one snapshot."""
+
+    id: str
+    architecture: str
+    dataset: str | None
+    retrain_index: int | None
+    accuracy: float | None
+    num_classes: int
+    num_blocks: int
+    num_bytes: int
+    base: str | None
+    trial: str | None
+    created: str
+    names: tuple[str, ...]
+
+
+def list_summaries(files: Files, where: str | None = None) -> list[Summary]:
+    """The snapshots that `where` admits, oldest first.
+
+    Raises:
+        UsageError: `where` is not an expression over snapshots.
+    """
+    condition, parameters = compile_where(where) if where is not None else ("1", [])
+    with _connect(files) as connection:
+        names: dict[str, list[str]] = {}
+        for name, snapshot in connection.execute("SELECT name, id FROM refs ORDER BY name"):
+            names.setdefault(snapshot, []).append(name)
+        try:
+            rows = connection.execute(
+                f"SELECT {_SUMMARY} FROM snapshots WHERE {condition} ORDER BY created, id", parameters
+            ).fetchall()
+        except sqlite3.OperationalError as error:
+            raise StoreError(f"where {where!r}: SQLite {sqlite3.sqlite_version} can't run it: {error}") from None
+    return [Summary(*row, tuple(names.get(row[0], ()))) for row in rows]
+
+
+def list_refs(files: Files) -> dict[str, str]:
+    """Every name and the snapshot id it stands for; damaged refs are logged and left out."""
+    with _connect(files) as connection:
+        return dict(connection.execute("SELECT name, id FROM refs ORDER BY name"))
+
+
+@contextmanager
+def _connect(files: Files) -> Iterator[sqlite3.Connection]:
+    """The index, up to date, as a database in memory."""
+    with closing(sqlite3.connect(":memory:")) as connection:
+        path = files.root / "index.sqlite"
+        _load(connection, path)
+        if _refresh(connection, files):
+            with suppress(StoreError):  # a store that can't be written is listed all the same
+                files.write(path, _sealed(connection))
+        for file, reason in connection.execute("SELECT file, reason FROM damaged ORDER BY file"):
+            logger.warning("%s is left out of the list: %s", file, reason)
+        yield connection
+
+
+def _load(connection: sqlite3.Connection, path: Path) -> None:
+    """Fills the connection with the file's tables, or with empty ones when the file is missing or not intact."""
+    try:
+        content = bytearray(read_bounded(path, MAX_INDEX_BYTES))
+        stored = bytes(content[_CHECKSUM])
+        content[_CHECKSUM] = bytes(4)
+        is_ours = int.from_bytes(content[_APPLICATION], "big") == _SCHEMA_ID
+        if is_ours and len(content) > 100 and zlib.crc32(content).to_bytes(4, "big") == stored:
+            connection.deserialize(bytes(content))
+            return
+        logger.info("%s is damaged or of another version: rebuilding it", path)
+    except FileNotFoundError:
+        pass
+    except (OSError, sqlite3.Error) as error:
+        logger.info("%s can't be read (%s): rebuilding it", path, error)
+    connection.executescript(_SCHEMA + f"PRAGMA application_id = {_SCHEMA_ID};")
+
+
+def _sealed(connection: sqlite3.Connection) -> bytes:
+    """The database's bytes, with their CRC-32 in the header field that SQLite leaves to its users."""
+    connection.execute("PRAGMA user_version = 0")
+    connection.commit()
+    content = bytearray(connection.serialize())
+    content[_CHECKSUM] = zlib.crc32(content).to_bytes(4, "big")
+    return bytes(content)
+
+
+def _refresh(connection: sqlite3.Connection, files: Files) -> bool:
+    """Brings the tables up to date; whether the file deserves to be written again."""
+    known = {name: rest for name, *rest in connection.execute("SELECT name, mtime_ns, is_settled FROM folders")}
+    has_damage = connection.execute("SELECT 1 FROM damaged").fetchone() is not None
+    changed = False
+    for table, folder in (("snapshots", files.snapshots_dir), ("refs", files.refs_dir)):
+        with looked_at(folder):
+            mtime_ns = folder.stat().st_mtime_ns
+        if known.get(table) == [mtime_ns, 1] and not has_damage:
+            continue
+        # A file may come within the same tick of the clock as the listing; only an older folder time proves no change.
+        is_settled = int(files.now_ns() - mtime_ns > SETTLED_NS)
+        num_changes = _mirror(connection, table, folder)
+        if num_changes or known.get(table) != [mtime_ns, is_settled]:
+            connection.execute("INSERT OR REPLACE INTO folders VALUES (?, ?, ?)", (table, mtime_ns, is_settled))
+            changed = True
+    connection.commit()
+    return changed
+
+
+def _mirror(connection: sqlite3.Connection, table: str, folder: Path) -> int:
+    """Makes the table's rows those of the folder's files; the number of files that were new, changed or gone."""
+    key = "id" if table == "snapshots" else "name"
+    rows = dict(connection.execute(f"SELECT {key}, stamp FROM {table}"))
+    prefix = f"{folder.name}/"
+    # Damaged files are read again each time: the disk may have failed only for a moment.
+    known_damage = connection.execute("SELECT * FROM damaged WHERE file GLOB ?", (f"{prefix}*",)).fetchall()
+    connection.execute("DELETE FROM damaged WHERE file GLOB ?", (f"{prefix}*",))
+    found, damage = _stamps(folder), []
+    row_of = _snapshot_row if table == "snapshots" else _ref_row
+    stale = [name for name, stamp in rows.items() if found.get(name) != stamp]
+    fresh = [name for name, stamp in found.items() if rows.get(name) != stamp]
+    connection.executemany(f"DELETE FROM {table} WHERE {key} = ?", [(name,) for name in stale])
+    for name in fresh:
+        try:
+            row = row_of(folder, name, found[name])
+            connection.execute(f"INSERT INTO {table} VALUES ({', '.join('?' * len(row))})", row)
+        except FileNotFoundError:
+            continue
+        except StoreDamaged as error:
+            damage.append((prefix + name, str(error)))
+    connection.executemany("INSERT INTO damaged VALUES (?, ?)", damage)
+    return len(stale) + len(fresh) - len(damage) + (sorted(damage) != known_damage)
+
+
+def _stamps(folder: Path) -> dict[str, str]:
+    """For each snapshot or ref in the folder, what changes when its file is replaced."""
+    is_snapshots = folder.name == "snapshots"
+    stamps = {}
+    for entry in entries_in(folder):
+        name = entry.name.removesuffix(".json") if is_snapshots else entry.name
+        if not (is_digest(name) and name != entry.name if is_snapshots else is_ref_name(name)):
+            continue
+        with suppress(FileNotFoundError):
+            status = entry.stat()
+            stamps[name] = f"{status.st_mtime_ns} {status.st_ino} {status.st_size}"
+    return stamps
+
+
+def _snapshot_row(folder: Path, snapshot: str, stamp: str) -> tuple:
+    manifest = read_manifest(folder / f"{snapshot}.json")
+    return (
+        manifest.id,
+        stamp,
+        manifest.architecture,
+        manifest.dataset.name if manifest.dataset else None,
+        manifest.retrain_index,
+        manifest.accuracy,
+        manifest.num_classes,
+        len(manifest.blocks),
+        manifest.num_bytes,
+        manifest.base,
+        manifest.trial,
+        manifest.created,
+        json.dumps(manifest.metrics),
+    )
+
+
+def _ref_row(folder: Path, name: str, stamp: str) -> tuple:
+    return (name, stamp, read_ref(folder / name))

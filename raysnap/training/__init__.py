@@ -1,0 +1,1 @@
+"""One fine-tune with verified freezing; no Ray."""

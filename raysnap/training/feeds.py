@@ -1,0 +1,229 @@
+"""What the trained blocks are given: the items of a split, seen in one way, after the frozen blocks.
+
+Frozen blocks run in eval mode without autograd. Where a cache has room, the outputs of the first of them are computed
+once and read from then on; those between the cached depth and the trained blocks run on every batch.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from raysnap.datasets.augmentation import augment_and_normalise, item_draws, normalise
+from raysnap.models.numerics import Numerics
+from raysnap.store.manifest import Preprocessing
+from raysnap.training.prefix_cache import CachedOutputs, PrefixCache
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class LabelledPixels:
+    """The items of one split.
+
+    Attributes:
+        read: takes item positions and an edge S in pixels, gives their centre crops, uint8 `[n, 3, S, S]`.
+        labels: class indices, int64 `[N]`.
+        digest: stands for the items' content and order; without one nothing of them is cached.
+        names: of the items, for those who look at single ones.
+    """
+
+    read: Callable[[Sequence[int], int], Tensor]
+    labels: Tensor
+    digest: str | None = None
+    names: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class View:
+    """One fixed augmentation of every item: the same for the same seed and number, whatever the batch."""
+
+    seed: int
+    number: int
+
+
+Mix = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""Takes images and their labels, gives mixed images and soft labels `[N, num_classes]`."""
+
+
+@dataclass(frozen=True)
+class Feed:
+    """For item positions the trained blocks' inputs, on the device, good until the next are asked for; all labels.
+
+    Attributes:
+        mixed: the inputs of items that are mixed with each other, and their soft labels, where that is asked for.
+    """
+
+    inputs: Callable[[Tensor], Tensor]
+    labels: Tensor
+    mixed: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None
+
+    def batch(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Inputs to train on, and what they should be taken for: class indices, or soft labels of mixed ones."""
+        if self.mixed is not None:
+            return self.mixed(positions)
+        return self.inputs(positions), self.labels[positions.to(self.labels.device)]
+
+
+class FrozenPrefix:
+    """The frozen blocks of one model, and what is cached of them; closing it lets go of the cache.
+
+    Args:
+        frozen: the blocks that are not trained, perhaps none, in eval mode.
+        digests: of the frozen blocks.
+        cache: where outputs may be kept; None computes them for every batch.
+        verify: called before anything is written into the cache; raises where the blocks aren't what `digests` says.
+    """
+
+    def __init__(
+        self,
+        frozen: nn.Sequential,
+        preprocessing: Preprocessing,
+        numerics: Numerics,
+        *,
+        digests: Sequence[str] = (),
+        cache: PrefixCache | None = None,
+        verify: Callable[[], None] = lambda: None,
+    ):
+        self._frozen = frozen
+        self._preprocessing = preprocessing
+        self._numerics = numerics
+        self._digests = tuple(digests)
+        self._cache = cache
+        self._verify = verify
+        self._depth = min(cache.depth, len(frozen)) if cache else 0
+        self._readers: dict[tuple[str, View | None], Callable[[Tensor], Tensor] | None] = {}
+        self._resources = ExitStack()
+        self._form: tuple[tuple[int, ...], torch.dtype] | None = None
+        self._augmented: Tensor | None = None
+
+    def __enter__(self) -> FrozenPrefix:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._readers.clear()
+        self._resources.close()
+
+    def feed(self, items: LabelledPixels, view: View | None = None, *, is_fixed: bool = True) -> Feed:
+        """The items in one view, which is cached where it is fixed and there is room."""
+        labels = items.labels.to(self._numerics.device)
+        if not self._depth or items.digest is None or not is_fixed:
+            return Feed(lambda positions: self._run(self._frozen, self._images(items, view, positions)), labels)
+        key = (items.digest, view)
+        if key not in self._readers:
+            self._readers[key] = self._cached(items, view)
+        read = self._readers[key]
+        if read is None:
+            return self.feed(items, view, is_fixed=False)
+        return Feed(lambda positions: self._run(self._frozen[self._depth :], read(positions)), labels)
+
+    def mixed_feed(self, items: LabelledPixels, view: View | None, mix: Mix) -> Feed:
+        """The items in one view, their pixels mixed anew in every batch: nothing of that is cached."""
+        plain = self.feed(items, view, is_fixed=False)
+
+        def mixed(positions: Tensor) -> tuple[Tensor, Tensor]:
+            images, targets = mix(self._images(items, view, positions), plain.labels[positions.to(plain.labels.device)])
+            return self._run(self._frozen, self._numerics.lay_out_images(images)), targets
+
+        return Feed(plain.inputs, plain.labels, mixed)
+
+    @torch.no_grad()
+    def _run(self, blocks: nn.Sequential, inputs: Tensor) -> Tensor:
+        with self._numerics.autocast():
+            return blocks(inputs)
+
+    def _images(self, items: LabelledPixels, view: View | None, positions: Tensor) -> Tensor:
+        shape = self._preprocessing
+        edge = shape.image_size if view is None else shape.resize_size
+        pixels = items.read(positions.tolist(), edge).to(self._numerics.device)
+        if view is None:
+            return self._numerics.lay_out_images(normalise(pixels, shape.mean, shape.std))
+        images = augment_and_normalise(
+            pixels,
+            item_draws(view.seed, view.number, positions),
+            shape.image_size,
+            mean=shape.mean,
+            std=shape.std,
+            memory_format=self._numerics.memory_format,
+            out=self._batch_before(len(positions)),
+        )
+        if self._numerics.device.type == "cpu" and (self._augmented is None or len(self._augmented) < len(images)):
+            self._augmented = images
+        return images
+
+    def _batch_before(self, num_items: int) -> Tensor | None:
+        """The augmented images before these, to be written over: who asks for a batch is done with the one before."""
+        before = self._augmented
+        if before is None or len(before) < num_items or before.is_inference() != torch.is_inference_mode_enabled():
+            return None
+        return before[:num_items]
+
+    def _cached(self, items: LabelledPixels, view: View | None) -> Callable[[Tensor], Tensor] | None:
+        """What reads the outputs of the first blocks, which are in the cache then; None where they can't be."""
+        if self._cache is None:
+            return None
+        try:
+            outputs = self._open(items, view)
+        except OSError as error:
+            reason = error.strerror or error
+            logger.warning("prefix cache %s: %s; frozen blocks run in every epoch", self._cache.place, reason)
+            outputs = None
+        if outputs is None:
+            self._cache = None
+            return None
+        device, has_last_channels = self._numerics.device, self._has_last_channels(outputs.item_shape)
+
+        def read(positions: Tensor) -> Tensor:
+            found = outputs.read(positions, device)
+            return found.permute(0, 3, 1, 2) if has_last_channels else found
+
+        return read
+
+    def _open(self, items: LabelledPixels, view: View | None) -> CachedOutputs | None:
+        """The cached outputs, complete; None where the cache has no room."""
+        item_shape, dtype = self._stored_form()
+        outputs = self._cache.open(self._key(items, view), len(items.labels), item_shape, dtype)
+        if outputs is None:
+            return None
+        self._resources.callback(outputs.close)
+        if outputs.is_complete:
+            return outputs
+        self._verify()
+        blocks = self._frozen[: self._depth]
+
+        def compute(positions: Tensor) -> Tensor:
+            computed = self._run(blocks, self._images(items, view, positions))
+            return computed.permute(0, 2, 3, 1) if self._has_last_channels(item_shape) else computed
+
+        outputs.fill(compute)
+        return outputs
+
+    def _stored_form(self) -> tuple[tuple[int, ...], torch.dtype]:
+        """Shape and dtype of one item's cached output; images with their channels together are kept so."""
+        if self._form is None:
+            edge = self._preprocessing.image_size
+            images = torch.zeros((1, 3, edge, edge), device=self._numerics.device)
+            shape = tuple(self._run(self._frozen[: self._depth], self._numerics.lay_out_images(images)).shape[1:])
+            if self._has_last_channels(shape):
+                shape = (*shape[1:], shape[0])
+            self._form = shape, self._numerics.dtype
+        return self._form
+
+    def _has_last_channels(self, item_shape: tuple[int, ...]) -> bool:
+        return self._numerics.channels_last and len(item_shape) == 3
+
+    def _key(self, items: LabelledPixels, view: View | None) -> dict[str, Any]:
+        """All that the outputs follow from."""
+        return {
+            "blocks": self._digests[: self._depth],
+            "items": items.digest,
+            "view": None if view is None else [view.seed, view.number],
+            "preprocessing": self._preprocessing.model_dump(mode="json"),
+            "numerics": self._numerics.fingerprint,
+        }

@@ -1,0 +1,371 @@
+"""One fine-tune: a plain function over a model, its data and a configuration; no Ray in it.
+
+Frozen blocks run in eval mode without autograd, once per item and view where their outputs are cached, and must come
+out byte-identical: BatchNorm statistics do not drift, dropout and stochastic depth are off in them. The epoch that does
+best on val is the one that is kept; test is looked at once, after that choice. How weights are updated from a batch is
+`raysnap.training.steps`'.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from raysnap.config.load import TrainConfig
+from raysnap.errors import FrozenBlockChanged, OutOfMemory
+from raysnap.models.numerics import Numerics
+from raysnap.models.tensor_bytes import block_digest
+from raysnap.store.manifest import Preprocessing
+from raysnap.training.feeds import Feed, FrozenPrefix, LabelledPixels, View
+from raysnap.training.metrics import count_confusion, macro_f1
+from raysnap.training.prefix_cache import PrefixCache
+from raysnap.training.state import TrainingState, random_state
+from raysnap.training.steps import Step, diverged, num_outputs
+from raysnap.training.worker import ALONE, Worker
+
+Scores = dict[str, float]
+
+# How torch and the libraries below it say so; oneDNN says no more than that.
+_NO_MEMORY = (
+    "can't allocate memory",
+    "not enough memory",
+    "out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "could not create a primitive",
+    "could not execute a primitive",
+)
+
+
+@dataclass(frozen=True)
+class Save:
+    """Writes the checkpoint that is due into a folder; `is_final` where no epoch comes after it."""
+
+    write: Callable[[Path], None]
+    is_final: bool
+
+    def __call__(self, directory: Path) -> None:
+        self.write(directory)
+
+
+Report = Callable[[dict[str, float], Save | None], None]
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a model takes each item of a split for: the class, and the probability it gives to it, `[num_items]`."""
+
+    classes: list[int]
+    confidences: list[float]
+
+
+@dataclass(frozen=True)
+class FinetuneResult:
+    """What a fine-tune leaves behind; the model itself holds the best epoch's weights.
+
+    Attributes:
+        metrics: `val_loss`, `val_accuracy`, `val_top5_accuracy`, `val_macro_f1`, the same of `test` where there is one,
+            `best_epoch`.
+        history: a dict per epoch: `epoch`, `train_loss`, the metrics of val, `lr` (the head's in the last step),
+            `epoch_s`.
+        timings_s: `prefix` (filling the cache), `train`, `evaluate`, `verify`.
+        predictions: of the test items, on the first worker; None without any.
+        is_cut_short: whether `patience` ended it before its last epoch.
+    """
+
+    metrics: dict[str, float]
+    history: list[dict[str, float]]
+    timings_s: dict[str, float]
+    predictions: Predictions | None
+    is_cut_short: bool
+
+
+def finetune(
+    model: nn.Sequential,
+    num_frozen: int,
+    splits: dict[str, LabelledPixels],
+    preprocessing: Preprocessing,
+    config: TrainConfig,
+    *,
+    seed: int,
+    base_digests: Sequence[str],
+    report: Report,
+    resume_dir: Path | None = None,
+    prefix: PrefixCache | None = None,
+    views_seed: int | None = None,
+    worker: Worker = ALONE,
+) -> FinetuneResult:
+    """Trains all but the first `num_frozen` blocks of `model` in place and says how it went.
+
+    Several workers share every batch, so that they train what one worker would, to the last bits but a few. BatchNorm
+    that is trained takes its statistics from the whole batch on GPUs (SyncBatchNorm), from each worker's part on CPUs.
+
+    Args:
+        model: blocks from stem to head, on the device to train on.
+        splits: `train` and `val`, and `test` where there is one.
+        base_digests: the digests that the frozen blocks must still have afterwards, in order.
+        report: called on every worker with each epoch's history entry, and with what writes a checkpoint into a folder
+            where one is due: every `checkpoint_every` epochs, to be called before `report` returns, and after the last
+            epoch (its `is_final` is true), which may be called later too. Only the first worker need call it.
+        resume_dir: a checkpoint of the same fine-tune that was to go on; the result is as if it had never stopped.
+        prefix: where outputs of frozen blocks are cached; None runs them in every epoch.
+        views_seed: of fixed views, which trials of one value share; None is `seed`.
+
+    Raises:
+        TrainingDiverged: the loss, a score or a weight became NaN or infinite.
+        OutOfMemory: the device or the machine has too little memory for it.
+        FrozenBlockChanged: a frozen block no longer has its digest, or was in training mode.
+        WeightsError: `resume_dir` holds no such checkpoint.
+        ConfigError: there are more `layer_lrs` than trained blocks.
+    """
+    numerics = Numerics.choose(config, next(model.parameters()).device)
+    terms = _Terms(config, numerics, worker, seed, seed if views_seed is None else views_seed)
+
+    def verify() -> None:
+        check_frozen(model, base_digests[:num_frozen])
+
+    try:
+        with numerics.applied(), _forked_random_state(numerics.device):
+            torch.manual_seed(seed + worker.rank)
+            freeze(model, num_frozen)
+            numerics.lay_out(model)
+            frozen = FrozenPrefix(
+                model[:num_frozen],
+                preprocessing,
+                numerics,
+                digests=base_digests[:num_frozen],
+                cache=prefix,
+                verify=verify,
+            )
+            result = _run(model[num_frozen:], frozen, splits, terms, resume_dir, report)
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        reason = (str(error).splitlines() or ["no reason given"])[0]
+    else:
+        started = time.perf_counter()
+        verify()
+        result.timings_s["verify"] = time.perf_counter() - started
+        return result
+    # Raised here, where the fault and with it every tensor in its traceback are gone: a retry finds the memory free.
+    raise OutOfMemory(
+        f"fine-tune on {numerics.device}: expected memory for train.batch_size {config.batch_size} and "
+        f"{len(model) - num_frozen} trained blocks, found too little: {reason}; try a smaller train.batch_size"
+    )
+
+
+@dataclass(frozen=True)
+class _Terms:
+    """What holds for the whole of one fine-tune."""
+
+    config: TrainConfig
+    numerics: Numerics
+    worker: Worker
+    seed: int
+    views_seed: int
+
+    def view(self, epoch: int) -> View | None:
+        """How an epoch sees the training items; None is as they are."""
+        match self.config.views:
+            case 1:
+                return None
+            case None:
+                return View(self.seed, epoch)
+            case num_views:
+                return View(self.views_seed, (epoch - 1) % num_views)
+
+
+def _run(
+    trained: nn.Sequential,
+    frozen: FrozenPrefix,
+    splits: dict[str, LabelledPixels],
+    terms: _Terms,
+    resume_dir: Path | None,
+    report: Report,
+) -> FinetuneResult:
+    """Trains the blocks, which hold the best epoch's weights afterwards; the frozen ones aren't verified yet."""
+    worker = terms.worker
+    trained = worker.synchronise_batchnorm(trained, terms.numerics.device)
+    state = TrainingState.begin(trained, terms.config, terms.seed, terms.numerics)
+    if resume_dir is not None:
+        state.load(resume_dir, worker.rank)
+    with frozen:
+        timings_s = _train(state, frozen, splits, terms, report)
+        state.restore_best()
+        metrics = state.best
+        outputs: list[Tensor] = []
+        if "test" in splits:
+            begun = time.perf_counter()
+            feed = frozen.feed(splits["test"])
+            started = time.perf_counter()
+            metrics = metrics | _named("test", _evaluate(trained, feed, terms, into=outputs))
+            timings_s["prefix"] += started - begun
+            timings_s["evaluate"] += time.perf_counter() - started
+    is_cut_short = len(state.history) < terms.config.epochs
+    return FinetuneResult(metrics, state.history, timings_s, _predictions(outputs, worker), is_cut_short)
+
+
+def _predictions(outputs: list[Tensor], worker: Worker) -> Predictions | None:
+    """What the workers said of their parts of a split, in the order of the items."""
+    parts = worker.gather(torch.cat(outputs, dim=1).cpu() if outputs else None)
+    told = [part for part in parts if part is not None]
+    if not told:
+        return None
+    confidences, classes = torch.cat(told, dim=1)
+    return Predictions(classes.long().tolist(), confidences.tolist())
+
+
+def _train(
+    state: TrainingState,
+    frozen: FrozenPrefix,
+    splits: dict[str, LabelledPixels],
+    terms: _Terms,
+    report: Report,
+) -> dict[str, float]:
+    """Runs the epochs that are missing and gives the seconds they took, by kind."""
+    config, trained = terms.config, state.trained
+    timings_s = dict.fromkeys(("prefix", "train", "evaluate", "verify"), 0.0)
+    forward = terms.worker.parallel(trained)
+    if config.compile:
+        forward = torch.compile(forward)
+    step = Step.begin(forward, state, splits["train"].labels, terms.numerics, terms.worker)
+    while not state.is_over:
+        epoch = len(state.history) + 1
+        begun = time.perf_counter()
+        train = _training_feed(frozen, splits["train"], terms.view(epoch), step, config)
+        val = frozen.feed(splits["val"])
+        started = time.perf_counter()
+        train_loss = step.run_epoch(train)
+        evaluating = time.perf_counter()
+        terms.worker.synchronise_buffers(state.scored)
+        scores = _named("val", _evaluate(state.scored, val, terms))
+        _refuse_divergence(trained, {"train_loss": train_loss} | scores, config)
+        ended = time.perf_counter()
+        timings_s["prefix"] += started - begun
+        timings_s["train"] += evaluating - started
+        timings_s["evaluate"] += ended - evaluating
+        lr = state.optimizer.param_groups[-1]["lr"]
+        entry = {"epoch": epoch, "train_loss": train_loss} | scores | {"lr": lr, "epoch_s": ended - started}
+        state.end_epoch(entry, scores)
+        report(entry, _checkpoint(state, epoch, terms))
+    return timings_s
+
+
+def _training_feed(
+    frozen: FrozenPrefix, items: LabelledPixels, view: View | None, step: Step, config: TrainConfig
+) -> Feed:
+    """The training items as an epoch sees them: in a fixed view, a fresh one, or mixed with each other."""
+    if step.mix is not None:
+        return frozen.mixed_feed(items, view, step.mix)
+    return frozen.feed(items, view, is_fixed=config.views is not None)
+
+
+def _checkpoint(state: TrainingState, epoch: int, terms: _Terms) -> Save | None:
+    """What writes the checkpoint that is due after this epoch; None where none is."""
+    if state.is_over:
+        return Save(lambda directory: state.save(directory, None), is_final=True)
+    every = terms.config.checkpoint_every
+    if every is None or epoch % every:
+        return None
+    random_states = terms.worker.gather(random_state(terms.numerics.device))
+    return Save(lambda directory: state.save(directory, random_states), is_final=False)
+
+
+def _named(split: str, scores: Scores) -> Scores:
+    return {f"{split}_{name}": value for name, value in scores.items()}
+
+
+def freeze(model: nn.Sequential, num_frozen: int) -> None:
+    """Puts the first `num_frozen` blocks in eval mode without gradients, and the others in train mode with them."""
+    for index, block in enumerate(model):
+        block.requires_grad_(index >= num_frozen).train(index >= num_frozen)
+
+
+def check_frozen(model: nn.Sequential, digests: Sequence[str]) -> None:
+    """Passes when the first `len(digests)` blocks have these digests and stand in eval mode.
+
+    Raises:
+        FrozenBlockChanged: naming the first block that differs.
+    """
+    for block, expected in zip(model, digests, strict=False):
+        found = block_digest(block.tensors())
+        if found != expected:
+            raise FrozenBlockChanged(
+                f"block {block.name} was to stay frozen: expected digest {expected[:12]}, found {found[:12]}; nothing "
+                "of this trial is stored"
+            )
+        if any(module.training for module in block.modules()):
+            raise FrozenBlockChanged(
+                f"block {block.name} was to stay frozen: expected eval mode, found training mode, in which dropout and "
+                "stochastic depth are on and BatchNorm drifts; nothing of this trial is stored"
+            )
+
+
+def evaluate(model: nn.Sequential, items: LabelledPixels, preprocessing: Preprocessing, batch_size: int) -> Scores:
+    """Mean loss, accuracy and top-5 accuracy of the model in eval mode; each block's mode is put back afterwards."""
+    numerics = Numerics(next(model.parameters()).device)
+    feed = FrozenPrefix(model[:0], preprocessing, numerics).feed(items)
+    return _evaluate(model, feed, _Terms(TrainConfig(batch_size=batch_size), numerics, ALONE, 0, 0))
+
+
+def _evaluate(blocks: nn.Sequential, feed: Feed, terms: _Terms, *, into: list[Tensor] | None = None) -> Scores:
+    """The scores of a split; `into` takes each batch's confidences and classes, float64 `[2, n]`, of this worker."""
+    numerics, worker = terms.numerics, terms.worker
+    modes = [block.training for block in blocks]
+    blocks.eval()
+    num_items = len(feed.labels)
+    sums = torch.zeros(3, dtype=torch.float64, device=numerics.device)
+    num_classes = num_outputs(blocks)
+    confusion = torch.zeros((num_classes, num_classes), dtype=torch.int64, device=numerics.device)
+    with torch.inference_mode():
+        for positions in (
+            torch.arange(num_items).tensor_split(worker.world_size)[worker.rank].split(terms.config.batch_size)
+        ):
+            if not len(positions):
+                continue
+            labels = feed.labels[positions.to(numerics.device)]
+            inputs = feed.inputs(positions)
+            with numerics.autocast():
+                logits = blocks(inputs).float()
+            top_classes = logits.topk(min(5, num_classes), dim=1).indices
+            top = top_classes == labels[:, None]
+            sums[0] += functional.cross_entropy(logits, labels, reduction="sum")
+            sums[1] += top[:, 0].sum()
+            sums[2] += top.any(dim=1).sum()
+            confusion += count_confusion(labels, top_classes[:, 0], num_classes)
+            if into is not None:
+                confidences = logits.softmax(dim=1).amax(dim=1)
+                into.append(torch.stack((confidences.double(), top_classes[:, 0].double())))
+    for block, mode in zip(blocks, modes, strict=True):
+        block.train(mode)
+    loss, accuracy, top5_accuracy = (worker.total(sums) / num_items).tolist()
+    f1 = macro_f1(worker.total(confusion))
+    return {"loss": loss, "accuracy": accuracy, "top5_accuracy": top5_accuracy, "macro_f1": f1}
+
+
+def _refuse_divergence(trained: nn.Sequential, scores: Scores, config: TrainConfig) -> None:
+    """Passes when the scores and all that was trained are finite: a loss can be while a weight no longer is."""
+    for name, value in scores.items():
+        if not math.isfinite(value):
+            raise diverged(name, value, config)
+    for block in trained:
+        for name, tensor in block.tensors().items():
+            if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+                raise diverged(f"the weight {name}", "not finite", config)
+
+
+def _forked_random_state(device: torch.device) -> Any:
+    """A context after which torch's generators are where they were."""
+    return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    is_known = isinstance(error, (MemoryError, torch.OutOfMemoryError))
+    return is_known or any(words in str(error) for words in _NO_MEMORY)

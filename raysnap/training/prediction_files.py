@@ -1,0 +1,45 @@
+"""What a finished trial said of each test item: a file beside its weights, then in the run's folder for reports."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+from raysnap.datasets.dataset import Dataset
+from raysnap.planning.sampling import Trial
+from raysnap.training.feeds import LabelledPixels
+from raysnap.training.finetune import Predictions
+
+FILE_NAME = "predictions.json"
+FOLDER_NAME = "predictions"
+
+
+def write_predictions(
+    directory: Path, trial: Trial, dataset: Dataset, items: LabelledPixels, predictions: Predictions
+) -> None:
+    """Writes the predictions of the dataset's test items into the folder of a finished trial."""
+    document = {
+        "trial": trial.id,
+        "dataset": trial.dataset,
+        "root": str(dataset.root.resolve()),
+        "classes": dataset.classes,
+        "paths": items.names,
+        "labels": items.labels.tolist(),
+        "predicted": predictions.classes,
+        "confidence": predictions.confidences,
+    }
+    (directory / FILE_NAME).write_text(json.dumps(document), encoding="utf-8")
+
+
+def keep_predictions(trial_dir: Path, run_dir: Path, trial_id: str) -> str | None:
+    """Copies a finished trial's predictions into the run's folder; their path in it, or None where there are none."""
+    source = trial_dir / FILE_NAME
+    if not source.is_file():
+        return None
+    (run_dir / FOLDER_NAME).mkdir(exist_ok=True)
+    target = run_dir / FOLDER_NAME / f"{trial_id}.json"
+    partial = target.with_name(f".{target.name}.partial")
+    shutil.copyfile(source, partial)
+    partial.replace(target)
+    return str(target.relative_to(run_dir))

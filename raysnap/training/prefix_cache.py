@@ -1,0 +1,241 @@
+"""Frozen means free: the outputs of frozen blocks in memory maps that epochs, trials and processes share.
+
+An entry is a folder of `outputs.bin`, a row per item, and `index.bin`, a byte per chunk of items; its name is a digest
+of all that the outputs follow from. Entries lie beside the dataset's pixel cache, or else in the user's cache folder.
+Any number of processes may fill one entry at once: they write equal bytes, and each takes the chunks in an order of its
+own and leaves out what is there. A byte says "here" only after the chunk reached the disk, so a crash leaves chunks to
+be computed again and never wrong ones.
+
+Who opens an entry holds a shared lock on its index, and what nobody holds makes room for others, oldest use first.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import math
+import os
+import random
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from blake3 import blake3
+from torch import Tensor
+
+from raysnap.atomic import cache_place, write_all_at
+from raysnap.datasets.pixel_cache import PixelCache
+
+FORMAT = 1
+CHUNK_ITEMS = 64
+SYNC_BYTES = 64 * 2**20
+KEEP_FREE_BYTES = 256 * 2**20
+
+_HERE = 1
+
+logger = logging.getLogger(__name__)
+
+
+class CachedOutputs:
+    """One entry: the outputs `[num_items, *item_shape]` of frozen blocks, open until `close`."""
+
+    def __init__(self, directory: Path, num_items: int, item_shape: Sequence[int], dtype: torch.dtype):
+        self.directory = directory
+        self.item_shape = tuple(item_shape)
+        self._item_bytes = math.prod(item_shape) * dtype.itemsize
+        self._resources = ExitStack()
+        with ExitStack() as opening:
+            index = opening.enter_context((directory / "index.bin").open("r+b"))
+            fcntl.flock(index, fcntl.LOCK_SH)
+            opening.callback(fcntl.flock, index, fcntl.LOCK_UN)  # memory maps hold the file open until they are freed
+            self._file = opening.enter_context((directory / "outputs.bin").open("r+b", buffering=0))
+            self._marks = np.memmap(index, dtype=np.uint8, mode="r+", shape=(_num_chunks(num_items),))
+            num_bytes = num_items * self._item_bytes
+            content = np.memmap(self._file, dtype=np.uint8, mode="r+", shape=(num_bytes,))
+            self._resources = opening.pop_all()
+        self._outputs = torch.from_numpy(content).view(dtype).view(num_items, *self.item_shape)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every item's outputs are there."""
+        return bool((self._marks == _HERE).all())
+
+    def fill(self, compute: Callable[[Tensor], Tensor]) -> None:
+        """Computes what is missing; `compute` takes item positions and gives their outputs.
+
+        Raises:
+            OSError: the disk is full or broken.
+        """
+        missing = np.flatnonzero(self._marks != _HERE).tolist()
+        random.shuffle(missing)
+        written: list[int] = []
+        for chunk in missing:
+            if self._marks[chunk] == _HERE:
+                continue
+            first = chunk * CHUNK_ITEMS
+            positions = torch.arange(first, min(first + CHUNK_ITEMS, len(self._outputs)))
+            outputs = compute(positions).to(self._outputs.dtype).cpu().contiguous()
+            write_all_at(self._file.fileno(), outputs.view(torch.uint8).numpy(), first * self._item_bytes)
+            written.append(chunk)
+            if len(written) * CHUNK_ITEMS * self._item_bytes >= SYNC_BYTES:
+                self._mark(written)
+                written = []
+        self._mark(written)
+
+    def _mark(self, chunks: list[int]) -> None:
+        """Sees the chunks to the disk, then says that they are there."""
+        getattr(os, "fdatasync", os.fsync)(self._file.fileno())
+        self._marks[chunks] = _HERE
+
+    def read(self, positions: Tensor, device: torch.device) -> Tensor:
+        """The outputs of the items at these positions (int64 on the CPU), on the device."""
+        if device.type != "cuda":
+            return self._outputs.index_select(0, positions).to(device)
+        rows = torch.empty((len(positions), *self.item_shape), dtype=self._outputs.dtype, pin_memory=True)
+        torch.index_select(self._outputs, 0, positions, out=rows)
+        return rows.to(device, non_blocking=True)
+
+    def close(self) -> None:
+        """Lets go of the entry; what was read stays."""
+        self._resources.close()
+
+
+@dataclass(frozen=True)
+class PrefixCache:
+    """Where, how much and how deep the outputs of frozen blocks are cached for one trial.
+
+    Attributes:
+        place: the folder of new entries; one per dataset.
+        depth: how many of the frozen blocks' outputs are cached; 0 is none.
+        budget_bytes: bound on the entries of all `places` together.
+        places: every folder whose entries count towards the budget, `place` among them.
+    """
+
+    place: Path
+    depth: int
+    budget_bytes: int
+    places: tuple[Path, ...]
+
+    @classmethod
+    def beside(
+        cls, dataset_root: Path, depth: int, budget_bytes: int, dataset_roots: Sequence[Path] = ()
+    ) -> PrefixCache:
+        """The cache of a dataset, which shares its budget with that of the other datasets of a job."""
+        place = prefix_place(dataset_root)
+        places = {place, *(prefix_place(root) for root in dataset_roots)}
+        return cls(place, depth, budget_bytes, tuple(sorted(places)))
+
+    def open(
+        self, key: Mapping[str, Any], num_items: int, item_shape: Sequence[int], dtype: torch.dtype
+    ) -> CachedOutputs | None:
+        """The entry of that key, empty where it is new; None where there is no room for it.
+
+        Raises:
+            OSError: the folder can't be written.
+        """
+        facts = {"format": FORMAT, "key": key, "shape": [num_items, *item_shape], "dtype": str(dtype)}
+        name = blake3(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
+        directory = self.place / name
+        lengths = {
+            "outputs.bin": num_items * math.prod(item_shape) * dtype.itemsize,
+            "index.bin": _num_chunks(num_items),
+        }
+        with _locked(self.places):
+            is_whole = all(_length(directory / file_name) == length for file_name, length in lengths.items())
+            if not is_whole:
+                shutil.rmtree(directory, ignore_errors=True)
+                if not self._make_room(sum(lengths.values())):
+                    return None
+                directory.mkdir()
+                for file_name, length in lengths.items():
+                    with (directory / file_name).open("wb") as file:
+                        file.truncate(length)
+            os.utime(directory)
+            return CachedOutputs(directory, num_items, item_shape, dtype)
+
+    def _make_room(self, num_bytes: int) -> bool:
+        """Whether an entry of `num_bytes` fits; entries that nobody has open go first where that makes it fit."""
+        entries = sorted((entry for place in self.places for entry in _entries(place)), key=lambda entry: entry.used_ns)
+        held_bytes = sum(entry.num_bytes for entry in entries)
+        free_bytes = shutil.disk_usage(self.place).free - sum(entry.num_unwritten_bytes for entry in entries)
+        doomed = []
+        idle = (entry for entry in entries if not entry.is_open())
+        while held_bytes + num_bytes > self.budget_bytes or free_bytes < num_bytes + KEEP_FREE_BYTES:
+            entry = next(idle, None)
+            if entry is None:
+                logger.info(
+                    "prefix cache %s: no room for %d bytes (budget %d, held %d, free %d); frozen blocks run anew",
+                    self.place, num_bytes, self.budget_bytes, held_bytes, free_bytes,
+                )  # fmt: skip
+                return False
+            doomed.append(entry.directory)
+            held_bytes -= entry.num_bytes
+            free_bytes += entry.num_bytes
+        for directory in doomed:
+            logger.info("removing the outputs of frozen blocks in %s to make room", directory)
+            shutil.rmtree(directory, ignore_errors=True)
+        return True
+
+
+def prefix_place(dataset_root: Path) -> Path:
+    """The folder of a dataset's cached outputs, perhaps not made."""
+    return cache_place(dataset_root, "prefixes")
+
+
+def items_digest(cache: PixelCache, indices: Sequence[int]) -> str:
+    """A digest of the content and the order of a pixel cache's items at `indices`; their labels do not count."""
+    digest = blake3(cache.directory.name.encode())
+    for index in indices:
+        digest.update(os.fsencode("/".join(cache.items[index].path.parts[-3:])) + b"\0")
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class _Entry:
+    directory: Path
+    used_ns: int
+    num_bytes: int
+    num_unwritten_bytes: int
+
+    def is_open(self) -> bool:
+        """Whether a process holds it; with the place locked nobody new can."""
+        try:
+            with (self.directory / "index.bin").open("rb") as index:
+                fcntl.flock(index, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except FileNotFoundError:
+            return False
+        except BlockingIOError:
+            return True
+        return False
+
+
+def _entries(place: Path) -> Iterator[_Entry]:
+    for directory in place.glob("*/") if place.is_dir() else ():
+        stats = [path.stat() for path in directory.iterdir()]
+        num_bytes = sum(stat.st_size for stat in stats)
+        num_written = sum(min(stat.st_size, 512 * stat.st_blocks) for stat in stats)
+        yield _Entry(directory, directory.stat().st_mtime_ns, num_bytes, num_bytes - num_written)
+
+
+@contextmanager
+def _locked(places: Sequence[Path]) -> Iterator[None]:
+    """Nobody else makes, opens or removes entries of these places meanwhile; they exist then."""
+    with ExitStack() as locks:
+        for place in sorted(places):
+            place.mkdir(parents=True, exist_ok=True)
+            fcntl.flock(locks.enter_context((place / ".lock").open("wb")), fcntl.LOCK_EX)
+        yield
+
+
+def _num_chunks(num_items: int) -> int:
+    return -(-num_items // CHUNK_ITEMS)
+
+
+def _length(path: Path) -> int | None:
+    return path.stat().st_size if path.is_file() else None

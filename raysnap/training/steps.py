@@ -1,0 +1,160 @@
+"""From a batch to new weights: the loss, and what may be done to it, to gradients, rates and weights on the way.
+
+With a configuration that asks for none of it, a step is forward, mean cross entropy, backward and the optimizer's step.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from raysnap.config.load import TrainConfig
+from raysnap.errors import TrainingDiverged
+from raysnap.models.numerics import Numerics
+from raysnap.training.feeds import Feed, Mix
+from raysnap.training.state import TrainingState
+from raysnap.training.worker import Worker
+
+STEPS_PER_CHECK = 50  # looking at the loss makes a GPU wait
+
+
+@dataclass(frozen=True)
+class Step:
+    """What every optimizer step of a fine-tune has in common.
+
+    Attributes:
+        forward: runs the trained blocks; of several workers DDP's, perhaps compiled.
+        class_weights: of the loss, float32 `[num_classes]`; None weighs all alike.
+        mix: mixes the images of a batch; None leaves them.
+    """
+
+    forward: Callable[[Tensor], Tensor]
+    state: TrainingState
+    numerics: Numerics
+    worker: Worker
+    class_weights: Tensor | None
+    mix: Mix | None
+
+    @classmethod
+    def begin(
+        cls,
+        forward: Callable[[Tensor], Tensor],
+        state: TrainingState,
+        labels_N: Tensor,
+        numerics: Numerics,
+        worker: Worker,
+    ) -> Step:
+        """The steps of a fine-tune on training items of these labels."""
+        config = state.config
+        num_classes = num_outputs(state.trained)
+        weights = balanced_weights(labels_N, num_classes) if config.class_weights == "balanced" else None
+        return cls(
+            forward,
+            state,
+            numerics,
+            worker,
+            None if weights is None else weights.to(numerics.device),
+            _mix(config, num_classes) if config.is_mixing else None,
+        )
+
+    def run_epoch(self, feed: Feed) -> float:
+        """One pass over the items in a fresh order; returns the mean loss.
+
+        Raises:
+            TrainingDiverged: the loss became NaN or infinite.
+        """
+        config, worker = self.state.config, self.worker
+        num_items = len(feed.labels)
+        loss_sum = torch.zeros((), dtype=torch.float64, device=self.numerics.device)
+        batches = split_batches(torch.randperm(num_items, generator=self.state.shuffling), config.batch_size)
+        first_step = len(self.state.history) * len(batches)
+        for number, positions in enumerate(batches, start=1):
+            self.state.set_lrs(first_step + number - 1, len(batches))
+            loss_sum += self._update(feed, positions)
+            self.state.average(first_step + number - 1)
+            if number % STEPS_PER_CHECK == 0 and not math.isfinite(loss := worker.total(loss_sum.clone()).item()):
+                raise diverged("train_loss", loss, config)
+        return worker.total(loss_sum).item() / num_items
+
+    def _update(self, feed: Feed, positions: Tensor) -> Tensor:
+        """One optimizer step on a batch, in parts where it is to pass the blocks so; returns the sum of the losses."""
+        state, config = self.state, self.state.config
+        mine, weight = self.worker.part(positions)
+        parts = split_batches(mine, config.micro_batch_size or len(mine))
+        state.optimizer.zero_grad(set_to_none=True)
+        total: Tensor | int = 0
+        for number, part in enumerate(parts, start=1):
+            inputs, targets = feed.batch(part)
+            with _unsynchronised(self.forward) if number < len(parts) else nullcontext():
+                with self.numerics.autocast():
+                    logits = self.forward(inputs)
+                losses = weight * functional.cross_entropy(
+                    logits.float(),
+                    targets,
+                    weight=self.class_weights,
+                    reduction="sum",
+                    label_smoothing=config.label_smoothing,
+                )
+                # DDP takes the mean over the workers; what is wanted is the mean over the items of the whole batch.
+                state.scaler.scale(losses * (self.worker.world_size / len(positions))).backward()
+            total = total + losses.detach()
+        if config.clip_norm is not None:
+            state.scaler.unscale_(state.optimizer)
+            nn.utils.clip_grad_norm_(state.trained.parameters(), config.clip_norm)
+        state.scaler.step(state.optimizer)
+        state.scaler.update()
+        return total
+
+
+def split_batches(positions: Tensor, batch_size: int) -> list[Tensor]:
+    """The positions in runs of `batch_size`; a last run of one joins its neighbour, as BatchNorm can't train on one."""
+    runs = list(positions.split(batch_size))
+    if len(runs) > 1 and len(runs[-1]) == 1:
+        runs[-2:] = [torch.cat(runs[-2:])]
+    return runs
+
+
+def balanced_weights(labels_N: Tensor, num_classes: int) -> Tensor:
+    """Class weights inverse to the classes' numbers of items, 1 on the mean over items; float32 `[num_classes]`.
+
+    scikit-learn's `balanced`, over the classes that have items; one that has none weighs nothing.
+    """
+    counts_C = torch.bincount(labels_N.cpu(), minlength=num_classes).double()
+    is_there_C = counts_C > 0
+    weights_C = len(labels_N) / (int(is_there_C.sum()) * counts_C.clamp(min=1))
+    return (weights_C * is_there_C).float()
+
+
+def diverged(name: str, value: float | str, config: TrainConfig) -> TrainingDiverged:
+    """The error of a fine-tune in which something became NaN or infinite."""
+    lr = config.lr if config.layer_lrs is None else max(config.layer_lrs)
+    return TrainingDiverged(f"{name} became {value}; try a smaller train.lr than {lr:g}")
+
+
+def _mix(config: TrainConfig, num_classes: int) -> Mix:
+    """torchvision's mixup and CutMix, either by chance where both are on; draws from torch's own generator."""
+    from torchvision.transforms import v2  # a second of imports that most fine-tunes need not wait for
+
+    kinds: list[Any] = []
+    if config.mixup_alpha:
+        kinds.append(v2.MixUp(alpha=config.mixup_alpha, num_classes=num_classes))
+    if config.cutmix_alpha:
+        kinds.append(v2.CutMix(alpha=config.cutmix_alpha, num_classes=num_classes))
+    return kinds[0] if len(kinds) == 1 else v2.RandomChoice(kinds)
+
+
+def num_outputs(blocks: nn.Sequential) -> int:
+    """How many classes the head at the end of the blocks tells apart."""
+    return next(one for one in reversed(list(blocks.modules())) if isinstance(one, nn.Linear)).out_features
+
+
+def _unsynchronised(forward: Any) -> Any:
+    """A context in which DDP leaves gradients on their worker, to be averaged with those of the next part."""
+    return forward.no_sync() if hasattr(forward, "no_sync") else nullcontext()

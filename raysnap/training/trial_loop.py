@@ -1,0 +1,226 @@
+"""What one process of a trial does: opens its data and its base, fine-tunes, and leaves savepoints; no Ray in it.
+
+Both launch modes of `tune.run_trials` run this. It is told how to report; what it reports last is the finished trial.
+"""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from raysnap.datasets.dataset import Dataset, Item, read_folder, training_splits
+from raysnap.datasets.pixel_cache import PixelCache
+from raysnap.models.blocks import build_model, random_head, random_tensors
+from raysnap.models.numerics import Numerics
+from raysnap.planning.sampling import Trial
+from raysnap.store.manifest import Preprocessing
+from raysnap.store.store import Store
+from raysnap.training.feeds import LabelledPixels
+from raysnap.training.finetune import Save, finetune
+from raysnap.training.prediction_files import write_predictions
+from raysnap.training.prefix_cache import PrefixCache, items_digest
+from raysnap.training.savepoints import Savepoint, seal
+from raysnap.training.worker import Worker
+
+logger = logging.getLogger(__name__)
+
+Report = Callable[[dict[str, Any], Path | None], None]
+"""Takes the metrics of an epoch, and the folder of a savepoint to keep where there is one."""
+
+SAVED_EPOCH = "saved_epoch"
+"""The metric that comes with savepoints that a fine-tune can go on from, and with nothing else."""
+
+
+@dataclass(frozen=True)
+class TrainJob:
+    """What every trial of a job needs to know; paths are absolute, as workers run in other folders.
+
+    Attributes:
+        dataset_dirs: the folder of each dataset that trials name.
+        bases: the id of the snapshot that trials start from, by their `base_key`; None is random weights, drawn from
+            the trial's seed.
+        preprocessing: of trials that have no image size of their own.
+        prefix_depths: how many frozen blocks' outputs are cached for a trial, by its id; none for one that is not here.
+        prefix_cache_bytes: room for those outputs, of all datasets together.
+        keeps_predictions: whether what is said of each test item is left with the finished trial.
+    """
+
+    store_dir: Path
+    dataset_dirs: dict[str, Path]
+    bases: dict[str, str | None]
+    preprocessing: Preprocessing
+    seed: int
+    num_train: int | None
+    num_val: int | None
+    num_test: int | None
+    prefix_depths: dict[str, int] = field(default_factory=dict)
+    prefix_cache_bytes: int = 0
+    keeps_predictions: bool = False
+
+    def preprocessing_of(self, trial: Trial) -> Preprocessing:
+        """How the trial sees images: at its own size where it has one."""
+        return self.preprocessing if trial.image_size is None else Preprocessing.cropping(trial.image_size)
+
+
+def train(
+    trial: Trial,
+    job: TrainJob,
+    device: torch.device,
+    report: Report,
+    *,
+    resume: Savepoint | None = None,
+    worker: Worker = Worker(),  # noqa: B008 - frozen
+) -> None:
+    """Fine-tunes one model and reports its epochs, savepoints and end; of a worker group each process runs this.
+
+    Raises:
+        OutOfMemory: the device or the machine has too little memory for the trial's batch size.
+        TrainingDiverged: the loss became NaN or infinite.
+        RaysnapError: the dataset or the base can't be read, or a frozen block changed.
+    """
+    started = time.perf_counter()
+    dataset = read_folder(job.dataset_dirs[trial.dataset])
+    preprocessing = job.preprocessing_of(trial)
+    splits = labelled_splits(dataset, job, preprocessing)
+    model, base_digests = _start_model(trial, job, len(dataset.classes))
+    model.to(device)
+    facts = {
+        "trial": trial.id,
+        "base": job.bases[trial.base_key],
+        "frozen": base_digests[: trial.num_frozen],
+        "batch_size": trial.train.batch_size,
+        "inherited": _inherited(trial, resume),
+    }
+    if resume is not None and resume.record["base"] != facts["base"]:
+        logger.warning("%s: its checkpoint goes back to another base; it begins anew", trial.id)
+        resume = None
+    timings_s = {"data": time.perf_counter() - started, "checkpoint": 0.0}
+    with tempfile.TemporaryDirectory(prefix="raysnap-") as folder:
+        final_dir = Path(folder)
+        result = finetune(
+            model,
+            trial.num_frozen,
+            splits,
+            preprocessing,
+            trial.train,
+            seed=trial.seed,
+            base_digests=base_digests,
+            report=_reporter(report, worker, facts, final_dir, timings_s),
+            resume_dir=resume.path if resume else None,
+            prefix=_prefix_cache(trial, job),
+            views_seed=job.seed,
+            worker=worker,
+        )
+        if worker.rank == 0:
+            if job.keeps_predictions and result.predictions is not None:
+                write_predictions(final_dir, trial, dataset, splits["test"], result.predictions)
+            seal(
+                final_dir,
+                status="done",
+                epoch=len(result.history),
+                stopped="patience" if result.is_cut_short else None,
+                metrics=result.metrics,
+                history=result.history,
+                classes=dataset.classes,
+                dataset_digest=dataset.digest,
+                timings_s=result.timings_s | timings_s | {"total": time.perf_counter() - started},
+                **_describe(model, trial, device),
+                **facts,
+            )
+        end = {"status": "done", "kept": result.metrics}
+        report(result.history[-1] | end, final_dir if worker.rank == 0 else None)
+
+
+def _reporter(
+    report: Report, worker: Worker, facts: dict[str, Any], final_dir: Path, timings_s: dict[str, float]
+) -> Callable[[dict[str, float], Save | None], None]:
+    """What the fine-tune tells its epochs: all but the last are reported, with a savepoint where one is due.
+
+    The last one's checkpoint goes to `final_dir`; it is reported with the result.
+    """
+
+    def on_epoch(entry: dict[str, float], save: Save | None) -> None:
+        saving = time.perf_counter()
+        if save is not None and save.is_final:
+            if worker.rank == 0:
+                save(final_dir)
+        elif save is None or worker.rank:
+            report(entry, None)
+        else:
+            with tempfile.TemporaryDirectory(prefix="raysnap-") as checkpoint_dir:
+                save(Path(checkpoint_dir))
+                seal(Path(checkpoint_dir), status="training", epoch=entry["epoch"], **facts)
+                report(entry | {SAVED_EPOCH: entry["epoch"]}, Path(checkpoint_dir))
+        timings_s["checkpoint"] += time.perf_counter() - saving
+
+    return on_epoch
+
+
+def _describe(model: nn.Sequential, trial: Trial, device: torch.device) -> dict[str, Any]:
+    """What was trained, on what and in which precision."""
+    parameters = list(model.parameters())
+    return {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "precision": str(Numerics.choose(trial.train, device).dtype).removeprefix("torch."),
+        "num_parameters": sum(p.numel() for p in parameters),
+        "num_trained_parameters": sum(p.numel() for p in parameters if p.requires_grad),
+    }
+
+
+def _start_model(trial: Trial, job: TrainJob, num_classes: int) -> tuple[nn.Sequential, list[str]]:
+    """The model that the trial starts from, with a fresh head, and the digests of its base's blocks."""
+    base_id = job.bases[trial.base_key]
+    if base_id is None:
+        tensors = [block for _, block in random_tensors(trial.architecture, num_classes, trial.seed)]
+        return build_model(trial.architecture, tensors), []
+    store = Store.open(job.store_dir)
+    blocks = store.manifest(base_id).blocks
+    tensors = [store.read_block(block.digest) for block in blocks[:-1]]
+    tensors.append(random_head(trial.architecture, num_classes, trial.seed))
+    return build_model(trial.architecture, tensors), [block.digest for block in blocks]
+
+
+def _inherited(trial: Trial, resume: Savepoint | None) -> list[dict[str, Any]]:
+    """Whose weights the trial took over after which epoch, as a population that is bred does."""
+    if resume is None:
+        return []
+    record = resume.record
+    taken = [] if record["trial"] == trial.id else [{"trial": record["trial"], "epoch": record["epoch"]}]
+    return [*record.get("inherited", []), *taken]
+
+
+def _prefix_cache(trial: Trial, job: TrainJob) -> PrefixCache | None:
+    depth = job.prefix_depths.get(trial.id, 0)
+    if not depth or not job.prefix_cache_bytes:
+        return None
+    roots = tuple(job.dataset_dirs.values())
+    return PrefixCache.beside(job.dataset_dirs[trial.dataset], depth, job.prefix_cache_bytes, roots)
+
+
+def labelled_splits(dataset: Dataset, job: TrainJob, preprocessing: Preprocessing) -> dict[str, LabelledPixels]:
+    """The train, val and, where there is one, test items of a fine-tune, decoded into the machine's pixel cache.
+
+    Raises:
+        DataError: the dataset is too small, or too many of its images are bad.
+    """
+    items = training_splits(dataset, job.seed, job.num_train, job.num_val, job.num_test)
+    return {split: _labelled(split_items, dataset, preprocessing) for split, split_items in items.items()}
+
+
+def _labelled(items: tuple[Item, ...], dataset: Dataset, preprocessing: Preprocessing) -> LabelledPixels:
+    cache = PixelCache.open(items, dataset.root, preprocessing.resize_size)
+    good = cache.load(range(len(items)))
+    return LabelledPixels(
+        read=lambda positions, crop_size: cache.read([good[position] for position in positions], crop_size),
+        labels=torch.tensor([items[position].label for position in good]),
+        digest=items_digest(cache, good),
+        names=tuple(items[position].path.relative_to(dataset.root).as_posix() for position in good),
+    )

@@ -1,0 +1,1 @@
+"""The only package that talks to Ray Tune and Ray Train."""

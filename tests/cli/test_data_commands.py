@@ -1,0 +1,170 @@
+"""`raysnap data` as it is typed: what is printed where, exit codes, and a download from a server on this machine."""
+
+import gzip
+import hashlib
+import json
+import struct
+import threading
+from dataclasses import replace
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from raysnap.cli.app import main
+from raysnap.datasets.published import SOURCES, SourceFile
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """An empty current folder."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    return tmp_path / "here"
+
+
+@pytest.fixture
+def pets(here):
+    """A dataset of two classes and two splits, all images different."""
+    for index in range(24):
+        folder = here / "data" / "pets" / ("train", "test")[index % 2] / ("cat", "dog")[index // 2 % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        pixels = np.random.default_rng(index).integers(0, 255, (70, 80, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{index}.png")
+    return here / "data" / "pets"
+
+
+@pytest.fixture
+def fashion_mnist_server(tmp_path, monkeypatch):
+    """Four tiny IDX files, served over http; `fashion-mnist` is published there for the length of the test."""
+    monkeypatch.setenv("NO_PROXY", "*")
+    served = tmp_path / "served"
+    served.mkdir()
+    for prefix, num_images in (("train", 40), ("t10k", 20)):
+        images = np.random.default_rng(num_images).integers(0, 255, (num_images, 28, 28), dtype=np.uint8)
+        labels = bytes(index % 10 for index in range(num_images))
+        header = struct.pack(">4I", 0x803, num_images, 28, 28), struct.pack(">2I", 0x801, num_images)
+        for kind, content in (("images-idx3", header[0] + images.tobytes()), ("labels-idx1", header[1] + labels)):
+            (served / f"{prefix}-{kind}-ubyte.gz").write_bytes(gzip.compress(content))
+
+    class Handler(SimpleHTTPRequestHandler):
+        def log_message(self, *_):
+            asked.append(self.path)
+
+    asked = []
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=served)) as httpd:
+        thread = threading.Thread(target=httpd.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        url = f"http://127.0.0.1:{httpd.server_port}"
+        files = tuple(
+            SourceFile(path.name, f"{url}/{path.name}", f"md5:{hashlib.md5(path.read_bytes()).hexdigest()}")
+            for path in sorted(served.iterdir())
+        )
+        monkeypatch.setitem(SOURCES, "fashion-mnist", replace(SOURCES["fashion-mnist"], files=files))
+        yield asked
+        httpd.shutdown()
+        thread.join()
+
+
+def run(capsys, *arguments):
+    """Exit code, stdout and stderr of a command."""
+    code = main(list(arguments))
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+PREPARE = ("data", "prepare", "fashion-mnist", "--download", "--allow-other-counts")
+
+
+def test_a_download_is_prepared_and_not_fetched_twice(here, capsys, fashion_mnist_server):
+    code, out, err = run(capsys, *PREPARE)
+    assert code == 0
+    assert "data/fashion-mnist: 10\u00a0classes, train/val/test 40/0/20" in out
+    assert "The files that were fetched stay in data/.downloads/fashion-mnist." in out
+    assert err.count("  kB\n") + err.count("  B\n") >= 4
+    assert len(fashion_mnist_server) == 4
+    code, out, err = run(capsys, *PREPARE, "--json")
+    assert (code, err) == (0, "")
+    assert json.loads(out)["counts"] == {"train": 40, "val": 0, "test": 20}
+    assert len(fashion_mnist_server) == 4
+    assert sorted(path.name for path in (here / "data").iterdir()) == [".downloads", "fashion-mnist"]
+
+
+def test_other_counts_than_the_official_ones_need_a_word(here, capsys, fashion_mnist_server):
+    code, _, err = run(capsys, *PREPARE[:-1])
+    assert code == 2 and "60000" in err.replace(",", "")
+    assert not (here / "data" / "fashion-mnist").exists()
+
+
+def test_a_download_that_fails_is_told_in_one_line(here, capsys, fashion_mnist_server, monkeypatch):
+    files = tuple(replace(file, url=f"{file.url}.gone") for file in SOURCES["fashion-mnist"].files)
+    monkeypatch.setitem(SOURCES, "fashion-mnist", replace(SOURCES["fashion-mnist"], files=files))
+    code, out, err = run(capsys, *PREPARE)
+    assert (code, out) == (2, "")
+    assert err.count("\n") == 1 and "found HTTP 404" in err and "pass --source PATH" in err
+
+
+MISTAKES = [
+    (("fashion-mnist",), "expected --source PATH or --download, found none; --download fetches its 4 files"),
+    (("stanford-cars",), "expected --source PATH, found none; get cars_train.tgz, cars_test.tgz"),
+    (("stanford-dogs", "--download"), "expected files that can be fetched over https, found none published"),
+    (("imagenette", "--download", "--source", "x"), "expected --source PATH or --download, found both"),
+    (("imagenete", "--download"), "did you mean 'imagenette'?"),
+    (("imagenette", "--source", "missing"), "--source missing"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), MISTAKES)
+def test_a_mistake_is_told_in_one_line_and_leaves_nothing(here, capsys, arguments, message):
+    code, out, err = run(capsys, "data", "prepare", *arguments)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert message in err
+    assert list(here.iterdir()) == []
+
+
+def test_a_built_in_dataset_needs_no_download(here, capsys):
+    code, out, _ = run(capsys, "data", "prepare", "shapes-shape-a", "--download")
+    assert code == 0 and "400/100/100" in out and "fetched" not in out
+
+
+def test_the_list_shows_what_is_here_and_where_the_rest_is(pets, capsys):
+    code, out, err = run(capsys, "data", "ls")
+    assert (code, err) == (0, "")
+    (line,) = (one for one in out.splitlines() if one.startswith("pets"))
+    assert line.split() == ["pets", "yes", "2", "12/0/12", "a", "folder", "of", "yours"]
+    assert "https://data.caltech.edu/records/65de6-vp158" in out and "[ImageNet overlap]" in out
+    datasets = {one["name"]: one for one in json.loads(run(capsys, "data", "ls", "--json")[1])["datasets"]}
+    assert datasets["pets"]["counts"] == {"train": 12, "val": 0, "test": 12}
+    assert datasets["cub-birds-200"]["num_files"] == 1 and datasets["stanford-cars"]["num_files"] == 0
+
+
+def test_a_check_without_findings_prints_tables_and_ends_well(pets, capsys):
+    code, out, err = run(capsys, "data", "check", "pets")
+    assert (code, err) == (0, "")
+    assert out.startswith("data/pets: 2\u00a0classes, train/val/test 12/0/12\n")
+    assert "24 of 24: 24 PNG" in out and "none twice" in out
+
+
+def test_bad_files_and_leaks_end_a_check_with_1_and_other_copies_do_not(pets, capsys):
+    whole = (pets / "train" / "cat" / "0.png").read_bytes()
+    (pets / "train" / "dog" / "copy.png").write_bytes(whole)
+    code, out, err = run(capsys, "data", "check", "pets")
+    assert code == 0 and "1 in more than one class" in out
+    assert err == "raysnap: data/pets: two classes, the same bytes in train/cat/0.png, train/dog/copy.png\n"
+    (pets / "test" / "cat" / "leak.png").write_bytes(whole)
+    code, out, err = run(capsys, "data", "check", "pets")
+    assert code == 1 and "1 in more than one split: a leak" in out and "leak between splits" in err
+    document = json.loads(run(capsys, "data", "check", "pets", "--json")[1])
+    assert document["ok"] is False and len(document["leaks"]) == 1 and document["label_conflicts"] == []
+
+
+def test_a_sheet_is_drawn_beside_the_check(pets, here, capsys):
+    (pets / "train" / "cat" / "bad.png").write_bytes(b"x")
+    code, out, _ = run(capsys, "data", "check", "pets", "--sheet", "sheet.png")
+    assert code == 1 and "Contact sheet: sheet.png" in out
+    with Image.open(here / "sheet.png") as sheet:
+        assert sheet.format == "PNG"
+    code, _, err = run(capsys, "data", "check", "pets", "--sheet", "sheet.jpg")
+    assert code == 2 and "ends in .png" in err

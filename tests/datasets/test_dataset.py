@@ -1,0 +1,235 @@
+"""Datasets on disk: what opens, what is refused and how, and how items are split."""
+
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from raysnap.config.load import ShapesConfig
+from raysnap.datasets.dataset import open_dataset, probe_splits, read_folder, stratified_order, training_splits
+from raysnap.errors import DataError
+
+TINY = ShapesConfig(image_size=16, num_train=8, num_val=4, num_test=4)
+
+
+def make_folder(root: Path, counts: dict[str, int]) -> Path:
+    """An image folder with so many images in each `split/class`."""
+    for folder, num_images in counts.items():
+        (root / folder).mkdir(parents=True)
+        for index in range(num_images):
+            Image.new("RGB", (8, 8), (index * 7 % 256, 90, 30)).save(root / folder / f"{index:03d}.png")
+    return root
+
+
+def num_per_class(items) -> dict[int, int]:
+    return dict(Counter(item.label for item in items))
+
+
+def test_a_path_opens_wherever_a_name_does(tmp_path):
+    root = make_folder(tmp_path / "data" / "pets", {"train/cat": 3, "train/dog": 2, "test/dog": 1})
+    by_name, by_path = open_dataset("pets", tmp_path / "data"), open_dataset(str(root), tmp_path / "elsewhere")
+    assert by_name == by_path
+    assert by_name.name == "pets"
+    assert by_name.classes == ("cat", "dog")
+    assert list(by_name.splits) == ["train", "test"]
+    assert [(item.path.name, item.label) for item in by_name.splits["train"]] == [
+        ("000.png", 0), ("001.png", 0), ("002.png", 0), ("000.png", 1), ("001.png", 1),
+    ]  # fmt: skip
+
+
+def test_files_that_are_no_images_are_left_out_and_counted(tmp_path):
+    root = make_folder(tmp_path / "pets", {"train/cat": 2, "train/dog": 2})
+    (root / "train" / "notes.txt").touch()
+    (root / ".DS_Store").touch()
+    (root / "train" / "__MACOSX").mkdir()
+    (root / "train" / ".cache").mkdir()
+    for name in (".DS_Store", "._000.png", "labels.csv"):
+        (root / "train" / "cat" / name).touch()
+    (root / "train" / "cat" / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    (root / "train" / "cat" / "loop.png").symlink_to("loop.png")
+    dataset = read_folder(root)
+    assert dataset.classes == ("cat", "dog")
+    assert len(dataset.splits["train"]) == 4
+    assert dataset.num_ignored == 3
+
+
+def test_images_in_folders_below_a_class_belong_to_it(tmp_path):
+    root = make_folder(tmp_path / "pets", {"train/cat": 2, "train/dog": 1, "train/dog/poodle": 2})
+    assert num_per_class(read_folder(root).splits["train"]) == {0: 2, 1: 3}
+
+
+@pytest.mark.parametrize(
+    ("counts", "message"),
+    [
+        ({}, r"train/ with a folder of images per class, found no folders"),
+        ({"cat": 2, "dog": 2}, r"found only cat, dog; the form is \{train,val,test\}/<class>/<image>"),
+        ({"test/cat": 2}, r"found only test"),
+        ({"train": 0}, r"at least 2, found none"),
+        ({"train": 3}, r"at least 2, found none"),
+        ({"train/cat": 3}, r"at least 2, found 1"),
+        ({"train/cat": 3, "train/dog": 1}, r"train/dog: expected at least 2 images, found 1 image; add some"),
+        ({"train/cat": 3, "train/dog": 0}, r"train/dog: expected at least 2 images, found no images"),
+        ({"train/cat": 2, "train/dog": 2, "val/cow": 1}, r"val/cow: expected a class that train/ has too, found none"),
+        ({"train/cat": 2, "train/dog": 2, "test/Cat": 1}, r"found none there \(only 'cat'\)"),
+        (
+            {"train/cat": 2, "train/dog": 2, "val/cat": 0},
+            r"val: expected images, found none; fill the folder or remove",
+        ),
+    ],
+)
+def test_a_folder_nothing_can_be_trained_on_is_refused_in_one_line(tmp_path, counts, message):
+    (tmp_path / "pets").mkdir()
+    make_folder(tmp_path / "pets", counts)
+    with pytest.raises(DataError, match=message) as caught:
+        open_dataset("pets", tmp_path)
+    assert "\n" not in str(caught.value)
+    assert str(tmp_path / "pets") in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("shapes-color-a", "did you mean 'shapes-colour-a'"),
+        ("pet", "did you mean 'pets'"),
+        ("zzzzzz", "raysnap data ls"),
+        ("./pets-elsewhere", "found nothing there"),
+        ("", "found nothing there"),
+        ("x" * 5000, "File name too long"),
+        ("fashion-mnist", "raysnap data prepare fashion-mnist --source PATH"),
+        ("a-file", "expected a folder with train/<class>/<image>, found a file"),
+        ("../data/a-file", "found a file"),
+    ],
+)
+def test_a_name_that_stands_for_nothing_is_refused_with_what_to_do(tmp_path, monkeypatch, name, message):
+    data_dir = tmp_path / "data"
+    make_folder(data_dir / "pets", {"train/cat": 2, "train/dog": 2})
+    (data_dir / "a-file").touch()
+    monkeypatch.chdir(data_dir)
+    with pytest.raises(DataError, match=message):
+        open_dataset(name, data_dir)
+    assert sorted(path.name for path in data_dir.iterdir()) == ["a-file", "pets"]
+
+
+def test_a_data_dir_that_is_a_file_is_refused(tmp_path):
+    (tmp_path / "data").touch()
+    with pytest.raises(DataError, match="data_dir .*: expected a folder, found a file"):
+        open_dataset("shapes-shape-a", tmp_path / "data")
+
+
+def test_a_broken_record_is_named(tmp_path):
+    root = make_folder(tmp_path / "pets", {"train/cat": 2, "train/dog": 2})
+    (root / "dataset.json").write_text("[1")
+    with pytest.raises(DataError, match=r"dataset\.json: expected a JSON object"):
+        read_folder(root)
+
+
+def test_a_shapes_task_is_drawn_on_first_use_and_only_then(tmp_path):
+    dataset = open_dataset("shapes-texture-a", tmp_path, TINY)
+    times = {item.path: item.path.stat().st_mtime_ns for items in dataset.splits.values() for item in items}
+    assert {split: len(items) for split, items in dataset.splits.items()} == {"train": 8, "val": 4, "test": 4}
+    again = open_dataset("shapes-texture-a", tmp_path, TINY)
+    assert again == dataset == open_dataset("shapes-texture-a", tmp_path)
+    assert {path: path.stat().st_mtime_ns for path in times} == times
+    assert [path.name for path in tmp_path.iterdir()] == ["shapes-texture-a"]
+
+
+def test_a_task_drawn_otherwise_is_refused_and_stays(tmp_path):
+    open_dataset("shapes-texture-a", tmp_path, TINY)
+    with pytest.raises(DataError, match="'num_train': 8.*delete that folder"):
+        open_dataset("shapes-texture-a", tmp_path, TINY.model_copy(update={"num_train": 9}))
+    assert len(open_dataset("shapes-texture-a", tmp_path).splits["train"]) == 8
+
+
+def test_splits_of_zero_images_do_not_exist(tmp_path):
+    config = TINY.model_copy(update={"num_val": 0, "num_test": 0})
+    assert list(open_dataset("shapes-texture-a", tmp_path, config).splits) == ["train"]
+
+
+@settings(deadline=None)
+@given(labels=st.lists(st.integers(0, 6), max_size=120), seed=st.integers(0, 2**32 - 1))
+def test_every_prefix_of_the_stratified_order_holds_the_classes_in_proportion(labels, seed):
+    order = stratified_order(labels, seed)
+    assert sorted(order) == list(range(len(labels)))
+    assert order == stratified_order(labels, seed)
+    totals, seen = Counter(labels), Counter()
+    for num_taken, index in enumerate(order, start=1):
+        seen[labels[index]] += 1
+        for label, total in totals.items():
+            share = total / len(labels)
+            assert abs(seen[label] - num_taken * share) <= 1 + len(totals) * share
+
+
+@settings(deadline=None)
+@given(num_classes=st.integers(1, 9), num_each=st.integers(1, 12), seed=st.integers(0, 2**32 - 1))
+def test_classes_of_equal_count_take_turns_in_the_stratified_order(num_classes, num_each, seed):
+    labels = [label for label in range(num_classes) for _ in range(num_each)]
+    order = [labels[i] for i in stratified_order(labels, seed)]
+    for start in range(0, len(order), num_classes):
+        assert sorted(order[start : start + num_classes]) == list(range(num_classes))
+
+
+def test_seeds_give_different_orders():
+    labels = [index % 4 for index in range(200)]
+    assert len({tuple(stratified_order(labels, seed)) for seed in range(20)}) == 20
+
+
+@pytest.fixture(scope="module")
+def unbalanced(tmp_path_factory) -> Path:
+    counts = {"train/a": 50, "train/b": 20, "train/c": 2, "test/a": 10, "test/b": 10}
+    return make_folder(tmp_path_factory.mktemp("unbalanced") / "it", counts)
+
+
+def test_without_val_a_stratified_fifth_of_train_is_held_out(unbalanced):
+    splits = training_splits(read_folder(unbalanced), seed=3)
+    train, val = splits["train"], splits["val"]
+    assert len(train) + len(val) == 72
+    assert not set(train) & set(val)
+    assert num_per_class(val)[0] == pytest.approx(10, abs=1)
+    assert num_per_class(val)[1] == pytest.approx(4, abs=1)
+    assert num_per_class(train)[2] >= 1
+    assert len(splits["test"]) == 20
+    assert splits == training_splits(read_folder(unbalanced), seed=3)
+    assert set(val) != set(training_splits(read_folder(unbalanced), seed=4)["val"])
+
+
+def test_counts_cut_each_split_to_a_prefix_of_the_whole(unbalanced):
+    dataset = read_folder(unbalanced)
+    whole = training_splits(dataset, seed=0)
+    cut = training_splits(dataset, seed=0, num_train=20, num_val=5, num_test=1000)
+    assert {split: len(items) for split, items in cut.items()} == {"train": 20, "val": 5, "test": 20}
+    assert cut["train"] == whole["train"][:20]
+    assert num_per_class(cut["train"])[0] == pytest.approx(20 * 50 / 72, abs=2)
+
+
+@pytest.mark.parametrize(
+    ("splits", "scored"), [(("val", "test"), "val"), (("val",), "val"), (("test",), "test"), ((), "train")]
+)
+def test_probes_score_on_val_else_test_else_a_fifth_of_train(tmp_path, splits, scored):
+    counts = {f"{split}/{name}": 10 for split in ("train", *splits) for name in ("a", "b")}
+    dataset = read_folder(make_folder(tmp_path / "it", counts))
+    train, score = probe_splits(dataset, seed=0)
+    assert {item.path.parts[-3] for item in score} == {scored}
+    assert not set(train) & set(score)
+    assert (len(train), len(score)) == ((20, 20) if splits else (16, 4))
+    assert num_per_class(score) == {0: len(score) // 2, 1: len(score) // 2}
+    assert probe_splits(dataset, seed=0, num_train=6, num_test=2) == (train[:6], score[:2])
+
+
+def test_a_training_subset_of_one_class_is_refused(unbalanced):
+    dataset = read_folder(unbalanced)
+    for split in (training_splits, probe_splits):
+        with pytest.raises(DataError, match="at least 2 of its 3 classes, found 1 of 1; raise num_train"):
+            split(dataset, seed=0, num_train=1)
+
+
+def test_a_link_to_a_dataset_keeps_the_name_it_is_called_by(tmp_path):
+    make_folder(tmp_path / "v2", {"train/cat": 2, "train/dog": 2})
+    (tmp_path / "pets").symlink_to(tmp_path / "v2")
+    assert open_dataset("pets", tmp_path).name == "pets"
+    shutil.rmtree(tmp_path / "v2")
+    with pytest.raises(DataError, match="found neither"):
+        open_dataset("pets", tmp_path)

@@ -1,0 +1,77 @@
+"""The laws between methods on each family of architectures: under any budget, in any order, with any cache."""
+
+import pytest
+
+from raysnap.config.load import ShapesConfig
+from raysnap.datasets.dataset import open_dataset
+from raysnap.models.block_facts import block_shapes
+from raysnap.search import ranking, search
+from raysnap.search.plan.tree import build_tree
+from raysnap.store.manifest import Preprocessing
+from raysnap.store.store import Store
+from tests.support.search_stores import one_thread, put, random_blocks
+
+DATA = "shapes-colour-a"
+SHAPES = ShapesConfig(image_size=32, num_train=8, num_val=4, num_test=4)
+NUM_ITEMS = 12
+SIZES = {"resnet18": 32, "efficientnet_b0": 32, "vit_b_32": 224}  # torchvision's transformers take no other
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread():
+    with one_thread():
+        yield
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("data")
+    open_dataset(DATA, directory, SHAPES)
+    return directory
+
+
+@pytest.fixture(scope="module", params=SIZES)
+def family(request, tmp_path_factory):
+    """An architecture, and a store of one snapshot and two with last blocks of their own."""
+    architecture = request.param
+    store = Store.open(tmp_path_factory.mktemp(architecture) / "store", create=True)
+    preprocessing = Preprocessing(resize_size=SIZES[architecture], image_size=SIZES[architecture])
+    base = random_blocks.__wrapped__(architecture, 0)
+    for retrained in range(3):
+        cut = len(base) - 1 - retrained
+        own = [(name, {key: _shifted(value, retrained) for key, value in block.items()}) for name, block in base[cut:]]
+        put(store, f"r{retrained}", [*base[:cut], *own], architecture, preprocessing=preprocessing)
+    return architecture, store
+
+
+def _shifted(value, times):
+    return value + 0.01 * times if value.is_floating_point() else value
+
+
+def lines(result):
+    return [(one.snapshot, one.score, one.num_train, one.num_test, one.tied_with_best) for one in result.ranking]
+
+
+def test_sharing_changes_no_score_and_work_is_the_trees(family, data_dir, monkeypatch):
+    architecture, store = family
+    shapes = block_shapes(architecture, SIZES[architecture])[:-1]
+
+    def find(method, **arguments):
+        return search(store, DATA, data_dir=data_dir, shapes=SHAPES, method=method, **arguments)
+
+    shared, baseline = find("shared"), find("baseline")
+    assert lines(shared) == lines(baseline)
+    tree = build_tree(ranking.find_candidates(store, None, None), sharing=True)
+    assert len(tree.nodes) == len(shapes) + 1 + 2
+    assert shared.work["block_item_passes"] == NUM_ITEMS * len(tree.nodes)
+    assert shared.work["flops"] == NUM_ITEMS * sum(shapes[node.block_index].flops for node in tree.nodes)
+    assert shared.work["block_bytes_read"] == sum(node.block.num_bytes for node in tree.nodes)
+    assert baseline.work["block_item_passes"] == NUM_ITEMS * 3 * len(shapes)
+    assert lines(find("alsatian")) == lines(find("shift"))
+    tight = find("shared", budget_bytes=shared.peak_activation_bytes // 2)
+    assert tight.peak_activation_bytes <= shared.peak_activation_bytes // 2
+    assert [one.snapshot for one in tight.ranking] == [one.snapshot for one in shared.ranking]
+    assert [one.score for one in tight.ranking] == pytest.approx([one.score for one in shared.ranking], abs=1e-5)
+    manifests = store.manifests()
+    monkeypatch.setattr(Store, "manifests", lambda self, where=None: manifests[::-1])
+    assert lines(find("shared")) == lines(shared)

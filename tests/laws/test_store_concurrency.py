@@ -1,0 +1,110 @@
+"""Crowds at one store: no commit, no name and no needed block is lost, whoever else writes, collects or is killed."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from raysnap.store import audit
+from raysnap.store.files import Files
+from raysnap.store.store import Store
+from tests.support import SUPPORT
+from tests.support.store_blocks import make_blocks, put
+
+DEEP = os.environ.get("RAYSNAP_DEEP") == "1"
+NUM_WORKERS, NUM_COMMITS = (64, 500) if DEEP else (8, 50)
+STORM_S = 7200 if DEEP else 10
+MOST_S = 4 * 3600 if DEEP else 180
+
+pytestmark = pytest.mark.timeout(MOST_S)
+
+
+def crowd(law: str, folder: Path, *numbers: float) -> dict[str, int]:
+    """What the crowd did; it works in processes of its own, forked from one without threads."""
+    script = SUPPORT / "store_crowd.py"
+    command = [sys.executable, str(script), law, str(folder), *map(str, numbers)]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=MOST_S)
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout)
+
+
+def test_concurrent_writers_lose_no_commit_no_shared_block_twice_and_no_move_of_a_name(tmp_path):
+    assert crowd("writers", tmp_path, NUM_WORKERS, NUM_COMMITS)["num_commits"] == NUM_WORKERS * NUM_COMMITS
+
+
+@pytest.mark.slow
+def test_writers_collectors_and_readers_killed_at_random_lose_no_needed_block_and_leave_none_unneeded(tmp_path):
+    result = crowd("storm", tmp_path, STORM_S, 8128)
+    assert result["num_kills"] >= STORM_S
+    assert result["num_stored"] >= STORM_S
+    assert result["num_live"] > 0
+
+
+@pytest.fixture
+def store(tmp_path) -> Store:
+    return Store.open(tmp_path / "store", create=True)
+
+
+@pytest.mark.parametrize("moment", ["_check_vacant", "create_folders"])
+def test_a_store_that_another_process_makes_and_fills_meanwhile_is_opened_as_it_is(tmp_path, monkeypatch, moment):
+    path, owner = tmp_path / "store", Store if moment == "_check_vacant" else Files
+    unhurried, made = getattr(owner, moment), []
+
+    def overtaken(*args: object) -> object:
+        monkeypatch.undo()
+        put(Store.open(path, create=True), name="mine")
+        made.append((path / "store.json").stat().st_ino)
+        return unhurried(*args)
+
+    monkeypatch.setattr(owner, moment, overtaken)
+    store = Store.open(path, create=True)
+    assert list(store.refs()) == ["mine"]
+    assert [(path / "store.json").stat().st_ino] == made
+    assert not list((path / "tmp").iterdir())
+
+
+def test_a_name_that_is_taken_away_while_names_are_verified_is_no_damage(store, monkeypatch):
+    put(store, name="mine")
+    resolve = audit.resolve
+
+    def resolve_too_late(*arguments):
+        store.remove_ref("mine")
+        return resolve(*arguments)
+
+    monkeypatch.setattr(audit, "resolve", resolve_too_late)
+    assert store.verify()["ok"]
+
+
+def test_a_name_that_moves_while_its_snapshot_is_removed_is_no_damage(store, monkeypatch):
+    old, new = (put(store, seed=seed).manifest.id for seed in range(2))
+    store.set_ref("mine", old)
+    (store.path / "snapshots" / f"{old}.json").unlink()
+    resolve = audit.resolve
+
+    def resolve_then_move(*arguments):
+        try:
+            return resolve(*arguments)
+        finally:
+            store.set_ref("mine", new)
+
+    monkeypatch.setattr(audit, "resolve", resolve_then_move)
+    assert store.verify()["ok"]
+
+
+def test_a_block_that_is_collected_and_put_again_while_it_is_verified_is_no_damage(store, monkeypatch):
+    store.put_block(make_blocks()[0][1])
+    check_block = audit._check_block
+
+    def check_while_it_is_away(*arguments):
+        monkeypatch.undo()
+        store.gc(grace_s=0)
+        try:
+            return check_block(*arguments)
+        finally:
+            put(store)
+
+    monkeypatch.setattr(audit, "_check_block", check_while_it_is_away)
+    assert store.verify()["ok"]

@@ -1,0 +1,102 @@
+"""What a job will take is said before it starts, and close to what comes."""
+
+import shutil
+from types import SimpleNamespace
+
+import pytest
+
+from raysnap.config.load import GenerateConfig
+from raysnap.datasets.shapes import draw_task
+from raysnap.errors import ConfigError, DataError
+from raysnap.models.block_facts import block_shapes
+from raysnap.planning import forecast as forecast_module
+from raysnap.planning.forecast import check_room, forecast
+from raysnap.planning.generate import plan_generate
+
+
+def job(directory, **changes) -> GenerateConfig:
+    settings = {
+        "run_dir": directory / "run",
+        "store": directory / "store",
+        "data_dir": directory / "data",
+        "datasets": ["shapes-shape-a"],
+        "num_snapshots": 2,
+        "image_size": 32,
+        "shapes": {"image_size": 36, "num_train": 40, "num_val": 0, "num_test": 8},
+        "train": {"epochs": 3},
+        "retrain": {"distribution": "fixed", "values": [0, 8]},
+    }
+    return GenerateConfig.model_validate(settings | changes)
+
+
+def forecast_of(config: GenerateConfig) -> forecast_module.Forecast:
+    return forecast(config, plan_generate(config))
+
+
+def test_flops_are_a_forward_of_everything_and_twice_that_of_what_is_trained(tmp_path):
+    found = forecast_of(job(tmp_path, num_snapshots=1, prefix_cache_bytes=0))
+    *body, head = (shape.flops for shape in block_shapes("resnet18", 32))
+    head *= 4 / 1000
+    forward = sum(body) + head
+    assert found.train_flops == pytest.approx(3 * (32 * (forward + 2 * head) + 8 * forward) + 8 * forward)
+    assert (found.num_trials, found.num_epochs) == (1, 3)
+    assert found.cpu_s > 1
+
+
+def test_cached_outputs_of_frozen_blocks_run_once_and_are_shared_by_trials(tmp_path):
+    *frozen, _ = block_shapes("resnet18", 32)
+    head_flops = block_shapes("resnet18", 32)[-1].flops * 4 / 1000
+    for num_snapshots in (1, 2):
+        config = job(tmp_path, num_snapshots=num_snapshots, retrain={"distribution": "fixed", "values": [0]})
+        found = forecast_of(config)
+        trained = 3 * (32 * 3 * head_flops + 8 * head_flops) + 8 * head_flops
+        assert found.train_flops == pytest.approx(48 * sum(one.flops for one in frozen) + num_snapshots * trained)
+        assert found.prefix_bytes == 48 * frozen[-1].output_bytes
+
+
+def test_shared_blocks_count_once(tmp_path):
+    found = forecast_of(job(tmp_path))
+    model_bytes = sum(shape.num_parameter_bytes for shape in block_shapes("resnet18", 32))
+    stem_bytes = block_shapes("resnet18", 32)[0].num_parameter_bytes
+    assert found.copied_bytes == 3 * model_bytes
+    head_bytes = block_shapes("resnet18", 32)[-1].num_parameter_bytes * 4 // 1000
+    trained_bytes = model_bytes - stem_bytes - block_shapes("resnet18", 32)[-1].num_parameter_bytes + 2 * head_bytes
+    assert found.store_bytes == pytest.approx(model_bytes + trained_bytes, abs=2)
+
+
+def test_a_drawn_dataset_is_counted_as_it_is_and_one_to_be_drawn_as_it_will_be(tmp_path):
+    config = job(tmp_path)
+    before = forecast_of(config)
+    draw_task("shapes-shape-a", config.data_dir / "shapes-shape-a", config.shapes)
+    after = forecast_of(config)
+    assert (before.to_draw, after.to_draw) == (("shapes-shape-a",), ())
+    assert (before.train_flops, before.pixel_bytes) == (after.train_flops, after.pixel_bytes)
+
+
+def test_caps_bound_the_items(tmp_path):
+    assert forecast_of(job(tmp_path, num_train=10)).train_flops < 0.6 * forecast_of(job(tmp_path)).train_flops
+
+
+def test_weights_that_torch_hub_lacks_are_named(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    config = job(tmp_path, base={"weights": "IMAGENET1K_V1"}, architectures=["resnet18", "resnet34"])
+    assert forecast_of(config).to_download == ("resnet18-f37072fd.pth", "resnet34-b627a593.pth")
+    checkpoints = tmp_path / "torch" / "hub" / "checkpoints"
+    checkpoints.mkdir(parents=True)
+    (checkpoints / "resnet18-f37072fd.pth").touch()
+    assert forecast_of(config).to_download == ("resnet34-b627a593.pth",)
+
+
+def test_what_does_not_fit_the_disk_is_refused_by_the_key_that_takes_most(tmp_path, monkeypatch):
+    config = job(tmp_path)
+    needed = forecast_of(config)
+    check_room(config, needed)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=10_000_000))
+    with pytest.raises(ConfigError, match=r"^run_dir: the job writes up to .* found 10\.0.MB free"):
+        check_room(config, needed)
+
+
+def test_all_missing_datasets_are_told_at_once(tmp_path):
+    config = job(tmp_path, num_snapshots=3, datasets=["image-woof", "shapes-shape-a", "food-101"])
+    with pytest.raises(DataError, match="2 of 3 datasets are not there: image-woof, food-101; `raysnap data ls`"):
+        plan_generate(config)

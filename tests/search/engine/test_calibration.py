@@ -1,0 +1,25 @@
+"""What blocks take is found out without their weights, and dealt by."""
+
+import torch
+
+from raysnap.models.numerics import Numerics
+from raysnap.search.engine.calibration import measure_kinds
+from raysnap.search.plan.partition import Costs, Rates
+from raysnap.search.plan.tree import build_tree
+from tests.support.search_stores import candidate, digest, one_thread
+
+
+def test_each_kind_of_block_is_measured_and_those_alike_once():
+    kinds = {("resnet18", 32, index) for index in range(9)} | {("mobilenet_v3_small", 32, 3)}
+    with one_thread():
+        seconds = measure_kinds(kinds, Numerics.for_inference("float32", torch.device("cpu")))
+    assert seconds.keys() == kinds and all(value > 0 for value in seconds.values())
+    assert seconds["resnet18", 32, 1] == seconds["resnet18", 32, 2] != seconds["resnet18", 32, 3]
+
+
+def test_costs_are_those_measured_and_by_flops_where_none_is():
+    tree = build_tree([candidate("one", [digest(index) for index in range(9)])], sharing=True)
+    rates = Rates(flops_per_s=1e9)
+    by_flops = Costs.of(tree, range(9), rates)
+    measured = Costs.of(tree, range(9), rates, {("resnet18", 32, 4): 7.0})
+    assert measured.item_s == by_flops.item_s | {4: 7.0}

@@ -1,0 +1,63 @@
+"""Blocks ready for inference: the same outputs without a batch norm, in every family, and stored tensors untouched."""
+
+import pytest
+import torch
+from numpy.testing import assert_allclose
+from torch import nn
+
+from raysnap.models import blocks
+from raysnap.models.numerics import Numerics
+from raysnap.search.engine.folding import build_inference_block
+
+CPU = torch.device("cpu")
+FAMILIES = (
+    "resnet18",
+    "resnet50",
+    "resnext50_32x4d",
+    "mobilenet_v2",
+    "mobilenet_v3_small",
+    "efficientnet_b0",
+    "efficientnet_v2_s",
+    "regnet_y_400mf",
+    "convnext_tiny",
+    "swin_t",
+    "vit_b_32",
+)
+
+
+def seasoned(architecture):
+    """Random tensors whose batch norms are not the identity that they begin as."""
+    generator = torch.Generator().manual_seed(1)
+    body = [tensors for _, tensors in blocks.random_tensors(architecture, 4, 0)[:-1]]
+    for tensors in body:
+        for name, tensor in tensors.items():
+            if name.endswith("running_mean"):
+                tensor.copy_(0.1 * torch.randn(tensor.shape, generator=generator))
+            elif name.endswith("running_var"):
+                tensor.copy_(0.5 + torch.rand(tensor.shape, generator=generator))
+    return body
+
+
+@pytest.mark.parametrize("architecture", FAMILIES)
+def test_a_folded_model_gives_torchvisions_features_without_a_batch_norm(architecture):
+    body = seasoned(architecture)
+    before = [{name: tensor.clone() for name, tensor in tensors.items()} for tensors in body]
+    numerics = Numerics(CPU, channels_last=True)
+    folded = nn.Sequential(*(build_inference_block(architecture, *pair, numerics) for pair in enumerate(body)))
+    whole = blocks.build_model(architecture, body)
+    size = 224 if architecture == "vit_b_32" else 64
+    images = torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        expected, found = whole(images), folded(numerics.lay_out_images(images))
+    assert_allclose(found.numpy(), expected.numpy(), rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in folded.modules())
+    assert not any(parameter.requires_grad for parameter in folded.parameters())
+    assert all(torch.equal(old[name], new[name]) for old, new in zip(before, body, strict=True) for name in old)
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_a_block_computes_in_the_precision_asked_for(precision):
+    numerics = Numerics.for_inference(precision, CPU)
+    block = build_inference_block("resnet18", 1, seasoned("resnet18")[1], numerics)
+    floating = [value.dtype for value in (*block.parameters(), *block.buffers()) if value.is_floating_point()]
+    assert set(floating) == {numerics.dtype} == {getattr(torch, precision)}

@@ -1,0 +1,236 @@
+"""Plans: rungs as published, and walks over random trees whose peak is the least that depth first can do."""
+
+import itertools
+import math
+from dataclasses import dataclass
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from raysnap.errors import UsageError
+from raysnap.models.block_facts import block_shapes
+from raysnap.search.plan import walk as plan
+from raysnap.search.plan.tree import build_tree, keep_candidates
+from raysnap.search.plan.walk import Room, plan_rungs, plan_walk, usual_batch_items
+from tests.support.search_stores import PREPROCESSING, candidate, digest
+
+INPUT_BYTES = 4 * 3 * PREPROCESSING.image_size**2
+EVERY_METHOD = ("baseline", "shift", "alsatian", "shared", "nested")
+
+
+@pytest.mark.parametrize("method", ["shift", "alsatian"])
+@pytest.mark.parametrize(
+    ("num_candidates", "num_train", "starts", "num_kept"),
+    [
+        (16, 320, [0, 20, 60, 140, 320], [8, 4, 2, 1]),
+        (36, 800, [0, 13, 39, 91, 195, 403, 800], [18, 9, 4, 2, 1, 1]),
+        (8, 80, [0, 10, 30, 80], [4, 2, 1]),
+        (1, 100, [0, 100], [1]),
+        (2, 100, [0, 100], [1]),
+        (3, 100, [0, 25, 100], [1, 1]),
+        (16, 3, [0, 1, 3], [8, 4]),
+        (1000, 1, [0, 1], [500]),
+    ],
+)
+def test_the_published_ranges_and_survivors(method, num_candidates, num_train, starts, num_kept):
+    rungs = plan_rungs(method, num_candidates, num_train, 200)
+    assert [(rung.train_start, rung.train_stop) for rung in rungs] == list(itertools.pairwise(starts))
+    assert [(rung.test_start, rung.test_stop) for rung in rungs] == [(0, 200)] + [(200, 200)] * (len(rungs) - 1)
+    assert [rung.num_kept for rung in rungs] == num_kept
+
+
+@pytest.mark.parametrize(
+    ("num_candidates", "num_train", "num_test", "train_stops", "test_stops"),
+    [
+        (36, 800, 200, [10, 19, 38, 75, 150, 300, 800], [8, 15, 29, 57, 113, 200, 200]),
+        (16, 320, 80, [15, 30, 60, 120, 320], [12, 23, 45, 80, 80]),
+        (4, 100, 10, [19, 38, 100], [6, 10, 10]),
+        (2, 100, 10, [38, 100], [10, 10]),
+        (1, 100, 10, [100], [10]),
+        (8, 2, 1, [1, 2], [1, 1]),
+    ],
+)
+def test_nested_halves_on_up_to_three_eighths_of_train_and_brings_in_test_three_times_as_fast(
+    num_candidates, num_train, num_test, train_stops, test_stops
+):
+    rungs = plan_rungs("nested", num_candidates, num_train, num_test)
+    assert [rung.train_stop for rung in rungs] == train_stops
+    assert [rung.test_stop for rung in rungs] == test_stops
+    assert [rung.num_kept for rung in rungs] == [max(1, num_candidates >> k) for k in range(1, len(rungs) + 1)]
+
+
+@given(st.sampled_from(EVERY_METHOD), st.integers(1, 10_000), st.integers(1, 100_000), st.integers(1, 100_000))
+def test_rungs_cover_all_items_once_in_ranges_that_double_and_never_keep_more(
+    method, num_candidates, num_train, num_test
+):
+    rungs = plan_rungs(method, num_candidates, num_train, num_test)
+    assert (rungs[0].train_start, rungs[-1].train_stop) == (0, num_train)
+    assert (rungs[0].test_start, rungs[-1].test_stop) == (0, num_test)
+    assert all(one.train_stop == other.train_start for one, other in itertools.pairwise(rungs))
+    assert all(one.test_stop == other.test_start for one, other in itertools.pairwise(rungs))
+    assert all(rung.test_start <= rung.test_stop and rung.test_stop >= 1 for rung in rungs)
+    lengths = [rung.train_stop - rung.train_start for rung in rungs]
+    assert min(lengths) >= 1
+    early_stops = [rung.train_stop for rung in rungs[:-1]]
+    if method == "nested":
+        assert all(other in (2 * one, 2 * one - 1) for one, other in itertools.pairwise(early_stops))
+        assert len(rungs) <= 1 + math.ceil(math.log2(num_candidates))
+    else:
+        assert all(other == 2 * one for one, other in itertools.pairwise(lengths[:-1]))
+        assert len(rungs) <= max(1, math.ceil(math.log2(num_candidates)))
+    kept = [num_candidates, *(rung.num_kept for rung in rungs)]
+    assert min(kept) >= 1 and all(other <= one for one, other in itertools.pairwise(kept))
+    if method in ("baseline", "shared"):
+        assert len(rungs) == 1 and kept == [num_candidates] * 2
+
+
+@dataclass(frozen=True)
+class FakeShape:
+    """The part of a block's shape that a walk is planned from."""
+
+    output_bytes: int
+
+
+@st.composite
+def random_trees(draw):
+    """A small tree of shared prefixes, and how many bytes each of its blocks puts out per item."""
+    depth = draw(st.integers(1, 6))
+    all_digits = draw(st.lists(st.lists(st.integers(0, 1), min_size=depth, max_size=depth), min_size=1, max_size=6))
+    candidates = [
+        candidate(str(number), [digest(f"{0 if position == 0 else digit}{position}") for position, digit in pairs])
+        for number, pairs in enumerate(list(enumerate(digits)) for digits in all_digits)
+    ]
+    shapes = tuple(FakeShape(1000 * draw(st.sampled_from((1, 10, 100, 300, 900)))) for _ in range(depth))
+    kept = draw(st.sets(st.integers(0, len(candidates) - 1), min_size=1))
+    return build_tree(candidates, sharing=True), shapes, kept
+
+
+def peak_of_order(tree, order, shapes, needed):
+    """The most bytes that are live at once when nodes run in `order`, each output until its last child has run."""
+    waiting = {index: sum(child in needed for child in tree.nodes[index].children) for index in order}
+    live = {None: INPUT_BYTES}
+    waiting[None] = 1
+    peak = 0
+    for index in order:
+        node = tree.nodes[index]
+        output = shapes[node.block_index].output_bytes
+        peak = max(peak, sum(live.values()) + output)
+        waiting[node.parent] -= 1
+        if waiting[node.parent] == 0:
+            del live[node.parent]
+        if waiting[index]:
+            live[index] = output
+    return peak
+
+
+def depth_first_orders(tree, index, needed):
+    """Every depth-first order of the needed nodes from this one down."""
+    children = [child for child in tree.nodes[index].children if child in needed]
+    below = {child: list(depth_first_orders(tree, child, needed)) for child in children}
+    for siblings in itertools.permutations(children):
+        for parts in itertools.product(*(below[child] for child in siblings)):
+            yield [index, *itertools.chain(*parts)]
+
+
+@settings(max_examples=150)
+@given(random_trees(), st.integers(1, 5_000_000))
+def test_a_walks_peak_is_the_least_of_all_depth_first_orders_and_within_the_budget(tree_and_shapes, budget_bytes):
+    tree, shapes, kept = tree_and_shapes
+    needed = keep_candidates(tree, kept)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plan, "block_shapes", lambda architecture, image_size: shapes)
+        walk = plan_walk(tree, tree.roots[0], needed, Room())
+        least = min(peak_of_order(tree, order, shapes, needed) for order in depth_first_orders(tree, walk.root, needed))
+        if budget_bytes < least:
+            with pytest.raises(UsageError, match=f"holds {least} bytes"):
+                plan_walk(tree, tree.roots[0], needed, Room(budget_bytes))
+        else:
+            tight = plan_walk(tree, tree.roots[0], needed, Room(budget_bytes))
+            assert tight.peak_activation_bytes <= budget_bytes
+            assert tight.batch_items == min(walk.batch_items, budget_bytes // least)
+            assert tight.steps == walk.steps
+    order = [step.node for step in walk.steps]
+    assert sorted(order) == sorted(needed), "every needed node once, no other"
+    assert peak_of_order(tree, order, shapes, needed) == least
+    assert walk.peak_activation_bytes == walk.batch_items * least
+
+
+def test_the_child_whose_subtree_needs_the_most_goes_last():
+    """A fork whose one branch forks again: whichever candidate comes first, the fork's output is let go before that."""
+    shapes = tuple(map(FakeShape, (100_000, 100_000, 200_000, 900_000)))
+    once, again, twice = ((0, 0, 0, 0), (0, 1, 0, 0), (0, 1, 0, 1))
+    for order in itertools.permutations((once, again, twice)):
+        candidates = [
+            candidate(str(number), [digest(f"{position}{digit}") for position, digit in enumerate(digits)])
+            for number, digits in enumerate(order)
+        ]
+        tree = build_tree(candidates, sharing=True)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(plan, "block_shapes", lambda architecture, image_size: shapes)
+            walk = plan_walk(tree, tree.roots[0], range(len(tree.nodes)), Room())
+        assert walk.peak_activation_bytes == walk.batch_items * (100_000 + 200_000 + 900_000)
+        assert peak_of_order(tree, [step.node for step in walk.steps], shapes, range(len(tree.nodes))) == 1_200_000
+
+
+@settings(max_examples=50)
+@given(random_trees())
+def test_a_step_frees_its_input_after_the_last_child_and_keeps_what_children_wait_for(tree_and_shapes):
+    tree, shapes, kept = tree_and_shapes
+    needed = keep_candidates(tree, kept)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plan, "block_shapes", lambda architecture, image_size: shapes)
+        steps = plan_walk(tree, tree.roots[0], needed, Room()).steps
+    held = {None}
+    for step in steps:
+        assert tree.nodes[step.node].parent in held
+        if step.frees_input:
+            held.remove(tree.nodes[step.node].parent)
+        if step.keeps_output:
+            held.add(step.node)
+    assert held == set()
+
+
+@pytest.mark.parametrize("architecture", ["resnet18", "mobilenet_v3_small", "vit_b_32"])
+def test_usual_batches_are_between_one_item_and_the_most_at_any_size(architecture):
+    sizes = (224,) if architecture == "vit_b_32" else (32, 224, 512)
+    items = [usual_batch_items(architecture, size, "cpu") for size in sizes]
+    assert all(1 <= num <= plan.MAX_BATCH_ITEMS for num in items)
+    assert items == sorted(items, reverse=True)
+
+
+def test_a_chain_of_real_blocks_peaks_at_its_largest_input_and_output():
+    one = candidate("one", [digest(index) for index in range(9)])
+    tree = build_tree([one], sharing=True)
+    outputs = [INPUT_BYTES, *(shape.output_bytes for shape in block_shapes("resnet18", 32)[:-1])]
+    walk = plan_walk(tree, tree.roots[0], range(9), Room())
+    assert walk.peak_activation_bytes == walk.batch_items * max(a + b for a, b in itertools.pairwise(outputs))
+
+
+@given(st.integers(0, 200), st.integers(1, 20), st.integers(1, 8))
+def test_items_are_split_into_even_batches_that_keep_all_streams_busy(num_items, batch_items, num_streams):
+    walk = plan.Walk(0, (), batch_items, num_streams, 0)
+    batches = walk.split(range(num_items))
+    assert [position for batch in batches for position in batch] == list(range(num_items))
+    lengths = [len(batch) for batch in batches]
+    assert not lengths or (max(lengths) <= batch_items and max(lengths) - min(lengths) <= 1 <= min(lengths))
+    assert len(lengths) % num_streams == 0 or len(lengths) == num_items
+
+
+@pytest.mark.parametrize(
+    ("budget_items", "expected"), [(1, (1, 1)), (2, (2, 1)), (3, (3, 1)), (7, (4, 1)), (9, (4, 2)), (None, (4, None))]
+)
+def test_batches_that_run_at_once_share_the_budget(budget_items, expected):
+    tree = build_tree([candidate("one", [digest(index) for index in range(9)])], sharing=True)
+    free = plan_walk(tree, tree.roots[0], range(9), Room())
+    item_bytes = free.peak_activation_bytes // free.batch_items
+    budget_bytes = budget_items and budget_items * item_bytes
+    walk = plan_walk(tree, tree.roots[0], range(9), Room(budget_bytes, num_streams=4))
+    assert (walk.num_streams, walk.batch_items) == (expected[0], expected[1] or free.batch_items)
+    assert walk.peak_activation_bytes == walk.num_streams * walk.batch_items * item_bytes
+
+
+def test_a_budget_below_one_item_names_the_architecture_and_what_it_takes():
+    tree = build_tree([candidate("one", [digest(index) for index in range(9)])], sharing=True)
+    with pytest.raises(UsageError, match="--budget 1000: resnet18 at 32 px holds [0-9]+ bytes"):
+        plan_walk(tree, tree.roots[0], range(9), Room(1000))

@@ -1,0 +1,215 @@
+"""Weights in and out: torchvision's files come in, torchvision's files go out, and nothing is ever unpickled."""
+
+import os
+import pickle
+
+import pytest
+import safetensors.torch
+import torch
+import torchvision
+
+from raysnap.errors import BlockDamaged, SnapshotNotFound, StoreError, WeightsError
+from raysnap.store.exchange import CARD_MARK, add_file, export_snapshot, load_state_dict
+from raysnap.store.manifest import DatasetRecord
+from raysnap.store.store import Store
+from tests.support.store_blocks import object_path
+
+ARCHITECTURE = "mobilenet_v3_small"
+
+
+@pytest.fixture(scope="module")
+def state_dict() -> dict[str, torch.Tensor]:
+    torch.manual_seed(0)
+    return torchvision.models.get_model(ARCHITECTURE, weights=None, num_classes=3).state_dict()
+
+
+@pytest.fixture
+def store(tmp_path) -> Store:
+    return Store.open(tmp_path / "store", create=True)
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda weights: weights,
+        lambda weights: {"state_dict": weights, "epoch": 3},
+        lambda weights: {"model": weights},
+        lambda weights: {f"module.{name}": value for name, value in weights.items()},
+        lambda weights: {"model_state_dict": {f"_orig_mod.module.{name}": value for name, value in weights.items()}},
+        lambda weights: {name: torch.nn.Parameter(value, requires_grad=False) for name, value in weights.items()},
+    ],
+    ids=["plain", "state_dict", "model", "data parallel", "compiled", "parameters"],
+)
+@pytest.mark.parametrize("legacy", [False, True])
+def test_a_torch_checkpoint_gives_its_state_dict(state_dict, tmp_path, wrap, legacy):
+    path = tmp_path / "weights.pth"
+    torch.save(wrap(state_dict), path, _use_new_zipfile_serialization=not legacy)
+    assert same(load_state_dict(path), state_dict)
+
+
+def test_a_safetensors_file_gives_its_state_dict(state_dict, tmp_path):
+    path = tmp_path / "weights.safetensors"
+    safetensors.torch.save_file({f"module.{name}": value for name, value in state_dict.items()}, path, {"format": "pt"})
+    assert same(load_state_dict(path), state_dict)
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+def test_what_comes_in_goes_out_unchanged_and_torchvision_loads_it(store, state_dict, tmp_path, suffix):
+    path = tmp_path / "in.pth"
+    torch.save(state_dict, path)
+    written = add_file(store, path, ARCHITECTURE, name="mine")
+    assert written.manifest.num_classes == 3
+    out = tmp_path / "out" / f"weights{suffix}"
+    export = export_snapshot(store, "mine", out)
+    back = safetensors.torch.load_file(out) if suffix == ".safetensors" else torch.load(out, weights_only=True)
+    assert same(back, state_dict)
+    torchvision.models.get_model(ARCHITECTURE, num_classes=3).load_state_dict(back, strict=True)
+    assert export.num_bytes == out.stat().st_size
+    assert sorted(path.name for path in out.parent.iterdir()) == ["README.md", out.name]
+    assert add_file(store, out, ARCHITECTURE, name="mine").is_new is False
+
+
+def test_a_pth_export_keeps_torchvisions_order(store, state_dict, tmp_path):
+    path = tmp_path / "in.safetensors"
+    safetensors.torch.save_file(state_dict, path)
+    add_file(store, path, ARCHITECTURE, name="mine")
+    export_snapshot(store, "mine", tmp_path / "out.pth")
+    assert list(torch.load(tmp_path / "out.pth", weights_only=True)) == list(state_dict)
+
+
+def test_batch_counts_that_old_files_lack_are_zero(store, state_dict, tmp_path):
+    path = tmp_path / "old.pth"
+    torch.save({name: value for name, value in state_dict.items() if "num_batches_tracked" not in name}, path)
+    add_file(store, path, ARCHITECTURE, name="old")
+    export_snapshot(store, "old", tmp_path / "new.pth")
+    assert same(torch.load(tmp_path / "new.pth", weights_only=True), state_dict)
+
+
+def test_a_name_that_is_taken_is_refused_before_anything_is_written(store, state_dict, tmp_path):
+    path = tmp_path / "in.pth"
+    torch.save(state_dict, path)
+    snapshot = add_file(store, path, ARCHITECTURE, name="mine").manifest.id
+    torch.save({name: value + 1 for name, value in state_dict.items()}, path)
+    with pytest.raises(StoreError, match="choose another name"):
+        add_file(store, path, ARCHITECTURE, name="mine")
+    assert store.resolve("mine") == snapshot
+    assert len(store.manifests()) == 1
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda weights: {},
+        lambda weights: [1, 2],
+        lambda weights: "text",
+        lambda weights: {"a": 1},
+        lambda weights: {3: torch.zeros(1)},
+        lambda weights: {name: value for name, value in weights.items() if name != "features.0.0.weight"},
+        lambda weights: weights | {"extra.weight": torch.zeros(1)},
+        lambda weights: weights | {"features.0.0.weight": torch.zeros(1)},
+        lambda weights: weights | {"features.0.0.weight": weights["features.0.0.weight"] * float("nan")},
+        lambda weights: weights | {"features.0.0.weight": torch.zeros(1).expand(10**12)},
+        lambda weights: weights | {"classifier.3.bias": torch.tensor(1.0)},
+        lambda weights: weights | {"../../features.0.0.weight": torch.zeros(1)},
+    ],
+)
+def test_weights_that_do_not_fit_are_refused_and_nothing_is_written(store, state_dict, tmp_path, change):
+    path = tmp_path / "weights.pth"
+    torch.save(change(dict(state_dict)), path)
+    with pytest.raises(WeightsError) as caught:
+        add_file(store, path, ARCHITECTURE)
+    assert "\n" not in str(caught.value)
+    assert store.stats()["num_blocks"] == 0
+
+
+class _Canary:
+    """An object that runs a command when it is unpickled."""
+
+    def __init__(self, command: str):
+        self.command = command
+
+    def __reduce__(self) -> tuple:
+        return os.system, (self.command,)
+
+
+@pytest.mark.parametrize("nesting", ["bare", "value", "state_dict", "legacy", "pickle file"])
+@pytest.mark.parametrize("suffix", [".pth", ".pt", ".bin"])
+def test_a_checkpoint_that_would_run_code_does_not(store, state_dict, tmp_path, nesting, suffix):
+    canary = tmp_path / "canary"
+    bomb = _Canary(f"touch '{canary}'")
+    path = tmp_path / f"weights{suffix}"
+    payload = {"bare": bomb, "value": state_dict | {"x": bomb}, "state_dict": {"state_dict": bomb}}.get(nesting, [bomb])
+    if nesting == "pickle file":
+        path.write_bytes(pickle.dumps(payload))
+    else:
+        torch.save(payload, path, _use_new_zipfile_serialization=nesting != "legacy")
+    with pytest.raises(WeightsError, match="tensors only"):
+        add_file(store, path, ARCHITECTURE)
+    assert not canary.exists()
+
+
+@pytest.mark.parametrize(
+    "raw", [b"", b"x", b"PK\3\4" + bytes(50), b"\x80\x02." + bytes(9), bytes(1000), os.urandom(500)]
+)
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_garbage_is_refused_in_one_line(tmp_path, raw, suffix):
+    path = tmp_path / f"weights{suffix}"
+    path.write_bytes(raw)
+    with pytest.raises(WeightsError) as caught:
+        load_state_dict(path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["missing.pth", ".", "weights.h5", "weights"])
+def test_a_file_that_is_no_file_of_weights_is_refused(tmp_path, name):
+    (tmp_path / "weights.h5").write_bytes(b"x")
+    (tmp_path / "weights").write_bytes(b"x")
+    with pytest.raises(WeightsError):
+        load_state_dict(tmp_path / name)
+
+
+def test_the_card_tells_lineage_data_metrics_and_how_to_load(store, state_dict, tmp_path):
+    path = tmp_path / "in.pth"
+    torch.save(state_dict, path)
+    base = add_file(store, path, ARCHITECTURE, dataset=DatasetRecord(name="birds")).manifest
+    torch.save(state_dict | {"classifier.3.bias": torch.ones(3)}, path)
+    hostile = DatasetRecord(name="<script>|`x`\n# title", classes=("a|b", "`c`"))
+    add_file(store, path, ARCHITECTURE, "tuned", base.id, hostile, metrics={"val_accuracy": 0.8125})
+    export = export_snapshot(store, "tuned", tmp_path / "out" / "weights.safetensors")
+    card = export.card_path.read_text()
+    for part in (base.id[:12], "`birds`", "0.8125", "load_file('weights.safetensors')", "num_classes=3", "`a/b`"):
+        assert part in card
+    assert "\n# title" not in card
+    assert "`<script>/'x' # title`" in card
+
+
+def test_a_readme_of_someone_else_is_left_alone(store, state_dict, tmp_path):
+    path = tmp_path / "in.pth"
+    torch.save(state_dict, path)
+    add_file(store, path, ARCHITECTURE, name="mine")
+    (tmp_path / "README.md").write_text("mine")
+    export = export_snapshot(store, "mine", tmp_path / "out.safetensors")
+    assert (tmp_path / "README.md").read_text() == "mine"
+    assert CARD_MARK in export.card_path.read_text()
+    assert export_snapshot(store, "mine", tmp_path / "out.safetensors") == export
+
+
+def test_an_export_that_fails_leaves_nothing_behind(store, state_dict, tmp_path):
+    path = tmp_path / "in.pth"
+    torch.save(state_dict, path)
+    manifest = add_file(store, path, ARCHITECTURE, name="mine").manifest
+    out = tmp_path / "out"
+    with pytest.raises(WeightsError, match="found"):
+        export_snapshot(store, "mine", out / "weights.onnx")
+    with pytest.raises(SnapshotNotFound):
+        export_snapshot(store, "other", out / "weights.pth")
+    with pytest.raises(WeightsError, match="Not a directory"):
+        export_snapshot(store, "mine", path / "inside" / "weights.pth")
+    object_path(store, manifest.blocks[2].digest).write_bytes(b"")
+    with pytest.raises(BlockDamaged):
+        export_snapshot(store, "mine", out / "weights.pth")
+    assert not out.exists()

@@ -1,0 +1,148 @@
+"""What must hold for a store after any fault, the stores that faults are tried on, and how many are tried.
+
+The counts are those of a test run; with RAYSNAP_DEEP=1 (`tools/deep` sets it) those of a long one. RAYSNAP_SEED, a
+number, makes another choice of random faults.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+
+from raysnap.models.tensor_bytes import block_digest
+from raysnap.store import files
+from raysnap.store.store import Store
+from tests.support.store_blocks import Blocks, equal, make_blocks, read
+
+IS_DEEP = os.environ.get("RAYSNAP_DEEP") == "1"
+SEED = int(os.environ.get("RAYSNAP_SEED", "0"))
+
+
+@dataclass(frozen=True)
+class Counts:
+    """How many faults of each kind are tried."""
+
+    kill_seeds: int  # each with a kill at every step of every workload
+    real_kills: int
+    power_states: int
+    random_errors: int
+    random_full: int
+    bit_flips: int
+    file_damages: int
+    model_runs: int
+    model_steps: int
+
+
+COUNTS = Counts(20, 1_000, 5_000, 2_000, 200, 20_000, 2_000, 5_000, 100) if IS_DEEP else Counts(
+    1, 50, 200, 0, 0, 500, 60, 80, 50
+)  # fmt: skip
+
+
+@dataclass
+class World:
+    """What a store holds: the snapshots by id, and the names."""
+
+    snapshots: dict[str, Blocks] = field(default_factory=dict)
+    names: dict[str, str] = field(default_factory=dict)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, World):
+            return NotImplemented
+        return self.names == other.names and self.snapshots.keys() == other.snapshots.keys()
+
+    def plus(self, snapshot: str, blocks: Blocks) -> World:
+        return World(self.snapshots | {snapshot: blocks}, dict(self.names))
+
+    def named(self, name: str, snapshot: str) -> World:
+        return World(dict(self.snapshots), self.names | {name: snapshot})
+
+    def without_names(self, snapshot: str) -> World:
+        return World(dict(self.snapshots), {name: one for name, one in self.names.items() if one != snapshot})
+
+    def minus(self, snapshot: str) -> World:
+        rest = {one: blocks for one, blocks in self.snapshots.items() if one != snapshot}
+        return World(rest, self.without_names(snapshot).names)
+
+
+def look(path: Path, known: dict[str, Blocks]) -> World:
+    """What the store holds, every listed snapshot read and found bit-equal to what is known of it."""
+    store = Store.open(path)
+    snapshots = {summary.id: known[summary.id] for summary in store.summaries()}
+    for snapshot, blocks in snapshots.items():
+        assert equal(read(store, snapshot), blocks), snapshot
+    names = store.refs()
+    assert names == {name: store.resolve(name) for name in names}
+    return World(snapshots, names)
+
+
+def check_clean(path: Path) -> None:
+    """No fault, nothing unreached, no temporary file and no lock is left after a collection."""
+    store = Store.open(path)
+    store.gc(grace_s=0)
+    report = store.verify()
+    assert report["ok"], report
+    needed = {block.digest for manifest in store.manifests() for block in manifest.blocks}
+    assert store.stats()["num_blocks"] == len(needed)
+    assert not list((path / "tmp").iterdir())
+    with (path / "store.json").open("rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def check_laws(path: Path, allowed: list[World], repeat: Callable[[], World], known: dict[str, Blocks]) -> World:
+    """The state that a fault left: sound, one of those allowed, and what was begun can be finished.
+
+    Args:
+        path: the store.
+        allowed: what it may hold: all that was there before the fault, and nothing half.
+        repeat: does again what the fault broke off; what the store must hold then.
+        known: the blocks of every snapshot that may be there.
+    """
+    report = Store.open(path).verify()
+    assert report["ok"], report
+    found = look(path, known)
+    assert found in allowed, (found.snapshots.keys(), found.names)
+    expected = repeat()
+    assert look(path, known) == expected
+    check_clean(path)
+    assert look(path, known) == expected
+    return found
+
+
+@contextmanager
+def disk_folder() -> Iterator[Path]:
+    """A folder for thousands of small files: in memory where there is a memory disk, else on the real one."""
+    memory = Path("/dev/shm")
+    is_usable = memory.is_dir() and os.access(memory, os.W_OK)
+    with TemporaryDirectory(prefix="raysnap-", dir=memory if is_usable else None) as folder:
+        yield Path(folder)
+
+
+def few_shards(patch: pytest.MonkeyPatch, seeds: range = range(10)) -> None:
+    """Lets a store do with the shards of these seeds' blocks; all 256 cost its copies and checks most of their time."""
+    digests = {block_digest(tensors) for seed in seeds for _, tensors in make_blocks(seed, 1)}
+    patch.setattr(files, "_SHARDS", sorted({digest[:2] for digest in digests}))
+
+
+def make_store(path: Path, seeds: tuple[int, ...] = (1,), name: str = "old") -> tuple[Store, World]:
+    """A store with a snapshot of each seed, `name` for the last one, and what it holds."""
+    store = Store.open(path, create=True)
+    world = World()
+    for seed in seeds:
+        blocks = make_blocks(seed, 1)
+        snapshot = store.put_snapshot(architecture="resnet18", blocks=blocks, num_classes=4).manifest.id
+        world = world.plus(snapshot, blocks)
+    store.set_ref(name, snapshot)
+    return store, world.named(name, snapshot)
+
+
+def copy(template: Path, path: Path) -> Path:
+    shutil.rmtree(path, ignore_errors=True)
+    return Path(shutil.copytree(template, path))

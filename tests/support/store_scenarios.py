@@ -1,0 +1,115 @@
+"""What the fault tests do to a store, step by step, with all that the store may hold while a step is under way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from raysnap.errors import SnapshotNotFound
+from raysnap.store.store import Store
+from tests.support.store_blocks import Blocks, make_blocks
+from tests.support.store_laws import World, make_store
+
+
+@dataclass(frozen=True)
+class Step:
+    """One command: what it does, what the store may hold in its midst, and what it holds after it."""
+
+    act: Callable[[Path], object]
+    midst: list[World]
+    after: World
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """What a store holds before (None: there is no store), and the steps."""
+
+    old: World | None
+    steps: list[Step]
+
+    @property
+    def known(self) -> dict[str, Blocks]:
+        """The blocks of every snapshot that is ever there."""
+        worlds = [world for step in self.steps for world in (*step.midst, step.after)]
+        return {one: blocks for world in (self.old or World(), *worlds) for one, blocks in world.snapshots.items()}
+
+    def allowed(self, num_done: int) -> list[World]:
+        """What the store may hold when so many steps were reported done and the next one was broken off."""
+        before = self.steps[num_done - 1].after if num_done else (self.old or World())
+        if num_done == len(self.steps):
+            return [before]
+        return [before, *self.steps[num_done].midst, self.steps[num_done].after]
+
+    def finish(self, path: Path, num_done: int) -> World:
+        """Does the steps that are left, the broken one again; what the store holds then."""
+        for step in self.steps[num_done:]:
+            step.act(path)
+        return self.steps[-1].after
+
+
+def _put(path: Path, seed: int, name: str) -> None:
+    blocks = make_blocks(seed, 1)
+    store = Store.open(path, create=True)
+    store.put_snapshot(architecture="resnet18", blocks=blocks, num_classes=4, name=name)
+
+
+def _remove(path: Path, snapshot: str) -> None:
+    try:
+        Store.open(path).remove_snapshot(snapshot)
+    except SnapshotNotFound:
+        return  # what a broken step has removed already
+
+
+def _putting(old: World | None, path: Path, seed: int, name: str) -> Scenario:
+    blocks = make_blocks(seed, 1)
+    snapshot = make_store(path, (seed,))[0].resolve("old")
+    without_name = (old or World()).plus(snapshot, blocks)
+    new = without_name.named(name, snapshot)
+    return Scenario(
+        old,
+        [
+            Step(lambda path: _put(path, seed, name), [without_name], new),
+            Step(lambda path: Store.open(path).summaries(), [], new),
+        ],
+    )
+
+
+def in_no_store(path: Path, scratch: Path, seed: int) -> Scenario:
+    """The first snapshot of a store that is not there yet, nor are the folders above it."""
+    return _putting(None, scratch, seed + 2, "mine")
+
+
+def beside_shared_blocks(path: Path, scratch: Path, seed: int) -> Scenario:
+    """A snapshot of which all but the head is there."""
+    return _putting(make_store(path, (seed + 1,))[1], scratch, seed + 2, "mine")
+
+
+def under_an_old_name(path: Path, scratch: Path, seed: int) -> Scenario:
+    """A new snapshot that takes over a name."""
+    return _putting(make_store(path, (seed + 1, seed + 3))[1], scratch, seed + 2, "old")
+
+
+def after_a_removal(path: Path, scratch: Path, seed: int) -> Scenario:
+    """A snapshot is removed, its head collected, and then put again."""
+    store, old = make_store(path, (seed + 1, seed + 2))
+    removed = store.resolve("old")
+    nameless, rest = old.without_names(removed), old.minus(removed)
+    again = rest.plus(removed, old.snapshots[removed])
+    return Scenario(
+        old,
+        [
+            Step(lambda path: _remove(path, removed), [nameless], rest),
+            Step(lambda path: Store.open(path).gc(grace_s=0), [], rest),
+            Step(lambda path: _put(path, seed + 2, "again"), [again], again.named("again", removed)),
+            Step(lambda path: Store.open(path).summaries(), [], again.named("again", removed)),
+        ],
+    )
+
+
+SCENARIOS = {
+    "in no store": in_no_store,
+    "beside shared blocks": beside_shared_blocks,
+    "under an old name": under_an_old_name,
+    "after a removal": after_a_removal,
+}

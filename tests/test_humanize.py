@@ -1,0 +1,62 @@
+"""Numbers read as people write them, and what is unknown reads as a dash."""
+
+import math
+
+import pytest
+
+from raysnap import humanize as q
+
+
+@pytest.mark.parametrize(
+    ("function", "value", "text"),
+    [
+        (q.seconds_text, 0, "0 s"),
+        (q.seconds_text, 0.0004, "0.4 ms"),
+        (q.seconds_text, 0.0384, "38 ms"),
+        (q.seconds_text, 0.9996, "1.00 s"),
+        (q.seconds_text, 9.996, "10.0 s"),
+        (q.seconds_text, 107.93, "107.9 s"),
+        (q.seconds_text, 119.7, "2 min 00 s"),
+        (q.seconds_text, 3599.7, "1 h 00 min"),
+        (q.seconds_text, 7500, "2 h 05 min"),
+        (q.bytes_text, 0, "0 B"),
+        (q.bytes_text, 999, "999 B"),
+        (q.bytes_text, 999_600, "1.00 MB"),
+        (q.bytes_text, 44_800_000, "44.8 MB"),
+        (q.flops_text, 1.82e12, "1.82 TFLOP"),
+        (q.count_text, 12_800, "12,800"),
+        (q.score_text, 0.9124, "0.912"),
+        (q.share_text, 0.756, "76 %"),
+        (q.ratio_text, 4.18, "4.2×"),
+        (q.ratio_text, 1234.5, "1,234×"),
+    ],
+)
+def test_a_number_reads_with_its_unit(function, value, text):
+    assert function(value).replace("\u00a0", " ") == text
+
+
+@pytest.mark.parametrize("value", [None, math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize(
+    "function",
+    [q.seconds_text, q.bytes_text, q.flops_text, q.count_text, q.score_text, q.share_text, q.ratio_text],
+)
+def test_what_is_unknown_reads_as_a_dash(function, value):
+    assert function(value) == "–"
+
+
+@pytest.mark.parametrize(
+    ("largest", "unit"), [(0.0, "ms"), (0.5, "ms"), (8.2, "s"), (119, "s"), (600, "min"), (9000, "h")]
+)
+def test_an_axis_of_times_is_marked_in_a_unit_that_fits(largest, unit):
+    assert q.seconds_unit(largest)[0] == unit
+
+
+@pytest.mark.parametrize(("largest", "unit"), [(0, "B"), (999, "B"), (5e5, "kB"), (4.9e8, "MB"), (6.6e9, "GB")])
+def test_an_axis_of_bytes_is_marked_in_a_unit_that_fits(largest, unit):
+    assert q.bytes_unit(largest)[0] == unit
+
+
+def test_a_count_comes_with_its_noun():
+    assert q.plural(1, "trial") == "1\u00a0trial"
+    assert q.plural(1200, "trial") == "1,200\u00a0trials"
+    assert q.plural(2, "is", "are") == "2\u00a0are"
