@@ -20,11 +20,11 @@ from typing import Any
 
 from search import add_question, describe_items, describe_snapshots, facts, make_store
 
-from raysnap.config.load import ShapesConfig
+from raysnap.config.parts import ShapesConfig
 from raysnap.search import SearchResult, search
+from raysnap.search.candidates import find_candidates
 from raysnap.search.plan.partition import shape_of
 from raysnap.search.plan.tree import PrefixTree, build_tree, keep_candidates
-from raysnap.search.ranking import find_candidates
 from raysnap.store.store import Store
 
 POOL = 2.5  # so many times the items of a draw are drawn from

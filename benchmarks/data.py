@@ -23,7 +23,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from raysnap.datasets.image_file import for_each_image, num_cpus
+from raysnap.datasets.image_file import for_each_image
+from raysnap.system import num_cpus
 
 WIDTH, HEIGHT = 512, 384
 NUM_CLASSES = 10

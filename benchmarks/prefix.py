@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from raysnap.config.load import TrainConfig
+from raysnap.config.train import TrainConfig
 from raysnap.models.block_facts import block_shapes, num_body_blocks
 from raysnap.models.blocks import build_model, random_tensors
 from raysnap.models.numerics import Numerics

@@ -30,12 +30,15 @@ import torch
 from scipy.stats import weightedtau
 
 from raysnap.config.choices import Proxy
-from raysnap.config.load import GenerateConfig, QuickstartConfig, TrainConfig, dump_yaml, load_config
+from raysnap.config.jobs import GenerateConfig
+from raysnap.config.load import dump_yaml, load_config
+from raysnap.config.quickstart import QuickstartConfig
+from raysnap.config.train import TrainConfig
 from raysnap.datasets.dataset import open_dataset
-from raysnap.planning.sampling import Trial
 from raysnap.search import search
 from raysnap.store.manifest import Manifest, Preprocessing
 from raysnap.store.store import Store
+from raysnap.training.trial import Trial
 from raysnap.training.trial_loop import TrainJob, train
 
 QUICKSTART = Path(__file__).resolve().parents[1] / "configs" / "quickstart.yaml"

@@ -24,11 +24,12 @@ import torch
 from threadpoolctl import threadpool_limits
 
 from raysnap.config.choices import Method, Precision, Proxy
-from raysnap.config.load import BaseWeights, RetrainConfig, ShapesConfig, SynthesizeConfig
+from raysnap.config.jobs import SynthesizeConfig
+from raysnap.config.parts import BaseWeights, RetrainConfig, ShapesConfig
 from raysnap.jobs.synthesize import synthesize
 from raysnap.models.block_facts import block_shapes
-from raysnap.planning.sampling import slug
 from raysnap.search import SearchResult, search
+from raysnap.training.trial import slug
 
 SPREAD_LIMIT = 0.10
 # `nested` twice: as it is by default, and keeping the upper half alone, as published halving does.

@@ -18,13 +18,14 @@ from typing import get_args
 import numpy as np
 
 from raysnap.config.choices import Method
-from raysnap.config.load import RetrainConfig, SynthesizeConfig
+from raysnap.config.jobs import SynthesizeConfig
+from raysnap.config.parts import RetrainConfig
 from raysnap.models.block_facts import block_shapes
-from raysnap.planning.sampling import draw_descents
+from raysnap.planning.synthetic import draw_descents
 from raysnap.search.plan.partition import Rates
+from raysnap.search.plan.rungs import Rung, plan_rungs, shares_prefixes
 from raysnap.search.plan.simulation import simulate
 from raysnap.search.plan.tree import Candidate, build_tree
-from raysnap.search.plan.walk import Rung, plan_rungs, shares_prefixes
 from raysnap.store.manifest import BlockEntry, Preprocessing
 
 GOAL_RATIO = 1.1

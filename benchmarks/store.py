@@ -22,8 +22,9 @@ from typing import Any
 
 from blake3 import blake3
 
-from raysnap.store.manifest import BlockEntry, DatasetRecord, Manifest, snapshot_id, utc_now
+from raysnap.store.manifest import BlockEntry, DatasetRecord, Manifest, snapshot_id
 from raysnap.store.store import Store
+from raysnap.system import utc_now
 
 SETTLE_S = 2.5  # the index looks at every file again while its folder changed less than 2 s ago
 SMALL_SHARE = 10
@@ -206,7 +207,7 @@ def share(folder: Path, num_snapshots: int) -> dict[str, Any]:
     """Bytes of synthetic snapshots, each made from another one's by re-initialising its last blocks."""
     import numpy as np
 
-    from raysnap.config.load import RetrainConfig
+    from raysnap.config.parts import RetrainConfig
     from raysnap.models.blocks import random_tensors
     from raysnap.planning.sampling import draw_retrain_indices
 

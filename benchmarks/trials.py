@@ -53,7 +53,8 @@ def say(text: str) -> None:
 def run(folder: Path, options: argparse.Namespace) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """The rows and the environment that `raysnap generate` leaves."""
     from raysnap.cli.app import main as raysnap
-    from raysnap.config.load import GenerateConfig, dump_yaml
+    from raysnap.config.jobs import GenerateConfig
+    from raysnap.config.load import dump_yaml
 
     config = GenerateConfig.model_validate(
         {

@@ -22,8 +22,8 @@ from threadpoolctl import threadpool_limits
 from raysnap.config.choices import Method
 from raysnap.datasets.dataset import open_dataset
 from raysnap.search import SearchResult, search
+from raysnap.search.candidates import find_candidates
 from raysnap.search.engine.items import ProbeItems
-from raysnap.search.ranking import find_candidates
 from raysnap.store.store import Store
 
 GOAL_SPEEDUP = 1.8

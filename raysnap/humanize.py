@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 NOTHING = "–"
 _SPACE = "\u00a0"
@@ -91,3 +92,11 @@ def _scaled(value: float | None, units: tuple[str, ...]) -> str:
         value, power = value / 1000, power + 1
     decimals = 0 if power == 0 or abs(value) >= 99.95 else 1 if abs(value) >= 9.995 else 2
     return f"{value:.{decimals}f}{_SPACE}{units[power]}"
+
+
+_NOT_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
+
+
+def clean(text: str) -> str:
+    """The text with every character that XML or UTF-8 can't hold replaced by U+FFFD."""
+    return _NOT_XML.sub("\ufffd", text)

@@ -13,17 +13,19 @@ from typing import Any
 
 from blake3 import blake3
 
+from raysnap.canonical_json import canonical_json
+from raysnap.config.bench import BenchConfig
 from raysnap.config.bench_grid import BenchGrid
 from raysnap.config.choices import Method, Precision, Proxy
-from raysnap.config.load import BenchConfig, ShapesConfig, SynthesizeConfig, SyntheticRecipe
+from raysnap.config.jobs import SynthesizeConfig, SyntheticRecipe
+from raysnap.config.parts import ShapesConfig
 from raysnap.datasets.dataset import find_dataset, open_dataset
 from raysnap.errors import ConfigError
 from raysnap.jobs.synthesize import check_plan
-from raysnap.planning.sampling import slug
-from raysnap.runs.run_directory import read_rows
-from raysnap.search.ranking import find_candidates
-from raysnap.store.manifest import canonical_json
+from raysnap.runs.rows import read_rows
+from raysnap.search.candidates import find_candidates
 from raysnap.store.store import Store
+from raysnap.training.trial import slug
 
 # What tells a cell's row from other rows, besides its name.
 AXES = (

@@ -13,14 +13,15 @@ from functools import cache
 import numpy as np
 
 from raysnap.bench.cells import Cell, SyntheticSet, find_sets
-from raysnap.config.load import BenchConfig
-from raysnap.datasets.dataset import VAL_FRACTION, find_dataset, open_dataset, probe_splits
+from raysnap.config.bench import BenchConfig
+from raysnap.datasets.dataset import find_dataset, open_dataset
+from raysnap.datasets.splits import VAL_FRACTION, probe_splits
 from raysnap.models.block_facts import block_shapes
-from raysnap.planning.sampling import draw_descents
+from raysnap.planning.synthetic import draw_descents
+from raysnap.search.candidates import find_candidates
+from raysnap.search.plan.rungs import Rung, plan_rungs, shares_prefixes
 from raysnap.search.plan.tree import Candidate, PrefixTree, build_tree, find_misfit, keep_candidates
-from raysnap.search.plan.walk import Rung, plan_rungs, shares_prefixes
 from raysnap.search.plan.workload import image_forwards
-from raysnap.search.ranking import find_candidates
 from raysnap.store.manifest import BlockEntry, Preprocessing
 from raysnap.store.store import Store
 

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from blake3 import blake3
 
-from raysnap.runs.run_directory import describe_environment
-from raysnap.store.manifest import canonical_json
+from raysnap.canonical_json import canonical_json
+from raysnap.runs.environment import describe_environment
 
 # This share of the CPUs taken by others is noise, unless it is only the few ticks that /proc/stat can't tell from none.
 NOISY_SHARE = 0.05

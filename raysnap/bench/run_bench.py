@@ -20,12 +20,13 @@ import ray
 
 from raysnap.bench.cells import Cell, SyntheticSet, find_sets, plan_bench
 from raysnap.bench.timed_search import time_search
-from raysnap.config.load import BenchConfig
+from raysnap.config.bench import BenchConfig
 from raysnap.errors import describe_failure
 from raysnap.jobs.synthesize import synthesize
 from raysnap.progress import OnProgress
 from raysnap.runs.questions import NOISY_SPREAD
-from raysnap.runs.run_directory import RunDirectory, utc_timestamp
+from raysnap.runs.run_directory import RunDirectory
+from raysnap.system import utc_timestamp
 
 logger = logging.getLogger(__name__)
 

@@ -9,106 +9,25 @@ from __future__ import annotations
 
 import gc
 import os
-import threading
 import time
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import torch
 
+from raysnap.bench.block_reads import BlockReads, SearchFiles
 from raysnap.bench.cells import Cell
 from raysnap.bench.machine import MemoryStart, Moment, describe_machine, machine_key
 from raysnap.bench.page_cache import Residency, drop, filesystem, load, residency
 from raysnap.bench.read_limit import ReadLimit
-from raysnap.datasets.dataset import image_files, open_dataset
-from raysnap.datasets.pixel_cache import cache_files
 from raysnap.humanize import bytes_text
 from raysnap.search import search
-from raysnap.search.ranking import find_candidates
-from raysnap.store.files import Files
 from raysnap.store.store import Store
 
 STAGED_LEVELS = ("steps", "step_details")
 MEMORY_FILESYSTEMS = ("tmpfs", "ramfs")
 STRAY_READ_BYTES = 2**20  # what a warm run may read: a library's page here and there
-
-
-@dataclass
-class BlockReads:
-    """What reading the blocks of a store took; `see` is a store's `on_read`.
-
-    Attributes:
-        limit: what reads are slowed to; None is nothing.
-        recording_s: the time spent in keeping these records.
-    """
-
-    limit: ReadLimit | None
-    recording_s: float = 0.0
-    _reads: dict[tuple[str, float], tuple[int, float]] = field(default_factory=dict)
-    _lock: threading.Lock = field(default_factory=threading.Lock)
-
-    def see(self, digest: str, num_bytes: int, asked_s: float) -> None:
-        """Waits as the limit says and adds the piece to its block's read."""
-        if self.limit is not None:
-            self.limit.wait(num_bytes, asked_s)
-        now_s = time.perf_counter()
-        with self._lock:
-            read_bytes, _ = self._reads.get((digest, asked_s), (0, 0.0))
-            self._reads[digest, asked_s] = (read_bytes + num_bytes, now_s)
-            self.recording_s += time.perf_counter() - now_s
-
-    @property
-    def num_bytes(self) -> int:
-        """The bytes of all reads."""
-        return sum(num_bytes for num_bytes, _ in self._reads.values())
-
-    @property
-    def read_s(self) -> float:
-        """The time in which at least one block was being read."""
-        total_s, covered_s = 0.0, float("-inf")
-        for (_, asked_s), (_, until_s) in sorted(self._reads.items(), key=lambda read: read[0][1]):
-            total_s += max(0.0, until_s - max(asked_s, covered_s))
-            covered_s = max(covered_s, until_s)
-        return total_s
-
-    @property
-    def rows(self) -> list[dict[str, Any]]:
-        """A row per read, in order: whose block, how much, how long."""
-        return [
-            {"digest": digest, "num_bytes": num_bytes, "read_s": until_s - asked_s}
-            for (digest, asked_s), (num_bytes, until_s) in self._reads.items()
-        ]
-
-
-@dataclass(frozen=True)
-class SearchFiles:
-    """The files of a search: `read` those it reads, `images` those it reads where pixels are not decoded yet.
-
-    Attributes:
-        block_bytes: bytes of the candidates' blocks, each counted once.
-    """
-
-    read: tuple[Path, ...]
-    images: tuple[Path, ...]
-    block_bytes: int
-
-    @classmethod
-    def of(cls, cell: Cell) -> SearchFiles:
-        candidates = find_candidates(Store.open(cell.store_dir), cell.where, cell.image_size)
-        blocks = {block.digest: block.num_bytes for candidate in candidates for block in candidate.blocks}
-        files = Files(cell.store_dir)
-        root = open_dataset(cell.data, cell.data_dir, cell.shapes).root
-        pixels = cache_files(root, sorted({candidate.preprocessing.resize_size for candidate in candidates}))
-        read = (
-            cell.store_dir / "store.json",
-            cell.store_dir / "index.sqlite",
-            *(files.snapshots_dir / f"{candidate.snapshot}.json" for candidate in candidates),
-            *(files.object_path(digest) for digest in blocks),
-            *pixels,
-        )
-        return cls(read, tuple(image_files(root)), sum(blocks.values()))
 
 
 def time_search(cell: Cell) -> dict[str, Any]:

@@ -5,17 +5,30 @@ from __future__ import annotations
 import json
 import math
 import sys
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.markup import escape
+from rich.table import Table
 
 SOME_FAILED = 1
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document to stdout and nothing else.")]
 DataDir = Annotated[Path, typer.Option("--data-dir", help="Folder of the named datasets.")]
 StoreDir = Annotated[Path, typer.Option("--store", help="Folder of the model store.")]
+
+
+MAX_ROWS = 20
+MAX_NAMES = 2
+ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML file.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Override keys of the file: train.epochs=3.")
+]
+Resume = Annotated[bool, typer.Option("--resume", help="Finish what an earlier run left, repeat nothing finished.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would run, and write nothing.")]
 
 
 def print_result(shown: Any) -> None:
@@ -49,3 +62,15 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_finite(child) for child in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def simple_table(columns: Sequence[str], rows: Iterable[Sequence[object]], numeric: Sequence[str] = ()) -> Table:
+    """A borderless table with a bold header, if any column has a name; `numeric` columns are aligned to the right."""
+    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0), show_header=any(columns))
+    for column in columns:
+        stays_whole = column in ("id", *numeric)  # on a narrow terminal the other columns give way
+        justify = "right" if column in numeric else "left"
+        table.add_column(column, justify=justify, overflow="fold", no_wrap=stays_whole)
+    for row in rows:
+        table.add_row(*("–" if value is None else escape(str(value)) for value in row))
+    return table

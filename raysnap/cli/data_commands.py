@@ -23,7 +23,7 @@ def data_ls(data_dir: DataDir = Path("data"), as_json: AsJson = False) -> int:
     if as_json:
         print_json({"datasets": [asdict(summary) for summary in summaries]})
     else:
-        from raysnap.cli.training_tables import datasets_table, sources_table
+        from raysnap.cli.dataset_tables import datasets_table, sources_table
 
         print_result(datasets_table(summaries))
         print_result("")
@@ -52,7 +52,7 @@ def data_prepare(
             {"dataset": name, "counts": result.counts, "num_classes": result.num_classes, "num_bad": result.num_bad}
         )
     else:
-        from raysnap.cli.training_tables import dataset_line
+        from raysnap.cli.dataset_tables import dataset_line
 
         print_result(dataset_line(result.dataset.root, result.num_classes, result.counts))
         if download and source:
@@ -107,7 +107,7 @@ def data_check(
     if as_json:
         print_json(result.to_dict())
     else:
-        from raysnap.cli.training_tables import check_failures, check_table, class_counts_table, dataset_line
+        from raysnap.cli.dataset_tables import check_failures, check_table, class_counts_table, dataset_line
 
         print_result(dataset_line(result.root, len(result.classes), result.num_per_split, result.num_ignored))
         print_result("")

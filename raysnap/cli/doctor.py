@@ -6,9 +6,15 @@ import importlib
 import os
 import platform
 import shutil
+from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from raysnap.cli.console import simple_table
 
 PACKAGES = ("raysnap", "torch", "torchvision", "ray", "pandas", "safetensors", "blake3")
 MIN_DISK_BYTES = 2 * 10**9
@@ -49,7 +55,7 @@ def _packages() -> list[Finding]:
 def _processors() -> list[Finding]:
     import torch
 
-    from raysnap.datasets.image_file import num_cpus
+    from raysnap.system import num_cpus
 
     gpus = ", ".join(torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count()))
     return [Finding("CPU cores", str(num_cpus())), Finding("GPUs", gpus or "none; everything runs on the CPU")]
@@ -77,3 +83,14 @@ def _shared_memory() -> Finding:
     if free_bytes < MIN_SHARED_MEMORY_BYTES:
         return Finding("shared memory", found, "expected 256 MiB; in Docker, add --shm-size=1g")
     return Finding("shared memory", found)
+
+
+def findings_table(findings: Iterable[Any]) -> Table:
+    """What a look at the machine found, a line each; the last column only where something would fail."""
+    rows = [(one.what, one.found, one.problem or "") for one in findings]
+    has_problems = any(problem for *_, problem in rows)
+    return (
+        simple_table(["", "found", "problem"], rows)
+        if has_problems
+        else simple_table(["", "found"], [row[:2] for row in rows])
+    )

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from raysnap.bench.run_bench import BenchSummary, bench
-from raysnap.config.load import QuickstartConfig
+from raysnap.config.quickstart import QuickstartConfig
 from raysnap.jobs.generate import generate
+from raysnap.jobs.summary import JobSummary
 from raysnap.progress import OnProgress
 from raysnap.report.page import write_report
-from raysnap.runs.run_directory import JobSummary
 
 
 @dataclass(frozen=True)

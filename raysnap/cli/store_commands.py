@@ -28,7 +28,7 @@ def store_ls(
     if as_json:
         print_json({"snapshots": [summary._asdict() for summary in summaries]})
     else:
-        from raysnap.cli.training_tables import snapshots_table
+        from raysnap.cli.store_tables import snapshots_table
 
         print_result(snapshots_table(summaries))
     return 0
@@ -53,7 +53,7 @@ def store_show(snapshot: SnapshotName, store_dir: StoreDir = Path("store"), as_j
         others = {digest: [one for one in found if one != manifest.id] for digest, found in holders.items()}
         print_json(document | {"shared_with": {block.name: others[block.digest] for block in manifest.blocks}})
     else:
-        from raysnap.cli.training_tables import blocks_table, lineage_tree, manifest_table
+        from raysnap.cli.store_tables import blocks_table, lineage_tree, manifest_table
 
         names = {snapshot: name for name, snapshot in reversed(store.refs().items())}
         print_result(manifest_table(manifest, store.names_of(manifest.id)))
@@ -79,7 +79,8 @@ def store_add(
     as_json: AsJson = False,
 ) -> int:
     """Add a torchvision state dict as a snapshot."""
-    from raysnap.store.exchange import add_file, read_blocks
+    from raysnap.models.weight_files import read_blocks
+    from raysnap.store.exchange import add_file
     from raysnap.store.manifest import DatasetRecord, Preprocessing, check_ref_name
     from raysnap.store.store import Store
 
@@ -159,7 +160,7 @@ def store_diff(
     if as_json:
         print_json({"blocks": [{"name": n, "first": a, "second": b, "equal": a == b} for n, a, b in rows]})
     else:
-        from raysnap.cli.training_tables import differences_table
+        from raysnap.cli.store_tables import differences_table
 
         print_result(differences_table(first, second, rows))
     return 0
@@ -174,7 +175,7 @@ def store_verify(store_dir: StoreDir = Path("store"), as_json: AsJson = False) -
     if as_json:
         print_json(result)
     else:
-        from raysnap.cli.training_tables import damage_rows, verify_line
+        from raysnap.cli.store_tables import damage_rows, verify_line
 
         print_result(verify_line(result))
         print_failures(damage_rows(result))
@@ -194,7 +195,7 @@ def store_gc(
     if as_json:
         print_json(result)
     else:
-        from raysnap.cli.training_tables import gc_line
+        from raysnap.cli.store_tables import gc_line
 
         print_result(gc_line(result))
     return 0
@@ -209,7 +210,7 @@ def store_stats(store_dir: StoreDir = Path("store"), as_json: AsJson = False) ->
     if as_json:
         print_json(stats)
     else:
-        from raysnap.cli.training_tables import savings_line
+        from raysnap.cli.store_tables import savings_line
 
         print_result(savings_line(stats))
     return 0

@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Iterator
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    ValidationInfo,
+    field_validator,
+)
 
 
 class Config(BaseModel):
@@ -43,3 +49,19 @@ def did_you_mean(word: object, known: Any) -> str:
     """A hint at the known word that is spelt most like this one; nothing where none is near."""
     near = difflib.get_close_matches(str(word), list(known), n=1, cutoff=0.5)
     return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def dotted_keys(model: type[Config], prefix: str = "") -> Iterator[str]:
+    """All keys of a model and of the models in it, dotted."""
+    for name in model.model_fields:
+        yield prefix + name
+        nested = model_at(model, name)
+        if nested:
+            yield from dotted_keys(nested, f"{prefix}{name}.")
+
+
+def model_at(model: type[Config], name: str) -> type[Config] | None:
+    """The model that the field `name` holds, through `| None`; None for a field that holds none."""
+    field = model.model_fields.get(name)
+    candidates = [field.annotation, *getattr(field.annotation, "__args__", ())] if field else []
+    return next((one for one in candidates if isinstance(one, type) and issubclass(one, Config)), None)

@@ -9,24 +9,21 @@ import difflib
 import logging
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
-from raysnap.config.load import ShapesConfig
+from raysnap.config.parts import ShapesConfig
 from raysnap.datasets.image_folder import RECORD_NAME, read_record
 from raysnap.datasets.published import SOURCES
 from raysnap.datasets.shapes import TASKS, draw_task, drawing_record
 from raysnap.errors import DataError
 
+log = logging.getLogger(__name__)
+
 SPLITS = ("train", "val", "test")
 IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"))
 MIN_TRAIN_IMAGES_PER_CLASS = 2
-VAL_FRACTION = 0.2
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -133,69 +130,6 @@ def read_folder(root: Path) -> Dataset:
     return Dataset(name, root, classes, splits, digest if isinstance(digest, str) else None, num_ignored.total())
 
 
-def training_splits(
-    dataset: Dataset,
-    seed: int,
-    num_train: int | None = None,
-    num_val: int | None = None,
-    num_test: int | None = None,
-) -> dict[str, tuple[Item, ...]]:
-    """The items to fine-tune with: train, val, and test where there is one, each in stratified order.
-
-    A dataset with no val gives a fifth of train for it. Counts cut each split to a seeded, stratified subset; None is
-    all, and so is more than there is.
-
-    Raises:
-        DataError: the training subset holds fewer than two classes.
-    """
-    train, val = dataset.splits["train"], dataset.splits.get("val")
-    if val is None:
-        train, val = _without_fifth(train, seed)
-    chosen = {"train": _subset(train, seed, num_train), "val": _subset(val, seed, num_val)}
-    if "test" in dataset.splits:
-        chosen["test"] = _subset(dataset.splits["test"], seed, num_test)
-    _refuse_one_class(dataset, chosen["train"])
-    return chosen
-
-
-def probe_splits(
-    dataset: Dataset, seed: int, num_train: int | None = None, num_test: int | None = None
-) -> tuple[tuple[Item, ...], tuple[Item, ...]]:
-    """The items that probes train on and score on, each in stratified order, so that every prefix is a fair subset.
-
-    Scored is val; test where there is no val; a fifth of train where there is neither.
-
-    Raises:
-        DataError: the training subset holds fewer than two classes.
-    """
-    train = dataset.splits["train"]
-    score = dataset.splits.get("val") or dataset.splits.get("test")
-    if score is None:
-        train, score = _without_fifth(train, seed)
-    train = _subset(train, seed, num_train)
-    _refuse_one_class(dataset, train)
-    return train, _subset(score, seed, num_test)
-
-
-def stratified_order(labels: Sequence[int], seed: int) -> list[int]:
-    """A seeded order of the indices of `labels` in which every prefix holds the classes in proportion.
-
-    Each class is spread evenly over [0, 1) with jitter: its k-th of n items falls into [k/n, (k+1)/n). Of m items in
-    a prefix, a class with share s of all N therefore has s m, give or take 1 + s times the number of classes.
-    """
-    labels_N = np.asarray(labels, dtype=np.int64)
-    num_items = len(labels_N)
-    if num_items == 0:
-        return []
-    shuffle_keys, jitter = np.random.default_rng([seed, 0x5EED]).random((2, num_items))
-    by_class = np.lexsort((shuffle_keys, labels_N))
-    sorted_labels = labels_N[by_class]
-    _, starts, counts = np.unique(sorted_labels, return_index=True, return_counts=True)
-    rank_in_class = np.arange(num_items) - np.repeat(starts, counts)
-    positions = (rank_in_class + jitter) / np.repeat(counts, counts)
-    return by_class[np.argsort(positions, kind="stable")].tolist()
-
-
 def folders_in(data_dir: Path) -> list[str]:
     """The names of the dataset folders in `data_dir`, sorted; none where it does not exist."""
     if not data_dir.is_dir():
@@ -293,28 +227,4 @@ def _refuse_other_drawing(name: str, root: Path, shapes: ShapesConfig) -> None:
         raise DataError(
             f"dataset {root}: expected {RECORD_NAME} with {expected}, found {found}; "
             f"delete that folder to have it drawn anew, or choose another data_dir"
-        )
-
-
-def _without_fifth(items: tuple[Item, ...], seed: int) -> tuple[tuple[Item, ...], tuple[Item, ...]]:
-    order = stratified_order([item.label for item in items], seed)
-    num_val = max(1, round(VAL_FRACTION * len(items)))
-    return tuple(items[i] for i in sorted(order[num_val:])), tuple(items[i] for i in sorted(order[:num_val]))
-
-
-def _subset(items: tuple[Item, ...], seed: int, num_items: int | None) -> tuple[Item, ...]:
-    order = stratified_order([item.label for item in items], seed)
-    return tuple(items[i] for i in order[:num_items])
-
-
-def _refuse_one_class(dataset: Dataset, train: tuple[Item, ...]) -> None:
-    num_found = len({item.label for item in train})
-    if num_found < 2:
-        raise DataError(
-            f"dataset {dataset.name}: expected training items of at least 2 of its {len(dataset.classes)} classes, "
-            f"found {len(train)} of {num_found}; raise num_train"
-        )
-    if num_found < len(dataset.classes):
-        log.warning(
-            "%s: %d training items hold %d of its %d classes", dataset.name, len(train), num_found, len(dataset.classes)
         )

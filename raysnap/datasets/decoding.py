@@ -27,8 +27,9 @@ import numpy as np
 from PIL import Image
 
 from raysnap.atomic import write_all_at
-from raysnap.datasets.image_file import num_cpus, read_image, resize_shorter_side
+from raysnap.datasets.image_file import read_image, resize_shorter_side
 from raysnap.errors import DataError
+from raysnap.system import num_cpus
 
 MAX_THREADS = 4
 MAX_PROCESSES = 64

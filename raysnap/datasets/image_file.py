@@ -7,7 +7,6 @@ phone's photo is upright. And what has more than 8 bits is scaled to 8, where `c
 
 from __future__ import annotations
 
-import os
 import stat
 import struct
 import zlib
@@ -22,6 +21,7 @@ import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from raysnap.errors import DataError
+from raysnap.system import num_cpus
 
 # A decoder holds up to about 10 bytes per pixel: CMYK beside RGB, or the coefficients of a progressive JPEG.
 MAX_PIXELS = 100_000_000
@@ -117,11 +117,6 @@ def for_each_image(task: Callable[[int], Result], indices: Iterable[int]) -> lis
         simplefilter("ignore")
         with ThreadPoolExecutor(min(MAX_DECODERS, num_cpus())) as pool:
             return list(pool.map(task, indices))
-
-
-def num_cpus() -> int:
-    """The CPUs that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @cache

@@ -29,11 +29,11 @@ import numpy as np
 import torch
 from blake3 import blake3
 
-from raysnap.atomic import user_cache_dir
 from raysnap.datasets.dataset import Item, image_files
 from raysnap.datasets.decoding import Job, Shape, decode_into, kept
 from raysnap.datasets.image_file import MAX_BAD_FRACTION, num_bad_allowed
 from raysnap.errors import DataError
+from raysnap.system import user_cache_dir
 
 FORMAT = 2
 FLUSH_BYTES = 64 * 1024 * 1024

@@ -24,7 +24,7 @@ import numpy as np
 from blake3 import blake3
 from PIL import Image, ImageDraw
 
-from raysnap.config.load import ShapesConfig
+from raysnap.config.parts import ShapesConfig
 from raysnap.datasets.image_folder import new_folder
 from raysnap.errors import DataError
 

@@ -11,11 +11,11 @@ from torchvision import models
 
 from raysnap.errors import WeightsError
 from raysnap.models.blocks import num_classes_of, random_tensors, split_state_dict
+from raysnap.models.weight_files import read_blocks
 from raysnap.planning.generate import RANDOM, check_weights
-from raysnap.planning.sampling import slug
-from raysnap.store.exchange import read_blocks
 from raysnap.store.manifest import DatasetRecord, Preprocessing
 from raysnap.store.store import Store
+from raysnap.training.trial import slug
 
 
 def store_base(

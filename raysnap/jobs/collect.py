@@ -10,12 +10,12 @@ from typing import Any
 from raysnap.errors import FrozenBlockChanged, WeightsError
 from raysnap.models.blocks import block_names
 from raysnap.models.tensor_bytes import decode
-from raysnap.planning.sampling import Trial, slug
-from raysnap.runs.run_directory import utc_timestamp
 from raysnap.store.manifest import BlockEntry, DatasetRecord, Preprocessing
 from raysnap.store.store import Store
+from raysnap.system import utc_timestamp
 from raysnap.training.state import best_scores
-from raysnap.tune.run_trials import TrialOutcome
+from raysnap.training.trial import Trial, slug
+from raysnap.tune.options import TrialOutcome
 
 TRAINING = ("prefix", "train", "evaluate")
 """The timings of a row that are time in training, not around it."""

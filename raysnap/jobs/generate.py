@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import time
 
-from raysnap.config.load import GenerateConfig
+from raysnap.config.jobs import GenerateConfig
 from raysnap.jobs.job import Job, last_rows
+from raysnap.jobs.summary import JobSummary
 from raysnap.planning.generate import TrialsPlan, plan_generate
 from raysnap.progress import OnProgress
-from raysnap.runs.run_directory import JobSummary, RunDirectory, check_run_dir
+from raysnap.runs.run_directory import RunDirectory, check_run_dir
 from raysnap.store.store import Store
 
 

@@ -13,23 +13,27 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from raysnap.config.load import FinetuneConfig, ResourcesConfig
+from raysnap.config.jobs import FinetuneConfig
+from raysnap.config.parts import ResourcesConfig
 from raysnap.datasets.dataset import Dataset, open_dataset
 from raysnap.errors import RaysnapError
 from raysnap.jobs.bases import store_base
 from raysnap.jobs.collect import collect, trial_row
 from raysnap.models.block_facts import num_body_blocks
 from raysnap.planning.generate import RANDOM, TrialsPlan
-from raysnap.planning.sampling import Trial, slug
 from raysnap.progress import OnProgress
-from raysnap.runs.run_directory import RunDirectory, utc_timestamp
+from raysnap.runs.run_directory import RunDirectory
 from raysnap.store.manifest import Preprocessing
 from raysnap.store.store import Store
+from raysnap.system import utc_timestamp
 from raysnap.training.prediction_files import keep_predictions
 from raysnap.training.prefix_plan import plan_trials
 from raysnap.training.savepoints import drop_all, keep_newest
+from raysnap.training.trial import Trial, slug
 from raysnap.training.trial_loop import TrainJob, labelled_splits
-from raysnap.tune.run_trials import FIFO, Steering, TrialOutcome, gpus_per_worker, run_trials, widen
+from raysnap.tune.options import FIFO, Steering, TrialOutcome
+from raysnap.tune.resources import gpus_per_worker, widen
+from raysnap.tune.run_trials import run_trials
 from raysnap.tune.trackers import make_trackers
 
 ENDED = ("done", "stopped")

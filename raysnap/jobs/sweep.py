@@ -13,18 +13,20 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from raysnap.config.load import SweepConfig
+from raysnap.config.sweep import SweepConfig
 from raysnap.jobs.job import ENDED, Job, last_rows
 from raysnap.planning.generate import TrialsPlan
 from raysnap.planning.optuna_study import Study
 from raysnap.planning.points import Point, point_trial
-from raysnap.planning.sampling import Trial
 from raysnap.planning.sweep import plan_sweep
 from raysnap.progress import OnProgress
-from raysnap.runs.run_directory import RunDirectory, check_run_dir, read_rows
+from raysnap.runs.rows import read_rows
+from raysnap.runs.run_directory import RunDirectory, check_run_dir
 from raysnap.store.store import Store
-from raysnap.tune.run_trials import MakeSearcher, TrialOutcome
-from raysnap.tune.schedulers import Asking, seeded_chance, steer
+from raysnap.training.trial import Trial
+from raysnap.tune.options import MakeSearcher, TrialOutcome
+from raysnap.tune.schedulers import seeded_chance, steer
+from raysnap.tune.searcher import Asking
 
 
 @dataclass(frozen=True)

@@ -9,16 +9,19 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from raysnap.config.load import SynthesizeConfig
+from raysnap.config.jobs import SynthesizeConfig
 from raysnap.jobs.bases import store_base
+from raysnap.jobs.summary import JobSummary
 from raysnap.models.block_facts import block_shapes, num_body_blocks
 from raysnap.models.blocks import random_tensors
 from raysnap.planning.generate import check_weights
-from raysnap.planning.sampling import Descent, derive_seed, draw_descents
+from raysnap.planning.synthetic import Descent, draw_descents
 from raysnap.progress import OnProgress
-from raysnap.runs.run_directory import JobSummary, RunDirectory, check_run_dir, utc_timestamp
+from raysnap.runs.run_directory import RunDirectory, check_run_dir
 from raysnap.store.manifest import Manifest, Preprocessing
 from raysnap.store.store import Store
+from raysnap.system import utc_timestamp
+from raysnap.training.trial import derive_seed
 
 
 def check_plan(config: SynthesizeConfig) -> None:

@@ -8,12 +8,11 @@ the answers follow from, so another torchvision or raysnap never sees them.
 from __future__ import annotations
 
 import json
-import math
 import os
 import re
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
@@ -21,29 +20,9 @@ from typing import Any
 
 from blake3 import blake3
 
-from raysnap.atomic import user_cache_dir, write_atomically
-
-
-@dataclass(frozen=True)
-class BlockShape:
-    """What one block costs, known without weights.
-
-    Attributes:
-        name: the block's name.
-        output_shape: shape of the output for one item, without the batch dimension.
-        flops: FLOPs per item of convolutions and matrix products (a multiply-add is two).
-        num_parameter_bytes: bytes of parameters and buffers.
-    """
-
-    name: str
-    output_shape: tuple[int, ...]
-    flops: int
-    num_parameter_bytes: int
-
-    @property
-    def output_bytes(self) -> int:
-        """Bytes of one item's float32 output."""
-        return 4 * math.prod(self.output_shape)
+from raysnap.atomic import write_atomically
+from raysnap.models.block_shape import BlockShape
+from raysnap.system import user_cache_dir
 
 
 @lru_cache

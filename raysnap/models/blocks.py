@@ -21,7 +21,7 @@ from torchvision import models
 from torchvision.ops import Permute
 
 from raysnap.errors import ArchitectureError, WeightsError
-from raysnap.models.block_facts import BlockShape
+from raysnap.models.block_shape import BlockShape
 
 Steps = list["str | nn.Module"]
 Tensors = dict[str, Tensor]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from raysnap.config.choices import Precision
-from raysnap.config.load import TrainConfig
+from raysnap.config.train import TrainConfig
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _CPU_BFLOAT16 = ("avx512_bf16", "amx_bf16", "sve_bf16", "bf16")

@@ -16,8 +16,8 @@ import torch
 from blake3 import blake3
 from torch import Tensor
 
+from raysnap.canonical_json import parse_json
 from raysnap.errors import WeightsError
-from raysnap.store.manifest import parse_json
 
 MAX_HEADER_BYTES = 16 * 2**20
 MAX_TENSORS = 20_000

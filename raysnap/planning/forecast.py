@@ -15,17 +15,19 @@ from pathlib import Path
 
 import numpy as np
 
-from raysnap.config.load import FinetuneConfig
-from raysnap.datasets.dataset import VAL_FRACTION, read_folder
-from raysnap.datasets.image_file import num_cpus
+from raysnap.config.jobs import FinetuneConfig
+from raysnap.datasets.dataset import read_folder
 from raysnap.datasets.shapes import TASKS
+from raysnap.datasets.splits import VAL_FRACTION
 from raysnap.errors import ConfigError
 from raysnap.humanize import bytes_text
-from raysnap.models.block_facts import BlockShape, block_shapes, weights_files
+from raysnap.models.block_facts import block_shapes, weights_files
+from raysnap.models.block_shape import BlockShape
 from raysnap.planning.generate import RANDOM, TrialsPlan
-from raysnap.planning.sampling import Trial
 from raysnap.store.manifest import Preprocessing
+from raysnap.system import num_cpus
 from raysnap.training.prefix_plan import plan_trials
+from raysnap.training.trial import Trial
 
 SHARE_OF_MATRIX_SPEED = 0.3
 TRIAL_OVERHEAD_S = 1.0

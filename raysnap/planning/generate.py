@@ -5,14 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from raysnap.config.load import FinetuneConfig, GenerateConfig
+from raysnap.config.jobs import FinetuneConfig, GenerateConfig
 from raysnap.datasets.dataset import find_dataset, open_dataset
 from raysnap.errors import DataError, SnapshotNotFound, WeightsError
 from raysnap.models.block_facts import block_shapes, weights_files
-from raysnap.planning.sampling import Trial, base_trials, sample_trials
+from raysnap.planning.extras import check_trackers
+from raysnap.planning.sampling import base_trials, sample_trials
 from raysnap.store.manifest import Preprocessing
 from raysnap.store.store import Store
-from raysnap.tune.trackers import check_trackers
+from raysnap.training.trial import Trial
 
 RANDOM = "random"
 
@@ -96,7 +97,7 @@ def check_weights(weights: str, architecture: str, store: Store | None) -> None:
     if weights == RANDOM:
         return
     if Path(weights).is_file():
-        from raysnap.store.exchange import read_blocks  # torch comes with it, which planning does without
+        from raysnap.models.weight_files import read_blocks  # torch comes with it, which planning does without
 
         read_blocks(Path(weights), architecture)
         return

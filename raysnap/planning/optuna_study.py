@@ -10,10 +10,10 @@ from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
-from raysnap.config.load import SweepConfig
 from raysnap.config.space_entry import SpaceEntry
+from raysnap.config.sweep import SweepConfig
 from raysnap.planning.points import Point, own_values, resolve, search_order, space_of
-from raysnap.planning.sampling import Trial, derive_seed
+from raysnap.training.trial import Trial, derive_seed
 
 
 class Study:

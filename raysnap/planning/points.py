@@ -14,12 +14,15 @@ from typing import Any, get_args
 
 import numpy as np
 
-from raysnap.config.load import Config, PointConfig, SweepConfig, validate
+from raysnap.config.load import validate
 from raysnap.config.space_entry import SpaceEntry
+from raysnap.config.strict import Config
+from raysnap.config.sweep import PointConfig, SweepConfig
 from raysnap.errors import ConfigError
 from raysnap.models.block_facts import num_body_blocks
-from raysnap.planning.sampling import Trial, derive_seed, slug, truncated_normal
+from raysnap.planning.sampling import truncated_normal
 from raysnap.training.schedules import block_lrs
+from raysnap.training.trial import Trial, derive_seed, slug
 
 MAX_TRIALS = 10_000
 MAX_SHOWN_VALUES = 4

@@ -6,58 +6,13 @@ index of each trial is drawn from its architecture's distribution.
 
 from __future__ import annotations
 
-import hashlib
-import re
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
-
 import numpy as np
 
-from raysnap.config.load import Config, GenerateConfig, RetrainConfig, SynthesizeConfig, TrainConfig
+from raysnap.config.jobs import GenerateConfig
+from raysnap.config.parts import RetrainConfig
 from raysnap.errors import ConfigError
 from raysnap.models.block_facts import num_body_blocks
-
-MAX_SLUG_CHARACTERS = 80
-
-
-class Trial(Config):
-    """One fine-tune that is to be run.
-
-    Attributes:
-        id: stable name, in the order of the list; the run's rows, folders and refs go by it.
-        dataset: a dataset name or the path of an ImageFolder; None for a base that is stored untrained.
-        retrain_index: the last so many body blocks are trained, and the head; None trains everything.
-        seed: of the new head, the order of the items and fresh views; fixed views follow from the job's seed.
-        base: the base it starts from, where a job has more than one for an architecture.
-        image_size: edge of the square that it sees, in pixels; None is the job's.
-        point: what a sweep sampled for it, by dotted key, as it is shown; None outside sweeps.
-        sample: which of the sweep's `num_samples` it belongs to, from 1.
-    """
-
-    id: str
-    role: str
-    architecture: str
-    dataset: str | None
-    retrain_index: int | None
-    seed: int
-    train: TrainConfig
-    base: str | None = None
-    image_size: int | None = None
-    point: dict[str, Any] | None = None
-    sample: int | None = None
-
-    @property
-    def base_key(self) -> str:
-        """What the job's bases know the trial's by."""
-        return self.base or self.architecture
-
-    @property
-    def num_frozen(self) -> int:
-        """How many blocks at the front stay frozen, the stem counted."""
-        if self.retrain_index is None:
-            return 0
-        return 1 + num_body_blocks(self.architecture) - self.retrain_index
+from raysnap.training.trial import Trial, derive_seed, slug
 
 
 def sample_trials(config: GenerateConfig) -> list[Trial]:
@@ -113,52 +68,6 @@ def base_trials(config: GenerateConfig) -> list[Trial]:
     ]
 
 
-@dataclass(frozen=True)
-class Descent:
-    """Where one synthetic snapshot comes from.
-
-    Attributes:
-        number: its position among the job's snapshots.
-        parent: the number of the snapshot of its architecture that it derives from; None for a base.
-        retrain_index: its last so many body blocks are its own, and the head.
-        seed: of its own blocks.
-    """
-
-    number: int
-    architecture: str
-    parent: int | None
-    retrain_index: int
-    seed: int
-
-
-def draw_descents(config: SynthesizeConfig) -> list[Descent]:
-    """The snapshots of a synthesize job; architectures take turns, and the first of each is its base.
-
-    Raises:
-        ConfigError: a `fixed` retrain index is larger than an architecture has blocks.
-    """
-    indices = {
-        architecture: draw_retrain_indices(
-            config.retrain,
-            architecture,
-            config.num_snapshots,
-            np.random.default_rng(derive_seed(config.seed, "retrain", architecture)),
-        )
-        for architecture in config.architectures
-    }
-    families: dict[str, list[int]] = {architecture: [] for architecture in config.architectures}
-    descents = []
-    for number in range(config.num_snapshots):
-        architecture = config.architectures[number % len(config.architectures)]
-        family, seed, parent = families[architecture], derive_seed(config.seed, "synthetic", number), None
-        if family:
-            drawn = np.random.default_rng(seed).integers(len(family)) if config.parent == "random" else 0
-            parent = family[drawn]
-        descents.append(Descent(number, architecture, parent, indices[architecture][len(family)], seed))
-        family.append(number)
-    return descents
-
-
 def draw_retrain_indices(config: RetrainConfig, architecture: str, count: int, rng: np.random.Generator) -> list[int]:
     """`count` retrain indices in 0..L for an architecture with L body blocks; a longer list begins with a shorter one.
 
@@ -206,14 +115,3 @@ def truncated_normal(low: float, high: float, uniform: np.ndarray) -> np.ndarray
 
     log_mass = np.log1p(-ndtr(low) - ndtr(-high))
     return ndtri_exp(np.logaddexp(log_ndtr(low), np.log(uniform) + log_mass))
-
-
-def derive_seed(seed: int, *parts: object) -> int:
-    """A seed for one purpose, in 0..2**32 - 1; unrelated purposes get unrelated seeds."""
-    text = "/".join(str(part) for part in (seed, *parts))
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")
-
-
-def slug(name: str) -> str:
-    """A name, or the last part of a path, in at most 80 of the characters that file and ref names may have."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "_", Path(name).name).strip("._-")[:MAX_SLUG_CHARACTERS] or "unnamed"

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 
-from raysnap.config.load import PointConfig, SweepConfig
+from raysnap.config.sweep import PointConfig, SweepConfig
 from raysnap.errors import ConfigError
+from raysnap.planning.extras import check_packages
 from raysnap.planning.generate import TrialsPlan, check_plan
 from raysnap.planning.points import point_trial, sample_points
-from raysnap.planning.sampling import Trial, derive_seed, slug
+from raysnap.training.trial import Trial, derive_seed, slug
 
 MIN_BRED = 4
 
@@ -22,7 +22,7 @@ def plan_sweep(config: SweepConfig) -> TrialsPlan:
     Raises:
         RaysnapError: a point does not fit, or an architecture, a dataset or a base's weights are not to be had.
     """
-    _check_packages(config)
+    check_packages(config)
     points = sample_points(config)
     found = [point_trial(config, point, number, len(points)) for number, point in enumerate(points, start=1)]
     if config.scheduler == "pbt" and len(found) < MIN_BRED:
@@ -55,16 +55,3 @@ def _base_trial(config: SweepConfig, settled: PointConfig, number: int) -> Trial
         base=name,
         image_size=settled.image_size,
     )
-
-
-def _check_packages(config: SweepConfig) -> None:
-    """Passes when the package that only some sweeps need is there.
-
-    Raises:
-        ConfigError: it is not.
-    """
-    if config.search_algorithm == "optuna" and importlib.util.find_spec("optuna") is None:
-        raise ConfigError(
-            "search_algorithm: expected the package optuna for `search_algorithm: optuna`, found none; "
-            "`pip install 'raysnap[optuna]'`, or leave it out"
-        )

@@ -18,7 +18,7 @@ from typing import Any
 
 from PIL import Image
 
-from raysnap.config.load import ShapesConfig
+from raysnap.config.parts import ShapesConfig
 from raysnap.datasets.dataset import SPLITS, Dataset, open_dataset, read_folder
 from raysnap.datasets.image_file import DECODING_ERRORS
 from raysnap.datasets.image_folder import FolderWriter, class_slug, new_folder, read_record

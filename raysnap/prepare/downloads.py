@@ -27,11 +27,11 @@ from urllib.parse import urljoin, urlsplit
 import requests
 from urllib3.exceptions import HTTPError, ReadTimeoutError
 
+from raysnap.atomic import sync_dir
 from raysnap.datasets.published import SOURCES, SourceFile
 from raysnap.errors import DataError
 from raysnap.humanize import bytes_text, bytes_unit, plural
 from raysnap.progress import OnProgress
-from raysnap.store.files import sync_dir
 
 DOWNLOADS_DIR_NAME = ".downloads"
 LOOPBACK_HOSTS = frozenset(("127.0.0.1", "::1", "localhost"))

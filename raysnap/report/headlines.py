@@ -12,10 +12,12 @@ from markupsafe import Markup
 
 from raysnap.humanize import bytes_text, plural, ratio_text, score_text, seconds_text, share_text
 from raysnap.runs.json_fields import number
-from raysnap.runs.questions import Question, RankedSnapshot, short_dataset
-from raysnap.runs.run import Run, Trial
+from raysnap.runs.questions import Question, short_dataset
+from raysnap.runs.run import Run
+from raysnap.runs.search_rows import RankedSnapshot
 from raysnap.runs.store_contents import Holdings
 from raysnap.runs.sweep_results import Comparison, Sweep, point_text, sweep_of, training_s, value_text
+from raysnap.runs.trial_rows import Trial
 
 MAX_QUESTIONS_TOLD = 3
 MAX_COMPARISONS_TOLD = 4

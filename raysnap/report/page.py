@@ -28,8 +28,9 @@ from raysnap.report.thumbnails import strips
 from raysnap.report.training_section import training_section
 from raysnap.runs.json_fields import mapping, number
 from raysnap.runs.questions import short_dataset
-from raysnap.runs.run import Run, Trial, read_run
+from raysnap.runs.run import Run, read_run
 from raysnap.runs.store_contents import read_holdings
+from raysnap.runs.trial_rows import Trial
 
 TEMPLATES_DIR = Path(__file__).resolve().parent / "templates"
 

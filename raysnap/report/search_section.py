@@ -7,28 +7,30 @@ from typing import Any
 from markupsafe import Markup
 
 from raysnap.humanize import count_text, plural, ratio_text, seconds_text, seconds_unit
+from raysnap.report import bar_charts, line_charts
 from raysnap.report import dot_charts as charts
 from raysnap.report import headlines as summary
 from raysnap.report.tables import Column, DataTable, Row, without_empty
 from raysnap.runs.proxy_validation import Transfer, transfer_of
-from raysnap.runs.questions import MethodRuns, Question, RankedSnapshot, Rung, short_dataset
+from raysnap.runs.questions import MethodRuns, Question, short_dataset
 from raysnap.runs.run import Run
+from raysnap.runs.search_rows import RankedSnapshot, Rung
 from raysnap.runs.store_contents import Holdings
 
 MAX_RANKED_AT_ONCE = 12
 MAX_OPEN_QUESTIONS = 6
 
 PHASES = (
-    charts.Segment("start_workers", "start of workers", "phase-start"),
-    charts.Segment("plan", "plan", "phase-plan"),
-    charts.Segment("load_blocks", "load blocks", "phase-load"),
-    charts.Segment("decode", "decode", "phase-decode"),
-    charts.Segment("inference", "inference", "phase-inference"),
-    charts.Segment("proxy", "proxy", "phase-proxy"),
-    charts.Segment("rest", "rest", "phase-rest"),
+    bar_charts.Segment("start_workers", "start of workers", "phase-start"),
+    bar_charts.Segment("plan", "plan", "phase-plan"),
+    bar_charts.Segment("load_blocks", "load blocks", "phase-load"),
+    bar_charts.Segment("decode", "decode", "phase-decode"),
+    bar_charts.Segment("inference", "inference", "phase-inference"),
+    bar_charts.Segment("proxy", "proxy", "phase-proxy"),
+    bar_charts.Segment("rest", "rest", "phase-rest"),
 )
-UNSPLIT = charts.Segment("rest", "not split by phase", "phase-rest")
-WHOLE_RUNG = charts.Segment("rest", "the whole rung", "phase-inference")
+UNSPLIT = bar_charts.Segment("rest", "not split by phase", "phase-rest")
+WHOLE_RUNG = bar_charts.Segment("rest", "the whole rung", "phase-inference")
 
 
 def search_section(run: Run, holdings: Holdings) -> dict[str, Any]:
@@ -132,7 +134,7 @@ def _ranked_row(one: RankedSnapshot, run: Run, share: float, is_tied: bool, plac
 
 def _breakdown(question: Question) -> str:
     bars = [
-        charts.StackedBar(
+        bar_charts.StackedBar(
             one.method,
             one.median_run.phases_s,
             tuple(one.totals_s) if len(one.searches) > 1 else (),
@@ -143,7 +145,9 @@ def _breakdown(question: Question) -> str:
     ]
     phases = PHASES if any(one.median_run.has_phases for one in question.methods) else (UNSPLIT,)
     title = f"Time of each search method on {question.title} by phase, in seconds"
-    return charts.stacked_bars(bars, phases, title, "time of one search, the median run", seconds_text, seconds_unit)
+    return bar_charts.stacked_bars(
+        bars, phases, title, "time of one search, the median run", seconds_text, seconds_unit
+    )
 
 
 def _timings(number: int, question: Question) -> DataTable:
@@ -206,7 +210,7 @@ def _told_rungs(question: Question) -> list[tuple[MethodRuns, int, Rung]]:
 def _rungs(question: Question) -> Markup | None:
     told = _told_rungs(question)
     bars = [
-        charts.StackedBar(
+        bar_charts.StackedBar(
             f"{one.method} {index}",
             rung.phases_s,
             note=f"{count_text(rung.num_candidates)} × {count_text(rung.num_train)} items"
@@ -218,7 +222,7 @@ def _rungs(question: Question) -> Markup | None:
         return None
     phases = PHASES if any(rung.has_phases for _, _, rung in told) else (WHOLE_RUNG,)
     title = f"Time of each rung on {question.title}, in seconds"
-    return Markup(charts.stacked_bars(bars, phases, title, "time of one rung", seconds_text, seconds_unit))
+    return Markup(bar_charts.stacked_bars(bars, phases, title, "time of one rung", seconds_text, seconds_unit))
 
 
 def _rungs_table(number: int, question: Question) -> DataTable | None:
@@ -312,6 +316,6 @@ def _transfer_chart(question: Question, transfer: Transfer) -> str:
         f"{question.proxy} score against fine-tuned accuracy on {question.title}",
         f"{question.proxy} score",
         f"{transfer.metric} after fine-tuning",
-        charts.shared_range(xs),
-        charts.shared_range(ys),
+        line_charts.shared_range(xs),
+        line_charts.shared_range(ys),
     )

@@ -8,9 +8,8 @@ from typing import Any
 from markupsafe import Markup
 
 from raysnap.humanize import bytes_text, bytes_unit
-from raysnap.report import dot_charts as charts
+from raysnap.report import bar_charts, tree_charts
 from raysnap.report import headlines as summary
-from raysnap.report import tree_charts
 from raysnap.report.tables import Column, DataTable, Row
 from raysnap.runs.questions import short_dataset
 from raysnap.runs.run import Run
@@ -65,15 +64,15 @@ def _savings_table(holdings: tuple[Holdings, ...]) -> DataTable | None:
 
 def _savings_chart(own: int, once: int, copies: int) -> str:
     segments = (
-        charts.Segment("shared", "blocks that several snapshots hold", "bytes-shared"),
-        charts.Segment("own", "blocks of one snapshot", "bytes-own"),
+        bar_charts.Segment("shared", "blocks that several snapshots hold", "bytes-shared"),
+        bar_charts.Segment("own", "blocks of one snapshot", "bytes-own"),
     )
     bars = [
-        charts.StackedBar("as whole copies", {"shared": copies, "own": own}),
-        charts.StackedBar("in the store", {"shared": once, "own": own}),
+        bar_charts.StackedBar("as whole copies", {"shared": copies, "own": own}),
+        bar_charts.StackedBar("in the store", {"shared": once, "own": own}),
     ]
     title = "Bytes of the run's snapshots as whole copies and in the store"
-    return charts.stacked_bars(bars, segments, title, "bytes of the run's snapshots", bytes_text, bytes_unit)
+    return bar_charts.stacked_bars(bars, segments, title, "bytes of the run's snapshots", bytes_text, bytes_unit)
 
 
 def _by_architecture(snapshots: Sequence[HeldSnapshot]) -> list[tuple[str, list[HeldSnapshot]]]:

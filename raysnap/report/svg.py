@@ -7,15 +7,14 @@ from __future__ import annotations
 
 import html
 import math
-import re
+
+from raysnap.humanize import clean
 
 FONT_PX = 12
-_NOT_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
 
 
-def clean(text: str) -> str:
-    """The text with every character that XML or UTF-8 can't hold replaced by U+FFFD."""
-    return _NOT_XML.sub("\ufffd", text)
+WIDTH = 960
+NUM_CATEGORIES = 8
 
 
 def tag(name: str, *children: str, **attributes: object) -> str:
@@ -103,3 +102,8 @@ def _attribute(value: object) -> str:
     if isinstance(value, float):
         return f"{value:.2f}".rstrip("0").rstrip(".")
     return clean(str(value))
+
+
+def category(index: int, num_series: int) -> str:
+    """The CSS class of one of so many series; too many share one colour."""
+    return f"cat-{index}" if num_series <= NUM_CATEGORIES else "cat-many"

@@ -7,8 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median, quantiles
 
-from raysnap.report.dot_charts import WIDTH
-from raysnap.report.svg import escape, label, log_ticks, picture, shorten, tag, text_width, ticks_within, tooltip
+from raysnap.report.svg import WIDTH, escape, label, log_ticks, picture, shorten, tag, text_width, ticks_within, tooltip
 
 PANEL_WIDTH, PANEL_HEIGHT = 300.0, 230.0
 PANEL_LEFT, PANEL_TOP, PANEL_BOTTOM = 40.0, 30.0, 180.0

@@ -7,14 +7,14 @@ from typing import Any
 from markupsafe import Markup
 
 from raysnap.humanize import plural, seconds_text, seconds_unit
-from raysnap.report import dot_charts as charts
+from raysnap.report import bar_charts, line_charts, sweep_charts
 from raysnap.report import headlines as summary
-from raysnap.report import sweep_charts
 from raysnap.report.tables import Column, DataTable, Row, without_empty
 from raysnap.report.thumbnails import thumbnails
 from raysnap.runs.predictions import Prediction, Predictions, read_predictions
-from raysnap.runs.run import Run, Trial
+from raysnap.runs.run import Run
 from raysnap.runs.sweep_results import Parameter, Sweep, choice_text, point_text, sweep_of, training_s, value_text
+from raysnap.runs.trial_rows import Trial
 
 MAX_TRIALS_SHOWN = 12
 MAX_LOSS_PANELS = 12
@@ -23,9 +23,9 @@ MAX_CONFUSED_CLASSES = 40
 NUM_MISTAKES, NUM_RIGHT = 24, 12
 
 COSTS = (
-    charts.Segment("train", "training", "phase-inference"),
-    charts.Segment("evaluate", "evaluation", "phase-decode"),
-    charts.Segment("prefix", "outputs of frozen blocks", "phase-load"),
+    bar_charts.Segment("train", "training", "phase-inference"),
+    bar_charts.Segment("evaluate", "evaluation", "phase-decode"),
+    bar_charts.Segment("prefix", "outputs of frozen blocks", "phase-load"),
 )
 
 
@@ -127,7 +127,7 @@ def _comparisons(sweep: Sweep) -> DataTable | None:
 
 
 def _effects(sweep: Sweep) -> list[Markup]:
-    y_range = charts.shared_range([trial.objective for trial in sweep.ranked])
+    y_range = line_charts.shared_range([trial.objective for trial in sweep.ranked])
     return [Markup(_effect(sweep, one, y_range)) for one in sweep.parameters if sweep.ranked]
 
 
@@ -168,7 +168,7 @@ def _threads(sweep: Sweep) -> Markup | None:
         axes.append(axis)
         read = (lambda value: float(value)) if is_spread else value_text
         places.append((one.key, lambda value, place=place, read=read: place(read(value))))
-    low, high = charts.shared_range([trial.objective for trial in sweep.ranked])
+    low, high = line_charts.shared_range([trial.objective for trial in sweep.ranked])
     axis, height = sweep_charts.numeric_axis(sweep.metric_name, [low, high], is_log=False)
     best, worst = sweep.ranked[0].objective, sorted(sweep.ranked, key=lambda trial: trial.objective)
     worst = worst[0].objective if sweep.is_max else worst[-1].objective
@@ -196,12 +196,12 @@ def _costs(sweep: Sweep) -> Markup | None:
         so_far_s += training_s(trial)
         values = {segment.key: trial.timings_s.get(segment.key, 0.0) for segment in COSTS}
         name = choice_text(trial, sweep.parameters)
-        bars.append(charts.StackedBar(name, values, note=f"{seconds_text(so_far_s)} so far"))
+        bars.append(bar_charts.StackedBar(name, values, note=f"{seconds_text(so_far_s)} so far"))
     if not bars or len(bars) > MAX_BARS:
         return None
     title = "Training time of each model and the time up to it in all"
     return Markup(
-        charts.stacked_bars(bars, COSTS, title, "time of one model", seconds_text, seconds_unit, name_chars=46)
+        bar_charts.stacked_bars(bars, COSTS, title, "time of one model", seconds_text, seconds_unit, name_chars=46)
     )
 
 
@@ -237,7 +237,7 @@ def _losses(sweep: Sweep) -> list[Markup]:
     curves = [trial.curve_of(key) for trial in shown for key in ("train_loss", "val_loss")]
     if not curves:
         return []
-    y_range = charts.shared_range([0.0, *(y for curve in curves for _, y in curve)])
+    y_range = line_charts.shared_range([0.0, *(y for curve in curves for _, y in curve)])
     x_range = (min(x for curve in curves for x, _ in curve), max(x for curve in curves for x, _ in curve))
     return [Markup(_loss_panel(sweep, trial, x_range, y_range)) for trial in shown]
 
@@ -245,18 +245,18 @@ def _losses(sweep: Sweep) -> list[Markup]:
 def _loss_panel(sweep: Sweep, trial: Trial, x_range: tuple[float, float], y_range: tuple[float, float]) -> str:
     train, val = trial.curve_of("train_loss"), trial.curve_of("val_loss")
     lines = [
-        charts.Line("training loss", train, css="train-line"),
-        charts.Line("validation loss", val, css="val-line", is_broken=trial.has_failed),
+        line_charts.Line("training loss", train, css="train-line"),
+        line_charts.Line("validation loss", val, css="val-line", is_broken=trial.has_failed),
     ]
     kept = trial.metrics.get("best_epoch")
-    events = [charts.Event(kept, "kept epoch", "kept", dict(val).get(kept))] if kept is not None else []
+    events = [line_charts.Event(kept, "kept epoch", "kept", dict(val).get(kept))] if kept is not None else []
     if trial.stopped:
-        events.append(charts.Event(val[-1][0], _ending(trial), "ended"))
+        events.append(line_charts.Event(val[-1][0], _ending(trial), "ended"))
     name = choice_text(trial, sweep.parameters)
     note = f"{sweep.metric_name} {sweep.objective_text(trial.objective)}" + (
         f", {_ending(trial)}" if _ending(trial) else ""
     )
-    return charts.line_panel(name, note, lines, x_range, y_range, events=events)
+    return line_charts.line_panel(name, note, lines, x_range, y_range, events=events)
 
 
 def _overfit(sweep: Sweep) -> Markup | None:

@@ -13,6 +13,7 @@ from typing import Any
 from raysnap.humanize import (
     NOTHING,
     bytes_text,
+    clean,
     count_text,
     flops_text,
     is_known,
@@ -21,7 +22,6 @@ from raysnap.humanize import (
     seconds_text,
     share_text,
 )
-from raysnap.report.svg import clean
 
 _TEXTS = {
     "seconds": seconds_text,

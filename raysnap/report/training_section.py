@@ -8,11 +8,12 @@ from typing import Any
 from markupsafe import Markup
 
 from raysnap.humanize import plural, score_text, seconds_text, seconds_unit
-from raysnap.report import dot_charts as charts
+from raysnap.report import bar_charts, line_charts
 from raysnap.runs.json_fields import mapping, number
 from raysnap.runs.questions import short_dataset
-from raysnap.runs.run import Run, Trial
+from raysnap.runs.run import Run
 from raysnap.runs.store_contents import Holdings
+from raysnap.runs.trial_rows import Trial
 
 MAX_LINES_PER_PANEL = 60
 MAX_PANELS = 48
@@ -27,7 +28,7 @@ def training_section(run: Run, holdings: Holdings) -> dict[str, Any]:
     chances = _chances(run, holdings)
     values = [y for trial in run.trials for _, y in trial.curve] + list(chances.values())
     epochs = [x for trial in run.trials for x, _ in trial.curve]
-    y_range = charts.shared_range(values)
+    y_range = line_charts.shared_range(values)
     x_range = (min(epochs, default=1.0), max(epochs, default=1.0))
     ordered = sorted(groups.items(), key=lambda item: (item[0][0] != "base", item[0][1] or ""))
     panels = [
@@ -58,7 +59,7 @@ def _panel(
     note = f"{plural(len(trials), 'trial')}, best {score_text(best)}"
     drawn = _thinned(sorted(trials, key=lambda trial: trial.val_accuracy or 0.0), MAX_LINES_PER_PANEL)
     lines = [
-        charts.Line(
+        line_charts.Line(
             f"{trial.name} (r = {trial.retrain_index})" if trial.retrain_index is not None else trial.name,
             trial.curve,
             strength=min(1.0, trial.retrain_index / trial.num_blocks)
@@ -68,7 +69,7 @@ def _panel(
         )
         for trial in drawn
     ]
-    return charts.line_panel(name, note, lines, x_range, y_range, chance)
+    return line_charts.line_panel(name, note, lines, x_range, y_range, chance)
 
 
 def _chances(run: Run, holdings: Holdings) -> dict[str | None, float]:
@@ -99,7 +100,7 @@ def _retrain_chart(architecture: str, trials: list[Trial]) -> str:
     for trial in sorted(trials, key=lambda trial: trial.dataset or ""):
         by_dataset.setdefault(short_dataset(trial.dataset), []).append(trial)
     series = [
-        charts.Series(
+        line_charts.Series(
             dataset,
             tuple(
                 (one.retrain_index, one.val_accuracy, f"{one.name}: r = {one.retrain_index}, {one.val_accuracy:.3f}")
@@ -109,13 +110,13 @@ def _retrain_chart(architecture: str, trials: list[Trial]) -> str:
         for dataset, group in by_dataset.items()
     ]
     most = max(max(trial.retrain_index, trial.num_blocks or 0) for trial in trials)
-    return charts.point_chart(
+    return line_charts.point_chart(
         series,
         f"Validation accuracy over the retrain index of {architecture}",
         f"retrain index r of {architecture}: blocks retrained below the head",
         "validation accuracy",
         (0, most),
-        charts.shared_range([trial.val_accuracy for trial in trials]),
+        line_charts.shared_range([trial.val_accuracy for trial in trials]),
         "head only",
     )
 
@@ -127,13 +128,15 @@ def _stages(run: Run) -> Markup | None:
     if not stages_s or not sum(stages_s.values()):
         return None
     segments = [
-        charts.Segment(name, name, STAGE_STYLES[index % len(STAGE_STYLES)]) for index, name in enumerate(stages_s)
+        bar_charts.Segment(name, name, STAGE_STYLES[index % len(STAGE_STYLES)]) for index, name in enumerate(stages_s)
     ]
     rest_s = (number(run.env.get("wall_s")) or 0.0) - sum(stages_s.values())
     if rest_s > 0:
-        segments.append(charts.Segment(" rest", "rest", "phase-rest"))
+        segments.append(bar_charts.Segment(" rest", "rest", "phase-rest"))
         stages_s[" rest"] = rest_s
-    bars = [charts.StackedBar("wall time", stages_s)]
+    bars = [bar_charts.StackedBar("wall time", stages_s)]
     return Markup(
-        charts.stacked_bars(bars, segments, "Wall time of the run by stage", "wall time", seconds_text, seconds_unit)
+        bar_charts.stacked_bars(
+            bars, segments, "Wall time of the run by stage", "wall time", seconds_text, seconds_unit
+        )
     )

@@ -8,8 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
-from raysnap.report.dot_charts import NUM_CATEGORIES, WIDTH, category
-from raysnap.report.svg import label, picture, shorten, tag, text_width, tooltip
+from raysnap.report.svg import NUM_CATEGORIES, WIDTH, category, label, picture, shorten, tag, text_width, tooltip
 
 MIN_NAMED_ROW_PX = 11
 MAX_KEYED_GROUPS = 8

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from raysnap.report.svg import clean
+from raysnap.humanize import clean
 from raysnap.runs.json_fields import mapping, number, sequence
-from raysnap.runs.run import Run, Trial
+from raysnap.runs.run import Run
+from raysnap.runs.trial_rows import Trial
 
 logger = logging.getLogger(__name__)
 

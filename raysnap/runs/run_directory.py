@@ -7,35 +7,20 @@ from __future__ import annotations
 
 import json
 import os
-import platform
-import subprocess
-import sys
 from collections.abc import Iterable
-from dataclasses import dataclass
-from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from raysnap.atomic import write_atomically
-from raysnap.config.load import Config, dump_yaml, read_yaml
+from raysnap.config.load import dump_yaml
+from raysnap.config.strict import Config
+from raysnap.config.yaml_files import read_yaml
 from raysnap.errors import ConfigError
+from raysnap.runs.environment import describe_environment
+from raysnap.runs.rows import read_rows
+from raysnap.system import utc_timestamp
 
 CONFIG_NAME = "config.yaml"
-
-
-@dataclass(frozen=True)
-class JobSummary:
-    """What a job that makes snapshots left behind; `snapshots` are the ids of all it made, bases included."""
-
-    run_dir: str
-    num_trials: int
-    num_done: int
-    num_failed: int
-    snapshots: list[str]
-    failures: list[dict[str, str]]
 
 
 class RunDirectory:
@@ -127,70 +112,6 @@ def check_run_dir(config: Config, path: Path, *, resume: bool) -> None:
             f"run_dir {path}: {key}: the run was begun with {before.get(key)!r}, found {now[key]!r}; resume with the "
             "same configuration, or choose another run_dir="
         )
-
-
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The JSON objects in a file of JSON lines; what a crash tore, and a missing file, count as nothing."""
-    try:
-        lines = path.read_bytes().splitlines()
-    except FileNotFoundError:
-        return []
-    rows = []
-    for line in lines:
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(row, dict):
-            rows.append(row)
-    return rows
-
-
-def describe_environment() -> dict[str, Any]:
-    """Versions, processors and the commit that a result depends on."""
-    gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
-    versions = {name: _version(name) for name in ("raysnap", "torch", "torchvision", "ray")}
-    return versions | {
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "cpu": _cpu_name(),
-        "num_cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "gpus": gpus,
-        "commit": _commit(),
-    }
-
-
-def _version(package: str) -> str | None:
-    """The package's version; None where it is not installed, as Ray need not be for what runs without it."""
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def utc_timestamp() -> str:
-    """Now, in UTC, as ISO 8601 to the second."""
-    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
-def _cpu_name() -> str:
-    if sys.platform == "linux":
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
-
-
-def _commit() -> str | None:
-    """The commit of the checkout that raysnap runs from; None for an installed package."""
-    here = Path(__file__).resolve().parents[1]
-    if not (here.parent / ".git").exists():
-        return None
-    command = ["git", "-C", str(here), "rev-parse", "--short=12", "HEAD"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return None
 
 
 def _plain(value: Any) -> Any:

@@ -16,7 +16,8 @@ from typing import Any
 
 from raysnap.humanize import score_text
 from raysnap.runs.json_fields import mapping, number
-from raysnap.runs.run import Run, Trial
+from raysnap.runs.run import Run
+from raysnap.runs.trial_rows import Trial
 
 MAX_COMPARED_VALUES = 8
 WIDE_RATIO = 50

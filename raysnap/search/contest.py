@@ -12,8 +12,8 @@ import torch
 from raysnap.config.choices import Proxy
 from raysnap.search.engine.items import ProbeItems
 from raysnap.search.engine.source import FeatureSource
+from raysnap.search.plan.rungs import Rung
 from raysnap.search.plan.tree import PrefixTree, find_misfit
-from raysnap.search.plan.walk import Rung
 from raysnap.search.probes.confidence import find_survivors, tied_with
 from raysnap.search.probes.proxies import score_candidates
 from raysnap.search.probes.score import Score

@@ -3,29 +3,29 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import get_args
 
-from raysnap.atomic import cache_place
 from raysnap.config.choices import Method, Precision, Proxy
-from raysnap.config.load import ShapesConfig
-from raysnap.datasets.dataset import Dataset, find_dataset, open_dataset
+from raysnap.config.parts import ShapesConfig
+from raysnap.datasets.dataset import Dataset
 from raysnap.errors import UsageError
-from raysnap.models.blocks import HEAD
+from raysnap.search.candidates import find_candidates, pick_static_baseline
 from raysnap.search.contest import Contest
 from raysnap.search.engine.cached_source import CachedSource
 from raysnap.search.engine.feature_cache import FeatureCache
 from raysnap.search.engine.items import ProbeItems
 from raysnap.search.engine.setup import Setup, open_executor
-from raysnap.search.engine.source import FeatureSource, Work
-from raysnap.search.plan.tree import Candidate, PrefixTree, build_tree
-from raysnap.search.plan.walk import plan_rungs, shares_prefixes
+from raysnap.search.engine.source import FeatureSource
+from raysnap.search.engine.work import Work
+from raysnap.search.plan.rungs import plan_rungs, shares_prefixes
+from raysnap.search.plan.tree import PrefixTree, build_tree
 from raysnap.search.probes.confidence import LEVEL
-from raysnap.search.result import RankedSnapshot, SearchResult, SkippedSnapshot
-from raysnap.store.manifest import Manifest, Preprocessing
+from raysnap.search.result import SearchResult, SkippedSnapshot
 from raysnap.store.store import Store
+from raysnap.system import cache_place
 
 STAGES = ("plan", "load_blocks", "decode", "inference", "proxy")
 
@@ -148,17 +148,6 @@ def _sum_up(contest: Contest, method: Method, dataset: Dataset, total_s: float) 
     )
 
 
-def check_question(store_dir: Path, data: str, data_dir: Path, where: str | None) -> None:
-    """Passes when there is a store with candidates, and a dataset; nothing is written.
-
-    Raises:
-        RaysnapError: there is not.
-    """
-    find_candidates(Store.open(store_dir), where, None)
-    if find_dataset(data, data_dir) is not None:
-        open_dataset(data, data_dir)
-
-
 def _check(method: str, proxy: str, confidence: float, workers: int) -> None:
     for what, given, known in (("method", method, get_args(Method)), ("proxy", proxy, get_args(Proxy))):
         if given not in known:
@@ -182,54 +171,3 @@ def _open_source(
 
         with Fleet(tree, setup, workers, work) as fleet:
             yield fleet
-
-
-def pick_static_baseline(candidates: Sequence[Candidate], ranking: Sequence[RankedSnapshot]) -> RankedSnapshot | None:
-    """Where the snapshot came that one would take without a search: the largest pretrained model.
-
-    That is, of the ranked snapshots that derive from no other one (of all, where each derives from another), the one
-    with the most bytes of weights below the head, and of several the one that comes first by id.
-    """
-    by_id = {candidate.snapshot: candidate for candidate in candidates}
-
-    def preference(entry: RankedSnapshot) -> tuple:
-        candidate = by_id[entry.snapshot]
-        return not candidate.is_base, -sum(block.num_bytes for block in candidate.blocks), entry.snapshot
-
-    return min(ranking, key=preference, default=None)
-
-
-def find_candidates(store: Store, where: str | None, image_size: int | None) -> list[Candidate]:
-    """The snapshots that a search ranks, in the order of their ids.
-
-    Raises:
-        UsageError: the store has none, or none that fits `where`.
-    """
-    manifests = store.manifests(where)
-    if not manifests:
-        wanted = f" that fit --where {where!r}" if where else ""
-        raise UsageError(
-            f"{store.path}: expected at least one snapshot to rank, found none{wanted}; add some with `raysnap "
-            "generate` or `raysnap store add`"
-        )
-    names = {snapshot: name for name, snapshot in sorted(store.refs().items(), reverse=True)}
-    return [
-        Candidate(
-            snapshot=manifest.id,
-            name=names.get(manifest.id, manifest.id[:12]),
-            architecture=manifest.architecture,
-            preprocessing=_preprocessing(manifest, image_size),
-            blocks=tuple(block for block in manifest.blocks if block.name != HEAD),
-            is_base=manifest.base is None,
-        )
-        for manifest in sorted(manifests, key=lambda manifest: manifest.id)
-    ]
-
-
-def _preprocessing(manifest: Manifest, image_size: int | None) -> Preprocessing:
-    """The snapshot's own preprocessing, scaled to another edge where one is asked for."""
-    own = manifest.preprocessing
-    if image_size is None or image_size == own.image_size:
-        return own
-    resize_size = round(own.resize_size * image_size / own.image_size)
-    return own.model_copy(update={"image_size": image_size, "resize_size": resize_size})

@@ -9,54 +9,23 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
-import pickle
 import secrets
-import struct
-import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from raysnap.errors import StoreError, WeightsError
 from raysnap.models import tensor_bytes as objects
-from raysnap.models.blocks import block_names, num_classes_of, split_state_dict
-from raysnap.models.foreign_pickles import check_checkpoint
+from raysnap.models.blocks import num_classes_of, split_state_dict
+from raysnap.models.weight_files import SAFETENSORS_SUFFIX, TORCH_SUFFIXES, read_blocks
 from raysnap.store.catalog import ABSENT
 from raysnap.store.manifest import DatasetRecord, Manifest, Preprocessing, check_ref_name, snapshot_id
+from raysnap.store.model_card import CARD_MARK, CARD_NAME, model_card
 from raysnap.store.store import SnapshotWrite, Store
-
-SAFETENSORS_SUFFIX = ".safetensors"
-TORCH_SUFFIXES = (".pth", ".pt", ".bin")
-CARD_NAME = "README.md"
-CARD_MARK = "<!-- model card written by raysnap -->"
-
-MAX_NAME_CHARACTERS = 500
-
-_WRAPPERS = ("state_dict", "model", "model_state_dict")
-_PREFIXES = ("module.", "_orig_mod.")
-# The buffers of torchvision's models that hold whole numbers.
-_WHOLE = ("num_batches_tracked", "relative_position_index")
-# What torch.load raises on bytes that are no checkpoint of tensors; BLE001 forbids naming them all at once.
-_UNREADABLE = (
-    pickle.UnpicklingError,
-    RuntimeError,
-    EOFError,
-    ValueError,
-    LookupError,
-    AttributeError,
-    TypeError,
-    AssertionError,
-    ArithmeticError,
-    ImportError,
-    MemoryError,
-    OSError,
-    struct.error,
-)
 
 
 @dataclass(frozen=True)
@@ -66,99 +35,6 @@ class Export:
     weights_path: Path
     card_path: Path
     num_bytes: int
-
-
-def load_state_dict(path: Path) -> dict[str, Tensor]:
-    """The state dict in a `.safetensors` or `.pth` file, under torchvision's names, on the CPU.
-
-    Wrappers such as `{"state_dict": …}` and the `module.` prefixes of `nn.DataParallel` are taken off.
-
-    Raises:
-        WeightsError: the file is missing, of another kind, malformed, or holds anything but tensors.
-    """
-    if not path.is_file():
-        raise WeightsError(
-            f"{path}: expected a file of weights, found {'a folder' if path.is_dir() else 'nothing there'}"
-        )
-    if path.suffix == SAFETENSORS_SUFFIX:
-        state_dict: Any = _read_safetensors(path)
-    elif path.suffix in TORCH_SUFFIXES:
-        state_dict = _read_torch(path)
-    else:
-        known = ", ".join((SAFETENSORS_SUFFIX, *TORCH_SUFFIXES))
-        raise WeightsError(f"{path}: expected a file called {known}, found {path.suffix or 'no suffix'!r}")
-    for wrapper in _WRAPPERS:
-        if isinstance(state_dict, Mapping) and isinstance(state_dict.get(wrapper), Mapping):
-            state_dict = state_dict[wrapper]
-            break
-    return _strip_prefixes(_check_tensors(state_dict, path))
-
-
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    try:
-        return objects.decode(memoryview(np.fromfile(path, dtype=np.uint8)), str(path))
-    except (OSError, MemoryError) as error:
-        raise WeightsError(f"{path}: can't be read: {error}") from None
-
-
-def _read_torch(path: Path) -> Any:
-    check_checkpoint(path)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except _UNREADABLE as error:
-        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-        raise WeightsError(
-            f"{path}: expected a checkpoint of tensors only (torch.save of a state_dict()), found one that "
-            f"torch.load(weights_only=True) refuses: {reason}"
-        ) from None
-
-
-def _check_tensors(state_dict: Any, path: Path) -> dict[str, Tensor]:
-    if not isinstance(state_dict, Mapping) or not state_dict:
-        found = "nothing in it" if isinstance(state_dict, Mapping) else type(state_dict).__name__
-        raise WeightsError(f"{path}: expected a state dict of named tensors, found {found}")
-    file_bytes = path.stat().st_size
-    for name, value in state_dict.items():
-        if not isinstance(name, str) or not isinstance(value, Tensor):
-            raise WeightsError(f"{path}: expected tensors by name, found {str(name)[:80]!r}: {type(value).__name__}")
-        if len(name) > MAX_NAME_CHARACTERS or not name.isprintable():
-            raise WeightsError(f"{path}: expected names of tensors in one short line, found {name[:80]!r}")
-        if value.layout != torch.strided or value.is_meta or value.nbytes > file_bytes:
-            raise WeightsError(f"{path}: {name[:80]!r}: expected a dense tensor with its values in the file")
-    return {name: value.detach() for name, value in state_dict.items()}
-
-
-def _strip_prefixes(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
-    for prefix in _PREFIXES:
-        if all(name.startswith(prefix) for name in state_dict):
-            return _strip_prefixes({name.removeprefix(prefix): value for name, value in state_dict.items()})
-    return state_dict
-
-
-def read_blocks(path: Path, architecture: str) -> list[tuple[str, dict[str, Tensor]]]:
-    """The tensors in a file of weights by block, fit to be a snapshot of the architecture.
-
-    Raises:
-        ArchitectureError: the architecture is unknown or can't be split.
-        WeightsError: the file can't be read, doesn't fit the architecture or holds NaN, infinity or another kind of
-            numbers.
-    """
-    block_names(architecture)
-    state_dict = _with_batch_counts(load_state_dict(path))
-    blocks = split_state_dict(architecture, state_dict)
-    for name, tensor in state_dict.items():
-        if not (_is_whole(tensor) if name.endswith(_WHOLE) else tensor.is_floating_point()):
-            kind = "whole" if name.endswith(_WHOLE) else "floating-point"
-            raise WeightsError(f"{path}: {name}: expected {kind} numbers, found {tensor.dtype}")
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor.float()).all()):
-            raise WeightsError(f"{path}: {name}: expected finite weights, found NaN or infinity")
-    return blocks
-
-
-def _is_whole(tensor: Tensor) -> bool:
-    return not (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool)
 
 
 def add_file(
@@ -209,13 +85,6 @@ def _retrain_index(base: Manifest, architecture: str, blocks: list[tuple[str, di
     pairs = zip(base.blocks, blocks, strict=True)
     num_equal = len(list(itertools.takewhile(lambda pair: pair[0].digest == objects.block_digest(pair[1][1]), pairs)))
     return max(0, len(blocks) - 1 - num_equal) if num_equal else None
-
-
-def _with_batch_counts(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The state dict with BatchNorm's batch counts; files from before PyTorch 0.4.1 lack them, torch adds zeros too."""
-    suffix = "running_var"
-    counts = {name.removesuffix(suffix) + "num_batches_tracked" for name in state_dict if name.endswith(suffix)}
-    return {name: torch.tensor(0) for name in counts} | state_dict
 
 
 def snapshot_state_dict(store: Store, manifest: Manifest) -> dict[str, Tensor]:
@@ -286,74 +155,3 @@ def _replacing(path: Path) -> Iterator[BinaryIO]:
         raise WeightsError(f"{path}: can't be written: {error.strerror or error}") from error
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def model_card(manifest: Manifest, lineage: list[Manifest], names: list[str], file_name: str) -> str:
-    """The README of an exported snapshot: what it is, where it comes from, how good it is, how to load it."""
-    dataset = manifest.dataset
-    shape = manifest.preprocessing
-    lines = [
-        CARD_MARK,
-        f"# {_code(names[0] if names else manifest.id[:12])}",
-        "",
-        "| | |",
-        "| --- | --- |",
-        f"| architecture | {_code(manifest.architecture)} (torchvision), {manifest.num_classes} classes |",
-        f"| snapshot | {_code(manifest.id)} |",
-        f"| trained on | {_code(dataset.name) if dataset else 'unknown'} |",
-        f"| retrained blocks | {_or_unknown(manifest.retrain_index)} below the head, and the head |",
-        f"| created | {manifest.created}, raysnap {_code(manifest.raysnap_version)} |",
-        f"| input | RGB, shorter side {shape.resize_size} px ({shape.interpolation}), crop {shape.image_size} px, "
-        f"mean {list(shape.mean)}, std {list(shape.std)} |",
-        "",
-        "## Lineage",
-        "",
-        *([f"1. fine-tuned from {_describe(base)}" for base in lineage] or ["No base is recorded."]),
-        "",
-        "## Metrics",
-        "",
-        *([f"- {_code(key)}: {value:.6g}" for key, value in sorted(manifest.metrics.items())] or ["None recorded."]),
-        "",
-        "## Training",
-        "",
-        *([f"- {_code(key)}: {_code(value)}" for key, value in sorted(manifest.train.items())] or ["Not recorded."]),
-        "",
-        "## How to load it",
-        "",
-        "```python",
-        *_loading_code(manifest, file_name),
-        "```",
-    ]
-    if dataset and dataset.classes:
-        lines += ["", "## Classes", "", *[f"{index}. {_code(one)}" for index, one in enumerate(dataset.classes)]]
-    return "\n".join(lines) + "\n"
-
-
-def _loading_code(manifest: Manifest, file_name: str) -> list[str]:
-    if file_name.endswith(SAFETENSORS_SUFFIX):
-        reader, load = "from safetensors.torch import load_file", f"load_file({file_name!r})"
-    else:
-        reader, load = "import torch", f"torch.load({file_name!r}, weights_only=True)"
-    return [
-        reader,
-        "from torchvision.models import get_model",
-        "",
-        f"model = get_model({manifest.architecture!r}, weights=None, num_classes={manifest.num_classes})",
-        f"model.load_state_dict({load}, strict=True)",
-        "model.eval()",
-    ]
-
-
-def _describe(manifest: Manifest) -> str:
-    on = f", trained on {_code(manifest.dataset.name)}" if manifest.dataset else ""
-    return f"{_code(manifest.architecture)} {_code(manifest.id[:12])}{on}"
-
-
-def _or_unknown(value: int | None) -> str:
-    return "unknown" if value is None else str(value)
-
-
-def _code(value: object) -> str:
-    """Any text as Markdown code on one line, so that no name can become markup."""
-    text = "".join(character if character.isprintable() else " " for character in str(value)).replace("`", "'")
-    return f"`{text.replace('|', '/')}`"

@@ -20,6 +20,7 @@ from typing import Any
 
 from blake3 import blake3
 
+from raysnap.atomic import sync_dir
 from raysnap.errors import StoreDamaged, StoreError
 from raysnap.store.manifest import check_digest, is_digest
 
@@ -312,15 +313,6 @@ def entries_in(folder: Path) -> list[os.DirEntry]:
 def names_in(folder: Path) -> list[str]:
     """The names of all entries of the folder; raises as `entries_in` does."""
     return [entry.name for entry in entries_in(folder)]
-
-
-def sync_dir(folder: Path) -> None:
-    """Writes the folder's entries to the disk."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def discard(path: Path) -> None:

@@ -9,12 +9,12 @@ import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Annotated, Any, ClassVar, Literal
 
 from blake3 import blake3
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from raysnap.canonical_json import canonical_json, parse_json
 from raysnap.errors import StoreDamaged, UsageError
 
 FORMAT = 1
@@ -123,16 +123,6 @@ class Manifest(Record):
         return canonical_json(document | {"checksum": checksum})
 
 
-def canonical_json(value: Any) -> bytes:
-    """UTF-8 JSON with sorted keys and no blanks: equal values give equal bytes.
-
-    Raises:
-        ValueError: the value holds NaN, infinity or text that is not Unicode.
-    """
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-    return text.encode("utf-8")
-
-
 def snapshot_id(architecture: str, blocks: Iterable[tuple[str, str]]) -> str:
     """The id of the snapshot with these (block name, digest) pairs, in model order."""
     identity = {"architecture": architecture, "blocks": [[name, digest] for name, digest in blocks]}
@@ -172,11 +162,6 @@ def check_ref_name(text: str) -> str:
             "'-', and not the form of an id"
         )
     return text
-
-
-def utc_now() -> str:
-    """The time as manifests write it."""
-    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def parse_manifest(raw: bytes, where: str, expected_id: str | None = None) -> Manifest:
@@ -230,34 +215,3 @@ def block_digests(raw: bytes) -> list[bytes]:
     A hundred times faster than parsing; quotes inside JSON strings are escaped, so no text can hide a block.
     """
     return _DIGEST_MEMBER.findall(raw)
-
-
-def parse_json(raw: bytes) -> Any:
-    """The value in strict JSON: no duplicate key, no NaN, no number that overflows.
-
-    Raises:
-        ValueError: the bytes are not that.
-        RecursionError: they are nested too deeply.
-    """
-    return json.loads(
-        raw.decode("utf-8"), object_pairs_hook=_unique_keys, parse_constant=_refuse_constant, parse_float=_finite
-    )
-
-
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result = dict(pairs)
-    if len(result) != len(pairs):
-        keys = [key for key, _ in pairs]
-        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} stands twice")
-    return result
-
-
-def _refuse_constant(text: str) -> float:
-    raise ValueError(f"{text} is not a JSON number")
-
-
-def _finite(text: str) -> float:
-    number = float(text)
-    if number in (float("inf"), float("-inf")):
-        raise ValueError(f"{text} does not fit a float")
-    return number

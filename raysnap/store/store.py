@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from raysnap.canonical_json import canonical_json
 from raysnap.errors import BlockDamaged, SnapshotNotFound, StoreDamaged, StoreError, UsageError, WeightsError
 from raysnap.store import catalog, index
 from raysnap.store.audit import verify
@@ -30,12 +31,11 @@ from raysnap.store.manifest import (
     DatasetRecord,
     Manifest,
     Preprocessing,
-    canonical_json,
     check_digest,
     check_ref_name,
     snapshot_id,
-    utc_now,
 )
+from raysnap.system import utc_now
 
 if TYPE_CHECKING:
     import torch

@@ -17,21 +17,19 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
-from raysnap.config.load import TrainConfig
+from raysnap.config.train import TrainConfig
 from raysnap.errors import FrozenBlockChanged, OutOfMemory
 from raysnap.models.numerics import Numerics
 from raysnap.models.tensor_bytes import block_digest
 from raysnap.store.manifest import Preprocessing
+from raysnap.training.evaluation import Predictions, Scores, evaluate_with, predictions_of
 from raysnap.training.feeds import Feed, FrozenPrefix, LabelledPixels, View
-from raysnap.training.metrics import count_confusion, macro_f1
 from raysnap.training.prefix_cache import PrefixCache
 from raysnap.training.state import TrainingState, random_state
-from raysnap.training.steps import Step, diverged, num_outputs
+from raysnap.training.steps import Step, diverged
+from raysnap.training.terms import Terms
 from raysnap.training.worker import ALONE, Worker
-
-Scores = dict[str, float]
 
 # How torch and the libraries below it say so; oneDNN says no more than that.
 _NO_MEMORY = (
@@ -56,14 +54,6 @@ class Save:
 
 
 Report = Callable[[dict[str, float], Save | None], None]
-
-
-@dataclass(frozen=True)
-class Predictions:
-    """What a model takes each item of a split for: the class, and the probability it gives to it, `[num_items]`."""
-
-    classes: list[int]
-    confidences: list[float]
 
 
 @dataclass(frozen=True)
@@ -126,7 +116,7 @@ def finetune(
         ConfigError: there are more `layer_lrs` than trained blocks.
     """
     numerics = Numerics.choose(config, next(model.parameters()).device)
-    terms = _Terms(config, numerics, worker, seed, seed if views_seed is None else views_seed)
+    terms = Terms(config, numerics, worker, seed, seed if views_seed is None else views_seed)
 
     def verify() -> None:
         check_frozen(model, base_digests[:num_frozen])
@@ -161,32 +151,11 @@ def finetune(
     )
 
 
-@dataclass(frozen=True)
-class _Terms:
-    """What holds for the whole of one fine-tune."""
-
-    config: TrainConfig
-    numerics: Numerics
-    worker: Worker
-    seed: int
-    views_seed: int
-
-    def view(self, epoch: int) -> View | None:
-        """How an epoch sees the training items; None is as they are."""
-        match self.config.views:
-            case 1:
-                return None
-            case None:
-                return View(self.seed, epoch)
-            case num_views:
-                return View(self.views_seed, (epoch - 1) % num_views)
-
-
 def _run(
     trained: nn.Sequential,
     frozen: FrozenPrefix,
     splits: dict[str, LabelledPixels],
-    terms: _Terms,
+    terms: Terms,
     resume_dir: Path | None,
     report: Report,
 ) -> FinetuneResult:
@@ -205,28 +174,18 @@ def _run(
             begun = time.perf_counter()
             feed = frozen.feed(splits["test"])
             started = time.perf_counter()
-            metrics = metrics | _named("test", _evaluate(trained, feed, terms, into=outputs))
+            metrics = metrics | _named("test", evaluate_with(trained, feed, terms, into=outputs))
             timings_s["prefix"] += started - begun
             timings_s["evaluate"] += time.perf_counter() - started
     is_cut_short = len(state.history) < terms.config.epochs
-    return FinetuneResult(metrics, state.history, timings_s, _predictions(outputs, worker), is_cut_short)
-
-
-def _predictions(outputs: list[Tensor], worker: Worker) -> Predictions | None:
-    """What the workers said of their parts of a split, in the order of the items."""
-    parts = worker.gather(torch.cat(outputs, dim=1).cpu() if outputs else None)
-    told = [part for part in parts if part is not None]
-    if not told:
-        return None
-    confidences, classes = torch.cat(told, dim=1)
-    return Predictions(classes.long().tolist(), confidences.tolist())
+    return FinetuneResult(metrics, state.history, timings_s, predictions_of(outputs, worker), is_cut_short)
 
 
 def _train(
     state: TrainingState,
     frozen: FrozenPrefix,
     splits: dict[str, LabelledPixels],
-    terms: _Terms,
+    terms: Terms,
     report: Report,
 ) -> dict[str, float]:
     """Runs the epochs that are missing and gives the seconds they took, by kind."""
@@ -245,7 +204,7 @@ def _train(
         train_loss = step.run_epoch(train)
         evaluating = time.perf_counter()
         terms.worker.synchronise_buffers(state.scored)
-        scores = _named("val", _evaluate(state.scored, val, terms))
+        scores = _named("val", evaluate_with(state.scored, val, terms))
         _refuse_divergence(trained, {"train_loss": train_loss} | scores, config)
         ended = time.perf_counter()
         timings_s["prefix"] += started - begun
@@ -267,7 +226,7 @@ def _training_feed(
     return frozen.feed(items, view, is_fixed=config.views is not None)
 
 
-def _checkpoint(state: TrainingState, epoch: int, terms: _Terms) -> Save | None:
+def _checkpoint(state: TrainingState, epoch: int, terms: Terms) -> Save | None:
     """What writes the checkpoint that is due after this epoch; None where none is."""
     if state.is_over:
         return Save(lambda directory: state.save(directory, None), is_final=True)
@@ -306,48 +265,6 @@ def check_frozen(model: nn.Sequential, digests: Sequence[str]) -> None:
                 f"block {block.name} was to stay frozen: expected eval mode, found training mode, in which dropout and "
                 "stochastic depth are on and BatchNorm drifts; nothing of this trial is stored"
             )
-
-
-def evaluate(model: nn.Sequential, items: LabelledPixels, preprocessing: Preprocessing, batch_size: int) -> Scores:
-    """Mean loss, accuracy and top-5 accuracy of the model in eval mode; each block's mode is put back afterwards."""
-    numerics = Numerics(next(model.parameters()).device)
-    feed = FrozenPrefix(model[:0], preprocessing, numerics).feed(items)
-    return _evaluate(model, feed, _Terms(TrainConfig(batch_size=batch_size), numerics, ALONE, 0, 0))
-
-
-def _evaluate(blocks: nn.Sequential, feed: Feed, terms: _Terms, *, into: list[Tensor] | None = None) -> Scores:
-    """The scores of a split; `into` takes each batch's confidences and classes, float64 `[2, n]`, of this worker."""
-    numerics, worker = terms.numerics, terms.worker
-    modes = [block.training for block in blocks]
-    blocks.eval()
-    num_items = len(feed.labels)
-    sums = torch.zeros(3, dtype=torch.float64, device=numerics.device)
-    num_classes = num_outputs(blocks)
-    confusion = torch.zeros((num_classes, num_classes), dtype=torch.int64, device=numerics.device)
-    with torch.inference_mode():
-        for positions in (
-            torch.arange(num_items).tensor_split(worker.world_size)[worker.rank].split(terms.config.batch_size)
-        ):
-            if not len(positions):
-                continue
-            labels = feed.labels[positions.to(numerics.device)]
-            inputs = feed.inputs(positions)
-            with numerics.autocast():
-                logits = blocks(inputs).float()
-            top_classes = logits.topk(min(5, num_classes), dim=1).indices
-            top = top_classes == labels[:, None]
-            sums[0] += functional.cross_entropy(logits, labels, reduction="sum")
-            sums[1] += top[:, 0].sum()
-            sums[2] += top.any(dim=1).sum()
-            confusion += count_confusion(labels, top_classes[:, 0], num_classes)
-            if into is not None:
-                confidences = logits.softmax(dim=1).amax(dim=1)
-                into.append(torch.stack((confidences.double(), top_classes[:, 0].double())))
-    for block, mode in zip(blocks, modes, strict=True):
-        block.train(mode)
-    loss, accuracy, top5_accuracy = (worker.total(sums) / num_items).tolist()
-    f1 = macro_f1(worker.total(confusion))
-    return {"loss": loss, "accuracy": accuracy, "top5_accuracy": top5_accuracy, "macro_f1": f1}
 
 
 def _refuse_divergence(trained: nn.Sequential, scores: Scores, config: TrainConfig) -> None:

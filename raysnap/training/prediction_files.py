@@ -7,9 +7,9 @@ import shutil
 from pathlib import Path
 
 from raysnap.datasets.dataset import Dataset
-from raysnap.planning.sampling import Trial
+from raysnap.training.evaluation import Predictions
 from raysnap.training.feeds import LabelledPixels
-from raysnap.training.finetune import Predictions
+from raysnap.training.trial import Trial
 
 FILE_NAME = "predictions.json"
 FOLDER_NAME = "predictions"

@@ -29,8 +29,9 @@ import torch
 from blake3 import blake3
 from torch import Tensor
 
-from raysnap.atomic import cache_place, write_all_at
+from raysnap.atomic import write_all_at
 from raysnap.datasets.pixel_cache import PixelCache
+from raysnap.system import cache_place
 
 FORMAT = 1
 CHUNK_ITEMS = 64

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 
 from raysnap.models.block_facts import block_shapes
-from raysnap.planning.sampling import Trial
+from raysnap.training.trial import Trial
 
 # Of more choices those nearest in bytes are thinned to the best of them; with fewer a plan is the best there is.
 MAX_CHOICES = 500

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 
-from raysnap.config.load import TrainConfig
+from raysnap.config.train import TrainConfig
 from raysnap.errors import ConfigError
 
 # torch.optim.lr_scheduler.OneCycleLR's defaults.

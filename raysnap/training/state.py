@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from raysnap.config.load import TrainConfig
+from raysnap.config.train import TrainConfig
 from raysnap.errors import WeightsError
 from raysnap.models.numerics import Numerics
 from raysnap.models.tensor_bytes import canonical_block_bytes, decode

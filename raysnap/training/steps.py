@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from raysnap.config.load import TrainConfig
+from raysnap.config.train import TrainConfig
 from raysnap.errors import TrainingDiverged
 from raysnap.models.numerics import Numerics
 from raysnap.training.feeds import Feed, Mix

@@ -16,11 +16,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from raysnap.datasets.dataset import Dataset, Item, read_folder, training_splits
+from raysnap.datasets.dataset import Dataset, Item, read_folder
 from raysnap.datasets.pixel_cache import PixelCache
+from raysnap.datasets.splits import training_splits
 from raysnap.models.blocks import build_model, random_head, random_tensors
 from raysnap.models.numerics import Numerics
-from raysnap.planning.sampling import Trial
 from raysnap.store.manifest import Preprocessing
 from raysnap.store.store import Store
 from raysnap.training.feeds import LabelledPixels
@@ -28,6 +28,7 @@ from raysnap.training.finetune import Save, finetune
 from raysnap.training.prediction_files import write_predictions
 from raysnap.training.prefix_cache import PrefixCache, items_digest
 from raysnap.training.savepoints import Savepoint, seal
+from raysnap.training.trial import Trial
 from raysnap.training.worker import Worker
 
 logger = logging.getLogger(__name__)

@@ -6,7 +6,6 @@ epoch that was kept when it ends. Figures are named as dashboards group them: `t
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import logging
 import os
@@ -16,11 +15,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from raysnap.errors import ConfigError
 from raysnap.runs.json_fields import numbers
 
 PROJECT = "raysnap"
-_NEEDED = {"mlflow": ("mlflow", "sqlalchemy", "alembic"), "wandb": ("wandb",)}
 _IDENTITY = ("architecture", "dataset", "retrain_index", "base", "seed")
 
 Figures = Mapping[str, float]
@@ -37,29 +34,6 @@ class Tracker(Protocol):
 
     def end(self, trial: str, epoch: int, kept: Figures, *, has_failed: bool) -> None:
         """The trial ended; `kept` is what its kept epoch, `epoch`, reached."""
-
-
-def check_trackers(names: Sequence[str]) -> None:
-    """Passes when every tracker can be told; before anything is started or written.
-
-    Raises:
-        ConfigError: a package is missing, or W&B has no key to log in with.
-    """
-    for name in names:
-        missing = [package for package in _NEEDED[name] if importlib.util.find_spec(package) is None]
-        if missing:
-            raise ConfigError(
-                f"trackers: {name}: expected the package {missing[0]}, found none; install it with "
-                f"`pip install 'raysnap[{name}]'`, or leave {name} out"
-            )
-    if "wandb" in names and os.environ.get("WANDB_MODE") not in ("offline", "disabled", "dryrun"):
-        import wandb
-
-        if not wandb.login(prompt=False):
-            raise ConfigError(
-                "trackers: wandb: expected a key of Weights & Biases, found none; run `wandb login`, or set "
-                "WANDB_MODE=offline to keep the records in the run directory"
-            )
 
 
 def make_trackers(names: Sequence[str], run_dir: Path) -> list[Tracker]:

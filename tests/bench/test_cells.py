@@ -5,7 +5,9 @@ from pathlib import Path
 import pytest
 
 from raysnap.bench.cells import SyntheticSet, expand, find_sets, plan_bench
-from raysnap.config.load import BenchConfig, SyntheticRecipe, find_config, load_config
+from raysnap.config.bench import BenchConfig
+from raysnap.config.jobs import SyntheticRecipe
+from raysnap.config.load import find_config, load_config
 from raysnap.errors import RaysnapError
 
 RECIPE = {"architectures": ["resnet18"], "num_snapshots": 3, "num_classes": 4, "image_size": 32}

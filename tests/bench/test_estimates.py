@@ -7,10 +7,11 @@ import pytest
 from raysnap.bench.cells import SyntheticSet, expand
 from raysnap.bench.estimates import estimate_work, planned_candidates
 from raysnap.bench.run_bench import make_set
-from raysnap.config.load import BenchConfig, SyntheticRecipe
-from raysnap.runs.run_directory import read_rows
+from raysnap.config.bench import BenchConfig
+from raysnap.config.jobs import SyntheticRecipe
+from raysnap.runs.rows import read_rows
+from raysnap.search.candidates import find_candidates
 from raysnap.search.plan.tree import build_tree
-from raysnap.search.ranking import find_candidates
 from raysnap.store.store import Store
 
 RECIPE = SyntheticRecipe(architectures=("resnet18", "mobilenet_v2"), num_snapshots=8, num_classes=4, image_size=32)

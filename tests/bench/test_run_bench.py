@@ -11,12 +11,14 @@ import pytest
 from raysnap.bench.cells import plan_bench
 from raysnap.bench.run_bench import bench
 from raysnap.cli.app import main
-from raysnap.cli.training_tables import methods_table
+from raysnap.cli.search_tables import methods_table
+from raysnap.config.bench import BenchConfig
 from raysnap.config.choices import Method
-from raysnap.config.load import BenchConfig, SyntheticRecipe, find_config
+from raysnap.config.jobs import SyntheticRecipe
+from raysnap.config.load import find_config
 from raysnap.errors import StoreError
 from raysnap.models import blocks
-from raysnap.runs.run_directory import read_rows
+from raysnap.runs.rows import read_rows
 from raysnap.store.manifest import Preprocessing
 from raysnap.store.store import Store
 from tests.cli.test_tables import shown

@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 
 from raysnap.bench import timed_search
+from raysnap.bench.block_reads import BlockReads
 from raysnap.bench.cells import Cell, expand
 from raysnap.bench.page_cache import filesystem
 from raysnap.bench.read_limit import ReadLimit
-from raysnap.bench.timed_search import BlockReads, time_search
-from raysnap.config.load import BenchConfig
+from raysnap.bench.timed_search import time_search
+from raysnap.config.bench import BenchConfig
 from raysnap.store.files import Files
 from raysnap.store.store import Store
 from tests.support.search_stores import one_thread, put, variant

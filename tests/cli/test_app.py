@@ -16,8 +16,9 @@ import torch
 from PIL import Image
 from torchvision.models import get_model
 
-from raysnap.cli.app import app, check_resources, interrupted_by_sigterm, main
-from raysnap.config.load import ResourcesConfig
+from raysnap.cli.app import app, main
+from raysnap.cli.ray_session import check_resources, interrupted_by_sigterm
+from raysnap.config.parts import ResourcesConfig
 from raysnap.errors import ConfigError
 from raysnap.models.blocks import random_head, random_tensors
 from raysnap.runs.run_directory import RunDirectory
@@ -548,7 +549,8 @@ def test_sigterm_ends_a_run_as_ctrl_c_does_and_is_handled_as_before_afterwards()
 
 
 def test_a_run_that_was_begun_is_refused_before_ray_starts(here, capsys):
-    from raysnap.config.load import GenerateConfig, load_config
+    from raysnap.config.jobs import GenerateConfig
+    from raysnap.config.load import load_config
 
     RunDirectory.open(load_config(here / "job.yaml", [], GenerateConfig), here / "runs/generate", resume=False)
     before = listing(here)
@@ -636,7 +638,7 @@ def test_a_folder_that_is_not_readable_is_told_in_one_line(here, capsys):
 def test_on_a_narrow_terminal_ids_and_figures_stay_whole(here, capsys):
     from rich.console import Console
 
-    from raysnap.cli.training_tables import snapshots_table
+    from raysnap.cli.store_tables import snapshots_table
 
     store = Store.open("store")
     console = Console(width=60, file=sys.stdout)

@@ -4,7 +4,8 @@ from types import SimpleNamespace
 
 from rich.console import Console
 
-from raysnap.cli.training_tables import cells_table, methods_table, noise_lines, trained_table
+from raysnap.cli.search_tables import cells_table, methods_table, noise_lines
+from raysnap.cli.training_tables import trained_table
 
 
 def shown(table) -> list[list[str]]:

@@ -2,7 +2,8 @@
 
 import pytest
 
-from raysnap.config.load import BenchConfig, dump_yaml, find_config, load_any_config, load_config
+from raysnap.config.bench import BenchConfig
+from raysnap.config.load import dump_yaml, find_config, load_any_config, load_config
 from raysnap.errors import ConfigError
 
 TEXT = """

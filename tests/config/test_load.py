@@ -11,19 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from raysnap.config.load import (
-    KINDS,
-    BenchConfig,
-    GenerateConfig,
-    QuickstartConfig,
-    apply_overrides,
-    dump_yaml,
-    find_config,
-    load_any_config,
-    load_config,
-    read_yaml,
-)
-from raysnap.config.yaml_files import MAX_CONFIG_BYTES
+from raysnap.config.bench import BenchConfig
+from raysnap.config.jobs import GenerateConfig
+from raysnap.config.load import KINDS, dump_yaml, find_config, load_any_config, load_config
+from raysnap.config.quickstart import QuickstartConfig
+from raysnap.config.yaml_files import MAX_CONFIG_BYTES, apply_overrides, read_yaml
 from raysnap.errors import ConfigError
 from tests.support import ROOT
 

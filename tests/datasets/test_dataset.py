@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from raysnap.config.load import ShapesConfig
-from raysnap.datasets.dataset import open_dataset, probe_splits, read_folder, stratified_order, training_splits
+from raysnap.config.parts import ShapesConfig
+from raysnap.datasets.dataset import open_dataset, read_folder
+from raysnap.datasets.splits import probe_splits, stratified_order, training_splits
 from raysnap.errors import DataError
 
 TINY = ShapesConfig(image_size=16, num_train=8, num_val=4, num_test=4)

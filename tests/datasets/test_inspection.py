@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from raysnap.cli.training_tables import check_failures, check_table, class_counts_table
+from raysnap.cli.dataset_tables import check_failures, check_table, class_counts_table
 from raysnap.datasets.dataset import read_folder
 from raysnap.datasets.image_folder import RECORD_NAME
 from raysnap.datasets.inspection import check_dataset

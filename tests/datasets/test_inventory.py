@@ -4,8 +4,8 @@ import shutil
 
 import pytest
 
-from raysnap.cli.training_tables import datasets_table, sources_table
-from raysnap.config.load import ShapesConfig
+from raysnap.cli.dataset_tables import datasets_table, sources_table
+from raysnap.config.parts import ShapesConfig
 from raysnap.datasets.dataset import open_dataset
 from raysnap.datasets.inventory import how_to_get, list_datasets
 from raysnap.datasets.published import SOURCES

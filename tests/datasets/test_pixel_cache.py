@@ -14,7 +14,7 @@ from PIL import Image, ImageOps
 from torchvision.transforms.v2 import CenterCrop, Compose, Resize
 from torchvision.transforms.v2.functional import pil_to_tensor
 
-from raysnap.datasets import decoding
+from raysnap.datasets import decoding, image_file
 from raysnap.datasets import pixel_cache as pixels
 from raysnap.datasets.dataset import Dataset, read_folder
 from raysnap.datasets.pixel_cache import PixelCache
@@ -220,7 +220,7 @@ def test_what_another_process_decodes_meanwhile_is_not_decoded_again(tmp_path, m
     dataset = make_dataset(tmp_path, FORMS * 10)
     indices = list(range(len(FORMS) * 10))
     mine, other = open_cache(dataset), open_cache(dataset)
-    read_image, seen = decoding.read_image, []
+    read_image, seen = image_file.read_image, []
 
     def read_after_other(path: Path) -> Image.Image:
         seen.append(path)

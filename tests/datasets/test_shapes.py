@@ -12,7 +12,7 @@ import pytest
 from blake3 import blake3
 from PIL import Image
 
-from raysnap.config.load import ShapesConfig
+from raysnap.config.parts import ShapesConfig
 from raysnap.datasets import shapes
 from raysnap.datasets.dataset import read_folder
 from raysnap.datasets.shapes import FIGURES, TASKS, TEXTURES, draw_jpeg, draw_look, draw_task, sample_look

@@ -12,15 +12,17 @@ import pytest
 import ray
 import torch
 
-from raysnap.config.load import ResourcesConfig, dump_yaml
+from raysnap.config.load import dump_yaml
+from raysnap.config.parts import ResourcesConfig
 from raysnap.jobs.bases import store_base
 from raysnap.models.tensor_bytes import decode
 from raysnap.planning.sampling import sample_trials
-from raysnap.runs.run_directory import read_rows
+from raysnap.runs.rows import read_rows
 from raysnap.store.store import Store
 from raysnap.training.savepoints import RECORD_NAME, read_savepoint
 from raysnap.training.trial_loop import TrainJob, train
-from raysnap.tune.run_trials import TrialOutcome, run_trials
+from raysnap.tune.options import TrialOutcome
+from raysnap.tune.run_trials import run_trials
 from tests.support import SUPPORT, fault_jobs
 
 DEEP = os.environ.get("RAYSNAP_DEEP") == "1"

@@ -5,7 +5,8 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from raysnap.config.load import TrainConfig
+from raysnap import errors
+from raysnap.config.train import TrainConfig
 from raysnap.errors import OutOfMemory, TrainingDiverged
 from raysnap.models.block_facts import num_body_blocks
 from raysnap.training import finetune
@@ -41,7 +42,7 @@ def test_frozen_blocks_keep_the_bases_digests_and_the_published_mistake_is_refus
     assert after[:num_frozen] == before[:num_frozen]
     assert after[-1] != before[-1]
     monkeypatch.setattr(finetune, "freeze", lambda model, num_frozen: model.train())
-    with pytest.raises(finetune.FrozenBlockChanged, match="block stem was to stay frozen"):
+    with pytest.raises(errors.FrozenBlockChanged, match="block stem was to stay frozen"):
         run(model, num_frozen, data=one_step())
 
 

@@ -6,7 +6,8 @@ import torch
 from raysnap.models import blocks
 from raysnap.models.block_facts import block_shapes
 from raysnap.models.numerics import Numerics
-from raysnap.search import ranking, search
+from raysnap.search import search
+from raysnap.search.candidates import find_candidates
 from raysnap.search.engine.folding import build_inference_block
 from raysnap.search.plan.tree import build_tree
 from raysnap.store.store import Store
@@ -69,7 +70,7 @@ def test_sharing_changes_no_score_and_work_is_the_trees(family, find, determinis
     )
     assert lines(shared) == lines(baseline)
     assert lines(alsatian) == lines(shift)
-    tree = build_tree(ranking.find_candidates(store, None, None), sharing=True)
+    tree = build_tree(find_candidates(store, None, None), sharing=True)
     assert shared.work["block_item_passes"] == NUM_ITEMS * len(tree.nodes)
     assert shared.work["flops"] == NUM_ITEMS * sum(shapes[node.block_index].flops for node in tree.nodes)
     assert shared.work["block_bytes_read"] == sum(node.block.num_bytes for node in tree.nodes)

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import ray
 
-from raysnap.config.load import GenerateConfig
+from raysnap.config.jobs import GenerateConfig
 from raysnap.errors import ArchitectureError, ConfigError, DataError, WeightsError
 from raysnap.jobs.generate import generate
-from raysnap.runs.run_directory import read_rows
+from raysnap.runs.rows import read_rows
 from raysnap.store.store import Store
 from tests.tune.test_trackers import scalars
 

@@ -11,11 +11,12 @@ import ray
 from sklearn.metrics import accuracy_score, f1_score
 
 import raysnap.jobs.sweep as module
-from raysnap.config.load import SweepConfig, find_config, load_config
+from raysnap.config.load import find_config, load_config
+from raysnap.config.sweep import SweepConfig
 from raysnap.jobs.job import is_over
 from raysnap.jobs.sweep import sweep
 from raysnap.report.page import write_report
-from raysnap.runs.run_directory import read_rows
+from raysnap.runs.rows import read_rows
 from raysnap.store.store import Store
 from raysnap.tune.schedulers import seeded_chance
 

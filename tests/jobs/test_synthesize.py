@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from raysnap.cli.app import main
-from raysnap.config.load import SynthesizeConfig
+from raysnap.config.jobs import SynthesizeConfig
 from raysnap.errors import ArchitectureError, ConfigError, WeightsError
 from raysnap.jobs.synthesize import synthesize
-from raysnap.runs.run_directory import read_rows
+from raysnap.runs.rows import read_rows
 from raysnap.store.store import Store
 
 

@@ -2,10 +2,11 @@
 
 import pytest
 
-from raysnap.config.load import ShapesConfig
+from raysnap.config.parts import ShapesConfig
 from raysnap.datasets.dataset import open_dataset
 from raysnap.models.block_facts import block_shapes
-from raysnap.search import ranking, search
+from raysnap.search import search
+from raysnap.search.candidates import find_candidates
 from raysnap.search.plan.tree import build_tree
 from raysnap.store.manifest import Preprocessing
 from raysnap.store.store import Store
@@ -61,7 +62,7 @@ def test_sharing_changes_no_score_and_work_is_the_trees(family, data_dir, monkey
 
     shared, baseline = find("shared"), find("baseline")
     assert lines(shared) == lines(baseline)
-    tree = build_tree(ranking.find_candidates(store, None, None), sharing=True)
+    tree = build_tree(find_candidates(store, None, None), sharing=True)
     assert len(tree.nodes) == len(shapes) + 1 + 2
     assert shared.work["block_item_passes"] == NUM_ITEMS * len(tree.nodes)
     assert shared.work["flops"] == NUM_ITEMS * sum(shapes[node.block_index].flops for node in tree.nodes)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from raysnap.store import audit
+from raysnap.store import audit, catalog
 from raysnap.store.files import Files
 from raysnap.store.store import Store
 from tests.support import SUPPORT
@@ -68,7 +68,7 @@ def test_a_store_that_another_process_makes_and_fills_meanwhile_is_opened_as_it_
 
 def test_a_name_that_is_taken_away_while_names_are_verified_is_no_damage(store, monkeypatch):
     put(store, name="mine")
-    resolve = audit.resolve
+    resolve = catalog.resolve
 
     def resolve_too_late(*arguments):
         store.remove_ref("mine")
@@ -82,7 +82,7 @@ def test_a_name_that_moves_while_its_snapshot_is_removed_is_no_damage(store, mon
     old, new = (put(store, seed=seed).manifest.id for seed in range(2))
     store.set_ref("mine", old)
     (store.path / "snapshots" / f"{old}.json").unlink()
-    resolve = audit.resolve
+    resolve = catalog.resolve
 
     def resolve_then_move(*arguments):
         try:

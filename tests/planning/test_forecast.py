@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from raysnap.config.load import GenerateConfig
+from raysnap.config.jobs import GenerateConfig
 from raysnap.datasets.shapes import draw_task
 from raysnap.errors import ConfigError, DataError
 from raysnap.models.block_facts import block_shapes

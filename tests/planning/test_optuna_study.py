@@ -2,9 +2,9 @@
 
 import pytest
 
-from raysnap.config.load import SweepConfig
+from raysnap.config.sweep import SweepConfig
 from raysnap.planning.points import Point, point_trial
-from raysnap.planning.sampling import Trial
+from raysnap.training.trial import Trial
 
 pytest.importorskip("optuna")
 

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import kstest, truncnorm
 
-from raysnap.config.load import SweepConfig, dump_yaml, find_config, load_config
+from raysnap.config.load import dump_yaml, find_config, load_config
+from raysnap.config.sweep import SweepConfig
 from raysnap.errors import ConfigError
 from raysnap.models.block_facts import num_body_blocks
 from raysnap.planning.points import MAX_TRIALS, point_trial, sample_points

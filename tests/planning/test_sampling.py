@@ -7,11 +7,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raysnap.config.load import GenerateConfig, RetrainConfig
+from raysnap.config.jobs import GenerateConfig
+from raysnap.config.parts import RetrainConfig
 from raysnap.errors import ArchitectureError, ConfigError
 from raysnap.models.block_facts import num_body_blocks
-from raysnap.planning.sampling import base_trials, derive_seed, draw_retrain_indices, sample_trials, slug
+from raysnap.planning.sampling import base_trials, draw_retrain_indices, sample_trials
 from raysnap.store.manifest import is_ref_name
+from raysnap.training.trial import derive_seed, slug
 
 ARCHITECTURES = ("resnet18", "resnet50", "mobilenet_v2", "vit_b_16", "resnet152", "efficientnet_v2_l")
 PINNED = [

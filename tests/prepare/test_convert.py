@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from raysnap.config.load import ShapesConfig
+from raysnap.config.parts import ShapesConfig
 from raysnap.datasets import image_folder as imagefolder
 from raysnap.datasets.dataset import open_dataset
 from raysnap.datasets.image_folder import FolderWriter, class_slug, new_folder

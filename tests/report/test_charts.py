@@ -9,12 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from raysnap.humanize import bytes_unit, seconds_text, seconds_unit
+from raysnap.report import bar_charts, line_charts, sweep_charts, tree_charts
 from raysnap.report import dot_charts as charts
-from raysnap.report import sweep_charts, tree_charts
 from raysnap.report.svg import log_ticks, shorten, text_width, ticks, ticks_within
 
 HOSTILE = "<script>alert('x')</script>&\"\x00\ud800 ‮]]>"
-SEGMENTS = (charts.Segment("a", "first", "phase-plan"), charts.Segment("b", "second", "phase-proxy"))
+SEGMENTS = (bar_charts.Segment("a", "first", "phase-plan"), bar_charts.Segment("b", "second", "phase-proxy"))
 
 
 def parsed(svg: str) -> ElementTree.Element:
@@ -31,27 +31,27 @@ def texts(svg: str) -> list[str]:
 
 def bars(name: str = "one", note: str = "") -> str:
     rows = [
-        charts.StackedBar(name, {"a": 1.5, "b": 0.5}, raw_totals=(2.0, 2.2, 1.9), note=note),
-        charts.StackedBar("two", {"a": 1.0, "b": 0.25}, raw_totals=(1.25,)),
+        bar_charts.StackedBar(name, {"a": 1.5, "b": 0.5}, raw_totals=(2.0, 2.2, 1.9), note=note),
+        bar_charts.StackedBar("two", {"a": 1.0, "b": 0.25}, raw_totals=(1.25,)),
     ]
-    return charts.stacked_bars(rows, SEGMENTS, f"times of {name}", "time", seconds_text, seconds_unit)
+    return bar_charts.stacked_bars(rows, SEGMENTS, f"times of {name}", "time", seconds_text, seconds_unit)
 
 
 def panel(name: str = "one") -> str:
     lines = [
-        charts.Line(name, ((1, 0.3), (2, 0.6), (3, 0.7))),
-        charts.Line("stopped", ((1, 0.2),), is_broken=True),
-        charts.Line("never began", (), is_broken=True),
+        line_charts.Line(name, ((1, 0.3), (2, 0.6), (3, 0.7))),
+        line_charts.Line("stopped", ((1, 0.2),), is_broken=True),
+        line_charts.Line("never began", (), is_broken=True),
     ]
-    return charts.line_panel(name, "3 trials", lines, (1, 3), (0.2, 0.8), chance=0.25)
+    return line_charts.line_panel(name, "3 trials", lines, (1, 3), (0.2, 0.8), chance=0.25)
 
 
 def points(name: str = "one") -> str:
     series = [
-        charts.Series(name, ((0, 0.5, name), (2, 0.7, "b"), (2, 0.9, "c"))),
-        charts.Series("two", ((1, 0.6, "d"),)),
+        line_charts.Series(name, ((0, 0.5, name), (2, 0.7, "b"), (2, 0.9, "c"))),
+        line_charts.Series("two", ((1, 0.6, "d"),)),
     ]
-    return charts.point_chart(series, name, "r", "accuracy", (0, 4), (0.5, 1.0), "head only")
+    return line_charts.point_chart(series, name, "r", "accuracy", (0, 4), (0.5, 1.0), "head only")
 
 
 def block_map(name: str = "one") -> str:
@@ -161,8 +161,8 @@ def test_any_name_gives_well_formed_xml(name):
 
 
 def test_a_bound_is_a_line_across_its_bar_at_its_height_on_the_axis():
-    row = charts.StackedBar("one", {"a": 2.0}, bound=1.0)
-    svg = charts.stacked_bars([row], SEGMENTS, "t", "time", seconds_text, seconds_unit)
+    row = bar_charts.StackedBar("one", {"a": 2.0}, bound=1.0)
+    svg = bar_charts.stacked_bars([row], SEGMENTS, "t", "time", seconds_text, seconds_unit)
     bar, bound = marks(svg)
     assert float(bound.get("x1")) == pytest.approx(float(bar.get("x")) + float(bar.get("width")) / 2, abs=0.02)
     assert "2.00 × that" in bound.find("title").text
@@ -170,8 +170,8 @@ def test_a_bound_is_a_line_across_its_bar_at_its_height_on_the_axis():
 
 
 def test_one_slow_run_does_not_make_all_bars_small():
-    row = charts.StackedBar("one", {"a": 1.0}, raw_totals=(0.9, 1.0, 40.0))
-    svg = charts.stacked_bars([row], SEGMENTS, "t", "time", seconds_text, seconds_unit)
+    row = bar_charts.StackedBar("one", {"a": 1.0}, raw_totals=(0.9, 1.0, 40.0))
+    svg = bar_charts.stacked_bars([row], SEGMENTS, "t", "time", seconds_text, seconds_unit)
     bar = next(mark for mark in marks(svg) if mark.tag == "rect")
     assert float(bar.get("width")) > 400
     assert "40.0\u00a0s" in texts(svg)
@@ -230,32 +230,34 @@ def test_a_bar_is_as_long_as_its_segments_together_and_the_scale_starts_at_zero(
 
 
 def test_a_segment_that_no_bar_has_is_left_out_of_the_legend():
-    row = charts.StackedBar("one", {"a": 1.0})
-    svg = charts.stacked_bars([row], SEGMENTS, "t", "time", seconds_text, seconds_unit)
+    row = bar_charts.StackedBar("one", {"a": 1.0})
+    svg = bar_charts.stacked_bars([row], SEGMENTS, "t", "time", seconds_text, seconds_unit)
     assert "first" in texts(svg)
     assert "second" not in texts(svg)
 
 
 def test_the_axis_of_bars_names_its_unit():
-    row = charts.StackedBar("one", {"a": 250e6})
-    svg = charts.stacked_bars([row], SEGMENTS, "t", "size", seconds_text, bytes_unit)
+    row = bar_charts.StackedBar("one", {"a": 250e6})
+    svg = bar_charts.stacked_bars([row], SEGMENTS, "t", "size", seconds_text, bytes_unit)
     assert "size (MB)" in texts(svg)
     assert {"0", "100", "200"} <= set(texts(svg))
 
 
 def test_bars_without_any_time_are_drawn():
-    svg = charts.stacked_bars([charts.StackedBar("one", {"a": 0.0})], SEGMENTS, "t", "time", seconds_text, seconds_unit)
+    svg = bar_charts.stacked_bars(
+        [bar_charts.StackedBar("one", {"a": 0.0})], SEGMENTS, "t", "time", seconds_text, seconds_unit
+    )
     assert "0\u00a0s" in texts(svg)
 
 
 def test_one_epoch_is_a_dot_without_a_line():
-    svg = charts.line_panel("one", "", [charts.Line("a", ((1, 0.5),))], (1, 1), (0.0, 1.0))
+    svg = line_charts.line_panel("one", "", [line_charts.Line("a", ((1, 0.5),))], (1, 1), (0.0, 1.0))
     assert len(marks(svg)) == 1
     assert parsed(svg).find(".//polyline") is None
 
 
 def test_a_panel_without_any_epoch_says_so():
-    assert "no finished epoch" in texts(charts.line_panel("one", "", [], (1, 1), (0.0, 1.0)))
+    assert "no finished epoch" in texts(line_charts.line_panel("one", "", [], (1, 1), (0.0, 1.0)))
 
 
 def test_a_broken_line_ends_in_a_cross():
@@ -280,8 +282,8 @@ def test_the_cells_of_a_block_map_cover_every_snapshot_and_block_once():
 
 
 def test_names_beside_a_point_chart_do_not_overlap():
-    series = [charts.Series(f"set {n}", ((1, 0.5 + n / 1000, "p"),)) for n in range(12)]
-    svg = charts.point_chart(series, "t", "r", "accuracy", (0, 4), (0.0, 1.0))
+    series = [line_charts.Series(f"set {n}", ((1, 0.5 + n / 1000, "p"),)) for n in range(12)]
+    svg = line_charts.point_chart(series, "t", "r", "accuracy", (0, 4), (0.0, 1.0))
     ys = sorted(float(e.get("y")) for e in parsed(svg).iter("text") if (e.text or "").startswith("set "))
     assert len(ys) == 12
     assert all(b - a >= 14.9 for a, b in pairwise(ys))
@@ -301,7 +303,7 @@ def test_ticks_are_evenly_spaced_and_enclose_the_range(low, span):
 
 @pytest.mark.parametrize("values", [[], [0.5], [0.5, 0.5], [0.1, 0.93]])
 def test_a_shared_range_holds_all_its_values(values):
-    low, high = charts.shared_range(values)
+    low, high = line_charts.shared_range(values)
     assert low < high
     assert all(low <= value <= high and math.isfinite(value) for value in values)
 

@@ -10,11 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raysnap.atomic import write_atomically
-from raysnap.config.load import GenerateConfig, load_config
+from raysnap.config.jobs import GenerateConfig
+from raysnap.config.load import load_config
 from raysnap.errors import ConfigError
 from raysnap.planning.sampling import sample_trials
 from raysnap.runs import run_directory as runs
-from raysnap.runs.run_directory import RunDirectory, check_run_dir, read_rows
+from raysnap.runs.rows import read_rows
+from raysnap.runs.run_directory import RunDirectory, check_run_dir
 
 CONFIG = GenerateConfig(datasets=("pets", "1e-3", "no"), seed=3, train={"lr": 1e-5})
 

@@ -8,11 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import norm
 
-from raysnap.config.load import RetrainConfig
+from raysnap.config.parts import RetrainConfig
 from raysnap.models.block_facts import block_shapes
 from raysnap.planning.sampling import draw_retrain_indices
+from raysnap.search.plan.rungs import plan_rungs
 from raysnap.search.plan.tree import build_tree
-from raysnap.search.plan.walk import plan_rungs
 from raysnap.search.plan.workload import image_forwards, whole_models
 from raysnap.search.probes.confidence import find_survivors
 from tests.support.search_stores import candidate, digest

@@ -15,13 +15,16 @@ from PIL import Image
 from torchvision import models
 from torchvision.transforms import v2
 
-from raysnap.config.load import ShapesConfig
-from raysnap.datasets.dataset import open_dataset, probe_splits
+from raysnap.config.parts import ShapesConfig
+from raysnap.datasets.dataset import open_dataset
+from raysnap.datasets.splits import probe_splits
 from raysnap.errors import DataError, StoreError, UsageError
 from raysnap.models.block_facts import block_shapes
-from raysnap.search import ranking, search
+from raysnap.search import search
+from raysnap.search.candidates import find_candidates
+from raysnap.search.plan.rungs import plan_rungs
 from raysnap.search.plan.tree import build_tree, candidates_below, keep_candidates
-from raysnap.search.plan.walk import Room, plan_rungs, plan_walk
+from raysnap.search.plan.walk import Room, plan_walk
 from raysnap.search.probes.proxies import PROXIES
 from raysnap.search.probes.score import Score
 from raysnap.store.manifest import Preprocessing
@@ -92,7 +95,7 @@ def lines(result):
 
 def rungs_of(store, result):
     """For each rung of a halving: the nodes it needed and the items it ran, from the ranking alone."""
-    candidates = ranking.find_candidates(store, None, None)
+    candidates = find_candidates(store, None, None)
     tree = build_tree(candidates, sharing=True)
     number_of = {one.snapshot: number for number, one in enumerate(candidates)}
     for rung in plan_rungs(result.method, len(candidates), SHAPES.num_train, SHAPES.num_val):
@@ -219,7 +222,7 @@ def test_probes_are_trained_on_the_items_of_probe_splits_in_their_order(resnets,
 @pytest.mark.parametrize("method", METHODS)
 def test_scores_do_not_depend_on_the_budget_and_the_peak_stays_within_it(find, mixed, method):
     free = find(mixed, method=method)
-    tree = build_tree(ranking.find_candidates(mixed, None, None), sharing=True)
+    tree = build_tree(find_candidates(mixed, None, None), sharing=True)
     needed = [keep_candidates(tree, candidates_below(tree, root)) for root in tree.roots]
     walks = [plan_walk(tree, root, nodes, Room()) for root, nodes in zip(tree.roots, needed, strict=True)]
     item_bytes = max(walk.peak_activation_bytes // walk.batch_items for walk in walks)
@@ -238,7 +241,7 @@ def test_a_budget_that_holds_no_item_is_a_usage_error(resnets, data_dir):
 @pytest.mark.parametrize("store_name", ["resnets", "mixed"])
 def test_counters_of_full_searches_are_the_trees_arithmetic(request, find, store_name):
     store = request.getfixturevalue(store_name)
-    candidates = ranking.find_candidates(store, None, None)
+    candidates = find_candidates(store, None, None)
     num_items = SHAPES.num_train + SHAPES.num_val
     for method, sharing in (("shared", True), ("baseline", False)):
         nodes = build_tree(candidates, sharing=sharing).nodes
@@ -397,7 +400,7 @@ def test_another_image_size_scales_the_resizing_and_costs_less(find, resnets):
     own, small = find(resnets, method="shared"), find(resnets, method="shared", image_size=16)
     assert small.work["flops"] < own.work["flops"]
     assert find(resnets, method="shared", image_size=32).work == own.work | {"images_decoded": 0}
-    (candidate,) = ranking.find_candidates(resnets, "name == 'base'", 16)
+    (candidate,) = find_candidates(resnets, "name == 'base'", 16)
     assert candidate.preprocessing == PREPROCESSING.model_copy(update={"image_size": 16, "resize_size": 18})
 
 

@@ -9,8 +9,10 @@ import torch
 import torchvision
 
 from raysnap.errors import BlockDamaged, SnapshotNotFound, StoreError, WeightsError
-from raysnap.store.exchange import CARD_MARK, add_file, export_snapshot, load_state_dict
+from raysnap.models.weight_files import load_state_dict
+from raysnap.store.exchange import add_file, export_snapshot
 from raysnap.store.manifest import DatasetRecord
+from raysnap.store.model_card import CARD_MARK
 from raysnap.store.store import Store
 from tests.support.store_blocks import object_path
 

@@ -8,13 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from raysnap.canonical_json import canonical_json
 from raysnap.errors import StoreDamaged, UsageError
 from raysnap.store.manifest import (
     BlockEntry,
     DatasetRecord,
     Manifest,
     block_digests,
-    canonical_json,
     check_digest,
     check_ref_name,
     parse_manifest,

@@ -7,11 +7,12 @@ from pathlib import Path
 import ray
 from ray.cluster_utils import Cluster
 
-from raysnap.config.load import ResourcesConfig
+from raysnap.config.parts import ResourcesConfig
 from raysnap.jobs.bases import store_base
-from raysnap.planning.sampling import Trial
 from raysnap.store.store import Store
-from raysnap.tune.run_trials import TrialOutcome, run_trials
+from raysnap.training.trial import Trial
+from raysnap.tune.options import TrialOutcome
+from raysnap.tune.run_trials import run_trials
 from tests.support import fault_jobs
 
 NODE = {"num_cpus": 2, "num_gpus": 1, "object_store_memory": 100_000_000}

@@ -11,11 +11,13 @@ import torch
 from ray import cloudpickle
 from torch.nn import functional
 
-from raysnap.config.load import GenerateConfig, ShapesConfig, TrainConfig
+from raysnap.config.jobs import GenerateConfig
+from raysnap.config.parts import ShapesConfig
+from raysnap.config.train import TrainConfig
 from raysnap.datasets.dataset import open_dataset
-from raysnap.planning.sampling import Trial
 from raysnap.store.manifest import Preprocessing
 from raysnap.store.store import Store
+from raysnap.training.trial import Trial
 from raysnap.training.trial_loop import TrainJob
 
 SHAPES = ShapesConfig(image_size=36, num_train=32, num_val=8, num_test=8)

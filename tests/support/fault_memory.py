@@ -9,11 +9,11 @@ import torch
 
 from raysnap.errors import OutOfMemory
 from raysnap.jobs.bases import store_base
-from raysnap.planning.sampling import Trial
 from raysnap.store.store import Store
 from raysnap.training import trial_loop as training
 from raysnap.training.savepoints import Savepoint
-from raysnap.tune.run_trials import with_less_memory
+from raysnap.training.trial import Trial
+from raysnap.tune.driver import with_less_memory
 from tests.support import fault_jobs
 
 SPARE_BYTES = 64 * 2**20  # gradients, optimizer state and the kept copy of what is trained take twice as much

@@ -18,9 +18,9 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from raysnap.errors import WeightsError
+from raysnap.models import foreign_pickles, weight_files
 from raysnap.models.blocks import random_tensors
 from raysnap.models.foreign_pickles import check_checkpoint
-from raysnap.store import exchange as weights
 
 CPU_LIMIT_S = 20
 
@@ -32,10 +32,10 @@ def memory_bytes(what: str) -> int:
 
 def examine(path: Path, architecture: str, is_guarded: bool) -> dict[str, object]:
     """What reading the file gives: `accepted`, `refused` or `crashed`, why, and the seconds and bytes it took."""
-    weights.check_checkpoint = check_checkpoint if is_guarded else lambda path: None
+    foreign_pickles.check_checkpoint = check_checkpoint if is_guarded else lambda path: None
     before_bytes, started_s = memory_bytes("VmRSS"), time.process_time()
     try:
-        weights.read_blocks(path, architecture)
+        weight_files.read_blocks(path, architecture)
         outcome, message = "accepted", ""
     except WeightsError as error:
         outcome, message = "refused", str(error)

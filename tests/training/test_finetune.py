@@ -12,14 +12,14 @@ import pytest
 import torch
 from torch import nn
 
-from raysnap.config.load import TrainConfig
+from raysnap.config.train import TrainConfig
 from raysnap.errors import FrozenBlockChanged, OutOfMemory, TrainingDiverged, WeightsError
 from raysnap.models import blocks
 from raysnap.models.block_facts import num_body_blocks
 from raysnap.models.numerics import Numerics
 from raysnap.models.tensor_bytes import block_digest, decode
 from raysnap.store.manifest import Preprocessing
-from raysnap.training import finetune
+from raysnap.training import evaluation, finetune
 from raysnap.training.feeds import LabelledPixels
 from raysnap.training.prefix_cache import PrefixCache
 from raysnap.training.steps import Step
@@ -203,7 +203,7 @@ def test_evaluation_puts_every_blocks_mode_back_and_changes_nothing():
     model = model_of("resnet18")
     finetune.freeze(model, 4)
     before = [block_digest(block.tensors()) for block in model]
-    scores = finetune.evaluate(model, coloured_squares(10, 1), PREPROCESSING, 4)
+    scores = evaluation.evaluate(model, coloured_squares(10, 1), PREPROCESSING, 4)
     assert [block.training for block in model] == [False] * 4 + [True] * 6
     assert [block_digest(block.tensors()) for block in model] == before
     assert 0 <= scores["accuracy"] <= scores["top5_accuracy"] == 1.0
@@ -212,7 +212,7 @@ def test_evaluation_puts_every_blocks_mode_back_and_changes_nothing():
 def test_accuracy_and_loss_are_those_of_the_whole_split_whatever_the_batch():
     model = model_of("resnet18")
     items = coloured_squares(11, 1)
-    whole, parts = (finetune.evaluate(model, items, PREPROCESSING, size) for size in (11, 3))
+    whole, parts = (evaluation.evaluate(model, items, PREPROCESSING, size) for size in (11, 3))
     assert whole["accuracy"] == parts["accuracy"]
     assert whole["loss"] == pytest.approx(parts["loss"], rel=1e-4)
 
@@ -337,7 +337,7 @@ def test_what_is_no_checkpoint_to_go_on_from_is_refused(tmp_path, fault):
 
 @pytest.mark.parametrize("poisoned", ["loss", "score", "weight"])
 def test_a_fine_tune_that_diverged_ends_before_it_is_reported(monkeypatch, poisoned):
-    run_epoch, evaluate, reported = Step.run_epoch, finetune._evaluate, []
+    run_epoch, evaluate, reported = Step.run_epoch, evaluation._evaluate, []
 
     def train(step, feed):
         loss = run_epoch(step, feed)

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raysnap.config.load import GenerateConfig
-from raysnap.planning.sampling import Trial
+from raysnap.config.jobs import GenerateConfig
 from raysnap.training import prefix_plan
 from raysnap.training.prefix_plan import PrefixGroup, PrefixTrial, plan_prefixes, plan_trials
+from raysnap.training.trial import Trial
 
 NUM_BLOCKS = 6
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.optim import lr_scheduler
 
-from raysnap.config.load import TrainConfig
+from raysnap.config.train import TrainConfig
 from raysnap.errors import ConfigError
 from raysnap.models.block_facts import num_body_blocks
 from raysnap.models.blocks import build_model, random_tensors

@@ -10,7 +10,7 @@ from sklearn.utils.class_weight import compute_class_weight
 from torch import nn
 from torch.nn import functional
 
-from raysnap.config.load import TrainConfig
+from raysnap.config.train import TrainConfig
 from raysnap.models import blocks
 from raysnap.models.numerics import Numerics
 from raysnap.training import finetune

@@ -10,16 +10,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from raysnap.config.load import ResourcesConfig
+from raysnap.config.parts import ResourcesConfig
 from raysnap.errors import FrozenBlockChanged, OutOfMemory, WeightsError
 from raysnap.jobs.bases import store_base
 from raysnap.jobs.collect import collect
 from raysnap.models.blocks import block_names
-from raysnap.planning.sampling import Trial
 from raysnap.store.store import Store
 from raysnap.training.savepoints import Savepoint, newest_savepoint, read_savepoint
+from raysnap.training.trial import Trial
 from raysnap.training.trial_loop import TrainJob, train
-from raysnap.tune.run_trials import TrialOutcome, run_trials, with_less_memory
+from raysnap.tune.driver import with_less_memory
+from raysnap.tune.options import TrialOutcome
+from raysnap.tune.run_trials import run_trials
 from tests.support import SUPPORT, fault_jobs
 
 TRIALS = [

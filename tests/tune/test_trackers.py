@@ -11,8 +11,9 @@ from types import SimpleNamespace
 import pytest
 
 from raysnap.errors import ConfigError
+from raysnap.planning.extras import check_trackers
 from raysnap.tune.tracker_callback import Tracking
-from raysnap.tune.trackers import EventFiles, check_trackers, figures_of, hyperparameters, kept_of
+from raysnap.tune.trackers import EventFiles, figures_of, hyperparameters, kept_of
 from tests.support import ROOT
 
 PLANNED = {
@@ -204,7 +205,6 @@ TELL = """
 import sys
 sys.path.insert(0, {tests!r})
 from pathlib import Path
-from tests.tune.test_trackers import Told, run_trial
 from raysnap.tune.trackers import make_trackers
 from raysnap.tune.tracker_callback import Tracking
 tracking = Tracking(make_trackers([{name!r}], Path({run_dir!r})))

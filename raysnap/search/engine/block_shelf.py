@@ -12,11 +12,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from raysnap.datasets.image_file import num_cpus
 from raysnap.models.numerics import Numerics
 from raysnap.search.engine.folding import build_inference_block
-from raysnap.search.engine.source import Work
+from raysnap.search.engine.work import Work
 from raysnap.search.plan.tree import Node
+from raysnap.system import num_cpus
 
 # A GPU waits for its blocks, so several threads read for it; a CPU's cores have blocks to run.
 MAX_READERS = {"cpu": 1, "cuda": 8}

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
+from typing import Protocol
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -20,3 +23,23 @@ def from_array(rows: np.ndarray, dtype: torch.dtype) -> Tensor:
     """The activations that `to_array` gave, laid out with their channels together; shares memory with `rows`."""
     activations = torch.from_numpy(rows).view(dtype)
     return activations.permute(0, 3, 1, 2) if activations.dim() == 4 else activations
+
+
+class Border(Protocol):
+    """Where walks begin and end besides pixels and features: activations that others made, and that others want.
+
+    Attributes:
+        given: indices of nodes whose outputs need not be computed.
+        wanted: indices of nodes whose outputs others want.
+        dtype: of all these outputs, that in which blocks compute.
+    """
+
+    dtype: torch.dtype
+    given: Collection[int]
+    wanted: Collection[int]
+
+    def read(self, node: int, positions: Sequence[int]) -> Tensor:
+        """The outputs of a given node, as a block gives them, on any device."""
+
+    def write(self, node: int, positions: Sequence[int], outputs: Tensor) -> None:
+        """Takes the outputs of a wanted node."""

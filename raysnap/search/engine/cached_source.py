@@ -19,9 +19,9 @@ from blake3 import blake3
 from torch import Tensor
 
 from raysnap.models.block_facts import block_shapes
-from raysnap.search.engine.border import from_array, to_array
+from raysnap.search.engine.border import Border, from_array, to_array
 from raysnap.search.engine.feature_cache import FeatureCache, Segment
-from raysnap.search.engine.source import Border, FeatureSource, Gathered, ItemSource
+from raysnap.search.engine.source import FeatureSource, Gathered, ItemSource
 from raysnap.search.plan.tree import PrefixTree, keep_candidates
 from raysnap.store.manifest import Preprocessing
 

@@ -23,8 +23,10 @@ from raysnap.errors import BlockDamaged, WeightsError
 from raysnap.models.block_facts import block_shapes
 from raysnap.models.numerics import Numerics
 from raysnap.search.engine.block_shelf import Shelf
+from raysnap.search.engine.border import Border
 from raysnap.search.engine.pace import Pace
-from raysnap.search.engine.source import Border, Gathered, ItemSource, Work
+from raysnap.search.engine.source import Gathered, ItemSource
+from raysnap.search.engine.work import Work
 from raysnap.search.plan.tree import Node, PrefixTree, candidates_below, keep_candidates
 from raysnap.search.plan.walk import Room, Walk, plan_walk
 

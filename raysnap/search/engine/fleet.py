@@ -19,10 +19,11 @@ import torch
 from torch import Tensor
 
 from raysnap.errors import RaysnapError, UsageError
-from raysnap.search.engine.border import from_array, to_array
+from raysnap.search.engine.border import Border, from_array, to_array
 from raysnap.search.engine.calibration import measure_kinds
 from raysnap.search.engine.setup import Setup, open_executor
-from raysnap.search.engine.source import Border, Gathered, Work
+from raysnap.search.engine.source import Gathered
+from raysnap.search.engine.work import Work
 from raysnap.search.plan.dispatch import Dispatcher, Task
 from raysnap.search.plan.partition import BlockKey, Costs, Kind, Partition, Rates, block_key, kind_of
 from raysnap.search.plan.simulation import HANDOVER_BYTES, choose_partition, held_after

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from raysnap.datasets.dataset import Dataset, Item, probe_splits
+from raysnap.datasets.dataset import Dataset, Item
 from raysnap.datasets.pixel_cache import PixelCache
+from raysnap.datasets.splits import probe_splits
 from raysnap.errors import DataError
 from raysnap.search.plan.tree import Candidate
 from raysnap.store.manifest import Preprocessing

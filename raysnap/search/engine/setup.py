@@ -11,13 +11,13 @@ from pathlib import Path
 import torch
 
 from raysnap.config.choices import Precision
-from raysnap.config.load import ShapesConfig
+from raysnap.config.parts import ShapesConfig
 from raysnap.datasets.dataset import Dataset, open_dataset
 from raysnap.models.numerics import Numerics
 from raysnap.search.engine.block_shelf import Shelf
 from raysnap.search.engine.executor import Executor
 from raysnap.search.engine.items import ProbeItems
-from raysnap.search.engine.source import Work
+from raysnap.search.engine.work import Work
 from raysnap.search.plan.tree import Candidate, PrefixTree
 from raysnap.store.store import Store
 

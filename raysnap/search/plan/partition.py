@@ -20,7 +20,8 @@ from functools import cached_property
 
 import numpy as np
 
-from raysnap.models.block_facts import BlockShape, block_shapes
+from raysnap.models.block_facts import block_shapes
+from raysnap.models.block_shape import BlockShape
 from raysnap.search.plan.tree import Node, PrefixTree
 
 Pieces = list["Piece"]

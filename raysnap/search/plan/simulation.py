@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 from raysnap.search.plan.dispatch import MAX_OPEN_WAVES, play
 from raysnap.search.plan.partition import BlockKey, Costs, Partition, Rates, block_key, deal, shape_of, split_waves
+from raysnap.search.plan.rungs import Rung
 from raysnap.search.plan.tree import PrefixTree, keep_candidates
-from raysnap.search.plan.walk import Rung
 
 MAX_WAVES = 16
 HANDOVER_BYTES = 64 * 2**20

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 
 from raysnap.models.block_facts import block_shapes
+from raysnap.search.plan.rungs import Rung
 from raysnap.search.plan.tree import PrefixTree, keep_candidates
-from raysnap.search.plan.walk import Rung
 
 
 def image_forwards(tree: PrefixTree, rungs: Sequence[Rung], entrants: Sequence[Collection[int]]) -> float:

@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 
-from raysnap.config.load import ShapesConfig
+from raysnap.config.parts import ShapesConfig
 from raysnap.datasets.dataset import open_dataset
 from raysnap.models.block_facts import block_shapes
 from raysnap.search import search

@@ -14,7 +14,7 @@ from raysnap.models.block_facts import block_shapes
 from raysnap.models.numerics import Numerics
 from raysnap.search.engine.block_shelf import Shelf
 from raysnap.search.engine.executor import Executor
-from raysnap.search.engine.source import Work
+from raysnap.search.engine.work import Work
 from raysnap.search.plan.tree import build_tree
 from raysnap.search.plan.walk import Room, plan_walk
 from tests.support.search_stores import (

@@ -8,7 +8,7 @@ from collections import Counter
 import pytest
 from threadpoolctl import threadpool_limits
 
-from raysnap.config.load import ShapesConfig
+from raysnap.config.parts import ShapesConfig
 from raysnap.datasets.dataset import open_dataset
 from raysnap.errors import UsageError
 from raysnap.search import search

@@ -3,7 +3,7 @@
 import pytest
 from rich.console import Console
 
-from raysnap.cli.training_tables import prefix_tree
+from raysnap.cli.search_tables import prefix_tree
 from raysnap.search.plan.outline import MAX_BRANCHES, outline
 from raysnap.search.plan.tree import build_tree
 from tests.search.plan.test_partition import star

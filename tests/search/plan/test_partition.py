@@ -7,13 +7,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raysnap.config.load import RetrainConfig
+from raysnap.config.parts import RetrainConfig
 from raysnap.planning.sampling import draw_retrain_indices
 from raysnap.search.plan.dispatch import MAX_OPEN_WAVES, Dispatcher, Task, play
 from raysnap.search.plan.partition import Costs, Rates, block_key, deal, split_waves
+from raysnap.search.plan.rungs import plan_rungs
 from raysnap.search.plan.simulation import choose_partition, held_after, simulate
 from raysnap.search.plan.tree import build_tree, keep_candidates
-from raysnap.search.plan.walk import plan_rungs
 from tests.support.search_stores import candidate, digest
 
 NUM_BLOCKS = 9

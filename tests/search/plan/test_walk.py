@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from raysnap.errors import UsageError
 from raysnap.models.block_facts import block_shapes
 from raysnap.search.plan import walk as plan
+from raysnap.search.plan.rungs import plan_rungs
 from raysnap.search.plan.tree import build_tree, keep_candidates
-from raysnap.search.plan.walk import Room, plan_rungs, plan_walk, usual_batch_items
+from raysnap.search.plan.walk import Room, plan_walk, usual_batch_items
 from tests.support.search_stores import PREPROCESSING, candidate, digest
 
 INPUT_BYTES = 4 * 3 * PREPROCESSING.image_size**2

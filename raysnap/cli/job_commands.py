@@ -1,0 +1,187 @@
+"""Commands that make snapshots: quickstart, generate, sweep, synthesize."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from raysnap.cli.console import SOME_FAILED, AsJson, print_failures, print_json, print_result
+from raysnap.errors import UsageError
+from raysnap.progress import show_progress
+
+if TYPE_CHECKING:
+    from raysnap.config.jobs import FinetuneConfig, GenerateConfig
+    from raysnap.planning.generate import TrialsPlan
+from raysnap.cli.console import ConfigPath, DryRun, Overrides, Resume
+from raysnap.cli.ray_session import job_session
+
+
+def quickstart(
+    overrides: Overrides = None,
+    directory: Annotated[Path, typer.Option("--dir", help="Folder for everything it makes.")] = Path("quickstart"),
+    as_json: AsJson = False,
+) -> int:
+    """Run the whole job on built-in data, offline, in two minutes.
+
+    A base, snapshots on several datasets, a store, timed searches and a report; what an earlier run in the same
+    folder finished is not repeated.
+    """
+    from raysnap.config.load import find_config, load_config
+    from raysnap.config.quickstart import QuickstartConfig
+
+    if directory.exists() and not directory.is_dir():
+        raise UsageError(f"--dir {directory}: expected a folder, or nothing yet, found a file; choose another --dir")
+    config = load_config(find_config("quickstart"), overrides or [], QuickstartConfig).inside(directory)
+    from raysnap.planning.generate import plan_generate
+
+    plan_generate(config.generate)
+    with job_session(config.generate, resume=True) as on_progress:
+        from raysnap.cli.quickstart import quickstart as run
+
+        summary = run(config, resume=True, on_progress=on_progress)
+    if as_json:
+        print_json(summary)
+    else:
+        from raysnap.cli.search_tables import methods_table, ranking_table
+        from raysnap.cli.store_tables import savings_line
+        from raysnap.store.store import Store
+
+        stats = Store.open(Path(summary.store)).stats()
+        print_failures(summary.generated.failures + summary.benched.failures)
+        if summary.searches:
+            search = summary.searches[-1]
+            print_result(f"\nWhich snapshot is the best start for {search['dataset']}?  (method {search['method']})\n")
+            print_result(ranking_table(search, max_rows=5))
+            print_result("\nThe same question, timed\n")
+            print_result(methods_table(summary.benched.cells))
+        print_result(f"\n{savings_line(stats)}\nReport: {summary.report}")
+    return SOME_FAILED if summary.num_failed else 0
+
+
+def generate(
+    config_path: ConfigPath,
+    overrides: Overrides = None,
+    dry_run: DryRun = False,
+    resume: Resume = False,
+    as_json: AsJson = False,
+) -> int:
+    """Fine-tune a population of snapshots into a store."""
+    from raysnap.config.jobs import GenerateConfig
+    from raysnap.config.load import load_config
+
+    config = load_config(config_path, overrides or [], GenerateConfig)
+    if dry_run:
+        return _show_generate_plan(config, as_json)
+    from raysnap.jobs.generate import generate as run
+    from raysnap.planning.forecast import check_room, forecast
+    from raysnap.planning.generate import plan_generate
+    from raysnap.report.page import write_report
+
+    check_room(config, forecast(config, plan_generate(config)))
+    with job_session(config, resume=resume) as on_progress:
+        summary = run(config, resume=resume, on_progress=on_progress)
+    report_path = write_report(config.run_dir)
+    if as_json:
+        print_json(summary)
+    else:
+        from raysnap.cli.store_tables import savings_line
+        from raysnap.cli.training_tables import trained_table
+        from raysnap.runs.run import read_run
+        from raysnap.store.store import Store
+
+        print_failures(summary.failures)
+        if summary.num_done:
+            print_result(trained_table(read_run(config.run_dir).done_trials))
+        print_result(f"\n{summary.num_done} of {summary.num_trials} trials done, {summary.num_failed} failed.")
+        print_result(f"{savings_line(Store.open(config.store).stats())}\nReport: {report_path}")
+    return SOME_FAILED if summary.num_failed else 0
+
+
+def sweep(
+    config_path: ConfigPath,
+    overrides: Overrides = None,
+    dry_run: DryRun = False,
+    resume: Resume = False,
+    as_json: AsJson = False,
+) -> int:
+    """Compare fine-tunes that differ in hyperparameters, depth or start; keep the best."""
+    from raysnap.config.load import load_config
+    from raysnap.config.sweep import SweepConfig
+
+    config = load_config(config_path, overrides or [], SweepConfig)
+    from raysnap.cli.training_tables import points_table
+    from raysnap.planning.forecast import check_room, forecast
+    from raysnap.planning.sweep import plan_sweep
+
+    plan = plan_sweep(config)
+    if dry_run:
+        return _show_plan(config, plan, points_table(plan.trials), as_json)
+    check_room(config, forecast(config, plan))
+    with job_session(config, resume=resume) as on_progress:
+        from raysnap.jobs.sweep import sweep as run
+
+        summary = run(config, resume=resume, on_progress=on_progress)
+    from raysnap.report.page import write_report
+
+    report_path = write_report(config.run_dir)
+    if as_json:
+        print_json(summary)
+    else:
+        from raysnap.cli.training_tables import sweep_lines, sweep_table
+        from raysnap.runs.rows import read_rows
+
+        print_failures(summary.failures)
+        if summary.best:
+            print_result(sweep_table(read_rows(config.run_dir / "results.jsonl"), config.metric, config.mode))
+        print_result(f"\n{sweep_lines(summary)}\nReport: {report_path}")
+    return SOME_FAILED if summary.num_failed else 0
+
+
+def _show_generate_plan(config: GenerateConfig, as_json: bool) -> int:
+    from raysnap.cli.training_tables import trials_table
+    from raysnap.planning.generate import plan_generate
+
+    plan = plan_generate(config)
+    return _show_plan(config, plan, trials_table([*plan.bases, *plan.trials]), as_json)
+
+
+def _show_plan(config: FinetuneConfig, plan: TrialsPlan, table: Any, as_json: bool) -> int:
+    """What a job would do and take; refuses what this machine has no room for."""
+    from raysnap.planning.forecast import check_room, forecast
+
+    needed = forecast(config, plan)
+    if as_json:
+        shown = [trial.model_dump(mode="json") for trial in [*plan.bases, *plan.trials]]
+        document = {"run_dir": str(config.run_dir), "num_trials": needed.num_trials, "trials": shown}
+        print_json(document | {"forecast": asdict(needed)})
+    else:
+        from raysnap.cli.training_tables import forecast_lines
+
+        print_result(table)
+        print_result(f"\n{forecast_lines(needed, num_finetunes=len(plan.trials), num_bases=len(plan.bases))}")
+    check_room(config, needed)
+    return 0
+
+
+def synthesize(
+    config_path: ConfigPath, overrides: Overrides = None, resume: Resume = False, as_json: AsJson = False
+) -> int:
+    """Make synthetic snapshots: a base with fresh top blocks, untrained."""
+    from raysnap.config.jobs import SynthesizeConfig
+    from raysnap.config.load import load_config
+
+    config = load_config(config_path, overrides or [], SynthesizeConfig)
+    from raysnap.cli.store_tables import savings_line
+    from raysnap.jobs.synthesize import synthesize as run
+    from raysnap.store.store import Store
+
+    with show_progress() as on_progress:
+        summary = run(config, resume=resume, on_progress=on_progress)
+    if as_json:
+        print_json(summary)
+    else:
+        print_result(f"{len(summary.snapshots)} snapshots.\n{savings_line(Store.open(config.store).stats())}")
+    return 0

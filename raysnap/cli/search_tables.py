@@ -1,0 +1,183 @@
+"""What search and bench show on a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+from rich.tree import Tree
+
+from raysnap.cli.console import MAX_NAMES, MAX_ROWS, simple_table
+from raysnap.humanize import bytes_text, count_text, flops_text, plural, score_text, seconds_text, share_text
+
+
+def ranking_table(result: Mapping[str, Any], max_rows: int = MAX_ROWS) -> Table:
+    """The first lines of a ranking; who can't be told from the best is marked."""
+    rows = [
+        (
+            entry["rank"],
+            entry["name"],
+            score_text(entry["score"]),
+            "best" if entry["rank"] == 1 else "tied with the best" if entry["tied_with_best"] else "",
+            entry["num_train"],
+            entry["snapshot"][:12],
+        )
+        for entry in result["ranking"][:max_rows]
+    ]
+    return simple_table(["", "snapshot", "score", "", "items", "id"], rows, numeric=["", "score", "items"])
+
+
+def search_lines(result: Mapping[str, Any]) -> str:
+    """Below a ranking: what the search took, how near its bound that is, and what no search would have taken."""
+    timings_s, static, num_ranked = result["timings_s"], result["static_baseline"], len(result["ranking"])
+    lines = [f"{plural(result['num_candidates'], 'candidate')} by {result['method']}, {timings_line(timings_s)}"]
+    if not result["work"]["flops"]:
+        lines.append("All features were there from searches before")
+    elif result["bound_s"]:
+        ratio = (timings_s["total"] - timings_s.get("start_workers", 0.0)) / result["bound_s"]
+        lines.append(f"{ratio:.2f}\u00a0× the bound of {seconds_text(result['bound_s'])} for this work on this machine")
+    if static:
+        place = f"place {static['rank']} of {num_ranked}, score {score_text(static['score'])}"
+        lines.append(f"Without a search one would take the largest pretrained model, {static['name']}: {place}")
+    return "\n".join(lines)
+
+
+def rungs_table(rungs: Sequence[Mapping[str, Any]]) -> Table:
+    """What each round of a search did."""
+    rows = [
+        (
+            number,
+            rung["num_train"],
+            rung["num_test"],
+            rung["num_candidates"],
+            rung["num_kept"],
+            rung["num_tied"],
+            flops_text(rung["flops"]),
+            count_text(rung["block_item_passes"]),
+            bytes_text(rung["block_bytes_read"]),
+            seconds_text(rung["total_s"]),
+        )
+        for number, rung in enumerate(rungs, start=1)
+    ]
+    columns = ["rung", "train", "test", "in", "kept", "tied", "compute", "block passes", "read", "time"]
+    return simple_table(columns, rows, numeric=columns)
+
+
+def prefix_tree(branches: Sequence[Any], title: str) -> Tree:
+    """The branches of a search's prefix tree: blocks, digests, how many candidates share them, part of the FLOPs."""
+    root = Tree(Text(title, style="bold"), guide_style="dim")
+    stack = [(root, branch) for branch in reversed(branches)]
+    while stack:
+        above, branch = stack.pop()
+        drawn = above.add(_branch_text(branch, is_root=above is root))
+        stack.extend((drawn, below) for below in reversed(branch.branches))
+    return root
+
+
+def _branch_text(branch: Any, *, is_root: bool) -> Text:
+    share = share_text(branch.flops_share) if branch.flops_share >= 0.005 else "under 1\u00a0%"
+    sums = f"{plural(branch.num_candidates, 'candidate')}  {share} of the compute"
+    if branch.num_folded:
+        return Text(f"and {plural(branch.num_folded, 'branch', 'branches')} more  {sums}", style="dim")
+    is_one = branch.num_blocks == 1
+    blocks = branch.first_block if is_one else f"{branch.first_block} … {branch.last_block}"
+    digests = branch.first_digest[:8] if is_one else f"{branch.first_digest[:8]} … {branch.last_digest[:8]}"
+    text = Text.assemble(
+        f"{branch.architecture} " if is_root else "", (blocks, "bold"), (f"  {digests}", "dim"), f"  {sums}"
+    )
+    if branch.names:
+        more = f" and {len(branch.names) - MAX_NAMES} more" if len(branch.names) > MAX_NAMES else ""
+        text.append(f"  → {', '.join(branch.names[:MAX_NAMES])}{more}", style="green")
+    return text
+
+
+def methods_table(cells: Sequence[Mapping[str, Any]]) -> Table:
+    """A benchmark's cells side by side: what each took, against the slowest on its question, and who won."""
+    axes = [axis for axis in _CELL_AXES if axis[0] != "method" and len({cell[axis[0]] for cell in cells}) > 1]
+    questions = [tuple(cell[key] for key, *_ in _CELL_AXES if key != "method") for cell in cells]
+    slowest_s: dict[tuple, float] = {}
+    for question, cell in zip(questions, cells, strict=True):
+        slowest_s[question] = max(slowest_s.get(question, 0.0), cell["median_s"])
+    spreads = [f"± {share_text(c['iqr_s'] / 2 / c['median_s'])}" if c["num_done"] > 1 else "" for c in cells]
+    columns = {title: [text(cell[key]) for cell in cells] for key, title, text in axes} | {
+        "method": [cell["method"] for cell in cells],
+        "time": [seconds_text(cell["median_s"]) for cell in cells],
+        "spread": spreads if any(spreads) else [],
+        "speed-up": [
+            f"{slowest_s[question] / cell['median_s']:.1f}×" for question, cell in zip(questions, cells, strict=True)
+        ],
+        "compute": [flops_text(cell["flops"]) for cell in cells],
+        "block passes": [count_text(cell["block_item_passes"]) for cell in cells],
+        "from disk": [bytes_text(cell["disk_bytes_read"]) for cell in cells],
+        "first": [cell["best"] for cell in cells],
+        "score": [score_text(cell["best_score"]) for cell in cells],
+        "doubts": [_doubt(cell) for cell in cells] if any(cell["is_noisy"] for cell in cells) else [],
+    }
+    columns = {title: values for title, values in columns.items() if values}
+    numeric = ["time", "spread", "speed-up", "compute", "block passes", "from disk", "score", "image size", "budget"]
+    return simple_table(list(columns), list(zip(*columns.values(), strict=True)), numeric=numeric)
+
+
+def _doubt(cell: Mapping[str, Any]) -> str:
+    """What is to be doubted of a cell in a few words; all of it is in the rows."""
+    if not cell["is_noisy"]:
+        return ""
+    if cell["page_cache"] != cell["cache"]:
+        return f"not {cell['cache']}"
+    return "noisy"
+
+
+_CELL_AXES: Sequence[tuple[str, str, Any]] = (
+    ("group", "group", str),
+    ("store", "store", lambda store: Path(store).name),
+    ("dataset", "dataset", str),
+    ("where", "where", lambda where: where or "all"),
+    ("num_train", "train", lambda count: "all" if count is None else count_text(count)),
+    ("num_test", "test", lambda count: "all" if count is None else count_text(count)),
+    ("image_size", "image size", lambda image_size: f"{image_size} px"),
+    ("budget_bytes", "budget", lambda budget: "none" if budget is None else bytes_text(budget)),
+    ("proxy", "proxy", str),
+    ("method", "method", str),
+    ("cache", "cache", str),
+)
+
+
+def noise_lines(cells: Iterable[Mapping[str, Any]]) -> str:
+    """Why cells are to be doubted, a line each, the first reason and how many more there are; empty without any."""
+    doubted = [(cell["cell"], cell["noise"]) for cell in cells if cell["is_noisy"]]
+    lines = [
+        f"{name}: {noise[0]}{f' (and {len(noise) - 1} more)' if len(noise) > 1 else ''}"
+        for name, noise in doubted[:MAX_ROWS]
+    ]
+    if len(doubted) > MAX_ROWS:
+        lines.append(f"and {plural(len(doubted) - MAX_ROWS, 'more cell')}; results.jsonl has all")
+    return "\n".join(lines)
+
+
+def cells_table(cells: Iterable[Any], works: Iterable[Any]) -> Table:
+    """A benchmark's planned cells and what one run of each will compute; `~` where that is an average of lots."""
+    rows = []
+    for cell, work in zip(cells, works, strict=True):
+        mark = "" if work is None or work.is_exact else "~"
+        rows.append(
+            (
+                cell.name,
+                work and work.num_candidates,
+                work and work.num_items,
+                work and f"{mark}{count_text(round(work.image_forwards))}",
+                work and f"{mark}{flops_text(work.flops)}",
+                cell.repeats,
+            )
+        )
+    columns = ["cell", "candidates", "items", "image-forwards", "compute", "runs"]
+    return simple_table(columns, rows, numeric=columns[1:])
+
+
+def timings_line(timings_s: Mapping[str, float]) -> str:
+    """Where a search's time went, largest part first."""
+    parts = sorted(((value, name) for name, value in timings_s.items() if name != "total"), reverse=True)
+    shown = ", ".join(f"{name.replace('_', ' ')} {seconds_text(value)}" for value, name in parts if value > 0)
+    return f"{seconds_text(timings_s['total'])} in all: {shown}"

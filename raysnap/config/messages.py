@@ -1,0 +1,74 @@
+"""Validation errors in words: where, what was expected, what was found."""
+
+from __future__ import annotations
+
+import re
+import reprlib
+from typing import Any
+
+from raysnap.config.strict import Config, did_you_mean, dotted_keys, model_at
+
+_EXPECTED = {
+    "int_type": "a whole number",
+    "int_parsing": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "float_parsing": "a number",
+    "finite_number": "a finite number",
+    "bool_type": "true or false",
+    "bool_parsing": "true or false",
+    "string_type": "text",
+    "path_type": "a path",
+    "tuple_type": "a list",
+    "too_short": "at least {min_length} in the list",
+    "string_too_short": "at least {min_length} character",
+    "model_type": "`key: value` lines",
+    "dict_type": "`key: value` lines",
+    "string_pattern_mismatch": "a name of lower-case letters, digits and underscores",
+    "invalid_key": "a word as key",
+    "greater_than": "more than {gt:g}",
+    "greater_than_equal": "at least {ge:g}",
+    "less_than": "less than {lt:g}",
+    "less_than_equal": "at most {le:g}",
+}
+
+
+def describe_error(fault: dict[str, Any], model: type[Config], document: dict[str, Any]) -> str:
+    """One fault of a configuration as `key.path: expected …, found …`."""
+    path = _written_path(fault["loc"], document) or "the whole"
+    context, found = fault.get("ctx", {}), reprlib.repr(fault["input"])
+    match fault["type"]:
+        case "extra_forbidden":
+            return f"{path}: unknown key{_nearest_key(model, fault['loc'])}"
+        case "missing":
+            return f"{path}: missing, and it has no default"
+        case "value_error":
+            return f"{path}: {fault['msg'].removeprefix('Value error, ')}"
+        case "literal_error":
+            hint = did_you_mean(fault["input"], re.findall(r"'([^']+)'", context["expected"]))
+            return f"{path}: expected {context['expected']}, found {found}{hint}"
+    known = _EXPECTED.get(fault["type"])
+    expected = known.format(**context) if known else fault["msg"].removeprefix("Input should be ")
+    return f"{path}: expected {expected}, found {found}"
+
+
+def _written_path(loc: tuple[str | int, ...], document: Any) -> str:
+    """The dotted path of a fault; a single value that stands for a list has no index."""
+    parts = []
+    for part in loc:
+        is_there = isinstance(document, list) or (isinstance(document, dict) and part in document)
+        document = document[part] if is_there else None
+        if is_there or not isinstance(part, int):
+            parts.append(str(part))
+    return ".".join(parts)
+
+
+def _nearest_key(model: type[Config], loc: tuple[str | int, ...]) -> str:
+    """A hint at the key that was meant at `loc`: one spelt alike there, or one of that name further down."""
+    *parents, word = (str(part) for part in loc)
+    nested: type[Config] | None = model
+    for part in parents:  # a name in a mapping of models, such as a group's, stays with its model
+        nested = nested and (model_at(nested, part) if part in nested.model_fields else nested)
+    near = did_you_mean(word, nested.model_fields if nested else ())
+    below = sorted((key for key in dotted_keys(model) if key.endswith(f".{word}")), key=len)
+    return near or (f"; did you mean {below[0]!r}?" if below else "")

@@ -1,0 +1,28 @@
+"""The shape of one block: its name, what it holds and what it computes."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class BlockShape:
+    """What one block costs, known without weights.
+
+    Attributes:
+        name: the block's name.
+        output_shape: shape of the output for one item, without the batch dimension.
+        flops: FLOPs per item of convolutions and matrix products (a multiply-add is two).
+        num_parameter_bytes: bytes of parameters and buffers.
+    """
+
+    name: str
+    output_shape: tuple[int, ...]
+    flops: int
+    num_parameter_bytes: int
+
+    @property
+    def output_bytes(self) -> int:
+        """Bytes of one item's float32 output."""
+        return 4 * math.prod(self.output_shape)

@@ -1,0 +1,39 @@
+"""Count the work of a search: passes, FLOPs, bytes, images."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+
+@dataclass
+class Work:
+    """What a source of features has done so far.
+
+    Attributes:
+        block_item_passes: how often a block ran on an item, summed.
+        flops: FLOPs of those passes, as `block_shapes` counts them.
+        block_bytes_read: bytes of the blocks read from the store.
+        peak_activation_bytes: the most bytes of activations held at once.
+        timings_s: seconds by stage: `plan`, `load_blocks` (waited for), `decode`, `inference`, `proxy`.
+        bound_s: seconds that the same passes and bytes need at the least: see `Pace`.
+    """
+
+    block_item_passes: int = 0
+    flops: int = 0
+    block_bytes_read: int = 0
+    peak_activation_bytes: int = 0
+    timings_s: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    bound_s: float = 0.0
+
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        """Adds the seconds spent inside to `stage`."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.timings_s[stage] += time.perf_counter() - started

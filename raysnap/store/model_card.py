@@ -1,0 +1,82 @@
+"""The model card that is written beside an exported snapshot."""
+
+from __future__ import annotations
+
+from raysnap.models.weight_files import SAFETENSORS_SUFFIX
+from raysnap.store.manifest import Manifest
+
+CARD_NAME = "README.md"
+
+
+CARD_MARK = "<!-- model card written by raysnap -->"
+
+
+def model_card(manifest: Manifest, lineage: list[Manifest], names: list[str], file_name: str) -> str:
+    """The README of an exported snapshot: what it is, where it comes from, how good it is, how to load it."""
+    dataset = manifest.dataset
+    shape = manifest.preprocessing
+    lines = [
+        CARD_MARK,
+        f"# {_code(names[0] if names else manifest.id[:12])}",
+        "",
+        "| | |",
+        "| --- | --- |",
+        f"| architecture | {_code(manifest.architecture)} (torchvision), {manifest.num_classes} classes |",
+        f"| snapshot | {_code(manifest.id)} |",
+        f"| trained on | {_code(dataset.name) if dataset else 'unknown'} |",
+        f"| retrained blocks | {_or_unknown(manifest.retrain_index)} below the head, and the head |",
+        f"| created | {manifest.created}, raysnap {_code(manifest.raysnap_version)} |",
+        f"| input | RGB, shorter side {shape.resize_size} px ({shape.interpolation}), crop {shape.image_size} px, "
+        f"mean {list(shape.mean)}, std {list(shape.std)} |",
+        "",
+        "## Lineage",
+        "",
+        *([f"1. fine-tuned from {_describe(base)}" for base in lineage] or ["No base is recorded."]),
+        "",
+        "## Metrics",
+        "",
+        *([f"- {_code(key)}: {value:.6g}" for key, value in sorted(manifest.metrics.items())] or ["None recorded."]),
+        "",
+        "## Training",
+        "",
+        *([f"- {_code(key)}: {_code(value)}" for key, value in sorted(manifest.train.items())] or ["Not recorded."]),
+        "",
+        "## How to load it",
+        "",
+        "```python",
+        *_loading_code(manifest, file_name),
+        "```",
+    ]
+    if dataset and dataset.classes:
+        lines += ["", "## Classes", "", *[f"{index}. {_code(one)}" for index, one in enumerate(dataset.classes)]]
+    return "\n".join(lines) + "\n"
+
+
+def _loading_code(manifest: Manifest, file_name: str) -> list[str]:
+    if file_name.endswith(SAFETENSORS_SUFFIX):
+        reader, load = "from safetensors.torch import load_file", f"load_file({file_name!r})"
+    else:
+        reader, load = "import torch", f"torch.load({file_name!r}, weights_only=True)"
+    return [
+        reader,
+        "from torchvision.models import get_model",
+        "",
+        f"model = get_model({manifest.architecture!r}, weights=None, num_classes={manifest.num_classes})",
+        f"model.load_state_dict({load}, strict=True)",
+        "model.eval()",
+    ]
+
+
+def _describe(manifest: Manifest) -> str:
+    on = f", trained on {_code(manifest.dataset.name)}" if manifest.dataset else ""
+    return f"{_code(manifest.architecture)} {_code(manifest.id[:12])}{on}"
+
+
+def _or_unknown(value: int | None) -> str:
+    return "unknown" if value is None else str(value)
+
+
+def _code(value: object) -> str:
+    """Any text as Markdown code on one line, so that no name can become markup."""
+    text = "".join(character if character.isprintable() else " " for character in str(value)).replace("`", "'")
+    return f"`{text.replace('|', '/')}`"

@@ -1,0 +1,80 @@
+"""Evaluate a model on a split, and keep its predictions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from raysnap.config.train import TrainConfig
+from raysnap.models.numerics import Numerics
+from raysnap.store.manifest import Preprocessing
+from raysnap.training.feeds import Feed, FrozenPrefix, LabelledPixels
+from raysnap.training.metrics import count_confusion, macro_f1
+from raysnap.training.steps import num_outputs
+from raysnap.training.terms import Terms
+from raysnap.training.worker import ALONE, Worker
+
+Scores = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a model takes each item of a split for: the class, and the probability it gives to it, `[num_items]`."""
+
+    classes: list[int]
+    confidences: list[float]
+
+
+def predictions_of(outputs: list[Tensor], worker: Worker) -> Predictions | None:
+    """What the workers said of their parts of a split, in the order of the items."""
+    parts = worker.gather(torch.cat(outputs, dim=1).cpu() if outputs else None)
+    told = [part for part in parts if part is not None]
+    if not told:
+        return None
+    confidences, classes = torch.cat(told, dim=1)
+    return Predictions(classes.long().tolist(), confidences.tolist())
+
+
+def evaluate(model: nn.Sequential, items: LabelledPixels, preprocessing: Preprocessing, batch_size: int) -> Scores:
+    """Mean loss, accuracy and top-5 accuracy of the model in eval mode; each block's mode is put back afterwards."""
+    numerics = Numerics(next(model.parameters()).device)
+    feed = FrozenPrefix(model[:0], preprocessing, numerics).feed(items)
+    return evaluate_with(model, feed, Terms(TrainConfig(batch_size=batch_size), numerics, ALONE, 0, 0))
+
+
+def evaluate_with(blocks: nn.Sequential, feed: Feed, terms: Terms, *, into: list[Tensor] | None = None) -> Scores:
+    """The scores of a split; `into` takes each batch's confidences and classes, float64 `[2, n]`, of this worker."""
+    numerics, worker = terms.numerics, terms.worker
+    modes = [block.training for block in blocks]
+    blocks.eval()
+    num_items = len(feed.labels)
+    sums = torch.zeros(3, dtype=torch.float64, device=numerics.device)
+    num_classes = num_outputs(blocks)
+    confusion = torch.zeros((num_classes, num_classes), dtype=torch.int64, device=numerics.device)
+    with torch.inference_mode():
+        for positions in (
+            torch.arange(num_items).tensor_split(worker.world_size)[worker.rank].split(terms.config.batch_size)
+        ):
+            if not len(positions):
+                continue
+            labels = feed.labels[positions.to(numerics.device)]
+            inputs = feed.inputs(positions)
+            with numerics.autocast():
+                logits = blocks(inputs).float()
+            top_classes = logits.topk(min(5, num_classes), dim=1).indices
+            top = top_classes == labels[:, None]
+            sums[0] += functional.cross_entropy(logits, labels, reduction="sum")
+            sums[1] += top[:, 0].sum()
+            sums[2] += top.any(dim=1).sum()
+            confusion += count_confusion(labels, top_classes[:, 0], num_classes)
+            if into is not None:
+                confidences = logits.softmax(dim=1).amax(dim=1)
+                into.append(torch.stack((confidences.double(), top_classes[:, 0].double())))
+    for block, mode in zip(blocks, modes, strict=True):
+        block.train(mode)
+    loss, accuracy, top5_accuracy = (worker.total(sums) / num_items).tolist()
+    f1 = macro_f1(worker.total(confusion))
+    return {"loss": loss, "accuracy": accuracy, "top5_accuracy": top5_accuracy, "macro_f1": f1}

@@ -1,0 +1,64 @@
+"""One trial: what is trained on what, its id and its seed."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from pathlib import Path
+from typing import Any
+
+from raysnap.config.strict import Config
+from raysnap.config.train import TrainConfig
+from raysnap.models.block_facts import num_body_blocks
+
+MAX_SLUG_CHARACTERS = 80
+
+
+class Trial(Config):
+    """One fine-tune that is to be run.
+
+    Attributes:
+        id: stable name, in the order of the list; the run's rows, folders and refs go by it.
+        dataset: a dataset name or the path of an ImageFolder; None for a base that is stored untrained.
+        retrain_index: the last so many body blocks are trained, and the head; None trains everything.
+        seed: of the new head, the order of the items and fresh views; fixed views follow from the job's seed.
+        base: the base it starts from, where a job has more than one for an architecture.
+        image_size: edge of the square that it sees, in pixels; None is the job's.
+        point: what a sweep sampled for it, by dotted key, as it is shown; None outside sweeps.
+        sample: which of the sweep's `num_samples` it belongs to, from 1.
+    """
+
+    id: str
+    role: str
+    architecture: str
+    dataset: str | None
+    retrain_index: int | None
+    seed: int
+    train: TrainConfig
+    base: str | None = None
+    image_size: int | None = None
+    point: dict[str, Any] | None = None
+    sample: int | None = None
+
+    @property
+    def base_key(self) -> str:
+        """What the job's bases know the trial's by."""
+        return self.base or self.architecture
+
+    @property
+    def num_frozen(self) -> int:
+        """How many blocks at the front stay frozen, the stem counted."""
+        if self.retrain_index is None:
+            return 0
+        return 1 + num_body_blocks(self.architecture) - self.retrain_index
+
+
+def derive_seed(seed: int, *parts: object) -> int:
+    """A seed for one purpose, in 0..2**32 - 1; unrelated purposes get unrelated seeds."""
+    text = "/".join(str(part) for part in (seed, *parts))
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")
+
+
+def slug(name: str) -> str:
+    """A name, or the last part of a path, in at most 80 of the characters that file and ref names may have."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "_", Path(name).name).strip("._-")[:MAX_SLUG_CHARACTERS] or "unnamed"

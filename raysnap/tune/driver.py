@@ -1,0 +1,155 @@
+"""One trial: in its own process, or in a Train worker group of its own."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+import traceback
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from ray import train, tune
+from ray.exceptions import RayError
+from ray.train import ScalingConfig
+from ray.train.torch import TorchTrainer, get_device
+from ray.tune.integration.ray_train import TuneReportCallback
+
+from raysnap.errors import OutOfMemory, RaysnapError, TrainingDiverged, describe_failure
+from raysnap.training.savepoints import Savepoint, newest_savepoint, read_savepoint
+from raysnap.training.trial import Trial
+from raysnap.training.trial_loop import TrainJob
+from raysnap.training.trial_loop import train as train_loop
+from raysnap.training.worker import Worker
+
+logger = logging.getLogger(__name__)
+
+
+GROUP_ENVIRONMENT = {
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # one process less per trial; a preempted worker is one that died
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.3",  # every report waits for it, 2 s by default
+}
+
+
+def train_driver_fn(
+    config: dict[str, Any], job: TrainJob, num_workers: int, each: dict[str, float], ray_dir: Path, breeds: bool
+) -> None:
+    """One Tune trial: a TorchTrainer around the fine-tune, whose failure becomes the trial's result.
+
+    Raises:
+        RayError: a worker's process died; Tune begins the trial again.
+    """
+    trial = Trial.model_validate(config["trial"] | {"id": tune.get_context().get_trial_name()})
+    given = tune.get_checkpoint() if breeds else None
+    savepoint = read_savepoint(Path(given.path)) if given else newest_savepoint(ray_dir / trial.id)
+    if savepoint is not None and savepoint.is_final:
+        tune.report({"status": "done"})  # the process died after the last epoch, before Tune heard of it
+        return
+    launch = partial(_launch_group, num_workers, each, ray_dir) if num_workers else partial(_launch_here, each)
+    try:
+        with_less_memory(trial, savepoint, partial(launch, job))
+    except RayError:
+        raise
+    except (OutOfMemory, torch.OutOfMemoryError, MemoryError) as error:
+        tune.report({"status": "oom", "error": describe_failure(error)})
+    except TrainingDiverged as error:
+        tune.report({"status": "diverged", "error": str(error)})
+    except Exception as error:  # noqa: BLE001 - a trial's failure is a row, whatever it was
+        logger.debug("trial %s failed\n%s", trial.id, traceback.format_exc())
+        tune.report({"status": "failed", "error": describe_failure(error)})
+    finally:
+        if torch.cuda.is_initialized():
+            _release_memory()  # to those who share the GPU; on a CPU it would only cost time
+
+
+def with_less_memory(trial: Trial, resume: Savepoint | None, launch: Callable[[Trial, Savepoint | None], None]) -> None:
+    """Launches the trial, and once more from its beginning at half its batch size where memory was too small.
+
+    Raises:
+        OutOfMemory: memory was too small for half the batch size, too.
+    """
+    batch_size = resume.record["batch_size"] if resume else trial.train.batch_size
+    try:
+        launch(_with_batch_size(trial, batch_size), resume)
+        return
+    except OutOfMemory:
+        if batch_size < trial.train.batch_size or batch_size == 1:
+            raise
+    # Only here, after the except block, are the error and the tensors in its frames let go.
+    _release_memory()
+    launch(_with_batch_size(trial, batch_size // 2), None)
+
+
+def _with_batch_size(trial: Trial, batch_size: int) -> Trial:
+    return trial.model_copy(update={"train": trial.train.model_copy(update={"batch_size": batch_size})})
+
+
+def _release_memory() -> None:
+    gc.collect()
+    torch.cuda.empty_cache()
+
+
+def _launch_here(each: dict[str, float], job: TrainJob, trial: Trial, resume: Savepoint | None) -> None:
+    """Runs the loop in this process, which Tune gave the trial's GPU."""
+    use_gpu = each["GPU"] > 0
+
+    def report(metrics: dict[str, Any], checkpoint_dir: Path | None) -> None:
+        tune.report(metrics, checkpoint=tune.Checkpoint.from_directory(checkpoint_dir) if checkpoint_dir else None)
+
+    def train_fn_per_worker() -> None:
+        device = torch.device("cuda" if use_gpu and torch.cuda.is_available() else "cpu")
+        train_loop(trial, job, device, report, resume=resume)
+
+    TorchTrainer(train_fn_per_worker, scaling_config=ScalingConfig(num_workers=0, use_gpu=use_gpu)).fit()
+
+
+def _launch_group(
+    num_workers: int,
+    each: dict[str, float],
+    ray_dir: Path,
+    job: TrainJob,
+    trial: Trial,
+    resume: Savepoint | None,
+) -> None:
+    """Runs the loop in a group of Train workers, whose reports reach Tune through this process."""
+
+    def report(metrics: dict[str, Any], checkpoint_dir: Path | None) -> None:
+        train.report(metrics, checkpoint=train.Checkpoint.from_directory(checkpoint_dir) if checkpoint_dir else None)
+
+    def train_fn_per_worker() -> None:
+        context = train.get_context()
+        worker = Worker(rank=context.get_world_rank(), world_size=context.get_world_size())
+        train_loop(trial, job, get_device(), report, resume=resume, worker=worker)
+
+    for name, value in GROUP_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    trainer = TorchTrainer(
+        train_fn_per_worker,
+        scaling_config=ScalingConfig(num_workers=num_workers, use_gpu=each["GPU"] > 0, resources_per_worker=each),
+        run_config=train.RunConfig(
+            name=trial.id,
+            storage_path=str(ray_dir / trial.id),
+            callbacks=[TuneReportCallback()],
+            checkpoint_config=train.CheckpointConfig(num_to_keep=1),
+            failure_config=train.FailureConfig(max_failures=0),  # Tune counts the failures of both modes
+        ),
+    )
+    try:
+        trainer.fit()
+    except train.WorkerGroupError as error:
+        raise _cause(list(error.worker_failures.values())) from None
+
+
+def _cause(failures: list[Exception]) -> Exception:
+    """Which of the workers' errors the others followed from: a death, else raysnap's own, else the first.
+
+    When one worker dies, the others' collectives fail as well; what Ray says of the dead one is an error of its own.
+    """
+    for failure in failures:
+        if type(failure).__module__.partition(".")[0] == "ray":
+            return RayError(describe_failure(failure))
+    own = [failure for failure in failures if isinstance(failure, RaysnapError)]
+    return [*own, *failures][0]

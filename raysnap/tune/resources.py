@@ -1,0 +1,34 @@
+"""The GPUs and CPUs that a trial asks Ray for."""
+
+from __future__ import annotations
+
+import ray
+
+from raysnap.config.parts import ResourcesConfig
+
+# A trial's actor that only drives a worker group must take something, and CPUs are what its workers wait for.
+DRIVER_RESOURCES = {"memory": 1}
+
+
+def gpus_per_worker(resources: ResourcesConfig) -> float:
+    """The GPUs of each process that trains: as told, else one where the cluster has any."""
+    if resources.gpus is not None:
+        return resources.gpus
+    return min(1.0, ray.cluster_resources().get("GPU", 0.0))
+
+
+def widen(resources: ResourcesConfig, num_trials: int) -> ResourcesConfig:
+    """The resources with so many CPUs per trial that `num_trials` trials fill a cluster that has no GPU."""
+    available = ray.cluster_resources()
+    if resources.gpus or resources.num_workers or available.get("GPU"):
+        return resources
+    share = available.get("CPU", 1.0) // num_trials
+    return resources.model_copy(update={"cpus": max(resources.cpus, share)})
+
+
+def num_groups(resources: ResourcesConfig, each: dict[str, float]) -> int:
+    """How many worker groups fit the cluster at once: Tune sees only their drivers and would start them all."""
+    available = ray.cluster_resources()
+    wanted = {name: amount * resources.num_workers for name, amount in each.items() if amount}
+    fitting = min(int(available.get(name, 0.0) // amount) for name, amount in wanted.items())
+    return max(1, min(fitting, resources.max_concurrent or fitting))
