@@ -1,8 +1,28 @@
-"""The closed choices that configurations and the command line share."""
+"""The closed choices that configurations, the command line and the rows of a run share."""
 
+from enum import StrEnum
 from typing import Literal
 
 Method = Literal["baseline", "shift", "alsatian", "shared", "nested"]
 Proxy = Literal["linear", "sgd_linear", "knn", "hscore", "logme"]
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 TrackerName = Literal["mlflow", "wandb"]
+
+
+class Status(StrEnum):
+    """How a trial or a timed search ended, as its row says."""
+
+    DONE = "done"
+    STOPPED = "stopped"  # by a scheduler or a time budget
+    FAILED = "failed"
+    OUT_OF_MEMORY = "oom"
+    DIVERGED = "diverged"
+    UNKNOWN = "unknown"  # read from a row that doesn't say; never written
+
+
+class Role(StrEnum):
+    """What a trial's snapshot is for."""
+
+    BASE = "base"
+    FINETUNE = "finetune"
+    SYNTHETIC = "synthetic"
