@@ -1,17 +1,128 @@
-"""raysnap: fine-tune a population of image models on Ray, keep every shared block once, search for the best start."""
+"""Fine-tune a population of image models on Ray, store every shared block once, search for the best start.
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+`raysnap.__all__` lists the public API; everything else may change without notice. A notebook reads a store, trains
+into it and asks it for the best start of a new dataset:
+
+>>> import raysnap
+>>> store = raysnap.Store.open("store")
+>>> store.to_pandas()[["name", "architecture", "retrain_index", "num_bytes"]].head(2)
+                                  name        architecture  retrain_index  num_bytes
+0  base-mobilenet_v3_small-synthetic  mobilenet_v3_small            NaN    6192336
+1    002-mobilenet_v3_small-synthetic-r1  mobilenet_v3_small            1.0    6192336
+>>> result = raysnap.rank_snapshots(store, "shapes-shape-a")
+>>> model = store.load_model(result.ranking[0].snapshot)
+
+Names are imported when they are first used, so `import raysnap` takes milliseconds and needs neither torch nor Ray.
+"""
+
+from importlib import import_module as _import_module
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from raysnap import search
-    from raysnap.search import SearchResult
+    from raysnap.bench.run_bench import bench as run_bench
+    from raysnap.cli.quickstart import quickstart
+    from raysnap.config.bench import BenchConfig
+    from raysnap.config.jobs import GenerateConfig, SynthesizeConfig
+    from raysnap.config.load import load_config
+    from raysnap.config.quickstart import QuickstartConfig
+    from raysnap.config.sweep import SweepConfig
+    from raysnap.datasets.dataset import Dataset, open_dataset
+    from raysnap.errors import (
+        ArchitectureError,
+        BlockDamaged,
+        ConfigError,
+        DataError,
+        RaysnapError,
+        SnapshotNotFound,
+        StoreDamaged,
+        StoreError,
+        UsageError,
+        WeightsError,
+    )
+    from raysnap.jobs.generate import generate
+    from raysnap.jobs.sweep import sweep
+    from raysnap.jobs.synthesize import synthesize
+    from raysnap.report.page import write_report
+    from raysnap.search.ranking import search as rank_snapshots
+    from raysnap.search.result import SearchResult
+    from raysnap.store.manifest import DatasetRecord, Manifest, Preprocessing
+    from raysnap.store.store import Store
 
-__all__ = ["SearchResult", "search"]
+    __version__: str
+
+__all__ = [
+    "ArchitectureError",
+    "BenchConfig",
+    "BlockDamaged",
+    "ConfigError",
+    "DataError",
+    "Dataset",
+    "DatasetRecord",
+    "GenerateConfig",
+    "Manifest",
+    "Preprocessing",
+    "QuickstartConfig",
+    "RaysnapError",
+    "SearchResult",
+    "SnapshotNotFound",
+    "Store",
+    "StoreDamaged",
+    "StoreError",
+    "SweepConfig",
+    "SynthesizeConfig",
+    "UsageError",
+    "WeightsError",
+    "__version__",
+    "generate",
+    "load_config",
+    "open_dataset",
+    "quickstart",
+    "rank_snapshots",
+    "run_bench",
+    "sweep",
+    "synthesize",
+    "write_report",
+]
+
+# The module of each public name, and its name there where that differs.
+_HOMES = {
+    "BenchConfig": "raysnap.config.bench",
+    "Dataset": "raysnap.datasets.dataset",
+    "DatasetRecord": "raysnap.store.manifest",
+    "GenerateConfig": "raysnap.config.jobs",
+    "Manifest": "raysnap.store.manifest",
+    "Preprocessing": "raysnap.store.manifest",
+    "QuickstartConfig": "raysnap.config.quickstart",
+    "SearchResult": "raysnap.search.result",
+    "Store": "raysnap.store.store",
+    "SweepConfig": "raysnap.config.sweep",
+    "SynthesizeConfig": "raysnap.config.jobs",
+    "generate": "raysnap.jobs.generate",
+    "load_config": "raysnap.config.load",
+    "open_dataset": "raysnap.datasets.dataset",
+    "quickstart": "raysnap.cli.quickstart",
+    "rank_snapshots": "raysnap.search.ranking:search",
+    "run_bench": "raysnap.bench.run_bench:bench",
+    "sweep": "raysnap.jobs.sweep",
+    "synthesize": "raysnap.jobs.synthesize",
+    "write_report": "raysnap.report.page",
+}
+
+if not TYPE_CHECKING:  # a type checker takes any name from a module with a `__getattr__`
+
+    def __getattr__(name):
+        if name == "__version__":
+            from raysnap.system import package_version
+
+            value = package_version("raysnap") or "unknown"
+        elif name in __all__:
+            module, _, attribute = _HOMES.get(name, "raysnap.errors").partition(":")
+            value = getattr(_import_module(module), attribute or name)
+        else:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        globals()[name] = value
+        return value
 
 
-def __getattr__(name: str) -> Any:
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    package = import_module("raysnap.search")
-    return package if name == "search" else getattr(package, name)
+def __dir__() -> list[str]:
+    return sorted(__all__)
