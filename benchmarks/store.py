@@ -24,7 +24,7 @@ from blake3 import blake3
 
 from raysnap.store.manifest import BlockEntry, DatasetRecord, Manifest, snapshot_id
 from raysnap.store.store import Store
-from raysnap.system import utc_now
+from raysnap.system import utc_timestamp
 
 SETTLE_S = 2.5  # the index looks at every file again while its folder changed less than 2 s ago
 SMALL_SHARE = 10
@@ -128,7 +128,7 @@ def write_manifests(path: Path, num_snapshots: int, num_blocks: int) -> None:
             metrics={"val_accuracy": rng.random(), "val_loss": 1.0},
             train={"lr": 0.1, "epochs": 5},
             trial=f"trial-{number}",
-            created=utc_now(),
+            created=utc_timestamp(),
             raysnap_version="bench",
         )
         (path / "snapshots" / f"{manifest.id}.json").write_bytes(manifest.to_bytes())

@@ -1,27 +1,45 @@
-"""Where raysnap may keep what it can make again, and how a whole file appears there or anywhere."""
+"""Files that appear whole or not at all."""
 
 from __future__ import annotations
 
 import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Writes a whole file: readers see the old one or the new one, never a part."""
-    partial_path = path.with_name(f".{path.name}.{os.getpid()}.partial")
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """Open a new file that takes the place of `path` when the block ends without an error.
+
+    Readers see the old file or the new one, never a part; once the block has ended, a power cut leaves the new one.
+    Processes that replace the same file at the same time don't disturb each other: the last one wins.
+
+    Raises:
+        OSError: the file can't be written; `path` is as it was.
+    """
+    partial_path = path.with_name(f".{path.name}.{secrets.token_hex(8)}.partial")
     try:
-        with partial_path.open("w", encoding="utf-8") as file:
-            file.write(text)
+        with partial_path.open("xb") as file:
+            yield file
             file.flush()
             os.fsync(file.fileno())
         partial_path.replace(path)
+        sync_dir(path.parent)
     finally:
         partial_path.unlink(missing_ok=True)
 
 
+def write_atomically(path: Path, text: str) -> None:
+    """Write a whole text file in UTF-8, as `replacing` does."""
+    with replacing(path) as file:
+        file.write(text.encode("utf-8"))
+
+
 def write_all_at(file: int, content: Any, offset: int) -> None:
-    """Writes the bytes of a buffer at an offset of an open file, whatever short writes it takes."""
+    """Write the bytes of a buffer at an offset of an open file, in as many writes as it takes."""
     view = memoryview(content).cast("B")
     while view:
         num_written = os.pwrite(file, view, offset)
@@ -29,7 +47,7 @@ def write_all_at(file: int, content: Any, offset: int) -> None:
 
 
 def sync_dir(folder: Path) -> None:
-    """Writes the folder's entries to the disk."""
+    """Write the folder's entries to the disk: names that were created, renamed or removed in it."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)

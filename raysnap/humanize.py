@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterable
 
 NOTHING = "–"
 _SPACE = "\u00a0"
@@ -82,6 +83,18 @@ def share_text(share: float | None) -> str:
 def ratio_text(ratio: float | None) -> str:
     """A factor, such as `4.2×`."""
     return f"{ratio:,.{1 if ratio < 99.95 else 0}f}×" if is_known(ratio) else NOTHING
+
+
+def suggest(word: object, known: Iterable[str]) -> str:
+    """Return `; did you mean 'x'?` for the known word that is spelt most like this one, "" where none is close.
+
+    Upper and lower case count as equal.
+    """
+    import difflib  # only a mistyped name needs it
+
+    folded = {name.casefold(): name for name in known}
+    near = difflib.get_close_matches(str(word).casefold(), list(folded), n=1, cutoff=0.5)
+    return f"; did you mean {folded[near[0]]!r}?" if near else ""
 
 
 def _scaled(value: float | None, units: tuple[str, ...]) -> str:

@@ -60,3 +60,18 @@ def test_a_count_comes_with_its_noun():
     assert q.plural(1, "trial") == "1\u00a0trial"
     assert q.plural(1200, "trial") == "1,200\u00a0trials"
     assert q.plural(2, "is", "are") == "2\u00a0are"
+
+
+@pytest.mark.parametrize(
+    ("word", "hint"),
+    [
+        ("resnet81", "; did you mean 'resnet18'?"),
+        ("ResNet18", "; did you mean 'resnet18'?"),
+        ("PETS", "; did you mean 'Pets'?"),
+        ("vgg", ""),
+        (None, ""),
+        ("", ""),
+    ],
+)
+def test_suggest_names_the_word_spelt_most_alike(word, hint):
+    assert q.suggest(word, ["resnet18", "Pets"]) == hint

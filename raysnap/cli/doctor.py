@@ -8,13 +8,13 @@ import platform
 import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
 from raysnap.cli.console import simple_table
+from raysnap.system import num_cpus, package_version
 
 PACKAGES = ("raysnap", "torch", "torchvision", "ray", "pandas", "safetensors", "blake3")
 MIN_DISK_BYTES = 2 * 10**9
@@ -44,7 +44,7 @@ def _packages() -> list[Finding]:
     for name in PACKAGES:
         try:
             module = importlib.import_module(name)
-            version = getattr(module, "__version__", None) or metadata.version(name)
+            version = getattr(module, "__version__", None) or package_version(name) or "unknown"
         except (ImportError, OSError) as error:  # OSError: a shared library that the package needs
             findings.append(Finding(name, "can't be imported", f"{error}; install raysnap again"))
         else:
@@ -54,8 +54,6 @@ def _packages() -> list[Finding]:
 
 def _processors() -> list[Finding]:
     import torch
-
-    from raysnap.system import num_cpus
 
     gpus = ", ".join(torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count()))
     return [Finding("CPU cores", str(num_cpus())), Finding("GPUs", gpus or "none; everything runs on the CPU")]

@@ -10,8 +10,8 @@ from pydantic import Field, model_validator
 
 from raysnap.config.bench_grid import BenchGrid
 from raysnap.config.jobs import JobConfig, SyntheticRecipe
-from raysnap.config.strict import did_you_mean
 from raysnap.errors import ConfigError
+from raysnap.humanize import suggest
 
 
 class BenchConfig(BenchGrid, JobConfig):
@@ -62,7 +62,7 @@ class BenchConfig(BenchGrid, JobConfig):
             if name not in self.groups:
                 known = ", ".join(self.groups) or "none"
                 raise ConfigError(
-                    f"group {name!r}: expected one of {known}, found no such group{did_you_mean(name, self.groups)}"
+                    f"group {name!r}: expected one of {known}, found no such group{suggest(name, self.groups)}"
                 )
         kept = {name: grid for name, grid in self.groups.items() if name in names}
         return self.model_copy(update={"groups": kept}) if names else self

@@ -14,10 +14,11 @@ from raysnap.config.bench import BenchConfig
 from raysnap.config.jobs import GenerateConfig, SynthesizeConfig
 from raysnap.config.messages import describe_error
 from raysnap.config.quickstart import QuickstartConfig
-from raysnap.config.strict import Config, did_you_mean
+from raysnap.config.strict import Config
 from raysnap.config.sweep import SweepConfig
 from raysnap.config.yaml_files import apply_overrides, read_yaml, to_yaml
 from raysnap.errors import ConfigError
+from raysnap.humanize import suggest
 
 """What may change in a fine-tune that goes on with another's weights and optimizer."""
 
@@ -48,9 +49,7 @@ def load_any_config(path: Path, overrides: list[str]) -> Config:
     document = apply_overrides(read_yaml(path), overrides)
     kind = document.get("kind")
     if not isinstance(kind, str) or kind not in KINDS:
-        raise ConfigError(
-            f"{path}: kind: expected one of {', '.join(KINDS)}, found {kind!r}{did_you_mean(kind, KINDS)}"
-        )
+        raise ConfigError(f"{path}: kind: expected one of {', '.join(KINDS)}, found {kind!r}{suggest(kind, KINDS)}")
     return validate(document, KINDS[kind], where=str(path))
 
 

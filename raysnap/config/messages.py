@@ -6,7 +6,8 @@ import re
 import reprlib
 from typing import Any
 
-from raysnap.config.strict import Config, did_you_mean, dotted_keys, model_at
+from raysnap.config.strict import Config, dotted_keys, model_at
+from raysnap.humanize import suggest
 
 _EXPECTED = {
     "int_type": "a whole number",
@@ -45,7 +46,7 @@ def describe_error(fault: dict[str, Any], model: type[Config], document: dict[st
         case "value_error":
             return f"{path}: {fault['msg'].removeprefix('Value error, ')}"
         case "literal_error":
-            hint = did_you_mean(fault["input"], re.findall(r"'([^']+)'", context["expected"]))
+            hint = suggest(fault["input"], re.findall(r"'([^']+)'", context["expected"]))
             return f"{path}: expected {context['expected']}, found {found}{hint}"
     known = _EXPECTED.get(fault["type"])
     expected = known.format(**context) if known else fault["msg"].removeprefix("Input should be ")
@@ -69,6 +70,6 @@ def _nearest_key(model: type[Config], loc: tuple[str | int, ...]) -> str:
     nested: type[Config] | None = model
     for part in parents:  # a name in a mapping of models, such as a group's, stays with its model
         nested = nested and (model_at(nested, part) if part in nested.model_fields else nested)
-    near = did_you_mean(word, nested.model_fields if nested else ())
+    near = suggest(word, nested.model_fields if nested else ())
     below = sorted((key for key in dotted_keys(model) if key.endswith(f".{word}")), key=len)
     return near or (f"; did you mean {below[0]!r}?" if below else "")

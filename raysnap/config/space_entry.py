@@ -6,7 +6,8 @@ from typing import Any
 
 from pydantic import Field, model_validator
 
-from raysnap.config.strict import Config, Section, did_you_mean
+from raysnap.config.strict import Config, Section
+from raysnap.humanize import suggest
 
 
 class TruncatedNormal(Section):
@@ -48,7 +49,7 @@ class SpaceEntry(Config):
             raise ValueError(f"expected one of {', '.join(KINDS_OF_ENTRY)} with its values, found {value!r}")
         for key in value:
             if key not in (*KINDS_OF_ENTRY, "when"):
-                raise ValueError(f"unknown kind {key!r}{did_you_mean(key, KINDS_OF_ENTRY)}")
+                raise ValueError(f"unknown kind {key!r}{suggest(key, KINDS_OF_ENTRY)}")
         given = [kind for kind in KINDS_OF_ENTRY if value.get(kind) is not None]
         if len(given) != 1:
             found = " and ".join(given) or "none"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator
 from typing import Any
 
@@ -43,12 +42,6 @@ def refuse_repeated(name: str, values: tuple[Any, ...]) -> None:
         raise ValueError(
             f"`{name}` lists {repeated if isinstance(repeated, int | float | tuple) else str(repeated)!r} twice"
         )
-
-
-def did_you_mean(word: object, known: Any) -> str:
-    """A hint at the known word that is spelt most like this one; nothing where none is near."""
-    near = difflib.get_close_matches(str(word), list(known), n=1, cutoff=0.5)
-    return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def dotted_keys(model: type[Config], prefix: str = "") -> Iterator[str]:

@@ -11,8 +11,9 @@ from pydantic import Field, field_serializer, field_validator, model_validator
 from raysnap.config.jobs import FinetuneConfig
 from raysnap.config.parts import BaseConfig, RetrainDepth
 from raysnap.config.space_entry import KINDS_OF_ENTRY, SpaceEntry
-from raysnap.config.strict import Section, did_you_mean, dotted_keys
+from raysnap.config.strict import Section, dotted_keys
 from raysnap.config.train import TrainConfig
+from raysnap.humanize import suggest
 
 
 class PointConfig(Section):
@@ -78,7 +79,7 @@ class SweepConfig(FinetuneConfig):
             conditions = [one.get("when") or {} for one in entries if isinstance(one, dict)]
             for used in (key, *(name for condition in conditions for name in condition)):
                 if used not in known:
-                    raise ValueError(f"{used}: unknown key{did_you_mean(used, known)}")
+                    raise ValueError(f"{used}: unknown key{suggest(used, known)}")
         return space
 
     @field_serializer("space")

@@ -5,7 +5,6 @@ Nothing here reads a pixel: a dataset is a listing. `raysnap.datasets.pixel_cach
 
 from __future__ import annotations
 
-import difflib
 import logging
 import os
 from collections import Counter
@@ -18,6 +17,7 @@ from raysnap.datasets.image_folder import RECORD_NAME, read_record
 from raysnap.datasets.published import SOURCES
 from raysnap.datasets.shapes import TASKS, draw_task, drawing_record
 from raysnap.errors import DataError
+from raysnap.humanize import suggest
 
 log = logging.getLogger(__name__)
 
@@ -97,8 +97,8 @@ def find_dataset(name_or_path: str, data_dir: Path) -> Path | None:
         )
     if not is_name:
         raise DataError(f"dataset {name_or_path!r}: expected a folder with train/<class>/<image>, found nothing there")
-    near = difflib.get_close_matches(name_or_path, [*TASKS, *SOURCES, *folders_in(data_dir)], n=1, cutoff=0.5)
-    hint = f"; did you mean {near[0]!r}?" if near else "; `raysnap data ls` lists the names"
+    known = [*TASKS, *SOURCES, *folders_in(data_dir)]
+    hint = suggest(name_or_path, known) or "; `raysnap data ls` lists the names"
     raise DataError(f"dataset {name_or_path!r}: expected a folder in {data_dir} or a known name, found neither{hint}")
 
 
@@ -205,17 +205,11 @@ def _refuse_senseless(root: Path, listing: dict[str, dict[str, tuple[Path, ...]]
         strangers = sorted(set(listing[split]) - set(train))
         if strangers:
             raise DataError(
-                f"{where}/{split}/{strangers[0]}: expected a class that train/ has too, found none there"
-                f"{_did_you_mean(strangers[0], train)}; add it to train/ or remove it from {split}/"
+                f"{where}/{split}/{strangers[0]}: expected a class that train/ has too, found none there; "
+                f"add it to train/ or remove it from {split}/{suggest(strangers[0], train)}"
             )
         if not any(listing[split].values()):
             raise DataError(f"{where}/{split}: expected images, found none; fill the folder or remove it")
-
-
-def _did_you_mean(word: str, known: dict[str, tuple[Path, ...]]) -> str:
-    folded = {name.casefold(): name for name in known}
-    near = difflib.get_close_matches(word.casefold(), list(folded), n=1, cutoff=0.7)
-    return f" (only {folded[near[0]]!r})" if near else ""
 
 
 def _refuse_other_drawing(name: str, root: Path, shapes: ShapesConfig) -> None:

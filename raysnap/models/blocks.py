@@ -8,7 +8,6 @@ weightless model on the meta device; only the blocks that are asked for ever get
 from __future__ import annotations
 
 import copy
-import difflib
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
@@ -21,6 +20,7 @@ from torchvision import models
 from torchvision.ops import Permute
 
 from raysnap.errors import ArchitectureError, WeightsError
+from raysnap.humanize import suggest
 from raysnap.models.block_shape import BlockShape
 
 Steps = list["str | nn.Module"]
@@ -195,9 +195,8 @@ def _skeleton(architecture: str) -> tuple[Block, ...]:
     """The architecture's blocks on the meta device, with a head of 1000 classes, in eval mode."""
     known = list_architectures()
     if architecture not in known:
-        near = difflib.get_close_matches(architecture, known, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else "torchvision.models.list_models() names them"
-        raise ArchitectureError(f"architecture {architecture!r}: torchvision has no such classification model; {hint}")
+        hint = suggest(architecture, known) or "; torchvision.models.list_models() names them"
+        raise ArchitectureError(f"architecture {architecture!r}: torchvision has no such classification model{hint}")
     with _Weightless(), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         model = models.get_model(architecture, weights=None).to("meta").eval()

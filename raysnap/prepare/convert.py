@@ -6,7 +6,6 @@ published, and written: once, whole, and with a `dataset.json` that says from wh
 
 from __future__ import annotations
 
-import difflib
 import io
 import logging
 import warnings
@@ -25,6 +24,7 @@ from raysnap.datasets.image_folder import FolderWriter, class_slug, new_folder, 
 from raysnap.datasets.published import SOURCES, DatasetSource
 from raysnap.datasets.shapes import TASKS
 from raysnap.errors import DataError
+from raysnap.humanize import suggest
 from raysnap.prepare.archives import checked_name
 from raysnap.prepare.layouts import LAYOUTS, Plan
 from raysnap.prepare.source_tree import Tree, archive_stem, base_name, is_archive_name, list_files
@@ -206,9 +206,8 @@ def _result(dataset: Dataset) -> PrepareResult:
 
 def _refuse_unknown(name: str) -> None:
     if name not in LAYOUTS:
-        near = difflib.get_close_matches(name, [*SOURCES, *TASKS], n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]!r}?" if near else "`raysnap data ls` lists the names"
-        raise DataError(f"dataset {name!r}: expected the name of a known dataset, found another; {hint}")
+        hint = suggest(name, [*SOURCES, *TASKS]) or "; `raysnap data ls` lists the names"
+        raise DataError(f"dataset {name!r}: expected the name of a known dataset, found another{hint}")
 
 
 def _published_names(source: DatasetSource) -> frozenset[str]:

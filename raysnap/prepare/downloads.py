@@ -27,7 +27,7 @@ from urllib.parse import urljoin, urlsplit
 import requests
 from urllib3.exceptions import HTTPError, ReadTimeoutError
 
-from raysnap.atomic import sync_dir
+from raysnap.atomic import sync_dir, write_atomically
 from raysnap.datasets.published import SOURCES, SourceFile
 from raysnap.errors import DataError
 from raysnap.humanize import bytes_text, bytes_unit, plural
@@ -461,9 +461,7 @@ def _read_json(path: Path) -> dict[str, Any] | None:
 
 
 def _write_json(path: Path, document: dict[str, Any]) -> None:
-    temporary_path = path.with_name(f"{path.name}.{os.getpid()}.new")
-    temporary_path.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
-    temporary_path.replace(path)
+    write_atomically(path, json.dumps(document, indent=2) + "\n")
 
 
 def _unwritable(path: Path, error: OSError) -> DataError:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import subprocess
 import sys
@@ -11,7 +10,7 @@ from typing import Any
 
 import torch
 
-from raysnap.system import package_version
+from raysnap.system import num_cpus, package_version
 
 
 def describe_environment() -> dict[str, Any]:
@@ -22,7 +21,7 @@ def describe_environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "cpu": _cpu_name(),
-        "num_cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "num_cpus": num_cpus(),
         "gpus": gpus,
         "commit": _commit(),
     }

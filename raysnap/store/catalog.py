@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
 from raysnap.errors import SnapshotNotFound, StoreDamaged, StoreError
+from raysnap.humanize import suggest
 from raysnap.store.files import Files, names_in, read_bounded
 from raysnap.store.manifest import (
     MAX_MANIFEST_BYTES,
@@ -121,9 +121,8 @@ def resolve(files: Files, name_or_id: str) -> str:
         shown = ", ".join(one[:16] for one in found[:4])
         raise SnapshotNotFound(f"{files.root}: {name_or_id!r} is the beginning of {len(found)} ids: {shown}, …")
     known = [*filter(is_ref_name, names_in(files.refs_dir)), *ids]
-    near = difflib.get_close_matches(name_or_id[:200], known, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]!r}?" if near else "`raysnap store ls` lists what is there"
-    raise SnapshotNotFound(f"{files.root}: no snapshot goes by {name_or_id[:200]!r}; {hint}")
+    hint = suggest(name_or_id[:200], known) or "; `raysnap store ls` lists what is there"
+    raise SnapshotNotFound(f"{files.root}: no snapshot goes by {name_or_id[:200]!r}{hint}")
 
 
 def set_ref(files: Files, name: str, snapshot: str, expected: str | None = None) -> None:

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import os
-import secrets
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +16,7 @@ from typing import BinaryIO
 import torch
 from torch import Tensor
 
+from raysnap.atomic import replacing
 from raysnap.errors import StoreError, WeightsError
 from raysnap.models import tensor_bytes as objects
 from raysnap.models.blocks import num_classes_of, split_state_dict
@@ -118,13 +117,13 @@ def export_snapshot(store: Store, name_or_id: str, to: Path) -> Export:
     manifest = store.manifest(name_or_id)
     state_dict = snapshot_state_dict(store, manifest)
     card_path = _card_path(to)
-    with _replacing(to) as file:
+    with _writing(to) as file:
         if to.suffix == SAFETENSORS_SUFFIX:
             for chunk in objects.encode(state_dict, metadata={"format": "pt", "architecture": manifest.architecture}):
                 file.write(chunk)
         else:
             torch.save(state_dict, file)
-    with _replacing(card_path) as file:
+    with _writing(card_path) as file:
         file.write(model_card(manifest, store.lineage(manifest), store.names_of(manifest.id), to.name).encode())
     return Export(to, card_path, to.stat().st_size)
 
@@ -141,17 +140,11 @@ def _card_path(to: Path) -> Path:
 
 
 @contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file that takes the place of `path` when it was written to its end without an error."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+def _writing(path: Path) -> Iterator[BinaryIO]:
+    """Open a file that replaces `path`, whose folder is made if needed; what goes wrong is a WeightsError."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("xb") as file:
+        with replacing(path) as file:
             yield file
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
     except OSError as error:
         raise WeightsError(f"{path}: can't be written: {error.strerror or error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -35,7 +35,7 @@ from raysnap.store.manifest import (
     check_ref_name,
     snapshot_id,
 )
-from raysnap.system import utc_now
+from raysnap.system import package_version, utc_timestamp
 
 if TYPE_CHECKING:
     import torch
@@ -258,8 +258,8 @@ class Store:
                 metrics=dict(metrics or {}),
                 train=dict(train or {}),
                 trial=trial,
-                created=utc_now(),
-                raysnap_version=_raysnap_version(),
+                created=utc_timestamp(),
+                raysnap_version=package_version() or "unknown",
             )
             content = manifest.to_bytes()
             if len(content) > MAX_MANIFEST_BYTES:
@@ -467,15 +467,6 @@ def _check_format(raw: bytes, path: Path) -> None:
         raise StoreDamaged(f"{path}: expected format {FORMAT} with digest blake3, found {shown}")
     if raw != STORE_CONTENT:
         raise StoreDamaged(f"{path}: expected {STORE_CONTENT!r}, found {raw[:200]!r}; write it anew")
-
-
-def _raysnap_version() -> str:
-    from importlib.metadata import PackageNotFoundError, version  # 20 ms that reading a store does without
-
-    try:
-        return version("raysnap")
-    except PackageNotFoundError:
-        return "unknown"
 
 
 def _first_line(error: ValueError) -> str:

@@ -7,9 +7,9 @@ SQL parameters, names must be fields.
 from __future__ import annotations
 
 import ast
-import difflib
 
 from raysnap.errors import UsageError
+from raysnap.humanize import suggest
 
 TEXT, NUMBER = "text", "number"
 FIELDS: dict[str, str] = {
@@ -130,9 +130,8 @@ class _Compiler:
             return f"json_extract(snapshots.metrics, '$.\"{node.attr}\"')", NUMBER
         name = node.id
         if name not in FIELDS:
-            near = difflib.get_close_matches(name, list(FIELDS), n=1, cutoff=0.5)
-            hint = f"did you mean {near[0]!r}?" if near else f"fields: {', '.join(FIELDS)}, metrics.NAME"
-            raise self.fail(f"unknown field {name!r}; {hint}")
+            hint = suggest(name, FIELDS) or f"; fields: {', '.join(FIELDS)}, metrics.NAME"
+            raise self.fail(f"unknown field {name!r}{hint}")
         return ("name" if name == "name" else f"snapshots.{name}"), FIELDS[name]
 
     def constant(self, node: ast.expr, kind: str) -> str | int | float | None:

@@ -6,6 +6,7 @@ import json
 import shutil
 from pathlib import Path
 
+from raysnap.atomic import replacing
 from raysnap.datasets.dataset import Dataset
 from raysnap.training.evaluation import Predictions
 from raysnap.training.feeds import LabelledPixels
@@ -39,7 +40,6 @@ def keep_predictions(trial_dir: Path, run_dir: Path, trial_id: str) -> str | Non
         return None
     (run_dir / FOLDER_NAME).mkdir(exist_ok=True)
     target = run_dir / FOLDER_NAME / f"{trial_id}.json"
-    partial = target.with_name(f".{target.name}.partial")
-    shutil.copyfile(source, partial)
-    partial.replace(target)
+    with source.open("rb") as original, replacing(target) as copy:
+        shutil.copyfileobj(original, copy)
     return str(target.relative_to(run_dir))

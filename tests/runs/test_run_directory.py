@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raysnap.atomic import write_atomically
 from raysnap.config.jobs import GenerateConfig
 from raysnap.config.load import load_config
 from raysnap.errors import ConfigError
@@ -188,21 +187,7 @@ def test_scalars_of_numpy_and_torch_are_numbers(tmp_path):
     assert run.rows() == [{"a": 0.5, "b": 2}]
 
 
-# Whole files
-
-
-def test_a_whole_file_is_the_old_one_or_the_new_one(tmp_path, monkeypatch):
-    path = tmp_path / "env.json"
-    write_atomically(path, "old")
-
-    def fail(file: int) -> None:
-        raise OSError(errno.EIO, "Input/output error")
-
-    monkeypatch.setattr(runs.os, "fsync", fail)
-    with pytest.raises(OSError, match="Input/output"):
-        write_atomically(path, "new")
-    assert path.read_text() == "old"
-    assert listing(tmp_path) == ["env.json"]
+# Trials and the environment
 
 
 def test_trials_are_a_json_line_each(tmp_path):
