@@ -30,14 +30,20 @@ def num_cpus() -> int:
 
 
 def user_cache_dir() -> Path:
-    """This user's cache folder for raysnap, perhaps not made yet: below `XDG_CACHE_HOME` or `~/.cache`."""
+    """Return this user's cache folder for raysnap, in `XDG_CACHE_HOME` or `~/.cache`; it may not exist yet."""
     home = os.environ.get("XDG_CACHE_HOME")
     return (Path(home) if home else Path.home() / ".cache") / "raysnap"
 
 
+def cache_places(dataset_root: Path, kind: str) -> tuple[Path, Path]:
+    """Return where a cache of that kind may lie for a dataset: in its folder, and in the user's cache folder."""
+    identity = blake3(os.fsencode(dataset_root.resolve())).hexdigest()[:16]
+    return dataset_root / ".raysnap" / kind, user_cache_dir() / kind / identity
+
+
 def cache_place(dataset_root: Path, kind: str) -> Path:
-    """The folder of a dataset's cache, perhaps not made: beside its pixels or else in the user's cache folder."""
-    beside = dataset_root / ".raysnap"
-    if os.access(beside if beside.is_dir() else dataset_root, os.W_OK | os.X_OK):
-        return beside.resolve() / kind
-    return user_cache_dir() / kind / blake3(os.fsencode(dataset_root.resolve())).hexdigest()[:16]
+    """Return the first of a dataset's `cache_places` that can be written; it may not exist yet."""
+    in_dataset, in_user_cache = cache_places(dataset_root, kind)
+    parent = in_dataset.parent
+    is_writable = os.access(parent if parent.is_dir() else dataset_root, os.W_OK | os.X_OK)
+    return parent.resolve() / kind if is_writable else in_user_cache

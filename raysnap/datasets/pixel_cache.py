@@ -29,11 +29,12 @@ import numpy as np
 import torch
 from blake3 import blake3
 
+from raysnap.atomic import sync_data
 from raysnap.datasets.dataset import Item, image_files
 from raysnap.datasets.decoding import Job, Shape, decode_into, kept
 from raysnap.datasets.image_file import MAX_BAD_FRACTION, num_bad_allowed
 from raysnap.errors import DataError
-from raysnap.system import user_cache_dir
+from raysnap.system import cache_places
 
 FORMAT = 2
 FLUSH_BYTES = 64 * 1024 * 1024
@@ -182,7 +183,7 @@ class PixelCache:
 
     def _flush(self, file: int, portion: list[tuple[int, Shape]]) -> None:
         """Sees the pixels in the portion's slots to the disk, then records them."""
-        _sync(file)
+        sync_data(file)
         for slot, (height, width) in portion:
             self._records[slot] = (height, width, _HERE, FORMAT)
         self.num_decoded += len(portion)
@@ -202,14 +203,10 @@ def cache_files(dataset_root: Path, resize_sizes: Iterable[int]) -> list[Path]:
     """The files of the dataset's pixel caches of these sizes, wherever they lie; none where nothing was decoded yet."""
     return [
         path
-        for parent in _cache_parents(dataset_root)
+        for parent in cache_places(dataset_root, "pixels")
         for resize_size in resize_sizes
         for path in sorted(parent.glob(f"{resize_size}-*/*.bin"))
     ]
-
-
-def _cache_parents(dataset_root: Path) -> tuple[Path, Path]:
-    return dataset_root / ".raysnap" / "pixels", _user_cache_dir(dataset_root)
 
 
 def _cache_name(dataset_root: Path, paths: list[Path], resize_size: int) -> str:
@@ -227,7 +224,7 @@ def _cache_name(dataset_root: Path, paths: list[Path], resize_size: int) -> str:
 def _make_cache(dataset_root: Path, name: str, resize_size: int) -> Path:
     """The cache's folder, beside the dataset or else in the user's cache folder; older ones of its kind are removed."""
     faults = []
-    for parent in _cache_parents(dataset_root):
+    for parent in cache_places(dataset_root, "pixels"):
         directory = parent / name
         try:
             is_new = not directory.is_dir()
@@ -249,18 +246,9 @@ def _make_cache(dataset_root: Path, name: str, resize_size: int) -> Path:
     )
 
 
-def _user_cache_dir(dataset_root: Path) -> Path:
-    identity = blake3(os.fsencode(dataset_root.resolve())).hexdigest()[:16]
-    return user_cache_dir() / "pixels" / identity
-
-
 def _map(path: Path, dtype: np.dtype, shape: tuple[int, ...], mode: str) -> np.memmap:
     """The file as a shared array; it grows to its length where it is shorter, which makes no process wait."""
     num_bytes = dtype.itemsize * int(np.prod(shape))
     if path.stat().st_size < num_bytes:
         os.truncate(path, num_bytes)
     return np.memmap(path, dtype=dtype, mode=mode, shape=shape)
-
-
-def _sync(file: int) -> None:
-    getattr(os, "fdatasync", os.fsync)(file)

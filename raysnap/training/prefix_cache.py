@@ -11,15 +11,12 @@ Who opens an entry holds a shared lock on its index, and what nobody holds makes
 
 from __future__ import annotations
 
-import fcntl
 import json
-import logging
 import math
 import os
 import random
-import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,18 +26,16 @@ import torch
 from blake3 import blake3
 from torch import Tensor
 
-from raysnap.atomic import write_all_at
+from raysnap.atomic import sync_data, write_all_at
+from raysnap.datasets.disk_cache import DiskCache, hold, mark_used, remove
 from raysnap.datasets.pixel_cache import PixelCache
 from raysnap.system import cache_place
 
 FORMAT = 1
 CHUNK_ITEMS = 64
 SYNC_BYTES = 64 * 2**20
-KEEP_FREE_BYTES = 256 * 2**20
 
 _HERE = 1
-
-logger = logging.getLogger(__name__)
 
 
 class CachedOutputs:
@@ -53,8 +48,7 @@ class CachedOutputs:
         self._resources = ExitStack()
         with ExitStack() as opening:
             index = opening.enter_context((directory / "index.bin").open("r+b"))
-            fcntl.flock(index, fcntl.LOCK_SH)
-            opening.callback(fcntl.flock, index, fcntl.LOCK_UN)  # memory maps hold the file open until they are freed
+            opening.enter_context(hold(index))
             self._file = opening.enter_context((directory / "outputs.bin").open("r+b", buffering=0))
             self._marks = np.memmap(index, dtype=np.uint8, mode="r+", shape=(_num_chunks(num_items),))
             num_bytes = num_items * self._item_bytes
@@ -91,7 +85,7 @@ class CachedOutputs:
 
     def _mark(self, chunks: list[int]) -> None:
         """Sees the chunks to the disk, then says that they are there."""
-        getattr(os, "fdatasync", os.fsync)(self._file.fileno())
+        sync_data(self._file.fileno())
         self._marks[chunks] = _HERE
 
     def read(self, positions: Tensor, device: torch.device) -> Tensor:
@@ -114,14 +108,12 @@ class PrefixCache:
     Attributes:
         place: the folder of new entries; one per dataset.
         depth: how many of the frozen blocks' outputs are cached; 0 is none.
-        budget_bytes: bound on the entries of all `places` together.
-        places: every folder whose entries count towards the budget, `place` among them.
+        disk: the budget of the entries, and every place whose entries count towards it, `place` among them.
     """
 
     place: Path
     depth: int
-    budget_bytes: int
-    places: tuple[Path, ...]
+    disk: DiskCache
 
     @classmethod
     def beside(
@@ -130,7 +122,7 @@ class PrefixCache:
         """The cache of a dataset, which shares its budget with that of the other datasets of a job."""
         place = prefix_place(dataset_root)
         places = {place, *(prefix_place(root) for root in dataset_roots)}
-        return cls(place, depth, budget_bytes, tuple(sorted(places)))
+        return cls(place, depth, DiskCache(tuple(sorted(places)), budget_bytes))
 
     def open(
         self, key: Mapping[str, Any], num_items: int, item_shape: Sequence[int], dtype: torch.dtype
@@ -147,41 +139,18 @@ class PrefixCache:
             "outputs.bin": num_items * math.prod(item_shape) * dtype.itemsize,
             "index.bin": _num_chunks(num_items),
         }
-        with _locked(self.places):
+        with self.disk.locked():
             is_whole = all(_length(directory / file_name) == length for file_name, length in lengths.items())
             if not is_whole:
-                shutil.rmtree(directory, ignore_errors=True)
-                if not self._make_room(sum(lengths.values())):
+                remove(directory)
+                if not self.disk.make_room(self.place, sum(lengths.values())):
                     return None
                 directory.mkdir()
                 for file_name, length in lengths.items():
                     with (directory / file_name).open("wb") as file:
                         file.truncate(length)
-            os.utime(directory)
+            mark_used(directory)
             return CachedOutputs(directory, num_items, item_shape, dtype)
-
-    def _make_room(self, num_bytes: int) -> bool:
-        """Whether an entry of `num_bytes` fits; entries that nobody has open go first where that makes it fit."""
-        entries = sorted((entry for place in self.places for entry in _entries(place)), key=lambda entry: entry.used_ns)
-        held_bytes = sum(entry.num_bytes for entry in entries)
-        free_bytes = shutil.disk_usage(self.place).free - sum(entry.num_unwritten_bytes for entry in entries)
-        doomed = []
-        idle = (entry for entry in entries if not entry.is_open())
-        while held_bytes + num_bytes > self.budget_bytes or free_bytes < num_bytes + KEEP_FREE_BYTES:
-            entry = next(idle, None)
-            if entry is None:
-                logger.info(
-                    "prefix cache %s: no room for %d bytes (budget %d, held %d, free %d); frozen blocks run anew",
-                    self.place, num_bytes, self.budget_bytes, held_bytes, free_bytes,
-                )  # fmt: skip
-                return False
-            doomed.append(entry.directory)
-            held_bytes -= entry.num_bytes
-            free_bytes += entry.num_bytes
-        for directory in doomed:
-            logger.info("removing the outputs of frozen blocks in %s to make room", directory)
-            shutil.rmtree(directory, ignore_errors=True)
-        return True
 
 
 def prefix_place(dataset_root: Path) -> Path:
@@ -195,43 +164,6 @@ def items_digest(cache: PixelCache, indices: Sequence[int]) -> str:
     for index in indices:
         digest.update(os.fsencode("/".join(cache.items[index].path.parts[-3:])) + b"\0")
     return digest.hexdigest()
-
-
-@dataclass(frozen=True)
-class _Entry:
-    directory: Path
-    used_ns: int
-    num_bytes: int
-    num_unwritten_bytes: int
-
-    def is_open(self) -> bool:
-        """Whether a process holds it; with the place locked nobody new can."""
-        try:
-            with (self.directory / "index.bin").open("rb") as index:
-                fcntl.flock(index, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except FileNotFoundError:
-            return False
-        except BlockingIOError:
-            return True
-        return False
-
-
-def _entries(place: Path) -> Iterator[_Entry]:
-    for directory in place.glob("*/") if place.is_dir() else ():
-        stats = [path.stat() for path in directory.iterdir()]
-        num_bytes = sum(stat.st_size for stat in stats)
-        num_written = sum(min(stat.st_size, 512 * stat.st_blocks) for stat in stats)
-        yield _Entry(directory, directory.stat().st_mtime_ns, num_bytes, num_bytes - num_written)
-
-
-@contextmanager
-def _locked(places: Sequence[Path]) -> Iterator[None]:
-    """Nobody else makes, opens or removes entries of these places meanwhile; they exist then."""
-    with ExitStack() as locks:
-        for place in sorted(places):
-            place.mkdir(parents=True, exist_ok=True)
-            fcntl.flock(locks.enter_context((place / ".lock").open("wb")), fcntl.LOCK_EX)
-        yield
 
 
 def _num_chunks(num_items: int) -> int:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+from raysnap.datasets import disk_cache
 from raysnap.errors import FrozenBlockChanged
 from raysnap.models.numerics import Numerics
 from raysnap.store.manifest import Preprocessing
@@ -226,7 +227,7 @@ def test_the_datasets_of_a_job_share_one_budget(tmp_path):
 
 def test_a_disk_without_room_means_no_cache(tmp_path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(prefixes.shutil, "disk_usage", lambda path: usage._replace(free=prefixes.KEEP_FREE_BYTES))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=disk_cache.KEEP_FREE_BYTES))
     assert open_entry(cache_in(tmp_path)) is None
     assert entries(tmp_path) == []
 

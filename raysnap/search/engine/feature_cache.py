@@ -25,8 +25,9 @@ from typing import BinaryIO
 import numpy as np
 from blake3 import blake3
 
+from raysnap.datasets.disk_cache import DiskCache, mark_used
+
 FORMAT = 1
-KEEP_FREE_BYTES = 256 * 2**20
 ABANDONED_S = 24 * 3600.0
 
 _DIGEST_BYTES = 32
@@ -100,13 +101,14 @@ class FeatureCache:
     def __init__(self, place: Path, budget_bytes: int):
         self.place = place
         self.budget_bytes = budget_bytes
+        self._disk = DiskCache((place,), budget_bytes)
         self._entries: dict[str, list[_Entry]] = defaultdict(list)
         self._verified: dict[int, np.ndarray] = {}
         for path in place.glob(f"*{_PARTIAL}"):
             stat = _stat(path)
             if stat is not None and time.time() - stat.st_mtime > ABANDONED_S:
                 path.unlink(missing_ok=True)
-        for path in self._segments():
+        for path in self._disk.entries():
             self.take_in(path)
 
     def take_in(self, path: Path) -> None:
@@ -140,23 +142,8 @@ class FeatureCache:
         return [found[item] for item in items] if not wanted else None
 
     def make_room(self, num_bytes: int) -> bool:
-        """Whether so many bytes more fit; where that helps, the segments that were not used for longest go first."""
-        if num_bytes > self.budget_bytes:
-            return False
-        stats = {path: stat for path in self._segments() if (stat := _stat(path)) is not None}
-        held_bytes = sum(stat.st_size for stat in stats.values())
-        free = os.statvfs(self.place)
-        free_bytes = free.f_bavail * free.f_frsize
-        for path, stat in sorted(stats.items(), key=lambda pair: pair[1].st_mtime_ns):
-            if held_bytes + num_bytes <= self.budget_bytes and free_bytes >= KEEP_FREE_BYTES:
-                break
-            path.unlink(missing_ok=True)
-            held_bytes -= stat.st_size
-            free_bytes += stat.st_size
-        return free_bytes >= KEEP_FREE_BYTES
-
-    def _segments(self) -> list[Path]:
-        return sorted(path for path in self.place.glob("*") if not path.suffix) if self.place.is_dir() else []
+        """Evict what a segment of so many bytes, written already, needs gone; return whether it fits."""
+        return self._disk.make_room(self.place, num_bytes, num_written_bytes=num_bytes)
 
     def _content(self, key: str, entry: _Entry) -> np.ndarray | None:
         """An entry's rows; None, and never asked for again, where they are not what they were."""
@@ -164,7 +151,7 @@ class FeatureCache:
             return self._verified[id(entry)]
         try:
             content = np.memmap(entry.path, np.dtype(entry.dtype), "r", entry.offset, entry.shape)
-            os.utime(entry.path)
+            mark_used(entry.path)
         except FileNotFoundError:
             content = None  # it made room for others
         except ValueError:
