@@ -20,6 +20,7 @@ import torch
 from threadpoolctl import threadpool_limits
 
 from raysnap.config.choices import Method
+from raysnap.config.search_options import SearchOptions
 from raysnap.datasets.dataset import open_dataset
 from raysnap.search import SearchResult, search
 from raysnap.search.candidates import find_candidates
@@ -97,7 +98,7 @@ def decode(options: argparse.Namespace) -> None:
     """Fills the pixel cache."""
     candidates = find_candidates(Store.open(options.store), None, None)
     dataset = open_dataset(options.data, options.data_dir)
-    ProbeItems.open(dataset, candidates, 0, options.num_train, options.num_test)
+    ProbeItems.open(dataset, candidates, SearchOptions(num_train=options.num_train, num_test=options.num_test))
 
 
 def run(options: argparse.Namespace, workers: int) -> SearchResult:

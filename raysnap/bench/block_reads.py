@@ -12,9 +12,7 @@ from raysnap.bench.cells import Cell
 from raysnap.bench.read_limit import ReadLimit
 from raysnap.datasets.dataset import image_files, open_dataset
 from raysnap.datasets.pixel_cache import cache_files
-from raysnap.search.candidates import find_candidates
 from raysnap.store.files import Files
-from raysnap.store.store import Store
 
 
 @dataclass
@@ -78,10 +76,10 @@ class SearchFiles:
 
     @classmethod
     def of(cls, cell: Cell) -> SearchFiles:
-        candidates = find_candidates(Store.open(cell.store_dir), cell.where, cell.image_size)
+        candidates = cell.candidates()
         blocks = {block.digest: block.num_bytes for candidate in candidates for block in candidate.blocks}
         files = Files(cell.store_dir)
-        root = open_dataset(cell.data, cell.data_dir, cell.shapes).root
+        root = open_dataset(cell.data, cell.options.data_dir, cell.options.shapes).root
         pixels = cache_files(root, sorted({candidate.preprocessing.resize_size for candidate in candidates}))
         read = (
             cell.store_dir / "store.json",

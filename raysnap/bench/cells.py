@@ -16,14 +16,14 @@ from blake3 import blake3
 from raysnap.canonical_json import canonical_json
 from raysnap.config.bench import BenchConfig
 from raysnap.config.bench_grid import BenchGrid
-from raysnap.config.choices import Method, Precision, Proxy
 from raysnap.config.jobs import SynthesizeConfig, SyntheticRecipe
-from raysnap.config.parts import ShapesConfig
+from raysnap.config.search_options import SearchOptions
 from raysnap.datasets.dataset import find_dataset, open_dataset
 from raysnap.errors import ConfigError
 from raysnap.jobs.synthesize import check_plan
 from raysnap.runs.rows import read_rows
 from raysnap.search.candidates import find_candidates
+from raysnap.search.plan.tree import Candidate
 from raysnap.store.store import Store
 from raysnap.training.trial import slug
 
@@ -50,15 +50,16 @@ AXES = (
 
 @dataclass(frozen=True)
 class Cell:
-    """One question put to one method; what is not explained here is as in `BenchGrid`.
+    """One question put to one method; fields without an explanation are those of `BenchGrid`.
 
     Attributes:
-        name: tells it from all other cells of the benchmark, and is the same on every day.
+        name: unique in the benchmark, and the same in every run of it.
         group: the grid it belongs to; None where there is only one.
         store: the store as the configuration names it.
         store_dir: the store's folder.
         dataset: the dataset's name, in the characters that file names may have.
         data: what `open_dataset` finds it by.
+        options: the options of its searches.
     """
 
     name: str
@@ -67,39 +68,39 @@ class Cell:
     store_dir: Path
     dataset: str
     data: str
-    data_dir: Path
-    shapes: ShapesConfig
-    where: str | None
-    num_train: int | None
-    num_test: int | None
-    image_size: int
-    budget_bytes: int | None
-    proxy: Proxy
-    method: Method
+    options: SearchOptions
     cache: str
-    confidence: float
-    precision: Precision
     io_limit_mib_per_s: float | None
     detail: str
     repeats: int
     num_warmups: int
-    seed: int
 
     @property
     def axes(self) -> dict[str, Any]:
-        """Where the cell stands in its benchmark, as plain values."""
-        return {"cell": self.name} | {key: getattr(self, key) for key in AXES}
+        """Where the cell is in its benchmark, as plain values."""
+        return {"cell": self.name} | {key: self._axis(key) for key in AXES}
 
     @property
     def question(self) -> tuple[Any, ...]:
         """What methods and page cache states are compared on."""
-        return tuple(getattr(self, key) for key in AXES if key not in ("method", "cache"))
+        return tuple(self._axis(key) for key in AXES if key not in ("method", "cache"))
 
     @property
-    def search_arguments(self) -> dict[str, Any]:
-        """The arguments of `search`, but for its store."""
-        keys = ("data", "data_dir", "shapes", "method", "proxy", "num_train", "num_test", "image_size", "budget_bytes")
-        return {key: getattr(self, key) for key in (*keys, "confidence", "precision", "where", "seed")}
+    def image_size(self) -> int:
+        """The edge of the square that models see, in pixels: a grid always names one."""
+        assert self.options.image_size is not None
+        return self.options.image_size
+
+    def _axis(self, key: str) -> Any:
+        return getattr(self.options if key in SearchOptions.model_fields else self, key)
+
+    def candidates(self) -> list[Candidate]:
+        """Find the snapshots that its searches rank.
+
+        Raises:
+            RaysnapError: there is no such store, or no such snapshot in it.
+        """
+        return find_candidates(Store.open(self.store_dir), self.options.where, self.options.image_size)
 
 
 @dataclass(frozen=True)
@@ -157,46 +158,67 @@ def expand(config: BenchConfig) -> list[Cell]:
 def _expand_grid(
     config: BenchConfig, group: str | None, grid: BenchGrid, sets: dict[str, SyntheticSet]
 ) -> Iterator[Cell]:
-    questions = itertools.product(
-        grid.store, grid.datasets, grid.where, grid.item_counts, grid.image_size, grid.budget_bytes, grid.proxies
-    )
-    for store, data, where, (num_train, num_test), image_size, budget_bytes, proxy in questions:
+    for (store, data, cache), options in _combinations(config, grid):
+        parts = [*([group] if group else []), *_varied_parts(grid, store, options)]
+        state = [cache] if len(grid.cache) > 1 else []
         dataset = slug(data)
-        varied = (
-            (slug(str(store)), grid.store),
-            (slug(where or "all-snapshots"), grid.where),
-            (f"{_count(num_train)}+{_count(num_test)}", grid.item_counts),
-            (f"{image_size}px", grid.image_size),
-            (f"{budget_bytes}B" if budget_bytes else "no-budget", grid.budget_bytes),
+        yield Cell(
+            name=".".join([*parts, *state, dataset, options.proxy, options.method]),
+            group=group,
+            store=str(store),
+            store_dir=sets[str(store)].path / "store" if str(store) in sets else store.resolve(),
+            dataset=dataset,
+            data=str(Path(data).resolve()) if Path(data).is_dir() else data,
+            options=options,
+            cache=cache,
+            io_limit_mib_per_s=grid.io_limit_mib_per_s,
+            detail=grid.detail,
+            repeats=grid.repeats,
+            num_warmups=grid.num_warmups,
         )
-        parts = [*([group] if group else []), *(part for part, axis in varied if len(axis) > 1)]
-        for method, cache in itertools.product(grid.methods, grid.cache):
-            state = [cache] if len(grid.cache) > 1 else []
-            yield Cell(
-                name=".".join([*parts, *state, dataset, proxy, method]),
-                group=group,
-                store=str(store),
-                store_dir=sets[str(store)].path / "store" if str(store) in sets else store.resolve(),
-                dataset=dataset,
-                data=str(Path(data).resolve()) if Path(data).is_dir() else data,
-                data_dir=config.data_dir.resolve(),
-                shapes=config.shapes,
-                where=where,
-                num_train=num_train,
-                num_test=num_test,
-                image_size=image_size,
-                budget_bytes=budget_bytes,
-                proxy=proxy,
-                method=method,
-                cache=cache,
-                confidence=grid.confidence,
-                precision=grid.precision,
-                io_limit_mib_per_s=grid.io_limit_mib_per_s,
-                detail=grid.detail,
-                repeats=grid.repeats,
-                num_warmups=grid.num_warmups,
-                seed=config.seed,
-            )
+
+
+def _combinations(config: BenchConfig, grid: BenchGrid) -> Iterator[tuple[tuple[Path, str, str], SearchOptions]]:
+    """Yield each store, dataset and page cache state with the options of a search, question by question."""
+    combinations = itertools.product(
+        grid.store,
+        grid.datasets,
+        grid.where,
+        grid.item_counts,
+        grid.image_size,
+        grid.budget_bytes,
+        grid.proxies,
+        grid.methods,
+        grid.cache,
+    )
+    for store, data, where, (num_train, num_test), image_size, budget_bytes, proxy, method, cache in combinations:
+        options = SearchOptions(
+            method=method,
+            proxy=proxy,
+            confidence=grid.confidence,
+            num_train=num_train,
+            num_test=num_test,
+            image_size=image_size,
+            budget_bytes=budget_bytes,
+            where=where,
+            seed=config.seed,
+            data_dir=config.data_dir.resolve(),
+            shapes=config.shapes,
+            precision=grid.precision,
+        )
+        yield (store, data, cache), options
+
+
+def _varied_parts(grid: BenchGrid, store: Path, options: SearchOptions) -> list[str]:
+    """Return a part of a cell's name for each axis with several values."""
+    varied = (
+        (slug(str(store)), grid.store),
+        (slug(options.where or "all-snapshots"), grid.where),
+        (f"{_count(options.num_train)}+{_count(options.num_test)}", grid.item_counts),
+        (f"{options.image_size}px", grid.image_size),
+        (f"{options.budget_bytes}B" if options.budget_bytes else "no-budget", grid.budget_bytes),
+    )
+    return [part for part, axis in varied if len(axis) > 1]
 
 
 def _count(num_items: int | None) -> str:
@@ -214,9 +236,10 @@ def plan_bench(config: BenchConfig) -> list[Cell]:
     for one in missing_sets:
         check_plan(one.config)
     made_later = {one.path / "store" for one in missing_sets}
-    for store_dir, where, image_size in dict.fromkeys((cell.store_dir, cell.where, cell.image_size) for cell in cells):
-        if store_dir not in made_later:
-            find_candidates(Store.open(store_dir), where, image_size)
+    distinct = {(cell.store_dir, cell.options.where, cell.options.image_size): cell for cell in cells}
+    for cell in distinct.values():
+        if cell.store_dir not in made_later:
+            cell.candidates()
     for data in dict.fromkeys(cell.data for cell in cells):
         if find_dataset(data, config.data_dir) is not None:
             open_dataset(data, config.data_dir, config.shapes)

@@ -9,23 +9,24 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import numpy as np
 
 from raysnap.bench.cells import Cell, SyntheticSet, find_sets
 from raysnap.config.bench import BenchConfig
+from raysnap.config.choices import Method
+from raysnap.config.parts import ShapesConfig
 from raysnap.datasets.dataset import find_dataset, open_dataset
 from raysnap.datasets.splits import VAL_FRACTION, probe_splits
 from raysnap.models.block_facts import block_shapes
 from raysnap.planning.synthetic import draw_descents
-from raysnap.search.candidates import find_candidates
 from raysnap.search.plan.rungs import Rung, plan_rungs, shares_prefixes
 from raysnap.search.plan.tree import Candidate, PrefixTree, build_tree, find_misfit, keep_candidates
 from raysnap.search.plan.workload import image_forwards
 from raysnap.store.manifest import BlockEntry, Preprocessing
-from raysnap.store.store import Store
 
-NUM_LOTS = 5
+NUM_DRAWS = 5
 
 
 @dataclass(frozen=True)
@@ -51,34 +52,41 @@ def estimate_work(config: BenchConfig, cells: Sequence[Cell]) -> list[CellWork |
     """What each cell will compute; None where `where` filters a set that is not made yet."""
     sets = {one.path / "store": one for one in find_sets(config).values()}
 
-    @cache
-    def candidates_of(cell_store, where, image_size) -> tuple[Candidate, ...] | None:
-        synthetic = sets.get(cell_store)
-        if synthetic is None or synthetic.is_made:
-            found = find_candidates(Store.open(cell_store), where, image_size)
-            return tuple(one for one in found if find_misfit(one) is None)
-        return None if where else planned_candidates(synthetic, image_size)
+    candidates: dict[tuple[Any, ...], tuple[Candidate, ...] | None] = {}
+    item_counts: dict[tuple[Any, ...], tuple[int, int]] = {}
+    works: list[CellWork | None] = []
+    work_of = cache(_work_of)
+    for cell in cells:
+        which = (cell.store_dir, cell.options.where, cell.options.image_size)
+        if which not in candidates:
+            candidates[which] = _find_candidates(cell, sets.get(cell.store_dir))
+        if cell.question not in item_counts:
+            item_counts[cell.question] = _count_items(cell)
+        found = candidates[which]
+        seed, counts = cell.options.seed, item_counts[cell.question]
+        works.append(work_of(found, cell.options.method, *counts, seed) if found else None)
+    return works
 
-    @cache
-    def work_of(candidates, method, num_train, num_test, seed) -> CellWork:
-        rungs = plan_rungs(method, len(candidates), num_train, num_test)
-        tree = build_tree(candidates, sharing=shares_prefixes(method))
-        rng = np.random.default_rng(seed)
-        lots = [_draw_entrants(rungs, len(candidates), rng) for _ in range(NUM_LOTS if len(rungs) > 1 else 1)]
-        return CellWork(
-            num_candidates=len(candidates),
-            num_items=num_train + num_test,
-            image_forwards=float(np.mean([image_forwards(tree, rungs, lot) for lot in lots])),
-            flops=float(np.mean([_flops(tree, rungs, lot) for lot in lots])),
-            is_exact=len(rungs) == 1,
-        )
 
-    counts = {cell.question: _count_items(cell) for cell in {cell.question: cell for cell in cells}.values()}
-    found = [candidates_of(cell.store_dir, cell.where, cell.image_size) for cell in cells]
-    return [
-        work_of(candidates, cell.method, *counts[cell.question], cell.seed) if candidates else None
-        for cell, candidates in zip(cells, found, strict=True)
-    ]
+def _find_candidates(cell: Cell, synthetic: SyntheticSet | None) -> tuple[Candidate, ...] | None:
+    """Return the candidates that will run; None where `where` filters a set that is not made yet."""
+    if synthetic is None or synthetic.is_made:
+        return tuple(candidate for candidate in cell.candidates() if find_misfit(candidate) is None)
+    return None if cell.options.where else planned_candidates(synthetic, cell.image_size)
+
+
+def _work_of(candidates: tuple[Candidate, ...], method: Method, num_train: int, num_test: int, seed: int) -> CellWork:
+    rungs = plan_rungs(method, len(candidates), num_train, num_test)
+    tree = build_tree(candidates, sharing=shares_prefixes(method))
+    rng = np.random.default_rng(seed)
+    draws = [_draw_entrants(rungs, len(candidates), rng) for _ in range(NUM_DRAWS if len(rungs) > 1 else 1)]
+    return CellWork(
+        num_candidates=len(candidates),
+        num_items=num_train + num_test,
+        image_forwards=float(np.mean([image_forwards(tree, rungs, draw) for draw in draws])),
+        flops=float(np.mean([_flops(tree, rungs, draw) for draw in draws])),
+        is_exact=len(rungs) == 1,
+    )
 
 
 def planned_candidates(synthetic: SyntheticSet, image_size: int) -> tuple[Candidate, ...]:
@@ -99,17 +107,18 @@ def planned_candidates(synthetic: SyntheticSet, image_size: int) -> tuple[Candid
 
 
 def _count_items(cell: Cell) -> tuple[int, int]:
-    """How many train and test items a search will look at; of a dataset that is not drawn yet, what it will have."""
-    if find_dataset(cell.data, cell.data_dir) is not None:
-        dataset = open_dataset(cell.data, cell.data_dir, cell.shapes)
-        train, test = probe_splits(dataset, cell.seed, cell.num_train, cell.num_test)
+    """Count the train and test items of a search; of a dataset that is not drawn yet, those it will have."""
+    options = cell.options
+    if find_dataset(cell.data, options.data_dir) is not None:
+        dataset = open_dataset(cell.data, options.data_dir, options.shapes)
+        train, test = probe_splits(dataset, options.seed, options.num_train, options.num_test)
         return len(train), len(test)
-    shapes = cell.shapes
+    shapes = options.shapes or ShapesConfig()
     num_train, num_test = shapes.num_train, shapes.num_val or shapes.num_test
     if not num_test:
         num_test = max(1, round(VAL_FRACTION * num_train))
         num_train -= num_test
-    return min(num_train, cell.num_train or num_train), min(num_test, cell.num_test or num_test)
+    return min(num_train, options.num_train or num_train), min(num_test, options.num_test or num_test)
 
 
 def _draw_entrants(rungs: Sequence[Rung], num_candidates: int, rng: np.random.Generator) -> list[list[int]]:

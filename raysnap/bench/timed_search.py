@@ -46,7 +46,7 @@ def time_search(cell: Cell) -> dict[str, Any]:
     reads = BlockReads(cell.io_limit_mib_per_s and ReadLimit(cell.io_limit_mib_per_s * 2**20))
     memory = MemoryStart.now()
     before, started_s = Moment.now(), time.perf_counter()
-    result = search(Store.open(cell.store_dir, on_read=reads.see), **cell.search_arguments).to_dict()
+    result = search(Store.open(cell.store_dir, on_read=reads.see), cell.data, cell.options).to_dict()
     wall_s, after = time.perf_counter() - started_s, Moment.now()
     needed_bytes = files.block_bytes + _pixel_bytes(result, cell.image_size)
     io = {
@@ -81,7 +81,7 @@ def time_search(cell: Cell) -> dict[str, Any]:
 def _warm_up(cell: Cell) -> None:
     """Runs the search untimed, once in a process: libraries are loaded, kernels chosen, the images decoded."""
     for _ in range(cell.num_warmups):
-        search(cell.store_dir, **cell.search_arguments)
+        search(cell.store_dir, cell.data, cell.options)
 
 
 def _prepare_page_cache(cell: Cell, files: SearchFiles) -> dict[str, Any]:

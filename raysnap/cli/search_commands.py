@@ -15,6 +15,7 @@ from raysnap.config.choices import Method, Proxy
 if TYPE_CHECKING:
     from raysnap.bench.cells import Cell
     from raysnap.config.bench import BenchConfig
+    from raysnap.config.search_options import SearchOptions
     from raysnap.search import SearchResult
 from raysnap.cli.console import ConfigPath, DryRun, Overrides, Resume
 from raysnap.cli.ray_session import OBJECT_STORE_BYTES, WORKER_OBJECT_BYTES, job_session, ray_session
@@ -58,42 +59,43 @@ def search(
     as_json: AsJson = False,
 ) -> int:
     """Rank a store's snapshots as starts for a dataset."""
+    from raysnap.config.search_options import SearchOptions
     from raysnap.search import search as run
     from raysnap.search.candidates import check_question
 
+    keywords = {
+        "method": method,
+        "proxy": proxy,
+        "num_train": num_train,
+        "num_test": num_test,
+        "image_size": image_size,
+        "budget_bytes": budget_bytes,
+        "confidence": confidence,
+        "where": where,
+        "seed": seed,
+        "data_dir": data_dir,
+        "workers": workers,
+        "feature_cache_bytes": feature_cache_bytes,
+    }
+    options = SearchOptions.of(None, keywords)
     if workers > 1:  # mistakes are told before Ray takes seconds to start
-        check_question(store_dir, data, data_dir, where)
+        check_question(store_dir, data, options)
     with nullcontext() if workers == 1 else ray_session(OBJECT_STORE_BYTES + workers * WORKER_OBJECT_BYTES):
-        result = run(
-            store_dir,
-            data,
-            method=method,
-            proxy=proxy,
-            num_train=num_train,
-            num_test=num_test,
-            image_size=image_size,
-            budget_bytes=budget_bytes,
-            confidence=confidence,
-            where=where,
-            seed=seed,
-            data_dir=data_dir,
-            workers=workers,
-            feature_cache_bytes=feature_cache_bytes,
-        )
+        result = run(store_dir, data, options)
     if as_json:
         print_json(result)
     else:
         from raysnap.cli.search_tables import ranking_table, search_lines
 
         if explain:
-            _explain(store_dir, result, where, image_size)
+            _explain(store_dir, result, options)
         print_result(ranking_table(result.to_dict()))
         print_result(f"\n{search_lines(result.to_dict())}")
         print_failures([{"snapshot": one.name, "error": one.error} for one in result.skipped])
     return SOME_FAILED if result.skipped else 0
 
 
-def _explain(store_dir: Path, result: SearchResult, where: str | None, image_size: int | None) -> None:
+def _explain(store_dir: Path, result: SearchResult, options: SearchOptions) -> None:
     """Draws the tree that the search shared blocks by, and its rungs."""
     from raysnap.cli.search_tables import prefix_tree, rungs_table
     from raysnap.search.candidates import find_candidates
@@ -102,7 +104,7 @@ def _explain(store_dir: Path, result: SearchResult, where: str | None, image_siz
     from raysnap.search.plan.tree import build_tree
     from raysnap.store.store import Store
 
-    tree = build_tree(find_candidates(Store.open(store_dir), where, image_size), sharing=True)
+    tree = build_tree(find_candidates(Store.open(store_dir), options.where, options.image_size), sharing=True)
     is_shared = shares_prefixes(result.method)
     title = "What candidates share" + ("" if is_shared else f" ({result.method} runs it once for each)")
     print_result(prefix_tree(outline(tree), title))

@@ -3,22 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 
 from pydantic import BeforeValidator, Field, PlainSerializer, model_validator
 
 from raysnap.config.choices import Method, Precision, Proxy
+from raysnap.config.search_options import DEFAULT_CONFIDENCE, Confidence, Count, EdgePx
 from raysnap.config.strict import Section, refuse_repeated
 
-
-def _one_or_more(entry: Any) -> Any:
-    """The type of an axis: a list, or a single value, which stands for a list of it and is written as such."""
-    return Annotated[
-        tuple[entry, ...],
-        BeforeValidator(lambda value: value if isinstance(value, list | tuple) else (value,)),
-        Field(min_length=1),
-        PlainSerializer(lambda values: _single_or_list(values)),
-    ]
+Value = TypeVar("Value")
 
 
 def _single_or_list(values: tuple[Any, ...]) -> Any:
@@ -26,43 +19,46 @@ def _single_or_list(values: tuple[Any, ...]) -> Any:
     return plain[0] if len(plain) == 1 else plain
 
 
-Count = Annotated[int, Field(ge=1)]
-Text = Annotated[str, Field(min_length=1)]
-EdgePx = Annotated[int, Field(ge=16, le=4096)]
+# A list, or a single value, which is read as a list of one and written as itself.
+Axis: TypeAlias = Annotated[
+    tuple[Value, ...],
+    BeforeValidator(lambda value: value if isinstance(value, list | tuple) else (value,)),
+    Field(min_length=1),
+    PlainSerializer(_single_or_list),
+]
+Text: TypeAlias = Annotated[str, Field(min_length=1)]
 
 
 class BenchGrid(Section):
     """A grid of timed searches; an axis is one value or a list, and every combination is a cell."""
 
     title: str | None = Field(None, description="What the grid shows, in words.")
-    store: _one_or_more(Path) = Field(
+    store: Axis[Path] = Field(
         (Path("store"),), description="Folders of model stores, or names of `synthetic_sets`; an axis."
     )
-    datasets: _one_or_more(Text) = Field((), description="Dataset names or paths of ImageFolders; an axis.")
-    where: _one_or_more(Text | None) = Field(
+    datasets: Axis[Text] = Field((), description="Dataset names or paths of ImageFolders; an axis.")
+    where: Axis[Text | None] = Field(
         (None,), description="Which snapshots are candidates, e.g. `architecture == 'resnet18'`; an axis."
     )
-    num_train: _one_or_more(Count | None) = Field(
+    num_train: Axis[Count | None] = Field(
         (None,), description="Training items to probe on, null is all; an axis together with `num_test`, pair by pair."
     )
-    num_test: _one_or_more(Count | None) = Field(
+    num_test: Axis[Count | None] = Field(
         (None,), description="Items to score on, null is all; one for all of `num_train`, or one for each."
     )
-    image_size: _one_or_more(EdgePx) = Field(
-        (224,), description="Edge of the square that models see, in pixels; an axis."
-    )
-    budget_bytes: _one_or_more(Count | None) = Field(
+    image_size: Axis[EdgePx] = Field((224,), description="Edge of the square that models see, in pixels; an axis.")
+    budget_bytes: Axis[Count | None] = Field(
         (None,), description="Bound on the activations held, null is no limit; an axis."
     )
-    cache: _one_or_more(Literal["warm", "cold"]) = Field(
+    cache: Axis[Literal["warm", "cold"]] = Field(
         ("warm",), description="Whether the files read are in the page cache (warm) or dropped from it (cold); an axis."
     )
-    proxies: _one_or_more(Proxy) = Field(("linear",), description="Scores that stand for fine-tuned accuracy; an axis.")
-    methods: _one_or_more(Method) = Field(
+    proxies: Axis[Proxy] = Field(("linear",), description="Scores that stand for fine-tuned accuracy; an axis.")
+    methods: Axis[Method] = Field(
         ("baseline", "shift", "alsatian", "shared"), description="Who is tried on how many items; an axis."
     )
-    confidence: float = Field(
-        0.95, ge=0, lt=1, description="How sure `nested` must be of the winner; 0 keeps the upper half alone."
+    confidence: Confidence = Field(
+        DEFAULT_CONFIDENCE, description="How sure `nested` must be of the winner; 0 keeps the upper half alone."
     )
     precision: Precision = Field(
         "auto", description="What blocks compute in; auto is bfloat16 or float16 where the device is made for it."

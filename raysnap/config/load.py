@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from raysnap.config.bench import BenchConfig
 from raysnap.config.jobs import GenerateConfig, SynthesizeConfig
-from raysnap.config.messages import describe_error
+from raysnap.config.messages import describe_faults
 from raysnap.config.quickstart import QuickstartConfig
 from raysnap.config.strict import Config
 from raysnap.config.sweep import SweepConfig
@@ -76,8 +76,4 @@ def validate(document: dict[str, Any], model: type[AnyConfig], where: str) -> An
     try:
         return model.model_validate(document)
     except ValidationError as error:
-        found = error.errors(include_url=False)
-        inner = {fault["loc"][:depth] for fault in found for depth in range(1, len(fault["loc"]))}
-        faults = [describe_error(fault, model, document) for fault in found if fault["loc"] not in inner]
-        more = f" (and {len(faults) - 1} more: {'; '.join(faults[1:3])})" if len(faults) > 1 else ""
-        raise ConfigError(f"{where}: {faults[0]}{more}") from None
+        raise ConfigError(f"{where}: {describe_faults(error, model, document)}") from None

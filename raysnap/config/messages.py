@@ -6,6 +6,8 @@ import re
 import reprlib
 from typing import Any
 
+from pydantic import ValidationError
+
 from raysnap.config.strict import Config, dotted_keys, model_at
 from raysnap.humanize import suggest
 
@@ -32,6 +34,15 @@ _EXPECTED = {
     "less_than": "less than {lt:g}",
     "less_than_equal": "at most {le:g}",
 }
+
+
+def describe_faults(error: ValidationError, model: type[Config], document: dict[str, Any]) -> str:
+    """Describe the first fault of a document that doesn't fit the model, and up to two more."""
+    found = error.errors(include_url=False)
+    inner = {fault["loc"][:depth] for fault in found for depth in range(1, len(fault["loc"]))}
+    faults = [describe_error(dict(fault), model, document) for fault in found if fault["loc"] not in inner]
+    more = f" (and {len(faults) - 1} more: {'; '.join(faults[1:3])})" if len(faults) > 1 else ""
+    return f"{faults[0]}{more}"
 
 
 def describe_error(fault: dict[str, Any], model: type[Config], document: dict[str, Any]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from raysnap.config.search_options import SearchOptions
 from raysnap.datasets.dataset import find_dataset, open_dataset
 from raysnap.errors import UsageError
 from raysnap.models.blocks import HEAD
@@ -14,15 +15,15 @@ from raysnap.store.manifest import Manifest, Preprocessing
 from raysnap.store.store import Store
 
 
-def check_question(store_dir: Path, data: str, data_dir: Path, where: str | None) -> None:
-    """Passes when there is a store with candidates, and a dataset; nothing is written.
+def check_question(store_dir: Path, data: str, options: SearchOptions) -> None:
+    """Check that there is a store with candidates, and a dataset; write nothing.
 
     Raises:
-        RaysnapError: there is not.
+        RaysnapError: one of them is missing or damaged.
     """
-    find_candidates(Store.open(store_dir), where, None)
-    if find_dataset(data, data_dir) is not None:
-        open_dataset(data, data_dir)
+    find_candidates(Store.open(store_dir), options.where, options.image_size)
+    if find_dataset(data, options.data_dir) is not None:
+        open_dataset(data, options.data_dir, options.shapes)
 
 
 def pick_static_baseline(candidates: Sequence[Candidate], ranking: Sequence[RankedSnapshot]) -> RankedSnapshot | None:

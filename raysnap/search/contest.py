@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from raysnap.config.choices import Proxy
+from raysnap.config.search_options import SearchOptions
 from raysnap.search.engine.items import ProbeItems
 from raysnap.search.engine.source import FeatureSource
 from raysnap.search.plan.rungs import Rung
@@ -37,10 +37,9 @@ class Contest:
     tree: PrefixTree
     source: FeatureSource
     items: ProbeItems
-    proxy: Proxy
-    seed: int
+    options: SearchOptions
     device: torch.device
-    confidence: float
+    confidence: float = field(init=False)
     survivors: list[int] = field(default_factory=list)
     train_features: dict[int, np.ndarray] = field(default_factory=dict)
     test_features: dict[int, np.ndarray] = field(default_factory=dict)
@@ -49,6 +48,7 @@ class Contest:
     reports: list[RungReport] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        self.confidence = self.options.confidence if self.options.method == "nested" else 0.0
         reasons = {number: find_misfit(candidate) for number, candidate in enumerate(self.tree.candidates)}
         self.skipped = {number: reason for number, reason in reasons.items() if reason is not None}
         self.survivors = [number for number in reasons if number not in self.skipped]
@@ -89,12 +89,12 @@ class Contest:
     def _score(self, rung: Rung) -> list[Score]:
         """The survivors' scores, in their order."""
         return score_candidates(
-            self.proxy,
+            self.options.proxy,
             [self.train_features[number] for number in self.survivors],
             self.items.train_labels[: rung.train_stop],
             [self.test_features[number] for number in self.survivors],
             self.items.test_labels[: rung.test_stop],
-            self.seed,
+            self.options.seed,
             self.device,
         )
 
@@ -104,7 +104,7 @@ class Contest:
         if ordered:
             ordered_CI = np.stack([self.scores[number][-1][1].contribution_I for number in ordered])
             is_kept_C, self.confidence = find_survivors(
-                ordered_CI, rung.num_kept, self.confidence, num_later, self.seed
+                ordered_CI, rung.num_kept, self.confidence, num_later, self.options.seed
             )
             self.survivors = [number for number, is_kept in zip(ordered, is_kept_C, strict=True) if is_kept]
 
@@ -145,7 +145,7 @@ class Contest:
         for last, numbers in by_last_rung.items():
             best_I, *others = (self.scores[number][last][1].contribution_I for number in (ordered[0], *numbers))
             if self.scores[numbers[0]][last][0].test_stop == len(self.items.test_labels):
-                is_tied |= zip(numbers, tied_with(best_I, np.stack(others), self.seed).tolist(), strict=True)
+                is_tied |= zip(numbers, tied_with(best_I, np.stack(others), self.options.seed).tolist(), strict=True)
         return tuple(
             RankedSnapshot(
                 rank=rank,

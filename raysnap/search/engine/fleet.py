@@ -44,18 +44,22 @@ class WorkerLost(Exception):
 class Fleet:
     """Workers on the Ray that is up; a `FeatureSource`, to be closed by `with`."""
 
-    def __init__(self, tree: PrefixTree, setup: Setup, num_workers: int, work: Work):
+    def __init__(self, tree: PrefixTree, setup: Setup, work: Work):
         """Starts the workers.
 
         Raises:
             UsageError: Ray is not up, or has fewer CPUs than workers.
         """
+        num_workers = setup.options.workers
         if not ray.is_initialized():
             raise UsageError(f"workers={num_workers}: expected Ray to be up, found none; call ray.init() first")
         self.tree = tree
         self.work = work
         resources = ray.cluster_resources()
-        num_cpus, num_gpus = int(resources.get("CPU", 0)), 0 if setup.device == "cpu" else resources.get("GPU", 0)
+        num_cpus, num_gpus = (
+            int(resources.get("CPU", 0)),
+            0 if setup.options.device == "cpu" else resources.get("GPU", 0),
+        )
         if num_workers > num_cpus:
             raise UsageError(
                 f"--workers {num_workers}: expected at most {num_cpus}, the CPUs that Ray has; ask for less"
@@ -65,7 +69,7 @@ class Fleet:
         self._device = "cuda" if num_gpus else "cpu"
         arguments = ray.put(tree), ray.put(setup.absolute()), cpus
         start = _Worker.options(num_cpus=cpus, num_gpus=gpus).remote
-        self._budget_bytes = setup.budget_bytes
+        self._budget_bytes = setup.options.budget_bytes
         self._workers = [start(*arguments) for _ in range(num_workers)]
         self._held: list[set[BlockKey]] = [set() for _ in self._workers]
         self._seen = [Work() for _ in self._workers]

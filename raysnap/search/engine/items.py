@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
+from raysnap.config.search_options import SearchOptions
 from raysnap.datasets.dataset import Dataset, Item
 from raysnap.datasets.pixel_cache import PixelCache
 from raysnap.datasets.splits import probe_splits
@@ -28,11 +29,14 @@ class ProbeItems:
     decode_s: float
 
     @classmethod
-    def open(
-        cls, dataset: Dataset, candidates: Sequence[Candidate], seed: int, num_train: int | None, num_test: int | None
-    ) -> ProbeItems:
+    def open(cls, dataset: Dataset, candidates: Sequence[Candidate], options: SearchOptions) -> ProbeItems:
+        """Draw the items that the options ask for, and decode those that no earlier search has decoded.
+
+        Raises:
+            DataError: fewer than two classes or no test item could be decoded.
+        """
         started = time.perf_counter()
-        train, test = probe_splits(dataset, seed, num_train, num_test)
+        train, test = probe_splits(dataset, options.seed, options.num_train, options.num_test)
         items: list[Item] = [*train, *test]
         sizes = sorted({candidate.preprocessing.resize_size for candidate in candidates})
         caches = {size: PixelCache.open(items, dataset.root, size) for size in sizes}

@@ -1,72 +1,71 @@
-"""What an executor is made from, in this process or in a worker's."""
+"""Make an executor from a search's options, in this process or in a worker's."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import torch
 
-from raysnap.config.choices import Precision
-from raysnap.config.parts import ShapesConfig
+from raysnap.config.search_options import SearchOptions
 from raysnap.datasets.dataset import Dataset, open_dataset
 from raysnap.models.numerics import Numerics
 from raysnap.search.engine.block_shelf import Shelf
 from raysnap.search.engine.executor import Executor
 from raysnap.search.engine.items import ProbeItems
 from raysnap.search.engine.work import Work
+from raysnap.search.plan.rungs import shares_prefixes
 from raysnap.search.plan.tree import Candidate, PrefixTree
 from raysnap.store.store import Store
 
 
 @dataclass(frozen=True)
 class Setup:
-    """What `search` was told that its executors need."""
+    """What a search's executors are made from, in this process or in a worker's: a store, a dataset, the options."""
 
     store: Path
     data: str
-    data_dir: Path
-    shapes: ShapesConfig | None
-    seed: int
-    num_train: int | None
-    num_test: int | None
-    device: str | None
-    precision: Precision
-    deterministic: bool
-    is_sharing: bool
-    budget_bytes: int | None
+    options: SearchOptions
+
+    @property
+    def is_sharing(self) -> bool:
+        """Whether candidates share the blocks that they begin with."""
+        return shares_prefixes(self.options.method)
 
     def absolute(self) -> Setup:
-        """The same for a process in another folder."""
+        """Return the same for a process in another folder."""
         data = str(Path(self.data).resolve()) if Path(self.data).is_dir() else self.data
-        return replace(self, store=self.store.resolve(), data=data, data_dir=self.data_dir.resolve())
+        options = self.options.model_copy(update={"data_dir": self.options.data_dir.resolve()})
+        return Setup(self.store.resolve(), data, options)
 
     def open_items(self, candidates: Sequence[Candidate]) -> tuple[Dataset, ProbeItems]:
-        """The dataset and the items of it that the search looks at, decoded by whoever is first."""
-        dataset = open_dataset(self.data, self.data_dir, self.shapes)
-        return dataset, ProbeItems.open(dataset, candidates, self.seed, self.num_train, self.num_test)
+        """Open the dataset and the items of it that the search uses; the first process to do so decodes them."""
+        dataset = open_dataset(self.data, self.options.data_dir, self.options.shapes)
+        return dataset, ProbeItems.open(dataset, candidates, self.options)
 
     def pick_device(self) -> torch.device:
-        """The device asked for, or else the GPU where there is one."""
-        return torch.device(self.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        """Return the device asked for, or else the GPU where there is one."""
+        return torch.device(self.options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
     def numerics(self) -> Numerics:
-        """How blocks compute on the device that this picks."""
-        return Numerics.for_inference(self.precision, self.pick_device(), deterministic=self.deterministic)
+        """Return how blocks compute on the device that this picks."""
+        return Numerics.for_inference(
+            self.options.precision, self.pick_device(), deterministic=self.options.deterministic
+        )
 
 
 @contextmanager
 def open_executor(setup: Setup, store: Store, tree: PrefixTree, items: ProbeItems, work: Work) -> Iterator[Executor]:
-    """An executor made from this, and from what is open already."""
+    """Make an executor from the setup and from what is open already."""
     numerics = setup.numerics()
     with (
         numerics.applied(),
         Shelf(partial(store.read_block, device=numerics.device), numerics, work) as shelf,
         Executor(
-            tree, items, shelf, work, numerics, is_sharing=setup.is_sharing, budget_bytes=setup.budget_bytes
+            tree, items, shelf, work, numerics, is_sharing=setup.is_sharing, budget_bytes=setup.options.budget_bytes
         ) as executor,
     ):
         yield executor

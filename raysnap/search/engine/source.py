@@ -29,16 +29,19 @@ class Gathered:
 
 
 class FeatureSource(Protocol):
-    """What a contest asks for features; candidates go by their number in the tree.
+    """What a contest asks for features; candidates go by their number in the tree."""
 
-    Attributes:
-        dtype: what blocks give.
-        fingerprint: what the last bits of features depend on, blocks and items aside.
-    """
+    @property
+    def work(self) -> Work:
+        """What getting features took so far."""
 
-    work: Work
-    dtype: torch.dtype
-    fingerprint: str
+    @property
+    def dtype(self) -> torch.dtype:
+        """What blocks compute in."""
+
+    @property
+    def fingerprint(self) -> str:
+        """What the last bits of features depend on, apart from blocks and items."""
 
     def gather(
         self, candidates: Collection[int], positions: Sequence[int], *, is_last: bool, border: Border | None = None

@@ -1,0 +1,102 @@
+"""The options of a search, each with its bounds: one model for the command line, the API, workers and benchmarks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, TypeAlias, TypedDict
+
+from pydantic import Field, ValidationError
+
+from raysnap.config.choices import Method, Precision, Proxy
+from raysnap.config.messages import describe_faults
+from raysnap.config.parts import ShapesConfig
+from raysnap.config.strict import Section
+from raysnap.errors import UsageError
+
+Count: TypeAlias = Annotated[int, Field(ge=1)]
+EdgePx: TypeAlias = Annotated[int, Field(ge=16, le=4096)]
+Confidence: TypeAlias = Annotated[float, Field(ge=0, lt=1)]
+
+DEFAULT_CONFIDENCE = 0.95
+
+
+class SearchOptions(Section):
+    """How a search picks its candidates, what it tries them on, and what it may use for it."""
+
+    method: Method = Field("nested", description="Which candidates are tried on how many items.")
+    proxy: Proxy = Field("linear", description="The score that stands for fine-tuned accuracy.")
+    confidence: Confidence = Field(
+        DEFAULT_CONFIDENCE,
+        description="Least probability, over all rungs of `nested`, that no candidate it drops would have come first on "
+        "all items; with 0 a rung drops all but its upper half. Other methods ignore it.",
+    )
+    num_train: Count | None = Field(
+        None, description="Training items to fit probes on, a stratified subset; None is all."
+    )
+    num_test: Count | None = Field(None, description="Items to score on, a stratified subset; None is all.")
+    image_size: EdgePx | None = Field(
+        None,
+        description="Edge of the square that models see, in pixels; None is the size each snapshot was trained at.",
+    )
+    budget_bytes: Count | None = Field(None, description="Bound on the activations held at once; None is no limit.")
+    where: str | None = Field(
+        None, description="Which snapshots are candidates, e.g. `architecture == 'resnet18' and accuracy > 0.8`."
+    )
+    seed: int = Field(0, ge=0, description="Seed of the drawn items and of the probes.")
+    data_dir: Path = Field(Path("data"), description="Folder of the datasets that go by a name.")
+    shapes: ShapesConfig | None = Field(None, description="How the shapes datasets are drawn; None is their default.")
+    device: str | None = Field(None, description="A torch device; None is the GPU where there is one.")
+    precision: Precision = Field(
+        "auto",
+        description="What blocks compute in; auto is bfloat16 where the device multiplies it in hardware, float16 on "
+        "older GPUs, else float32. Probes are fitted in float64 in any case.",
+    )
+    deterministic: bool = Field(
+        False, description="Use deterministic kernels only, so that equal searches get equal scores on a GPU too."
+    )
+    workers: Count = Field(
+        1,
+        description="Processes that compute; more than one are actors of the running Ray, each with a GPU, where there "
+        "are any, and its part of the CPUs.",
+    )
+    feature_cache_bytes: int = Field(
+        0,
+        ge=0,
+        description="Bound on the features and activations kept beside the dataset for later searches of it; 0 neither "
+        "reads nor keeps any.",
+    )
+
+    @classmethod
+    def of(cls, options: SearchOptions | None, keywords: Mapping[str, Any]) -> SearchOptions:
+        """Return `options`, or the defaults, with these keywords in their place.
+
+        Raises:
+            UsageError: a keyword is unknown or its value is out of bounds.
+        """
+        given = dict(options or {}) | dict(keywords)
+        try:
+            return cls.model_validate(given)
+        except ValidationError as error:
+            raise UsageError(describe_faults(error, cls, given)) from None
+
+
+class SearchKeywords(TypedDict, total=False):
+    """The fields of `SearchOptions` as keyword arguments, for type checkers and completion."""
+
+    method: Method
+    proxy: Proxy
+    confidence: float
+    num_train: int | None
+    num_test: int | None
+    image_size: int | None
+    budget_bytes: int | None
+    where: str | None
+    seed: int
+    data_dir: Path
+    shapes: ShapesConfig | None
+    device: str | None
+    precision: Precision
+    deterministic: bool
+    workers: int
+    feature_cache_bytes: int
