@@ -28,8 +28,8 @@ class SearchOptions(Section):
     proxy: Proxy = Field("linear", description="The score that stands for fine-tuned accuracy.")
     confidence: Confidence = Field(
         DEFAULT_CONFIDENCE,
-        description="Least probability, over all rungs of `nested`, that no candidate it drops would have come first on "
-        "all items; with 0 a rung drops all but its upper half. Other methods ignore it.",
+        description="How sure `nested` must be, over all its rungs, that no candidate it drops would come first on all "
+        "items; with 0 a rung drops all but its upper half. Other methods ignore it.",
     )
     num_train: Count | None = Field(
         None, description="Training items to fit probes on, a stratified subset; None is all."
@@ -37,7 +37,7 @@ class SearchOptions(Section):
     num_test: Count | None = Field(None, description="Items to score on, a stratified subset; None is all.")
     image_size: EdgePx | None = Field(
         None,
-        description="Edge of the square that models see, in pixels; None is the size each snapshot was trained at.",
+        description="Edge of the square that models see, in pixels; None is what each snapshot was trained with.",
     )
     budget_bytes: Count | None = Field(None, description="Bound on the activations held at once; None is no limit.")
     where: str | None = Field(

@@ -81,11 +81,11 @@ def test_the_published_benchmark_asks_what_the_paper_asks():
     cells = expand(config)
     distributions = {recipe.retrain.distribution for recipe in config.synthetic_sets.values()}
     assert distributions == {"top_layers", "twenty_five_percent", "fifty_percent"}
-    totals = {cell.num_train + cell.num_test for cell in cells}
+    totals = {cell.options.num_train + cell.options.num_test for cell in cells}
     assert {1000, 2000, 4000, 8000} <= totals
-    assert all(cell.num_train == 4 * cell.num_test for cell in cells)
+    assert all(cell.options.num_train == 4 * cell.options.num_test for cell in cells)
     assert {cell.dataset for cell in cells} == {"imagenette", "image-woof"}
-    assert {5 * 10**9, 10 * 10**9, 64 * 10**9} <= {cell.budget_bytes for cell in cells}
+    assert {5 * 10**9, 10 * 10**9, 64 * 10**9} <= {cell.options.budget_bytes for cell in cells}
     assert {cell.detail for cell in cells} == {"end_to_end", "rungs", "steps", "step_details"}
     assert any(
         len(find_sets(config)[cell.store].recipe.architectures) > 1 for cell in cells if cell.store in find_sets(config)

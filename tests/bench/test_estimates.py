@@ -57,7 +57,7 @@ def works(tmp_path):
         shapes={"num_train": 64, "num_val": 16},
     )
     cells = expand(config)
-    return {cell.method: work for cell, work in zip(cells, estimate_work(config, cells), strict=True)}
+    return {cell.options.method: work for cell, work in zip(cells, estimate_work(config, cells), strict=True)}
 
 
 def test_work_is_counted_in_image_forwards_and_flops(works):

@@ -90,7 +90,8 @@ def test_a_run_that_can_not_be_cold_says_so(cell):
 
 
 def test_images_decoded_meanwhile_are_noise(cell, tmp_path):
-    outcome = time_search(replace(cell, data_dir=tmp_path, num_warmups=0, num_test=11))
+    options = cell.options.model_copy(update={"data_dir": tmp_path, "num_test": 11})
+    outcome = time_search(replace(cell, options=options, num_warmups=0))
     assert outcome["search"]["work"]["images_decoded"] == 31
     assert "31 images were decoded" in "; ".join(outcome["noise"])
 
@@ -113,7 +114,7 @@ def test_warm_ups_run_once_in_a_process_for_both_states_of_the_page_cache(cell, 
     calls = []
     real = timed_search.search
     monkeypatch.setattr(timed_search, "search", lambda *args, **kwargs: calls.append(1) or real(*args, **kwargs))
-    own = replace(cell, num_warmups=2, confidence=0.5)
+    own = replace(cell, options=cell.options.model_copy(update={"confidence": 0.5}), num_warmups=2)
     for state in ("cold", "warm", "cold"):
         time_search(replace(own, cache=state))
     assert len(calls) == 2 + 3

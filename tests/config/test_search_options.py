@@ -36,10 +36,9 @@ def test_the_command_line_has_the_same_default(name):
 
 @pytest.mark.parametrize("name", SHARED)
 def test_the_command_line_has_the_same_lower_bound(name):
-    options = [one for one in PARAMETERS[name].annotation.__metadata__ if hasattr(one, "min")]
-    lower = SearchOptions.of(None, {}).model_json_schema()["properties"][name]
-    variants = lower.get("anyOf", [lower])
-    assert [one.min for one in options] == [variants[0].get("minimum")]
+    (option,) = (one for one in PARAMETERS[name].annotation.__metadata__ if hasattr(one, "min"))
+    schema = SearchOptions.model_json_schema()["properties"][name]
+    assert option.min == schema.get("anyOf", [schema])[0].get("minimum")
 
 
 @pytest.mark.parametrize("name", ["confidence", "precision"])

@@ -56,10 +56,8 @@ class Fleet:
         self.tree = tree
         self.work = work
         resources = ray.cluster_resources()
-        num_cpus, num_gpus = (
-            int(resources.get("CPU", 0)),
-            0 if setup.options.device == "cpu" else resources.get("GPU", 0),
-        )
+        num_cpus = int(resources.get("CPU", 0))
+        num_gpus = 0 if setup.options.device == "cpu" else resources.get("GPU", 0)
         if num_workers > num_cpus:
             raise UsageError(
                 f"--workers {num_workers}: expected at most {num_cpus}, the CPUs that Ray has; ask for less"
