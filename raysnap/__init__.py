@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from raysnap.config.jobs import GenerateConfig, SynthesizeConfig
     from raysnap.config.load import load_config
     from raysnap.config.quickstart import QuickstartConfig
+    from raysnap.config.search_options import SearchOptions
     from raysnap.config.sweep import SweepConfig
     from raysnap.datasets.dataset import Dataset, open_dataset
     from raysnap.errors import (
@@ -63,6 +64,7 @@ __all__ = [
     "Preprocessing",
     "QuickstartConfig",
     "RaysnapError",
+    "SearchOptions",
     "SearchResult",
     "SnapshotNotFound",
     "Store",
@@ -93,6 +95,7 @@ _HOMES = {
     "Manifest": "raysnap.store.manifest",
     "Preprocessing": "raysnap.store.manifest",
     "QuickstartConfig": "raysnap.config.quickstart",
+    "SearchOptions": "raysnap.config.search_options",
     "SearchResult": "raysnap.search.result",
     "Store": "raysnap.store.store",
     "SweepConfig": "raysnap.config.sweep",
