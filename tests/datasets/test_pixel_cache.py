@@ -160,7 +160,7 @@ def test_pixels_are_on_disk_before_their_records_say_so(tmp_path, monkeypatch):
     dataset = make_dataset(tmp_path, FORMS)
     cache = open_cache(dataset)
     states = []
-    monkeypatch.setattr(pixels, "_sync", lambda file: states.append(cache._records["state"].copy()))
+    monkeypatch.setattr(pixels, "sync_data", lambda file: states.append(cache._records["state"].copy()))
     cache.load(range(len(FORMS)))
     assert len(states) == 1
     assert not states[0].any()
@@ -173,7 +173,7 @@ def test_a_process_killed_before_its_records_leaves_nothing_that_counts(tmp_path
     def killed(file: int) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(pixels, "_sync", killed)
+    monkeypatch.setattr(pixels, "sync_data", killed)
     with pytest.raises(KeyboardInterrupt):
         open_cache(dataset).load(range(len(FORMS)))
     monkeypatch.undo()
