@@ -21,7 +21,7 @@ from raysnap.models import blocks
 from raysnap.runs.rows import read_rows
 from raysnap.store.manifest import Preprocessing
 from raysnap.store.store import Store
-from tests.cli.test_tables import shown
+from tests.support.terminal import shown
 
 METHODS = ("baseline", "shift", "alsatian", "shared")
 

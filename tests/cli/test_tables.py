@@ -2,17 +2,9 @@
 
 from types import SimpleNamespace
 
-from rich.console import Console
-
 from raysnap.cli.search_tables import cells_table, methods_table, noise_lines
 from raysnap.cli.training_tables import trained_table
-
-
-def shown(table) -> list[list[str]]:
-    console = Console(width=200)
-    with console.capture() as capture:
-        console.print(table)
-    return [[cell for cell in line.split("  ") if cell.strip()] for line in capture.get().splitlines()]
+from tests.support.terminal import shown
 
 
 def trial(name: str, dataset: str, val: float | None, test: float | None, architecture: str = "resnet18"):

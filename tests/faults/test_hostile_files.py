@@ -23,9 +23,9 @@ from raysnap.models.tensor_bytes import DTYPES, decode
 from raysnap.store.exchange import export_snapshot
 from raysnap.store.manifest import parse_manifest
 from raysnap.store.store import Store
-from tests.store.test_manifest import make_manifest
 from tests.support import ROOT, SUPPORT
 from tests.support.hostile_weights import ARCHITECTURE, Case, all_cases, sound_weights
+from tests.support.manifests import make_manifest
 from tests.support.store_blocks import equal, make_blocks, put, read
 
 DEEP = os.environ.get("RAYSNAP_DEEP") == "1"

@@ -11,7 +11,7 @@ from raysnap.errors import OutOfMemory, TrainingDiverged
 from raysnap.models.block_facts import num_body_blocks
 from raysnap.training import finetune
 from raysnap.training.prefix_cache import PrefixCache
-from tests.training.test_finetune import (
+from tests.support.small_finetunes import (
     FAMILIES,
     Killed,
     coloured_squares,

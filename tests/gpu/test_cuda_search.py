@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from raysnap.datasets.dataset import open_dataset
 from raysnap.models import blocks
 from raysnap.models.block_facts import block_shapes
 from raysnap.models.numerics import Numerics
@@ -11,9 +12,8 @@ from raysnap.search.candidates import find_candidates
 from raysnap.search.engine.folding import build_inference_block
 from raysnap.search.plan.tree import build_tree
 from raysnap.store.store import Store
-from tests.laws.test_search_laws import DATA, NUM_ITEMS, SHAPES, SIZES, data_dir, family, lines  # noqa: F401 - fixtures
-from tests.search.engine.test_folding import seasoned
-from tests.support.search_stores import put, variant
+from tests.support.search_families import DATA, NUM_ITEMS, SHAPES, SIZES, family_store, lines
+from tests.support.search_stores import body_with_used_batch_norms, put, variant
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
@@ -27,6 +27,19 @@ def exact_float32(monkeypatch) -> None:
 
 
 @pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("data")
+    open_dataset(DATA, directory, SHAPES)
+    return directory
+
+
+@pytest.fixture(scope="module", params=SIZES)
+def family(request, tmp_path_factory):
+    """An architecture and its store."""
+    return request.param, family_store(request.param, tmp_path_factory.mktemp(request.param))
+
+
+@pytest.fixture(scope="module")
 def resnets(tmp_path_factory) -> Store:
     """A store of eight ResNet-18 that share more or less of the first."""
     store = Store.open(tmp_path_factory.mktemp("resnets") / "store", create=True)
@@ -36,7 +49,7 @@ def resnets(tmp_path_factory) -> Store:
 
 
 @pytest.fixture
-def find(data_dir):  # noqa: F811 - a fixture
+def find(data_dir):
     def run_search(store: Store, **arguments):
         return search(store, DATA, data_dir=data_dir, shapes=SHAPES, **arguments)
 
@@ -46,7 +59,7 @@ def find(data_dir):  # noqa: F811 - a fixture
 @pytest.mark.parametrize("architecture", ["resnet18", "efficientnet_v2_s", "convnext_tiny", "swin_t", "vit_b_32"])
 @pytest.mark.parametrize(("precision", "tolerance"), [("float32", 1e-3), ("auto", 0.05)])
 def test_folded_blocks_give_torchvisions_features(architecture, precision, tolerance):
-    body = seasoned(architecture)
+    body = body_with_used_batch_norms(architecture)
     numerics = Numerics.for_inference(precision, CUDA)
     folded = [build_inference_block(architecture, *pair, numerics) for pair in enumerate(body)]
     whole = blocks.build_model(architecture, body)
@@ -61,7 +74,7 @@ def test_folded_blocks_give_torchvisions_features(architecture, precision, toler
 
 
 @pytest.mark.parametrize("deterministic", [True, False])
-def test_sharing_changes_no_score_and_work_is_the_trees(family, find, deterministic):  # noqa: F811 - a fixture
+def test_sharing_changes_no_score_and_work_is_the_trees(family, find, deterministic):
     architecture, store = family
     shapes = block_shapes(architecture, SIZES[architecture])[:-1]
     shared, baseline, shift, alsatian = (

@@ -12,7 +12,7 @@ from raysnap.errors import ArchitectureError, ConfigError, DataError, WeightsErr
 from raysnap.jobs.generate import generate
 from raysnap.runs.rows import read_rows
 from raysnap.store.store import Store
-from tests.tune.test_trackers import scalars
+from tests.support.event_files import scalars
 
 QUICK = {"epochs": 1, "batch_size": 16}
 

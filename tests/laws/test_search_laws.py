@@ -2,20 +2,14 @@
 
 import pytest
 
-from raysnap.config.parts import ShapesConfig
 from raysnap.datasets.dataset import open_dataset
 from raysnap.models.block_facts import block_shapes
 from raysnap.search import search
 from raysnap.search.candidates import find_candidates
 from raysnap.search.plan.tree import build_tree
-from raysnap.store.manifest import Preprocessing
 from raysnap.store.store import Store
-from tests.support.search_stores import one_thread, put, random_blocks
-
-DATA = "shapes-colour-a"
-SHAPES = ShapesConfig(image_size=32, num_train=8, num_val=4, num_test=4)
-NUM_ITEMS = 12
-SIZES = {"resnet18": 32, "efficientnet_b0": 32, "vit_b_32": 224}  # torchvision's transformers take no other
+from tests.support.search_families import DATA, NUM_ITEMS, SHAPES, SIZES, family_store, lines
+from tests.support.search_stores import one_thread
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -33,24 +27,8 @@ def data_dir(tmp_path_factory):
 
 @pytest.fixture(scope="module", params=SIZES)
 def family(request, tmp_path_factory):
-    """An architecture, and a store of one snapshot and two with last blocks of their own."""
-    architecture = request.param
-    store = Store.open(tmp_path_factory.mktemp(architecture) / "store", create=True)
-    preprocessing = Preprocessing(resize_size=SIZES[architecture], image_size=SIZES[architecture])
-    base = random_blocks.__wrapped__(architecture, 0)
-    for retrained in range(3):
-        cut = len(base) - 1 - retrained
-        own = [(name, {key: _shifted(value, retrained) for key, value in block.items()}) for name, block in base[cut:]]
-        put(store, f"r{retrained}", [*base[:cut], *own], architecture, preprocessing=preprocessing)
-    return architecture, store
-
-
-def _shifted(value, times):
-    return value + 0.01 * times if value.is_floating_point() else value
-
-
-def lines(result):
-    return [(one.snapshot, one.score, one.num_train, one.num_test, one.tied_with_best) for one in result.ranking]
+    """An architecture and its store."""
+    return request.param, family_store(request.param, tmp_path_factory.mktemp(request.param))
 
 
 def test_sharing_changes_no_score_and_work_is_the_trees(family, data_dir, monkeypatch):

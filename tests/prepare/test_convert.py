@@ -38,6 +38,7 @@ from tests.support.official_sources import (
     tar_bytes,
     write_folder,
 )
+from tests.support.preparation import images_of, prepare, refuse
 
 FASHION_MNIST_900 = ROOT.parent / "shared" / "data" / "fashion-mnist-900"
 
@@ -63,29 +64,8 @@ TOP_FOLDERS = {
 FOLDERS = sorted(set(UNPACKED) - {"fashion-mnist"})
 
 
-def prepare(name: str, source: Path | None, data_dir: Path, **options) -> PrepareResult:
-    """The tiny source of a dataset, prepared although its counts are not the published ones."""
-    return prepare_dataset(name, source, data_dir, **({"allow_other_counts": True} | options))
-
-
 def record_of(result: PrepareResult) -> dict:
     return json.loads((result.dataset.root / "dataset.json").read_text())
-
-
-def images_of(result: PrepareResult) -> dict[str, bytes]:
-    return {
-        str(item.path.relative_to(result.dataset.root)): item.path.read_bytes()
-        for items in result.dataset.splits.values()
-        for item in items
-    }
-
-
-def refuse(name: str, source: Path | None, data_dir: Path, message: str, **options) -> str:
-    with pytest.raises(DataError, match=message) as caught:
-        prepare(name, source, data_dir, **options)
-    assert "\n" not in str(caught.value)
-    assert not data_dir.exists() or list(data_dir.iterdir()) == []
-    return str(caught.value)
 
 
 # All nine

@@ -5,9 +5,9 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from tests.prepare.test_convert import images_of, prepare, refuse
 from tests.support import official_sources
 from tests.support.official_sources import UNPACKED, Files, jpeg, mat, pack, write_folder
+from tests.support.preparation import images_of, prepare, refuse
 
 
 def edited(name: str, file: str, change: Callable[[str], str]) -> Files:

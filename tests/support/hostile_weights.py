@@ -16,8 +16,8 @@ import torch
 
 from raysnap.models.blocks import random_tensors
 from raysnap.models.tensor_bytes import canonical_block_bytes
-from tests.models.test_tensor_bytes import HOSTILE
 from tests.support.hostile_pickles import Call, disguises, gadgets, legacy_file, opcodes, zip_file
+from tests.support.hostile_tensors import HOSTILE
 
 ARCHITECTURE = "mobilenet_v3_small"
 FIRST, LAST, COUNT = "features.0.0.weight", "classifier.3.weight", "features.0.1.num_batches_tracked"

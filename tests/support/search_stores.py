@@ -99,3 +99,16 @@ def scored(
     """The score of a single candidate's features."""
     (score,) = score_candidates(proxy, [train], labels, [test], test_labels, seed)
     return score
+
+
+def body_with_used_batch_norms(architecture):
+    """Return the random tensors of a body, with batch norms that are not the identity that they begin as."""
+    generator = torch.Generator().manual_seed(1)
+    body = [tensors for _, tensors in blocks.random_tensors(architecture, 4, 0)[:-1]]
+    for tensors in body:
+        for name, tensor in tensors.items():
+            if name.endswith("running_mean"):
+                tensor.copy_(0.1 * torch.randn(tensor.shape, generator=generator))
+            elif name.endswith("running_var"):
+                tensor.copy_(0.5 + torch.rand(tensor.shape, generator=generator))
+    return body

@@ -10,32 +10,28 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
 
 from raysnap.config.train import TrainConfig
 from raysnap.errors import FrozenBlockChanged, OutOfMemory, TrainingDiverged, WeightsError
-from raysnap.models import blocks
 from raysnap.models.block_facts import num_body_blocks
 from raysnap.models.numerics import Numerics
 from raysnap.models.tensor_bytes import block_digest, decode
-from raysnap.store.manifest import Preprocessing
 from raysnap.training import evaluation, finetune
-from raysnap.training.feeds import LabelledPixels
-from raysnap.training.prefix_cache import PrefixCache
 from raysnap.training.steps import Step
 from tests.support import ROOT
-
-PREPROCESSING = Preprocessing(resize_size=36, image_size=32)
-FAMILIES = [  # BatchNorm, dropout, stochastic depth, and none of them
-    "resnet18",
-    "mobilenet_v2",
-    "mobilenet_v3_small",
-    "efficientnet_b0",
-    "regnet_x_400mf",
-    "convnext_tiny",
-    "swin_t",
-    "vit_b_32",
-]
+from tests.support.small_finetunes import (
+    FAMILIES,
+    PREPROCESSING,
+    Killed,
+    cache_in,
+    coloured_squares,
+    digests_of,
+    model_of,
+    one_step,
+    run,
+    splits,
+    without_times,
+)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -45,47 +41,6 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(num_threads)
-
-
-def coloured_squares(num_items: int, seed: int) -> LabelledPixels:
-    """Items of two classes that differ in colour, under noise; larger crops repeat their pixels."""
-    generator = torch.Generator().manual_seed(seed)
-    labels = torch.arange(num_items) % 2
-    pixels = torch.randint(0, 120, (num_items, 3, 36, 36), generator=generator, dtype=torch.uint8)
-    pixels[labels == 1, 0] += 120
-
-    def read(positions, crop_size):
-        if crop_size > 36:
-            return pixels[positions].repeat(1, 1, 7, 7)[:, :, :crop_size, :crop_size]
-        edge = (36 - crop_size) // 2
-        return pixels[positions][:, :, edge : edge + crop_size, edge : edge + crop_size]
-
-    return LabelledPixels(read, labels, digest=f"{num_items} coloured squares {seed}")
-
-
-def splits(num_train: int = 24) -> dict[str, LabelledPixels]:
-    return {"train": coloured_squares(num_train, 0), "val": coloured_squares(10, 1), "test": coloured_squares(10, 2)}
-
-
-def model_of(architecture: str) -> nn.Sequential:
-    return blocks.build_model(architecture, [tensors for _, tensors in blocks.random_tensors(architecture, 2, 0)])
-
-
-def digests_of(model) -> list[str]:
-    return [block_digest(block.tensors()) for block in model]
-
-
-def run(model, num_frozen, config=None, data=None, report=lambda entry, save: None, digests=None, **options):
-    digests = digests or digests_of(model)
-    config = config or TrainConfig(epochs=1, batch_size=8)
-    options = {"seed": 0, "base_digests": digests, "report": report} | options
-    edge = 224 if any("encoder" in block.name for block in model) else 32
-    preprocessing = Preprocessing(resize_size=edge + 4, image_size=edge)
-    return finetune.finetune(model, num_frozen, data or splits(), preprocessing, config, **options)
-
-
-def one_step(num_items=4) -> dict[str, LabelledPixels]:
-    return {"train": coloured_squares(num_items, 0), "val": coloured_squares(2, 1)}
 
 
 @pytest.mark.parametrize("architecture", FAMILIES)
@@ -220,10 +175,6 @@ def test_accuracy_and_loss_are_those_of_the_whole_split_whatever_the_batch():
 # Caching
 
 
-def cache_in(folder: Path, depth: int) -> PrefixCache:
-    return PrefixCache.beside(folder, depth, budget_bytes=10**9)
-
-
 @pytest.mark.parametrize(("num_frozen", "depth", "views"), [(1, 1, 1), (8, 8, 2), (8, 3, 1), (9, 9, 2)])
 def test_cached_frozen_blocks_train_what_uncached_ones_do(tmp_path, num_frozen, depth, views):
     """To rounding: convolutions add up in another order in batches of another size, which fills are."""
@@ -259,14 +210,6 @@ def test_what_would_poison_the_cache_is_refused_before_it_is_filled(tmp_path):
 
 
 # Going on
-
-
-class Killed(Exception):
-    pass
-
-
-def without_times(history):
-    return [{name: value for name, value in entry.items() if name != "epoch_s"} for entry in history]
 
 
 @pytest.mark.parametrize(
@@ -443,8 +386,8 @@ TWO_WORKERS = """
     from torch import distributed
     from torchvision.ops import StochasticDepth
     sys.path.insert(0, {tests!r})
-    from tests.training.test_finetune import cache_in, digests_of, model_of, run, without_times, coloured_squares
-    from raysnap.config.load import TrainConfig
+    from tests.support.small_finetunes import cache_in, digests_of, model_of, run, without_times, coloured_squares
+    from raysnap.config.train import TrainConfig
     from raysnap.training.worker import Worker
 
     def train(architecture, num_frozen, depth, folder, worker):

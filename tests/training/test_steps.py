@@ -19,7 +19,7 @@ from raysnap.training.prefix_cache import PrefixCache
 from raysnap.training.state import TrainingState
 from raysnap.training.steps import Step, balanced_weights, split_batches
 from raysnap.training.worker import ALONE
-from tests.training.test_finetune import PREPROCESSING, coloured_squares, digests_of, model_of, one_step, run, splits
+from tests.support.small_finetunes import PREPROCESSING, coloured_squares, digests_of, model_of, one_step, run, splits
 
 CPU = Numerics(torch.device("cpu"))
 

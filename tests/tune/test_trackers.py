@@ -15,6 +15,7 @@ from raysnap.planning.extras import check_trackers
 from raysnap.tune.tracker_callback import Tracking
 from raysnap.tune.trackers import EventFiles, figures_of, hyperparameters, kept_of
 from tests.support import ROOT
+from tests.support.event_files import scalars
 
 PLANNED = {
     "id": "001-resnet18-pets-r2",
@@ -57,21 +58,6 @@ def run_trial(tracking: Tracking, trial: Told, num_epochs: int = 3, first: int =
         trial.last_result = end
         tracking.on_trial_result(0, [], trial, end)
     tracking.on_trial_complete(0, [], trial)
-
-
-def read_events(folder: Path):
-    """What TensorBoard reads in one run's folder."""
-    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    events = accumulator.EventAccumulator(str(folder))
-    events.Reload()
-    return events
-
-
-def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
-    events = read_events(folder)
-    return {
-        name: [(one.step, round(one.value, 6)) for one in events.Scalars(name)] for name in events.Tags()["scalars"]
-    }
 
 
 def hparams_experiment(root: Path):

@@ -8,6 +8,7 @@ from torch import nn
 from raysnap.models import blocks
 from raysnap.models.numerics import Numerics
 from raysnap.search.engine.folding import build_inference_block
+from tests.support.search_stores import body_with_used_batch_norms
 
 CPU = torch.device("cpu")
 FAMILIES = (
@@ -25,22 +26,9 @@ FAMILIES = (
 )
 
 
-def seasoned(architecture):
-    """Random tensors whose batch norms are not the identity that they begin as."""
-    generator = torch.Generator().manual_seed(1)
-    body = [tensors for _, tensors in blocks.random_tensors(architecture, 4, 0)[:-1]]
-    for tensors in body:
-        for name, tensor in tensors.items():
-            if name.endswith("running_mean"):
-                tensor.copy_(0.1 * torch.randn(tensor.shape, generator=generator))
-            elif name.endswith("running_var"):
-                tensor.copy_(0.5 + torch.rand(tensor.shape, generator=generator))
-    return body
-
-
 @pytest.mark.parametrize("architecture", FAMILIES)
 def test_a_folded_model_gives_torchvisions_features_without_a_batch_norm(architecture):
-    body = seasoned(architecture)
+    body = body_with_used_batch_norms(architecture)
     before = [{name: tensor.clone() for name, tensor in tensors.items()} for tensors in body]
     numerics = Numerics(CPU, channels_last=True)
     folded = nn.Sequential(*(build_inference_block(architecture, *pair, numerics) for pair in enumerate(body)))
@@ -58,6 +46,6 @@ def test_a_folded_model_gives_torchvisions_features_without_a_batch_norm(archite
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
 def test_a_block_computes_in_the_precision_asked_for(precision):
     numerics = Numerics.for_inference(precision, CPU)
-    block = build_inference_block("resnet18", 1, seasoned("resnet18")[1], numerics)
+    block = build_inference_block("resnet18", 1, body_with_used_batch_norms("resnet18")[1], numerics)
     floating = [value.dtype for value in (*block.parameters(), *block.buffers()) if value.is_floating_point()]
     assert set(floating) == {numerics.dtype} == {getattr(torch, precision)}

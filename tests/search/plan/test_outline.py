@@ -6,8 +6,8 @@ from rich.console import Console
 from raysnap.cli.search_tables import prefix_tree
 from raysnap.search.plan.outline import MAX_BRANCHES, outline
 from raysnap.search.plan.tree import build_tree
-from tests.search.plan.test_partition import star
 from tests.support.search_stores import candidate, digest
+from tests.support.search_trees import star
 
 
 def walk(branches):

@@ -2,44 +2,20 @@
 
 import math
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raysnap.config.parts import RetrainConfig
-from raysnap.planning.sampling import draw_retrain_indices
 from raysnap.search.plan.dispatch import MAX_OPEN_WAVES, Dispatcher, Task, play
 from raysnap.search.plan.partition import Costs, Rates, block_key, deal, split_waves
 from raysnap.search.plan.rungs import plan_rungs
 from raysnap.search.plan.simulation import choose_partition, held_after, simulate
-from raysnap.search.plan.tree import build_tree, keep_candidates
-from tests.support.search_stores import candidate, digest
+from raysnap.search.plan.tree import keep_candidates
+from tests.support.search_trees import NUM_BLOCKS, star, tree_of
 
-NUM_BLOCKS = 9
 CHEAP_HANDOVER = Rates(handover_bytes_per_s=1e15)
 paths = st.lists(st.lists(st.integers(0, 2), min_size=NUM_BLOCKS, max_size=NUM_BLOCKS), min_size=1, max_size=8)
 cuts = st.sampled_from([math.inf, 1.0, 0.5, 0.1, 0.01])
-
-
-def tree_of(all_digits, sharing=True):
-    candidates = [
-        candidate(str(number), [digest(f"{position}{digit}") for position, digit in enumerate(digits)])
-        for number, digits in enumerate(all_digits)
-    ]
-    return build_tree(candidates, sharing=sharing)
-
-
-def star(num_snapshots, distribution="twenty_five_percent", seed=0):
-    """Snapshots that share all but their last blocks with one base."""
-    config = RetrainConfig(distribution=distribution)
-    indices = draw_retrain_indices(config, "resnet18", num_snapshots, np.random.default_rng(seed))
-    return tree_of(
-        [
-            [0 if index < NUM_BLOCKS - retrained else number + 1 for index in range(NUM_BLOCKS)]
-            for number, retrained in enumerate(indices)
-        ]
-    )
 
 
 def dealt(tree, num_items, num_workers, cut, share, rates=CHEAP_HANDOVER, given=(), wave_items=4):

@@ -1,0 +1,79 @@
+"""Fine-tunes that take a moment: models of every family, items that differ in colour, and what a test compares."""
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from raysnap.config.train import TrainConfig
+from raysnap.models import blocks
+from raysnap.models.tensor_bytes import block_digest
+from raysnap.store.manifest import Preprocessing
+from raysnap.training import finetune
+from raysnap.training.feeds import LabelledPixels
+from raysnap.training.prefix_cache import PrefixCache
+
+PREPROCESSING = Preprocessing(resize_size=36, image_size=32)
+FAMILIES = [  # BatchNorm, dropout, stochastic depth, and none of them
+    "resnet18",
+    "mobilenet_v2",
+    "mobilenet_v3_small",
+    "efficientnet_b0",
+    "regnet_x_400mf",
+    "convnext_tiny",
+    "swin_t",
+    "vit_b_32",
+]
+
+
+def coloured_squares(num_items: int, seed: int) -> LabelledPixels:
+    """Items of two classes that differ in colour, under noise; larger crops repeat their pixels."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(num_items) % 2
+    pixels = torch.randint(0, 120, (num_items, 3, 36, 36), generator=generator, dtype=torch.uint8)
+    pixels[labels == 1, 0] += 120
+
+    def read(positions, crop_size):
+        if crop_size > 36:
+            return pixels[positions].repeat(1, 1, 7, 7)[:, :, :crop_size, :crop_size]
+        edge = (36 - crop_size) // 2
+        return pixels[positions][:, :, edge : edge + crop_size, edge : edge + crop_size]
+
+    return LabelledPixels(read, labels, digest=f"{num_items} coloured squares {seed}")
+
+
+def splits(num_train: int = 24) -> dict[str, LabelledPixels]:
+    return {"train": coloured_squares(num_train, 0), "val": coloured_squares(10, 1), "test": coloured_squares(10, 2)}
+
+
+def model_of(architecture: str) -> nn.Sequential:
+    return blocks.build_model(architecture, [tensors for _, tensors in blocks.random_tensors(architecture, 2, 0)])
+
+
+def digests_of(model) -> list[str]:
+    return [block_digest(block.tensors()) for block in model]
+
+
+def run(model, num_frozen, config=None, data=None, report=lambda entry, save: None, digests=None, **options):
+    digests = digests or digests_of(model)
+    config = config or TrainConfig(epochs=1, batch_size=8)
+    options = {"seed": 0, "base_digests": digests, "report": report} | options
+    edge = 224 if any("encoder" in block.name for block in model) else 32
+    preprocessing = Preprocessing(resize_size=edge + 4, image_size=edge)
+    return finetune.finetune(model, num_frozen, data or splits(), preprocessing, config, **options)
+
+
+def one_step(num_items=4) -> dict[str, LabelledPixels]:
+    return {"train": coloured_squares(num_items, 0), "val": coloured_squares(2, 1)}
+
+
+def cache_in(folder: Path, depth: int) -> PrefixCache:
+    return PrefixCache.beside(folder, depth, budget_bytes=10**9)
+
+
+class Killed(Exception):
+    pass
+
+
+def without_times(history):
+    return [{name: value for name, value in entry.items() if name != "epoch_s"} for entry in history]
