@@ -1,4 +1,4 @@
-"""What a job may be configured with: pydantic models, read from YAML and key=value."""
+"""Configuration of every kind of job: pydantic models, read from YAML files and `key=value` overrides."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING
@@ -14,7 +14,7 @@ __all__ = ["BenchConfig", "GenerateConfig", "QuickstartConfig", "SweepConfig", "
 
 if not TYPE_CHECKING:  # importing the models takes longer than `raysnap --help` may
 
-    def __getattr__(name):
+    def __getattr__(name: str) -> object:
         if name not in __all__:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         return getattr(import_module("raysnap.config.load"), name)

@@ -1,8 +1,8 @@
-"""What a benchmark of timed searches is configured with."""
+"""Configuration of a benchmark: timed searches, in groups."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -15,24 +15,26 @@ from raysnap.humanize import suggest
 
 
 class BenchConfig(BenchGrid, JobConfig):
-    """Timed searches: grids of methods, stores, datasets and sizes, each cell some times over."""
+    """Timed searches: grids of methods, stores, datasets and sizes, each cell repeated."""
 
     kind: Literal["bench"] = "bench"
-    run_dir: Path = Field(Path("runs/bench"), description="Folder of this run's records; made by the run.")
+    run_dir: Path = Field(Path("runs/bench"), description="Folder of this run's records, created if needed.")
     groups: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")], BenchGrid] = Field(
-        {}, description="Grids by name, each with the keys above where it differs; none is one grid of those."
+        {},
+        description="Grids by name; each inherits the keys outside that it doesn't set. Without groups, those keys are "
+        "the grid.",
     )
     synthetic_sets: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")], SyntheticRecipe] = Field(
-        {}, description="Stores of synthetic snapshots by name, made when first needed; `store` may name them."
+        {}, description="Stores of synthetic snapshots by name, created when first needed; `store` may refer to them."
     )
     synthetic_dir: Path = Field(
-        Path("synthetic"), description="Folder of the stores of `synthetic_sets`, which later runs reuse."
+        Path("synthetic"), description="Folder of the stores of `synthetic_sets`; later runs reuse them."
     )
 
     @model_validator(mode="before")
     @classmethod
-    def _groups_take_over(cls, document: Any) -> Any:
-        """A group has every key of the grid that it does not set itself."""
+    def _groups_inherit(cls, document: Any) -> Any:
+        """Give each group the keys of the grid that it doesn't set itself."""
         groups = document.get("groups") if isinstance(document, dict) else None
         if not isinstance(groups, dict):
             return document
@@ -49,11 +51,12 @@ class BenchConfig(BenchGrid, JobConfig):
 
     @property
     def grids(self) -> dict[str | None, BenchGrid]:
-        """The groups by name; without any, the one grid of the keys outside, under None."""
-        return dict(self.groups) or {None: self}
+        """The groups by name, or the grid of the keys outside under None where there are no groups."""
+        named: Iterable[tuple[str | None, BenchGrid]] = self.groups.items()
+        return dict(named) or {None: self}
 
     def only(self, names: Collection[str]) -> BenchConfig:
-        """The same benchmark with these of its groups alone; without names, as it is.
+        """Return the benchmark with only the groups of these names; without names, all of it.
 
         Raises:
             ConfigError: there is no such group.

@@ -1,4 +1,4 @@
-"""A grid of timed searches: axes of one value or many, and how each of their combinations is timed."""
+"""A grid of timed searches: axes of one or more values, and how each combination is timed."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ Text: TypeAlias = Annotated[str, Field(min_length=1)]
 class BenchGrid(Section):
     """A grid of timed searches; an axis is one value or a list, and every combination is a cell."""
 
-    title: str | None = Field(None, description="What the grid shows, in words.")
+    title: str | None = Field(None, description="What the grid shows, as the title of its part of the report.")
     store: Axis[Path] = Field(
         (Path("store"),), description="Folders of model stores, or names of `synthetic_sets`; an axis."
     )
@@ -41,52 +41,58 @@ class BenchGrid(Section):
         (None,), description="Which snapshots are candidates, e.g. `architecture == 'resnet18'`; an axis."
     )
     num_train: Axis[Count | None] = Field(
-        (None,), description="Training items to probe on, null is all; an axis together with `num_test`, pair by pair."
+        (None,), description="Training items to fit probes on, null is all; an axis that is paired with `num_test`."
     )
     num_test: Axis[Count | None] = Field(
-        (None,), description="Items to score on, null is all; one for all of `num_train`, or one for each."
+        (None,), description="Test items to score on, null is all; one value for all of `num_train`, or one for each."
     )
-    image_size: Axis[EdgePx] = Field((224,), description="Edge of the square that models see, in pixels; an axis.")
+    image_size: Axis[EdgePx] = Field((224,), description="Edge of the square input image, in pixels; an axis.")
     budget_bytes: Axis[Count | None] = Field(
         (None,), description="Bound on the activations held, null is no limit; an axis."
     )
     cache: Axis[Literal["warm", "cold"]] = Field(
-        ("warm",), description="Whether the files read are in the page cache (warm) or dropped from it (cold); an axis."
+        ("warm",),
+        description="Whether files are in the page cache (warm) or evicted from it (cold) before a run; an axis.",
     )
-    proxies: Axis[Proxy] = Field(("linear",), description="Scores that stand for fine-tuned accuracy; an axis.")
+    proxies: Axis[Proxy] = Field(("linear",), description="Scores that predict fine-tuned accuracy; an axis.")
     methods: Axis[Method] = Field(
-        ("baseline", "shift", "alsatian", "shared"), description="Who is tried on how many items; an axis."
+        ("baseline", "shift", "alsatian", "shared"), description="How a search spreads items over candidates; an axis."
     )
     confidence: Confidence = Field(
-        DEFAULT_CONFIDENCE, description="How sure `nested` must be of the winner; 0 keeps the upper half alone."
+        DEFAULT_CONFIDENCE,
+        description="How sure `nested` must be not to drop the winner; with 0 each rung keeps its upper half only.",
     )
     precision: Precision = Field(
-        "auto", description="What blocks compute in; auto is bfloat16 or float16 where the device is made for it."
+        "auto",
+        description="Number format of the blocks; auto is bfloat16 or float16 on GPUs that are faster with it, else "
+        "float32.",
     )
     io_limit_mib_per_s: float | None = Field(
-        None, gt=0, le=1e6, description="Bound on the rate at which block files are read, in MiB/s; null is none."
+        None, gt=0, le=1e6, description="Limit on the rate at which block files are read, in MiB/s; null is no limit."
     )
     detail: Literal["end_to_end", "rungs", "steps", "step_details"] = Field(
         "steps",
-        description="How finely a row tells the time: in all, by rung, by stage too, and by block read besides.",
+        description="What a row breaks its time down by: nothing, rungs, rungs and stages, or single block reads too.",
     )
     repeats: int = Field(3, ge=1, le=1000, description="Timed runs of each cell.")
-    num_warmups: int = Field(1, ge=0, le=100, description="Untimed runs before them, in the same process.")
+    num_warmups: int = Field(
+        1, ge=0, le=100, description="Untimed runs of each cell before the timed ones, in the same process."
+    )
 
     @property
     def item_counts(self) -> tuple[tuple[int | None, int | None], ...]:
-        """The pairs of `num_train` and `num_test`."""
+        """The pairs of `num_train` and `num_test`; None is all items."""
         num_pairs = max(len(self.num_train), len(self.num_test))
-        spread = (one if len(one) == num_pairs else one * num_pairs for one in (self.num_train, self.num_test))
+        spread = (axis if len(axis) == num_pairs else axis * num_pairs for axis in (self.num_train, self.num_test))
         return tuple(zip(*spread, strict=True))
 
     @model_validator(mode="after")
-    def _axes_make_sense(self) -> BenchGrid:
+    def _check_axes(self) -> BenchGrid:
         for name in ("store", "where", "image_size", "budget_bytes", "cache", "datasets", "methods", "proxies"):
             refuse_repeated(name, getattr(self, name))
         if 1 not in (len(self.num_train), len(self.num_test)) and len(self.num_train) != len(self.num_test):
             raise ValueError(
-                f"`num_train` and `num_test` are taken pair by pair: expected lists of one length, found "
+                f"`num_train` and `num_test` are paired: expected lists of equal length, found "
                 f"{len(self.num_train)} and {len(self.num_test)}"
             )
         refuse_repeated("num_train and num_test", self.item_counts)

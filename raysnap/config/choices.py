@@ -1,4 +1,4 @@
-"""The closed choices that configurations, the command line and the rows of a run share."""
+"""The closed choices that configurations, the command line and a run's rows share."""
 
 from enum import StrEnum
 from typing import Literal

@@ -1,6 +1,6 @@
-"""What a job may be told: frozen pydantic models, read from YAML files and `key=value` overrides.
+"""Read configurations from YAML files with `key=value` overrides, and write them.
 
-A YAML file maps one to one onto a model; a key the model doesn't know is refused with the nearest one it does.
+A YAML file maps one to one onto a model; an unknown key is an error that suggests the closest known one.
 """
 
 from __future__ import annotations
@@ -20,9 +20,6 @@ from raysnap.config.yaml_files import apply_overrides, read_yaml, to_yaml
 from raysnap.errors import ConfigError
 from raysnap.humanize import suggest
 
-"""What may change in a fine-tune that goes on with another's weights and optimizer."""
-
-
 KINDS: dict[str, type[Config]] = {
     "generate": GenerateConfig,
     "sweep": SweepConfig,
@@ -35,17 +32,21 @@ AnyConfig = TypeVar("AnyConfig", bound=Config)
 
 
 def load_config(path: Path, overrides: list[str], model: type[AnyConfig]) -> AnyConfig:
-    """The configuration in the YAML file `path`, with `key=value` overrides on top.
+    """Return the configuration in the YAML file `path`, with `key=value` overrides on top.
 
     Raises:
-        ConfigError: the file is missing, not YAML, or doesn't fit the model; one line per fault.
+        ConfigError: the file is missing, is not YAML or doesn't fit the model.
     """
     document = apply_overrides(read_yaml(path), overrides)
     return validate(document, model, where=str(path))
 
 
 def load_any_config(path: Path, overrides: list[str]) -> Config:
-    """The configuration in `path`, of the kind that its `kind:` key names."""
+    """Return the configuration in `path`, of the kind that its `kind:` key names.
+
+    Raises:
+        ConfigError: as in `load_config`, or the kind is missing or unknown.
+    """
     document = apply_overrides(read_yaml(path), overrides)
     kind = document.get("kind")
     if not isinstance(kind, str) or kind not in KINDS:
@@ -54,24 +55,28 @@ def load_any_config(path: Path, overrides: list[str]) -> Config:
 
 
 def dump_yaml(config: Config) -> str:
-    """The configuration as YAML, every default written out; loading it gives an equal configuration."""
+    """Return the configuration as YAML with every default written out; loading it gives an equal configuration."""
     return to_yaml(config.model_dump(mode="json"))
 
 
 def find_config(name: str) -> Path:
-    """The path of a configuration that comes with raysnap, such as `quickstart`."""
+    """Return the path of a configuration that ships with raysnap, such as `quickstart`.
+
+    Raises:
+        ConfigError: no such configuration ships with this installation.
+    """
     here = Path(__file__).resolve().parents[1]
     for folder in (here / "job_files", here.parent / "configs"):
         if (folder / f"{name}.yaml").is_file():
             return folder / f"{name}.yaml"
-    raise ConfigError(f"configs/{name}.yaml: not found beside the package at {here}; reinstall raysnap")
+    raise ConfigError(f"configs/{name}.yaml: not found next to the package at {here}; reinstall raysnap")
 
 
 def validate(document: dict[str, Any], model: type[AnyConfig], where: str) -> AnyConfig:
-    """The configuration in a document.
+    """Return the configuration that a document holds.
 
     Raises:
-        ConfigError: it doesn't fit the model; `where` begins the message.
+        ConfigError: it doesn't fit the model; the message starts with `where`.
     """
     try:
         return model.model_validate(document)

@@ -1,4 +1,4 @@
-"""Validation errors in words: where, what was expected, what was found."""
+"""Validation errors as people read them: where, what was expected, what was found."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ _EXPECTED = {
     "string_too_short": "at least {min_length} character",
     "model_type": "`key: value` lines",
     "dict_type": "`key: value` lines",
-    "string_pattern_mismatch": "a name of lower-case letters, digits and underscores",
-    "invalid_key": "a word as key",
+    "string_pattern_mismatch": "a name of lower-case letters, digits and underscores that begins with a letter",
+    "invalid_key": "text as a key",
     "greater_than": "more than {gt:g}",
     "greater_than_equal": "at least {ge:g}",
     "less_than": "less than {lt:g}",
@@ -46,26 +46,27 @@ def describe_faults(error: ValidationError, model: type[Config], document: dict[
 
 
 def describe_error(fault: dict[str, Any], model: type[Config], document: dict[str, Any]) -> str:
-    """One fault of a configuration as `key.path: expected …, found …`."""
-    path = _written_path(fault["loc"], document) or "the whole"
+    """Describe one fault of a configuration as `key.path: expected …, found …`."""
+    path = _written_path(fault["loc"], document)
+    where = f"{path}: " if path else ""
     context, found = fault.get("ctx", {}), reprlib.repr(fault["input"])
     match fault["type"]:
         case "extra_forbidden":
-            return f"{path}: unknown key{_nearest_key(model, fault['loc'])}"
+            return f"{where}unknown key{_nearest_key(model, fault['loc'])}"
         case "missing":
-            return f"{path}: missing, and it has no default"
+            return f"{where}missing, and it has no default"
         case "value_error":
-            return f"{path}: {fault['msg'].removeprefix('Value error, ')}"
+            return f"{where}{fault['msg'].removeprefix('Value error, ')}"
         case "literal_error":
             hint = suggest(fault["input"], re.findall(r"'([^']+)'", context["expected"]))
-            return f"{path}: expected {context['expected']}, found {found}{hint}"
+            return f"{where}expected {context['expected']}, found {found}{hint}"
     known = _EXPECTED.get(fault["type"])
     expected = known.format(**context) if known else fault["msg"].removeprefix("Input should be ")
-    return f"{path}: expected {expected}, found {found}"
+    return f"{where}expected {expected}, found {found}"
 
 
 def _written_path(loc: tuple[str | int, ...], document: Any) -> str:
-    """The dotted path of a fault; a single value that stands for a list has no index."""
+    """Return the dotted path of a fault as the user wrote it: without an index where one value was given for a list."""
     parts = []
     for part in loc:
         is_there = isinstance(document, list) or (isinstance(document, dict) and part in document)
@@ -76,7 +77,7 @@ def _written_path(loc: tuple[str | int, ...], document: Any) -> str:
 
 
 def _nearest_key(model: type[Config], loc: tuple[str | int, ...]) -> str:
-    """A hint at the key that was meant at `loc`: one spelt alike there, or one of that name further down."""
+    """Suggest the key that was meant at `loc`: one of similar spelling there, or one of that name further down."""
     *parents, word = (str(part) for part in loc)
     nested: type[Config] | None = model
     for part in parents:  # a name in a mapping of models, such as a group's, stays with its model

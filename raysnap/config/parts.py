@@ -1,4 +1,4 @@
-"""Parts that several kinds of job are configured with: bases, retrain indices, drawn datasets, resources."""
+"""Parts that several kinds of job share: bases, retrain indices, drawn datasets, resources."""
 
 from __future__ import annotations
 
@@ -15,43 +15,52 @@ class RetrainConfig(Section):
 
     distribution: Literal[
         "top_layers", "twenty_five_percent", "fifty_percent", "last_one_layer", "uniform", "fixed"
-    ] = Field("twenty_five_percent", description="What the retrain index is drawn from.")
+    ] = Field("twenty_five_percent", description="Distribution from which retrain indices are drawn.")
     values: tuple[Annotated[int, Field(ge=0)], ...] | None = Field(
-        None, description="For `fixed`: the retrain indices; each stands for a round over all datasets."
+        None, description="For `fixed`: the retrain indices; each is used for one round over all datasets."
     )
     freeze_fraction: float | None = Field(
-        None, ge=0, le=1, description="For `fixed`: the share f of the blocks that stays frozen, r = round((1 - f) L)."
+        None,
+        ge=0,
+        le=1,
+        description="For `fixed`: the share f of the L blocks that stays frozen; the retrain index is round("
+        "(1 - f) L).",
     )
 
     @model_validator(mode="after")
-    def _fixed_has_one_source(self) -> RetrainConfig:
+    def _check_fixed(self) -> RetrainConfig:
         given = [name for name in ("values", "freeze_fraction") if getattr(self, name) is not None]
         if self.distribution == "fixed" and len(given) != 1:
-            raise ValueError("`fixed` needs exactly one of `values` and `freeze_fraction`")
+            raise ValueError(
+                "`distribution: fixed`: expected exactly one of `values` and `freeze_fraction`, found "
+                f"{'both' if given else 'neither'}"
+            )
         if self.distribution != "fixed" and given:
-            raise ValueError(f"`{given[0]}` belongs to `distribution: fixed`")
+            raise ValueError(f"`{given[0]}` works only with `distribution: fixed`, found `{self.distribution}`")
         if self.values is not None and not self.values:
-            raise ValueError("`values` is empty")
+            raise ValueError("`values` is empty: expected at least one retrain index")
         return self
 
 
 class RetrainDepth(Section):
-    """How many blocks below the head are retrained, told outright; nothing given is all of them and the stem."""
+    """Number of blocks retrained below the head; unset means all blocks, including the stem."""
 
-    index: int | None = Field(None, ge=0, le=10_000, description="The last so many blocks below the head.")
+    index: int | None = Field(
+        None, ge=0, le=10_000, description="Number of blocks retrained, counted down from the head."
+    )
     freeze_fraction: float | None = Field(
-        None, ge=0, le=1, description="The share f of the blocks that stays frozen, index = round((1 - f) L)."
+        None, ge=0, le=1, description="The share f of the L blocks that stays frozen; the index is round((1 - f) L)."
     )
 
     @model_validator(mode="after")
-    def _has_one_source(self) -> RetrainDepth:
+    def _check_source(self) -> RetrainDepth:
         if self.index is not None and self.freeze_fraction is not None:
             raise ValueError("expected one of `index` and `freeze_fraction`, found both")
         return self
 
 
 class BasePretraining(Section):
-    """A dataset that each base is trained on, all blocks, before anything is fine-tuned from it."""
+    """A dataset on which all blocks of each base are trained before anything is fine-tuned from it."""
 
     dataset: str = Field(description="A dataset name or the path of an ImageFolder.")
     train: TrainConfig = Field(TrainConfig(), description="How the base is trained.")
@@ -61,18 +70,20 @@ class BaseWeights(Section):
     """Where every architecture's base snapshot comes from."""
 
     weights: str = Field(
-        "random", min_length=1, description="A torchvision weights name, `random`, a snapshot or ref, or a file."
+        "random", min_length=1, description="A torchvision weights name, `random`, a snapshot's id or name, or a file."
     )
 
 
 class BaseConfig(BaseWeights):
-    """Where every architecture's base snapshot comes from, and what it is trained on before anything else."""
+    """Where every architecture's base snapshot comes from, and what it is trained on first."""
 
-    pretraining: BasePretraining | None = Field(None, description="Train the base on a dataset first.")
+    pretraining: BasePretraining | None = Field(
+        None, description="Train each base on a dataset first; null trains none."
+    )
 
 
 class ShapesConfig(Section):
-    """How large the built-in `shapes` datasets are drawn."""
+    """Sizes of the built-in `shapes` datasets, which are drawn."""
 
     image_size: int = Field(64, ge=16, le=1024, description="Edge of the drawn JPEGs, in pixels.")
     num_train: int = Field(400, ge=8, le=1_000_000, description="Training images per dataset.")
@@ -82,21 +93,23 @@ class ShapesConfig(Section):
 
 
 class ResourcesConfig(Section):
-    """What each trial or search gets, and how many run at once."""
+    """Resources of each trial or search, and how many run at once."""
 
     num_workers: int = Field(
         0,
         ge=0,
         le=1024,
-        description="Train workers per trial; 0 is the trainer's local mode in the trial's own actor, 1 and more are a "
+        description="Ray Train workers per trial; with 0 the trial trains in its own actor (local mode), without a "
         "worker group.",
     )
     max_failures: int = Field(
         1,
         ge=0,
         le=1000,
-        description="How often a trial whose process died is begun again, from its newest checkpoint.",
+        description="How often a trial whose process died is restarted from its latest checkpoint.",
     )
-    gpus: float | None = Field(None, ge=0, le=64, description="GPUs per trial; null is one where there is any, else 0.")
+    gpus: float | None = Field(None, ge=0, le=64, description="GPUs per trial; null is 1 where there is a GPU, else 0.")
     cpus: float = Field(1, gt=0, le=1024, description="CPUs per trial.")
-    max_concurrent: int | None = Field(None, ge=1, description="Trials at once; null is as many as fit.")
+    max_concurrent: int | None = Field(
+        None, ge=1, description="Maximum number of trials at once; null is as many as fit."
+    )

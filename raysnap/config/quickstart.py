@@ -1,4 +1,4 @@
-"""The quickstart: a population and its timed searches in one file."""
+"""Configuration of the quickstart: a population and its timed searches in one file."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from raysnap.errors import ConfigError
 
 
 class QuickstartConfig(Section):
-    """The whole job on the built-in data: generate a population, then time the searches."""
+    """Both jobs on the built-in data: generate a population, then time searches of it."""
 
     kind: Literal["quickstart"] = "quickstart"
     generate: GenerateConfig
     bench: BenchConfig
 
     def inside(self, directory: Path) -> QuickstartConfig:
-        """The same job with every folder inside `directory`; both halves share one store and its data.
+        """Return the job with every folder inside `directory`; both halves share one store and its data.
 
         Raises:
             ConfigError: the configuration names a folder itself.

@@ -1,7 +1,8 @@
-"""What one key of a sweep's space is tried with: a grid, a choice, or a distribution, perhaps on a condition."""
+"""The values of one key of a sweep's space: a grid, a choice or a distribution, unconditional or not."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from pydantic import Field, model_validator
@@ -11,10 +12,10 @@ from raysnap.humanize import suggest
 
 
 class TruncatedNormal(Section):
-    """A normal distribution that is cut off at both ends."""
+    """A normal distribution truncated at both ends."""
 
-    mean: float = Field(description="Its mean before it is cut.")
-    deviation: float = Field(gt=0, description="Its standard deviation before it is cut.")
+    mean: float = Field(description="Mean before truncation.")
+    deviation: float = Field(gt=0, description="Standard deviation before truncation.")
     low: float = Field(description="The smallest value.")
     high: float = Field(description="The largest value.")
 
@@ -30,21 +31,27 @@ Options = tuple[Any, ...] | dict[str, Any]
 
 
 class SpaceEntry(Config):
-    """What one key of a sweep is tried with: exactly one of a grid, a choice or a distribution."""
+    """Values for one key of a sweep: exactly one of a grid, a choice or a distribution."""
 
-    grid: Options | None = Field(None, description="Every value, with every combination of the other grids.")
-    choice: Options | None = Field(None, description="One value by chance.")
-    uniform: tuple[float, float] | None = Field(None, description="A number between two.")
-    loguniform: tuple[float, float] | None = Field(None, description="A number between two, even in its logarithm.")
-    randint: tuple[int, int] | None = Field(None, description="A whole number between two, both included.")
-    truncated_normal: TruncatedNormal | None = Field(None, description="A number from a truncated normal.")
+    grid: Options | None = Field(None, description="Every value, in every combination with the other grids.")
+    choice: Options | None = Field(None, description="One of these values, drawn at random.")
+    uniform: tuple[float, float] | None = Field(None, description="A number drawn uniformly from [low, high].")
+    loguniform: tuple[float, float] | None = Field(
+        None, description="A number from [low, high] whose logarithm is drawn uniformly."
+    )
+    randint: tuple[int, int] | None = Field(
+        None, description="A whole number drawn uniformly from low to high, both included."
+    )
+    truncated_normal: TruncatedNormal | None = Field(
+        None, description="A number drawn from a truncated normal distribution."
+    )
     when: dict[str, Any] = Field(
-        {}, description="Holds only where these keys have this value, or one of these; else the key keeps its own."
+        {}, description="Apply the entry only where each of these keys has this value, or one of these values."
     )
 
     @model_validator(mode="before")
     @classmethod
-    def _names_one_kind(cls, value: Any) -> Any:
+    def _check_kind(cls, value: Any) -> Any:
         if not isinstance(value, dict):
             raise ValueError(f"expected one of {', '.join(KINDS_OF_ENTRY)} with its values, found {value!r}")
         for key in value:
@@ -57,7 +64,7 @@ class SpaceEntry(Config):
         return value
 
     @model_validator(mode="after")
-    def _has_something_to_try(self) -> SpaceEntry:
+    def _check_values(self) -> SpaceEntry:
         if self.options is not None and not self.options:
             raise ValueError(f"`{self.kind}` is empty: expected at least one value")
         if self.bounds is not None and not self.bounds[0] < self.bounds[1]:
@@ -68,18 +75,21 @@ class SpaceEntry(Config):
 
     @property
     def kind(self) -> str:
-        """Which of the kinds it is."""
+        """The kind of entry, one of `KINDS_OF_ENTRY`."""
         return next(kind for kind in KINDS_OF_ENTRY if getattr(self, kind) is not None)
 
     @property
     def options(self) -> dict[str | int, Any] | None:
-        """The values of a grid or a choice by their labels, or by their places where they have none."""
+        """The values of a grid or a choice by label, or by position where they have none; None for a distribution."""
         given = self.grid if self.grid is not None else self.choice
-        return given if given is None or isinstance(given, dict) else dict(enumerate(given))
+        if given is None:
+            return None
+        labelled: Iterable[tuple[str | int, Any]] = given.items() if isinstance(given, dict) else enumerate(given)
+        return dict(labelled)
 
     @property
     def bounds(self) -> tuple[float, float] | None:
-        """The ends of a range of numbers."""
+        """The lowest and highest value of a distribution; None for a grid or a choice."""
         normal = self.truncated_normal
         return (normal.low, normal.high) if normal else self.uniform or self.loguniform or self.randint
 

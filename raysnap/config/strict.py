@@ -1,4 +1,4 @@
-"""What every part of a configuration is: frozen, strict about its keys, and wary of a yes where a number belongs."""
+"""The base classes of configurations: frozen, strict about keys, and without booleans where numbers belong."""
 
 from __future__ import annotations
 
@@ -20,22 +20,26 @@ class Config(BaseModel):
 
 
 class Section(Config):
-    """A part that people write: a yes or no stands only where one is asked for, never for 1 or 0."""
+    """A part that people write; a boolean is refused except where one is expected, so that `yes` is never 1."""
 
     @field_validator("*", mode="before")
     @classmethod
-    def _yes_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
-        found = [one for one in (value if isinstance(value, list) else [value]) if isinstance(one, bool)]
-        if found and cls.model_fields[info.field_name].annotation not in (bool, bool | None):
-            raise ValueError(f"found a yes or no ({str(found[0]).lower()}), which does not belong here; quote text")
+    def _refuse_stray_boolean(cls, value: Any, info: ValidationInfo) -> Any:
+        booleans = [item for item in (value if isinstance(value, list) else [value]) if isinstance(item, bool)]
+        annotation = cls.model_fields[info.field_name].annotation if info.field_name else None
+        if booleans and annotation is not bool and annotation != bool | None:
+            raise ValueError(
+                f"found the boolean {str(booleans[0]).lower()}, as YAML reads yes, no, on and off; quote it if text is "
+                "meant"
+            )
         return value
 
 
 def refuse_repeated(name: str, values: tuple[Any, ...]) -> None:
-    """Passes when no value of the key `name` stands twice.
+    """Check that no value of the key `name` is repeated.
 
     Raises:
-        ValueError: one does.
+        ValueError: one is.
     """
     repeated = next((value for number, value in enumerate(values) if value in values[:number]), None)
     if repeated is not None:
@@ -45,7 +49,7 @@ def refuse_repeated(name: str, values: tuple[Any, ...]) -> None:
 
 
 def dotted_keys(model: type[Config], prefix: str = "") -> Iterator[str]:
-    """All keys of a model and of the models in it, dotted."""
+    """Yield the keys of a model and of the models in it, dotted."""
     for name in model.model_fields:
         yield prefix + name
         nested = model_at(model, name)
@@ -54,7 +58,7 @@ def dotted_keys(model: type[Config], prefix: str = "") -> Iterator[str]:
 
 
 def model_at(model: type[Config], name: str) -> type[Config] | None:
-    """The model that the field `name` holds, through `| None`; None for a field that holds none."""
+    """Return the model that the field `name` holds, or holds unless None; None for other fields."""
     field = model.model_fields.get(name)
     candidates = [field.annotation, *getattr(field.annotation, "__args__", ())] if field else []
-    return next((one for one in candidates if isinstance(one, type) and issubclass(one, Config)), None)
+    return next((kind for kind in candidates if isinstance(kind, type) and issubclass(kind, Config)), None)

@@ -1,4 +1,4 @@
-"""What a sweep is configured with: its space, its metric, its scheduler."""
+"""Configuration of a sweep: its space, its metric, its scheduler."""
 
 from __future__ import annotations
 
@@ -17,84 +17,101 @@ from raysnap.humanize import suggest
 
 
 class PointConfig(Section):
-    """One fine-tune of a sweep as it is told, its sampled values in place: what the keys of a space name."""
+    """One fine-tune of a sweep with its sampled values in place; its dotted keys are those of a space."""
 
-    architecture: str = Field(min_length=1, description="A torchvision builder name.")
+    architecture: str = Field(min_length=1, description="Name of a torchvision model builder.")
     dataset: str = Field(min_length=1, description="A dataset name or the path of an ImageFolder.")
-    image_size: int = Field(ge=16, le=4096, description="Edge of the square that the model sees, in pixels.")
-    train: TrainConfig = Field(description="How it is fine-tuned.")
+    image_size: int = Field(ge=16, le=4096, description="Edge of the square input image, in pixels.")
+    train: TrainConfig = Field(description="How the snapshot is fine-tuned.")
     retrain: RetrainDepth = Field(description="How many blocks are retrained.")
-    base: BaseConfig = Field(description="Where it starts from.")
+    base: BaseConfig = Field(description="Where the fine-tune starts from.")
 
 
 Metric = Literal["val_accuracy", "val_top5_accuracy", "val_macro_f1", "val_loss"]
 
 
 class SweepConfig(FinetuneConfig):
-    """A sweep: fine-tunes that differ in what a space says, compared by one metric on val."""
+    """A sweep: fine-tunes that differ in the values of a space, compared by one validation metric."""
 
     kind: Literal["sweep"] = "sweep"
-    run_dir: Path = Field(Path("runs/sweep"), description="Folder of this run's records; made by the run.")
+    run_dir: Path = Field(Path("runs/sweep"), description="Folder of this run's records, created if needed.")
     retrain: RetrainDepth = Field(
-        RetrainDepth(), description="How many blocks are retrained where the space is silent."
+        RetrainDepth(), description="How many blocks are retrained where the space doesn't say."
     )
     space: dict[str, tuple[SpaceEntry, ...]] = Field(
-        {}, description="What is tried for each dotted key: an entry, or a list of which the first whose `when` holds."
+        {},
+        description="Values for each dotted key: one entry, or a list of which the first whose `when` holds applies.",
     )
     num_samples: int = Field(
-        1, ge=1, le=10_000, description="How often the space is sampled, each time with a new seed."
+        1, ge=1, le=10_000, description="How often the space is sampled, each time with another seed."
     )
     search_algorithm: Literal["random", "optuna"] = Field(
-        "random", description="Who chooses: the seed, before anything runs, or Optuna, from the results so far."
+        "random",
+        description="How points are chosen: at random before anything runs, or by Optuna from the results so far.",
     )
     scheduler: Literal["fifo", "asha", "median_stopping", "pbt"] = Field(
-        "fifo", description="Which trials go on: all; by successive halving; those above the median; or bred on."
+        "fifo",
+        description="Which trials continue: all; the best of each rung (asha); those above the median; or copies of "
+        "the best "
+        "(pbt).",
     )
-    metric: Metric = Field("val_accuracy", description="What trials are compared by.")
-    mode: Literal["max", "min"] = Field(description="Which is better; what the metric calls for where it is not given.")
-    grace_epochs: int = Field(1, ge=1, le=10_000, description="Epochs that asha and median_stopping leave every trial.")
-    reduction_factor: float = Field(3, gt=1, le=100, description="Of so many trials asha lets one go on, rung by rung.")
+    metric: Metric = Field("val_accuracy", description="Metric by which trials are compared.")
+    mode: Literal["max", "min"] = Field(
+        description="Whether higher or lower is better; follows from the metric where it is not given."
+    )
+    grace_epochs: int = Field(
+        1, ge=1, le=10_000, description="Epochs before asha and median_stopping may stop a trial."
+    )
+    reduction_factor: float = Field(
+        3, gt=1, le=100, description="asha promotes one in this many trials from rung to rung."
+    )
     perturb_epochs: int = Field(
-        2, ge=1, le=10_000, description="Epochs after which pbt copies and perturbs, again and again."
+        2,
+        ge=1,
+        le=10_000,
+        description="Epochs between the steps in which pbt copies the best trials and perturbs their values.",
     )
-    time_budget_s: float | None = Field(None, gt=0, description="Seconds after which trials end; null is no limit.")
-    keep: Literal["best", "all", "none"] = Field("best", description="Whose snapshots the store gets.")
+    time_budget_s: float | None = Field(
+        None, gt=0, description="Seconds after which all trials are stopped; null is no limit."
+    )
+    keep: Literal["best", "all", "none"] = Field("best", description="Which trials' snapshots are put into the store.")
 
     @model_validator(mode="before")
     @classmethod
-    def _metric_has_a_mode(cls, value: Any) -> Any:
+    def _infer_mode(cls, value: Any) -> Any:
         if isinstance(value, dict) and value.get("mode") is None:
             return value | {"mode": "min" if value.get("metric") == "val_loss" else "max"}
         return value
 
     @field_validator("space", mode="before")
     @classmethod
-    def _keys_are_dotted_and_known(cls, value: Any) -> Any:
-        """Nested keys, as overrides give them, stand for dotted ones; an entry alone is a list of one."""
+    def _flatten_keys(cls, value: Any) -> Any:
+        """Turn nested keys, as overrides write them, into dotted ones, and a single entry into a list of one."""
         if not isinstance(value, dict):
             return value
         known = set(dotted_keys(PointConfig))
         space = {key: _listed(entries) for key, entries in _flattened(value, known)}
         for key, entries in space.items():
-            conditions = [one.get("when") or {} for one in entries if isinstance(one, dict)]
+            conditions = [entry.get("when") or {} for entry in entries if isinstance(entry, dict)]
             for used in (key, *(name for condition in conditions for name in condition)):
                 if used not in known:
                     raise ValueError(f"{used}: unknown key{suggest(used, known)}")
         return space
 
     @field_serializer("space")
-    def _written_as_it_is_read(self, space: dict[str, tuple[SpaceEntry, ...]]) -> dict[str, Any]:
+    def _serialize_space(self, space: dict[str, tuple[SpaceEntry, ...]]) -> dict[str, Any]:
         written = {
-            key: [entry.model_dump(mode="json", exclude_unset=True) for entry in one] for key, one in space.items()
+            key: [entry.model_dump(mode="json", exclude_unset=True) for entry in entries]
+            for key, entries in space.items()
         }
         return {key: entries[0] if len(entries) == 1 else entries for key, entries in written.items()}
 
     @model_validator(mode="after")
-    def _parts_work_together(self) -> SweepConfig:
+    def _check_combinations(self) -> SweepConfig:
         if self.scheduler != "fifo" and self.resources.num_workers:
             raise ValueError(
-                f"`scheduler: {self.scheduler}` works in the trainer's local mode alone: expected "
-                f"resources.num_workers 0, found {self.resources.num_workers}"
+                f"`scheduler: {self.scheduler}` works only without worker groups: expected resources.num_workers 0, "
+                f"found {self.resources.num_workers}"
             )
         if self.scheduler == "pbt":
             self._check_pbt()
@@ -104,11 +121,14 @@ class SweepConfig(FinetuneConfig):
 
     def _check_pbt(self) -> None:
         if self.search_algorithm != "random":
-            raise ValueError("`scheduler: pbt` chooses values itself: expected `search_algorithm: random`")
+            raise ValueError(
+                "`scheduler: pbt` chooses values itself: expected `search_algorithm: random`, found "
+                f"{self.search_algorithm!r}"
+            )
         wrong = next((key for key in self.space if key not in PERTURBED), None)
         if wrong or not self.space:
             raise ValueError(
-                f"`scheduler: pbt` hands weights from trial to trial: expected a space of {', '.join(PERTURBED)}, "
+                f"`scheduler: pbt` copies weights between trials: expected a space of only {', '.join(PERTURBED)}, "
                 f"found {wrong or 'none'}"
             )
         if any(len(entries) > 1 or entries[0].when for entries in self.space.values()):
@@ -118,11 +138,12 @@ class SweepConfig(FinetuneConfig):
         wrong = next((key for key in self.space if not key.startswith(("train.", "retrain."))), None)
         if wrong or len(self.architectures) > 1 or len(self.datasets) > 1:
             raise ValueError(
-                "`search_algorithm: optuna` chooses once bases and data are there: expected one architecture, one "
+                "`search_algorithm: optuna` needs one base and one dataset: expected one architecture, one "
                 f"dataset and a space of train.* and retrain.* keys, found {wrong or 'more than one to choose from'}"
             )
 
 
+# What may change in a fine-tune that continues with another trial's weights and optimizer.
 PERTURBED = (
     "train.lr",
     "train.momentum",
@@ -136,10 +157,10 @@ PERTURBED = (
 
 
 def _flattened(value: dict[str, Any], known: set[str], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """The entries of a space, in which a section's keys may stand below its name."""
+    """Yield the entries of a space by dotted key; a section's keys may be nested under its name."""
     for name, child in value.items():
         key = f"{prefix}{name}"
-        is_section = isinstance(child, dict) and any(one.startswith(f"{key}.") for one in known)
+        is_section = isinstance(child, dict) and any(name.startswith(f"{key}.") for name in known)
         if is_section and not {*KINDS_OF_ENTRY, "when"} & child.keys():
             yield from _flattened(child, known, f"{key}.")
         else:

@@ -1,8 +1,9 @@
-"""YAML without its traps, read with care and written so that it reads back; `key=value` overrides."""
+"""YAML without its ambiguities, written so that it reads back equal, and `key=value` overrides."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Hashable
 from pathlib import Path
 from typing import Any
 
@@ -15,38 +16,43 @@ _NUMBER_OR_TEXT = "!number-or-text"
 
 
 def to_yaml(value: Any) -> str:
-    """The plain value as YAML that `read_yaml` reads back."""
+    """Return the plain value as YAML that `read_yaml` reads back."""
     return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 class _Refused(yaml.MarkedYAMLError):
-    """YAML that is valid and not wanted."""
+    """Valid YAML that raysnap rejects."""
 
     def __init__(self, problem: str, place: yaml.Node | yaml.Event):
-        super().__init__(problem=problem, problem_mark=place.start_mark)
+        mark = place.start_mark
+        super().__init__(problem=problem, problem_mark=mark if isinstance(mark, yaml.Mark) else None)
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML and JSON: `1e-3` is a number, a date is text, a key stands once, aliases don't multiply."""
+    """Read YAML and JSON: `1e-3` is a number, a date is text; repeated keys and aliases are errors."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen: set[str] = set()
         for key_node, _ in node.value:
             if not isinstance(key_node, yaml.ScalarNode):
-                raise _Refused("expected a word as key, found a list or a mapping", key_node)
+                raise _Refused("expected text as a key, found a list or a mapping", key_node)
             if key_node.value in seen:
-                raise _Refused(f"the key {key_node.value!r} stands twice", key_node)
+                raise _Refused(f"the key {key_node.value!r} appears twice", key_node)
             seen.add(key_node.value)
         return super().construct_mapping(node, deep)
 
-    def compose_node(self, parent: yaml.Node, index: object) -> yaml.Node:
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
-            raise _Refused("aliases (*name) are not supported", self.peek_event())
+            event = self.peek_event()  # type: ignore[no-untyped-call]  # the stubs leave its result out
+            raise _Refused("aliases (*name) are not supported", event)
         return super().compose_node(parent, index)
+
+    def construct_number(self, node: yaml.ScalarNode) -> float:
+        return self.construct_yaml_float(node)
 
 
 class _FileLoader(_Loader):
-    """What others read too: `1e-3`, text in YAML 1.1 (PyYAML) and a number in YAML 1.2, is refused."""
+    """Read files, which other tools read too: refuse `1e-3`, text in YAML 1.1 and a number in YAML 1.2."""
 
     def refuse_number_or_text(self, node: yaml.ScalarNode) -> None:
         number = yaml.safe_dump(float(node.value)).split()[0]
@@ -54,7 +60,7 @@ class _FileLoader(_Loader):
 
 
 class _Dumper(yaml.SafeDumper):
-    """Writes what `_Loader` reads back: text that looks like a number is quoted, odd line ends are escaped."""
+    """Write what `_Loader` reads back: text that looks like a number is quoted, odd line ends are escaped."""
 
     def represent_text(self, text: str) -> yaml.ScalarNode:
         is_odd = any(line_end in text for line_end in "\x85\u2028\u2029")
@@ -72,18 +78,18 @@ for _side in (_Loader, _Dumper):
     _side.add_implicit_resolver(
         _NUMBER_OR_TEXT, re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"), list("-+0123456789.")
     )
-_Loader.add_constructor(_NUMBER_OR_TEXT, _Loader.construct_yaml_float)
+_Loader.add_constructor(_NUMBER_OR_TEXT, _Loader.construct_number)
 _FileLoader.add_constructor(_NUMBER_OR_TEXT, _FileLoader.refuse_number_or_text)
 
-# Besides YAMLError, what PyYAML's constructors let through for `!!int ""`, `!!bool x` and the like.
+# What PyYAML raises: for `!!int ""`, `!!bool x` and the like not only YAMLError.
 _NOT_YAML = (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError, RecursionError)
 
 
 def _parse(text: str, where: str, loader: type[_Loader]) -> Any:
-    """The value that a text stands for.
+    """Return the value that a YAML text holds.
 
     Raises:
-        ConfigError: it is not YAML; `where` says whose it is.
+        ConfigError: it is not YAML; the message starts with `where`.
     """
     try:
         return yaml.load(text, Loader=loader)
@@ -92,13 +98,13 @@ def _parse(text: str, where: str, loader: type[_Loader]) -> Any:
         line = f" line {mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or (str(error).splitlines() or ["a value can't be read"])[0]
         if problem.startswith("but "):
-            problem = f"{error.context} {problem}"
+            problem = f"{getattr(error, 'context', '')} {problem}"
         fault = "" if isinstance(error, _Refused) else "not valid YAML: "
         raise ConfigError(f"{where}{line}: {fault}{problem}") from None
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file.
+    """Return the mapping in a YAML file.
 
     Raises:
         ConfigError: the file is missing, too large, not YAML or not a mapping.
@@ -121,8 +127,12 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def apply_overrides(document: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
-    """A copy of `document` with each `dotted.key=value` set; values are read as YAML or JSON."""
-    result = _copy(document)
+    """Return a copy of `document` with each `dotted.key=value` set; values are read as YAML or JSON.
+
+    Raises:
+        ConfigError: an override is not of that form or its value is not YAML.
+    """
+    result: dict[str, Any] = _copy(document)
     for override in overrides:
         key, equals, value = override.partition("=")
         if not equals or not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", key):

@@ -52,7 +52,7 @@ def test_a_grid_has_the_same_defaults_and_bounds(name):
     [
         ({"num_trian": 3}, r"num_trian: unknown key; did you mean 'num_train'\?"),
         ({"workers": 0}, "workers: expected at least 1, found 0"),
-        ({"num_train": True}, "num_train: found a yes or no"),
+        ({"num_train": True}, "num_train: found the boolean true"),
         ({"image_size": 8, "seed": -1}, r"image_size: expected at least 16, found 8 \(and 1 more: seed: expected"),
     ],
 )
