@@ -1,4 +1,4 @@
-"""JSON in one spelling, read strictly."""
+"""JSON with one spelling per value, read strictly."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def canonical_json(value: Any) -> bytes:
-    """UTF-8 JSON with sorted keys and no blanks: equal values give equal bytes.
+    """Return UTF-8 JSON with sorted keys and no whitespace: equal values give equal bytes.
 
     Raises:
         ValueError: the value holds NaN, infinity or text that is not Unicode.
@@ -17,10 +17,10 @@ def canonical_json(value: Any) -> bytes:
 
 
 def parse_json(raw: bytes) -> Any:
-    """The value in strict JSON: no duplicate key, no NaN, no number that overflows.
+    """Return the value of strict JSON: no duplicate key, no NaN, no number that overflows.
 
     Raises:
-        ValueError: the bytes are not that.
+        ValueError: the bytes are not strict JSON.
         RecursionError: they are nested too deeply.
     """
     return json.loads(
@@ -32,7 +32,7 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result = dict(pairs)
     if len(result) != len(pairs):
         keys = [key for key, _ in pairs]
-        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} stands twice")
+        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} appears twice")
     return result
 
 

@@ -1,4 +1,4 @@
-"""The errors raysnap raises on purpose: each says where, what was expected, what was found and what to do.
+"""The errors that raysnap raises on purpose: each says where, what was expected, what was found and what to do.
 
 Every error holds nothing but its message and plain values, so that it survives pickling between Ray processes.
 """
@@ -11,7 +11,7 @@ class RaysnapError(Exception):
 
 
 class UsageError(RaysnapError):
-    """The command line asks for something that does not exist or does not fit together."""
+    """A command line or a call asks for something that does not exist, or for options that exclude each other."""
 
 
 class ConfigError(RaysnapError):
@@ -19,7 +19,7 @@ class ConfigError(RaysnapError):
 
 
 class DataError(RaysnapError):
-    """A dataset is missing, malformed or too small for what is asked of it."""
+    """A dataset is missing, malformed or too small for the job."""
 
 
 class ArchitectureError(RaysnapError):
@@ -35,7 +35,7 @@ class StoreError(RaysnapError):
 
 
 class SnapshotNotFound(RaysnapError):
-    """No snapshot or ref of the store goes by this name."""
+    """No snapshot of the store has this id or name."""
 
 
 class StoreDamaged(RaysnapError):
@@ -45,11 +45,11 @@ class StoreDamaged(RaysnapError):
 
 
 class BlockDamaged(StoreDamaged):
-    """A block is missing or its bytes do not match its digest.
+    """A block is missing, or its bytes do not match its digest.
 
     Attributes:
         block: the block's digest.
-        snapshots: the ids of the snapshots that need it; empty when the reader does not know them.
+        snapshots: ids of the snapshots that need the block; empty where the reader does not know them.
     """
 
     def __init__(self, message: str, block: str, snapshots: tuple[str, ...] = ()):
@@ -58,11 +58,11 @@ class BlockDamaged(StoreDamaged):
         self.snapshots = snapshots
 
     def __str__(self) -> str:
-        return self.args[0]
+        return str(self.args[0])
 
 
 class FrozenBlockChanged(RaysnapError):
-    """A block that had to stay frozen differs from the base's after a fine-tune."""
+    """A block that should have stayed frozen differs from the base's after a fine-tune."""
 
     exit_code = 1
 
@@ -80,6 +80,6 @@ class OutOfMemory(RaysnapError):
 
 
 def describe_failure(error: BaseException) -> str:
-    """What went wrong, in one line, for a row: raysnap's own message, or the type and message of any other error."""
+    """Describe an error in one line, for a row: raysnap's own message, or the type and message of any other error."""
     message = str(error) if isinstance(error, RaysnapError) else f"{type(error).__name__}: {error}"
     return " ".join(message.split())

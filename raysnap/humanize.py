@@ -1,6 +1,6 @@
-"""Numbers as people read them: seconds, bytes, counts, shares and scores, each with its unit.
+"""Numbers and text as people read them: seconds, bytes, counts, shares and scores, each with its unit.
 
-`None` and numbers that are not finite read as an en dash. Number and unit are joined by a no-break space.
+`None` and numbers that are not finite are written as an en dash. Number and unit are joined by a no-break space.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable
+from typing import TypeGuard
 
 NOTHING = "–"
 _SPACE = "\u00a0"
@@ -15,13 +16,13 @@ _BYTE_UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
 _COUNT_UNITS = ("", "k", "M", "G", "T", "P")
 
 
-def is_known(value: float | None) -> bool:
-    """Whether there is a finite number to show."""
+def is_known(value: float | None) -> TypeGuard[float]:
+    """Return whether there is a finite number to show."""
     return value is not None and math.isfinite(value)
 
 
 def seconds_text(value_s: float | None) -> str:
-    """A duration as `38 ms`, `2.14 s`, `21.4 s`, `3 min 12 s` or `2 h 05 min`."""
+    """Return a duration such as `38 ms`, `2.14 s`, `21.4 s`, `3 min 12 s` or `2 h 05 min`."""
     if not is_known(value_s):
         return NOTHING
     if abs(value_s) < 0.9995:
@@ -36,52 +37,49 @@ def seconds_text(value_s: float | None) -> str:
 
 
 def seconds_unit(largest_s: float) -> tuple[str, float]:
-    """The unit an axis up to `largest_s` is marked in, and its seconds."""
-    return next(
-        unit
-        for unit in (("h", 3600.0), ("min", 60.0), ("s", 1.0), ("ms", 0.001))
-        if largest_s >= 2 * unit[1] or unit[0] == "ms"
-    )
+    """Return the unit for the ticks of an axis up to `largest_s`, and the unit's length in seconds."""
+    units = (("h", 3600.0), ("min", 60.0), ("s", 1.0))
+    return next((unit for unit in units if largest_s >= 2 * unit[1]), ("ms", 0.001))
 
 
 def bytes_unit(largest_bytes: float) -> tuple[str, float]:
-    """The unit an axis up to `largest_bytes` is marked in, and its bytes."""
+    """Return the unit for the ticks of an axis up to `largest_bytes`, and the unit's size in bytes."""
     power = min(int(math.log10(max(largest_bytes, 1)) / 3), len(_BYTE_UNITS) - 1)
     return _BYTE_UNITS[power], 1000.0**power
 
 
 def bytes_text(num_bytes: float | None) -> str:
-    """A byte count in decimal units with three figures, such as `44.8 MB`."""
+    """Return a byte count in decimal units with three figures, such as `44.8 MB`."""
     return _scaled(num_bytes, _BYTE_UNITS)
 
 
 def flops_text(flops: float | None) -> str:
-    """A number of floating-point operations with three figures, such as `1.82 TFLOP`."""
+    """Return a number of floating-point operations with three figures, such as `1.82 TFLOP`."""
     return _scaled(flops, tuple(f"{unit}FLOP" for unit in _COUNT_UNITS))
 
 
 def count_text(count: float | None) -> str:
-    """A count with thousands apart, such as `12,800`."""
+    """Return a count with thousands separators, such as `12,800`."""
     return f"{count:,.0f}" if is_known(count) else NOTHING
 
 
 def plural(count: int, noun: str, nouns: str | None = None) -> str:
-    """A count with its noun, such as `1 trial` or `12 trials`."""
+    """Return a count with its noun, such as `1 trial` or `12 trials`."""
     return f"{count:,}{_SPACE}{noun if count == 1 else nouns or noun + 's'}"
 
 
 def score_text(score: float | None) -> str:
-    """A score or an accuracy with three decimals."""
+    """Return a score or an accuracy with three decimals."""
     return f"{score:.3f}" if is_known(score) else NOTHING
 
 
 def share_text(share: float | None) -> str:
-    """A share of one in percent, such as `76 %`."""
+    """Return a fraction in percent, such as `76 %`."""
     return f"{share * 100:.0f}{_SPACE}%" if is_known(share) else NOTHING
 
 
 def ratio_text(ratio: float | None) -> str:
-    """A factor, such as `4.2×`."""
+    """Return a factor, such as `4.2×`."""
     return f"{ratio:,.{1 if ratio < 99.95 else 0}f}×" if is_known(ratio) else NOTHING
 
 
@@ -111,5 +109,5 @@ _NOT_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\u
 
 
 def clean(text: str) -> str:
-    """The text with every character that XML or UTF-8 can't hold replaced by U+FFFD."""
+    """Return the text with every character that XML or UTF-8 can't hold replaced by U+FFFD."""
     return _NOT_XML.sub("\ufffd", text)

@@ -1,4 +1,4 @@
-"""Progress of a job on stderr: live bars on a terminal, a line per finished piece in a log."""
+"""Progress of a job on stderr: live bars on a terminal, one line per finished piece in a log."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import TextIO
 
 from raysnap.humanize import seconds_text
 
-MIN_LEFT_TOLD_S = 60
+MIN_SHOWN_LEFT_S = 60
 
 OnProgress = Callable[[str, int, int, str], None]
-"""Called with a stage, how much of it is done, how much there is, and a note.
+"""Called with a stage, how many of its pieces are done, how many there are, and a note.
 
-`stage/piece` tells of one piece of a stage while it runs: a row of its own on a terminal, nothing in a log.
+The stage `stage/piece` is one piece of a stage while it runs: a bar of its own on a terminal, nothing in a log.
 """
 
 STAGES = {"data": "Data", "base": "Base", "trials": "Fine-tunes", "synthesize": "Snapshots", "bench": "Searches"}
@@ -23,7 +23,7 @@ STAGES = {"data": "Data", "base": "Base", "trials": "Fine-tunes", "synthesize": 
 
 @contextmanager
 def show_progress(stream: TextIO | None = None) -> Iterator[OnProgress]:
-    """A function to be told of each stage: its name, how much is done, how much there is, and a note."""
+    """Show progress until the block ends; yields the function that reports it."""
     stream = stream or sys.stderr
     if stream.isatty():
         with _bars(stream) as show:
@@ -42,6 +42,7 @@ def _bars(stream: TextIO) -> Iterator[OnProgress]:
         Progress,
         SpinnerColumn,
         Task,
+        TaskID,
         TextColumn,
         TimeElapsedColumn,
         TimeRemainingColumn,
@@ -50,14 +51,14 @@ def _bars(stream: TextIO) -> Iterator[OnProgress]:
     from rich.text import Text
 
     class Yielding(TextColumn):
-        """Text that is cut where the terminal is narrow, so that bars and numbers stay whole."""
+        """Text that is truncated on a narrow terminal, so that bars and numbers stay whole."""
 
         def render(self, task: Task) -> Text:
             text = super().render(task)
             text.no_wrap, text.overflow = True, "ellipsis"
             return text
 
-    bars: dict[str, int] = {}
+    bars: dict[str, TaskID] = {}
     columns = (
         SpinnerColumn(finished_text="[green]✓"),
         Yielding("{task.description:<10}", table_column=Column(min_width=10)),
@@ -85,7 +86,7 @@ def _bars(stream: TextIO) -> Iterator[OnProgress]:
 
 
 def _lines(stream: TextIO) -> OnProgress:
-    started = time.monotonic()
+    started_s = time.monotonic()
     first: dict[str, tuple[float, int]] = {}
     last_done: dict[str, int] = {}
 
@@ -93,12 +94,12 @@ def _lines(stream: TextIO) -> OnProgress:
         if last_done.get(stage) == num_done or "/" in stage:
             return
         last_done[stage] = num_done
-        now = time.monotonic()
-        began, num_before = first.setdefault(stage, (now, num_done))
-        left_s = (now - began) / max(1, num_done - num_before) * (num_all - num_done)
-        left = f"  (about {seconds_text(left_s)} left)" if left_s >= MIN_LEFT_TOLD_S else ""
+        now_s = time.monotonic()
+        first_s, num_before = first.setdefault(stage, (now_s, num_done))
+        left_s = (now_s - first_s) / max(1, num_done - num_before) * (num_all - num_done)
+        left = f"  (about {seconds_text(left_s)} left)" if left_s >= MIN_SHOWN_LEFT_S else ""
         print(
-            f"[{now - started:5.0f} s] {STAGES.get(stage, stage):<10} {num_done}/{num_all}  {note}".rstrip() + left,
+            f"[{now_s - started_s:5.0f} s] {STAGES.get(stage, stage):<10} {num_done}/{num_all}  {note}".rstrip() + left,
             file=stream,
             flush=True,
         )

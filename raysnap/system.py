@@ -1,4 +1,4 @@
-"""Facts of this machine: cores, cache folders, package versions, the time."""
+"""Facts about this machine: CPUs, cache folders, package versions, the time."""
 
 from __future__ import annotations
 
