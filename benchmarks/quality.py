@@ -29,7 +29,7 @@ import numpy as np
 import torch
 from scipy.stats import weightedtau
 
-from raysnap.config.choices import Proxy
+from raysnap.config.choices import Proxy, Role
 from raysnap.config.jobs import GenerateConfig
 from raysnap.config.load import dump_yaml, load_config
 from raysnap.config.quickstart import QuickstartConfig
@@ -39,7 +39,7 @@ from raysnap.search import search
 from raysnap.store.manifest import Manifest, Preprocessing
 from raysnap.store.store import Store
 from raysnap.training.trial import Trial
-from raysnap.training.trial_loop import TrainJob, train
+from raysnap.training.trial_loop import TrainJob, run_trial
 
 QUICKSTART = Path(__file__).resolve().parents[1] / "configs" / "quickstart.yaml"
 TARGETS = ("shapes-shape-b", "shapes-texture-b", "shapes-orientation-b")
@@ -188,7 +188,7 @@ def fine_tune_all(
             continue
         trial = Trial(
             id=store.names_of(manifest.id)[0],
-            role="finetune",
+            role=Role.FINETUNE,
             architecture=manifest.architecture,
             dataset=target,
             retrain_index=None,
@@ -206,7 +206,7 @@ def fine_tune_all(
             num_test=None,
         )
         reported: dict[str, Any] = {}
-        train(trial, job, torch.device("cpu"), lambda metrics, _, into=reported: into.update(metrics))
+        run_trial(trial, job, torch.device("cpu"), lambda metrics, _, into=reported: into.update(metrics))
         known[manifest.id] = reported["kept"]["test_accuracy"]
         say(f"{target}: {trial.id} reaches {known[manifest.id]:.3f} when fine-tuned")
         path.write_text(json.dumps(known))

@@ -20,7 +20,7 @@ from raysnap.config.jobs import SynthesizeConfig, SyntheticRecipe
 from raysnap.config.search_options import SearchOptions
 from raysnap.datasets.dataset import find_dataset, open_dataset
 from raysnap.errors import ConfigError
-from raysnap.jobs.synthesize import check_plan
+from raysnap.planning.synthetic import plan_synthesize
 from raysnap.runs.rows import read_rows
 from raysnap.search.candidates import find_candidates
 from raysnap.search.plan.tree import Candidate
@@ -234,7 +234,7 @@ def plan_bench(config: BenchConfig) -> list[Cell]:
     cells = expand(config)
     missing_sets = [one for one in find_sets(config).values() if not one.is_made]
     for one in missing_sets:
-        check_plan(one.config)
+        plan_synthesize(one.config)
     made_later = {one.path / "store" for one in missing_sets}
     distinct = {(cell.store_dir, cell.options.where, cell.options.image_size): cell for cell in cells}
     for cell in distinct.values():

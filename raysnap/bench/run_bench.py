@@ -21,6 +21,7 @@ import ray
 from raysnap.bench.cells import Cell, SyntheticSet, find_sets, plan_bench
 from raysnap.bench.timed_search import time_search
 from raysnap.config.bench import BenchConfig
+from raysnap.config.choices import Status
 from raysnap.errors import describe_failure
 from raysnap.jobs.synthesize import synthesize
 from raysnap.progress import OnProgress
@@ -50,15 +51,23 @@ class BenchSummary:
 
 
 def bench(
-    config: BenchConfig, *, groups: Collection[str] = (), resume: bool = False, on_progress: OnProgress
+    config: BenchConfig,
+    *,
+    groups: Collection[str] = (),
+    plan: list[Cell] | None = None,
+    resume: bool = False,
+    on_progress: OnProgress,
 ) -> BenchSummary:
     """Runs the benchmark, or these of its groups, on the Ray that is up; a row per timed search.
+
+    Args:
+        plan: what `plan_bench` returned for these groups; planned here where it is None.
 
     Raises:
         RaysnapError: it can't be started, or a synthetic set can't be made.
     """
     chosen = config.only(groups)
-    cells = plan_bench(chosen)
+    cells = plan_bench(chosen) if plan is None else plan
     run = RunDirectory.open(config, config.run_dir, resume=resume)
     started, started_s = utc_timestamp(), time.perf_counter()
     machines = _known_machines(run)
@@ -68,7 +77,7 @@ def bench(
             logger.info("making the synthetic set %s in %s", name, synthetic.path)
             make_set(synthetic, on_progress)
     made_s = time.perf_counter() - started_s
-    done = {(row["cell"], row["repeat"]) for row in run.rows() if row["status"] == "done"}
+    done = {(row["cell"], row["repeat"]) for row in run.rows() if row["status"] == Status.DONE}
     turns = [(repeat, cell) for repeat, cell in _turns(cells) if (cell.name, repeat) not in done]
     num_turns = sum(cell.repeats for cell in cells)
     for number, (repeat, cell) in enumerate(turns, start=num_turns - len(turns)):
@@ -116,10 +125,10 @@ def _run_cell(cell: Cell, config: BenchConfig) -> dict[str, Any]:
     row = cell.axes
     try:
         outcome = ray.get(task)
-        row |= {"status": "done", "error": None} | outcome
+        row |= {"status": Status.DONE, "error": None} | outcome
     except ray.exceptions.RayError as error:
         cause = getattr(error, "cause", None) or error
-        row |= {"status": "failed", "error": describe_failure(cause), "search": None}
+        row |= {"status": Status.FAILED, "error": describe_failure(cause), "search": None}
     except BaseException:  # an interrupt: what runs must not disturb what comes next
         ray.cancel(task, force=True)
         raise
@@ -149,9 +158,9 @@ def _summarise(run: RunDirectory, cells: list[Cell]) -> BenchSummary:
     done: dict[str, list[dict[str, Any]]] = {cell.name: [] for cell in cells}
     rows = list({(row["cell"], row["repeat"]): row for row in run.rows() if row["cell"] in done}.values())
     for row in rows:
-        if row["status"] == "done":
+        if row["status"] == Status.DONE:
             done[row["cell"]].append(row)
-    failed = [row for row in rows if row["status"] != "done"]
+    failed = [row for row in rows if row["status"] != Status.DONE]
     timed = [(cell, done[cell.name]) for cell in cells if done[cell.name]]
     return BenchSummary(
         run_dir=str(run.path),

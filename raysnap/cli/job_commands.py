@@ -13,7 +13,7 @@ from raysnap.errors import UsageError
 from raysnap.progress import show_progress
 
 if TYPE_CHECKING:
-    from raysnap.config.jobs import FinetuneConfig, GenerateConfig
+    from raysnap.config.jobs import FinetuneConfig
     from raysnap.planning.generate import TrialsPlan
 from raysnap.cli.console import ConfigPath, DryRun, Overrides, Resume
 from raysnap.cli.ray_session import job_session
@@ -37,11 +37,11 @@ def quickstart(
     config = load_config(find_config("quickstart"), overrides or [], QuickstartConfig).inside(directory)
     from raysnap.planning.generate import plan_generate
 
-    plan_generate(config.generate)
+    plan = plan_generate(config.generate)
     with job_session(config.generate, resume=True) as on_progress:
         from raysnap.cli.quickstart import quickstart as run
 
-        summary = run(config, resume=True, on_progress=on_progress)
+        summary = run(config, plan=plan, resume=True, on_progress=on_progress)
     if as_json:
         print_json(summary)
     else:
@@ -73,16 +73,19 @@ def generate(
     from raysnap.config.load import load_config
 
     config = load_config(config_path, overrides or [], GenerateConfig)
-    if dry_run:
-        return _show_generate_plan(config, as_json)
-    from raysnap.jobs.generate import generate as run
+    from raysnap.cli.training_tables import trials_table
     from raysnap.planning.forecast import check_room, forecast
     from raysnap.planning.generate import plan_generate
+
+    plan = plan_generate(config)
+    if dry_run:
+        return _show_plan(config, plan, trials_table([*plan.bases, *plan.trials]), as_json)
+    from raysnap.jobs.generate import generate as run
     from raysnap.report.page import write_report
 
-    check_room(config, forecast(config, plan_generate(config)))
+    check_room(config, forecast(config, plan))
     with job_session(config, resume=resume) as on_progress:
-        summary = run(config, resume=resume, on_progress=on_progress)
+        summary = run(config, plan=plan, resume=resume, on_progress=on_progress)
     report_path = write_report(config.run_dir)
     if as_json:
         print_json(summary)
@@ -123,7 +126,7 @@ def sweep(
     with job_session(config, resume=resume) as on_progress:
         from raysnap.jobs.sweep import sweep as run
 
-        summary = run(config, resume=resume, on_progress=on_progress)
+        summary = run(config, plan=plan, resume=resume, on_progress=on_progress)
     from raysnap.report.page import write_report
 
     report_path = write_report(config.run_dir)
@@ -132,20 +135,14 @@ def sweep(
     else:
         from raysnap.cli.training_tables import sweep_lines, sweep_table
         from raysnap.runs.rows import read_rows
+        from raysnap.runs.trial_rows import TrialRow
 
         print_failures(summary.failures)
         if summary.best:
-            print_result(sweep_table(read_rows(config.run_dir / "results.jsonl"), config.metric, config.mode))
+            rows = [TrialRow.read(row) for row in read_rows(config.run_dir / "results.jsonl") if "trial" in row]
+            print_result(sweep_table(rows, config.metric, config.mode))
         print_result(f"\n{sweep_lines(summary)}\nReport: {report_path}")
     return SOME_FAILED if summary.num_failed else 0
-
-
-def _show_generate_plan(config: GenerateConfig, as_json: bool) -> int:
-    from raysnap.cli.training_tables import trials_table
-    from raysnap.planning.generate import plan_generate
-
-    plan = plan_generate(config)
-    return _show_plan(config, plan, trials_table([*plan.bases, *plan.trials]), as_json)
 
 
 def _show_plan(config: FinetuneConfig, plan: TrialsPlan, table: Any, as_json: bool) -> int:
@@ -176,10 +173,12 @@ def synthesize(
     config = load_config(config_path, overrides or [], SynthesizeConfig)
     from raysnap.cli.store_tables import savings_line
     from raysnap.jobs.synthesize import synthesize as run
+    from raysnap.planning.synthetic import plan_synthesize
     from raysnap.store.store import Store
 
+    plan = plan_synthesize(config)
     with show_progress() as on_progress:
-        summary = run(config, resume=resume, on_progress=on_progress)
+        summary = run(config, plan=plan, resume=resume, on_progress=on_progress)
     if as_json:
         print_json(summary)
     else:

@@ -9,6 +9,7 @@ from raysnap.bench.run_bench import BenchSummary, bench
 from raysnap.config.quickstart import QuickstartConfig
 from raysnap.jobs.generate import generate
 from raysnap.jobs.summary import JobSummary
+from raysnap.planning.generate import TrialsPlan
 from raysnap.progress import OnProgress
 from raysnap.report.page import write_report
 
@@ -28,9 +29,15 @@ class QuickstartSummary:
     benched: BenchSummary
 
 
-def quickstart(config: QuickstartConfig, *, resume: bool, on_progress: OnProgress) -> QuickstartSummary:
-    """Runs the job on the Ray that is up; what an earlier run of it finished is not repeated."""
-    generated = generate(config.generate, resume=resume, on_progress=on_progress)
+def quickstart(
+    config: QuickstartConfig, *, plan: TrialsPlan | None = None, resume: bool, on_progress: OnProgress
+) -> QuickstartSummary:
+    """Run the job on the Ray that is up; what an earlier run of it finished is not repeated.
+
+    Args:
+        plan: what `plan_generate(config.generate)` returned; planned here where it is None.
+    """
+    generated = generate(config.generate, plan=plan, resume=resume, on_progress=on_progress)
     benched = bench(config.bench, resume=resume, on_progress=on_progress)
     report_path = write_report(config.generate.run_dir)
     best = benched.searches[-1]["ranking"][0] if benched.searches else None

@@ -9,7 +9,9 @@ from typing import Any
 from rich.table import Table
 
 from raysnap.cli.console import MAX_ROWS, simple_table
+from raysnap.config.choices import Role
 from raysnap.humanize import bytes_text, flops_text, plural, score_text, seconds_text, share_text
+from raysnap.runs.trial_rows import TrialRow
 
 
 def trials_table(trials: Iterable[Any]) -> Table:
@@ -30,22 +32,21 @@ def points_table(trials: Sequence[Any]) -> Table:
     return simple_table(["trial", *map(_column, keys)], rows)
 
 
-def sweep_table(rows: Sequence[Mapping[str, Any]], metric: str, mode: str) -> Table:
+def sweep_table(rows: Sequence[TrialRow], metric: str, mode: str) -> Table:
     """A sweep's fine-tunes that came to something, the best first: where they stand, what they were, what they took."""
-    compared = [row for row in rows if row["role"] != "base" and row.get("objective") is not None]
+    objectives = [(row, row.objective) for row in rows if row.role != Role.BASE and row.objective is not None]
     sign = -1 if mode == "max" else 1
-    compared.sort(key=lambda row: (row["status"] != "done", sign * row["objective"], row["trial"]))
-    keys = _point_keys(row["point"] for row in compared)
+    objectives.sort(key=lambda one: (not one[0].is_done, sign * one[1], one[0].trial))
+    keys = _point_keys(row.point for row, _ in objectives)
     lines = []
-    for row in compared[:MAX_ROWS]:
-        timings_s = row["timings_s"]
-        seconds = seconds_text(timings_s["total"]) if timings_s else None
-        ended = f"stopped: {row['stopped'].replace('_', ' ')}" if row["stopped"] else ""
-        cells = [_cell(row["point"], key) for key in keys]
-        epochs = f"{row['metrics']['best_epoch']}/{len(row['history'])}"
-        tested = score_text(row["metrics"].get("test_accuracy"))
-        number = row["trial"].partition("-")[0]
-        lines.append((number, *cells, score_text(row["objective"]), tested, epochs, seconds, ended))
+    for row, objective in objectives[:MAX_ROWS]:
+        seconds = None if row.total_s is None else seconds_text(row.total_s)
+        ended = f"stopped: {row.stopped.replace('_', ' ')}" if row.stopped else ""
+        cells = [_cell(row.point, key) for key in keys]
+        epochs = f"{row.metrics.get('best_epoch', '–')}/{len(row.history)}"
+        tested = score_text(row.test_accuracy)
+        number = row.trial.partition("-")[0]
+        lines.append((number, *cells, score_text(objective), tested, epochs, seconds, ended))
     heads = ["trial", *map(_column, keys), metric.replace("_", " "), "test accuracy", "best epoch", "time", ""]
     return simple_table(heads, lines, numeric=heads[-5:-1])
 

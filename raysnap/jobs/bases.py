@@ -1,4 +1,4 @@
-"""The snapshots that fine-tunes start from: random, torchvision's, a file's, or one that the store already holds."""
+"""The snapshots that fine-tunes start from: random, torchvision's, a file's, one of the store, or one trained first."""
 
 from __future__ import annotations
 
@@ -10,21 +10,52 @@ from torch import Tensor
 from torchvision import models
 
 from raysnap.errors import WeightsError
+from raysnap.jobs.data import JobData
+from raysnap.jobs.job import Job
+from raysnap.jobs.stage import Stage, run_stage
 from raysnap.models.blocks import num_classes_of, random_tensors, split_state_dict
 from raysnap.models.weight_files import read_blocks
 from raysnap.planning.generate import RANDOM, check_weights
 from raysnap.store.manifest import DatasetRecord, Preprocessing
 from raysnap.store.store import Store
-from raysnap.training.trial import slug
+from raysnap.training.trial import Trial, slug
+from raysnap.tune.resources import spread_cpus
+
+
+def make_bases(job: Job, data: JobData) -> dict[str, str | None]:
+    """Return the id of the snapshot that fine-tunes start from, by their `base_key`; train it first where planned.
+
+    A base that could not be trained is missing. Of a base that is trained from random weights there is no snapshot to
+    start from, so its value is None while it is trained.
+    """
+    first = next(trial.dataset for trial in [*job.plan.trials, *job.plan.bases] if trial.dataset)
+    num_classes = len(data.datasets[first].classes)
+    bases = {trial.base_key: _start_of(job, trial, num_classes) for trial in job.plan.bases}
+    trained = [trial for trial in job.plan.bases if trial.dataset]
+    if not trained:
+        return bases
+    run_stage(job, data, Stage("base", trained, bases, spread_cpus(job.config.resources, len(trained))))
+    made = {row.trial: row.snapshot for row in job.run_dir.trial_rows()}
+    untrained = {key: base for key, base in bases.items() if key not in {trial.base_key for trial in trained}}
+    return untrained | {trial.base_key: made[trial.id] for trial in trained if made.get(trial.id)}
+
+
+def _start_of(job: Job, base: Trial, num_classes: int) -> str | None:
+    """Return the id of the snapshot of a base's weights; None where its trial draws them at random."""
+    weights = job.plan.weights[base.base_key]
+    if weights == RANDOM and base.dataset is not None:
+        return None
+    preprocessing = base.preprocessing(job.plan.preprocessing)
+    return store_base(job.store, weights, base.architecture, num_classes, base.seed, preprocessing)
 
 
 def store_base(
     store: Store, weights: str, architecture: str, num_classes: int, seed: int, preprocessing: Preprocessing
 ) -> str:
-    """The id of the base snapshot, which is in the store afterwards; `num_classes` and `seed` are for random ones.
+    """Return the id of the base snapshot, storing it if needed; `num_classes` and `seed` are for random ones.
 
     Raises:
-        WeightsError: the weights can't be had, or don't fit the architecture.
+        WeightsError: the weights can't be found or downloaded, or don't fit the architecture.
     """
     check_weights(weights, architecture, store)
     entry = _torchvision_weights(weights, architecture)
@@ -51,7 +82,7 @@ def store_base(
 
 
 def _download(entry: Any) -> dict[str, Tensor]:
-    """torchvision's weights, from its cache or the network, checked against the hash in their name."""
+    """Return torchvision's weights, from its cache or the network, checked against the hash in their name."""
     try:
         return entry.get_state_dict(progress=False, check_hash=True)
     except (OSError, RuntimeError) as error:
@@ -62,7 +93,7 @@ def _download(entry: Any) -> dict[str, Tensor]:
 
 
 def _torchvision_weights(weights: str, architecture: str) -> Any | None:
-    """The torchvision weights of that name, given as `IMAGENET1K_V1` or `ResNet18_Weights.IMAGENET1K_V1`."""
+    """Return the torchvision weights of that name, given as `IMAGENET1K_V1` or `ResNet18_Weights.IMAGENET1K_V1`."""
     known: type[Enum] = models.get_model_weights(architecture)
     kind, _, name = weights.rpartition(".")
     return known.__members__.get(name) if kind in ("", known.__name__) else None

@@ -1,18 +1,23 @@
-"""From a trial's savepoint to a snapshot in the store; the driver alone does it, and twice changes nothing."""
+"""From a trial's savepoint to its row and its snapshot in the store; only the driver does it; twice changes nothing."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from raysnap.config.choices import Status
 from raysnap.errors import FrozenBlockChanged, WeightsError
+from raysnap.models.block_facts import num_body_blocks
 from raysnap.models.blocks import block_names
 from raysnap.models.tensor_bytes import decode
+from raysnap.runs.trial_rows import TrialRow
 from raysnap.store.manifest import BlockEntry, DatasetRecord, Preprocessing
-from raysnap.store.store import Store
+from raysnap.store.store import Block, Store
 from raysnap.system import utc_timestamp
+from raysnap.training.savepoints import Savepoint
 from raysnap.training.state import best_scores
 from raysnap.training.trial import Trial, slug
 from raysnap.tune.options import TrialOutcome
@@ -33,44 +38,67 @@ RECORDED = (
     "stopped",
     "inherited",
 )
+"""What a savepoint's record and a row both say."""
 
 
-def collect(
-    store: Store | None, outcome: TrialOutcome, preprocessing: Preprocessing, num_body_blocks: int
-) -> dict[str, Any]:
-    """Stores what a trial trained on top of the blocks it left frozen, and returns the trial's row.
+def collect(store: Store | None, outcome: TrialOutcome, preprocessing: Preprocessing) -> TrialRow:
+    """Store what a trial trained on top of its frozen blocks, and return the trial's row.
 
-    Without a store the row is all that is left of it.
+    Without a store only the row is made.
 
     Raises:
-        WeightsError: the savepoint is not one of this trial.
+        WeightsError: the savepoint belongs to another trial, or lacks a block.
         FrozenBlockChanged: the blocks that stayed frozen in training are not those of the base in the store.
         StoreError: the store can't be written.
     """
-    trial = outcome.trial
-    row = trial_row(trial, num_body_blocks) | {"status": outcome.status, "error": outcome.error}
-    if outcome.savepoint is None:
+    trial, savepoint = outcome.trial, outcome.savepoint
+    row = planned_row(trial, outcome.status, outcome.error)
+    if savepoint is None:
         metrics = best_scores(outcome.history, trial.train)
-        return row | {"stopped": outcome.stopped, "history": list(outcome.history), "metrics": metrics}
-    record = outcome.savepoint.record
+        return replace(row, stopped=outcome.stopped, history=outcome.history, metrics=metrics)
+    record = savepoint.record
     if record["trial"] != trial.id:
-        raise WeightsError(f"{outcome.savepoint.path}: expected a checkpoint of {trial.id}, found {record['trial']}'s")
-    used = trial.train.model_copy(update={"batch_size": record["batch_size"]})
-    row |= {name: record[name] for name in RECORDED} | {
-        "train": used.model_dump(mode="json"),
-        "note": _note(trial, record["batch_size"]),
-    }
-    kept = _put(store, outcome, preprocessing) if store else {}
-    return row | _overhead(outcome, record["timings_s"]) | kept
+        raise WeightsError(f"{savepoint.path}: expected a checkpoint of {trial.id}, found {record['trial']}'s")
+    stored = _put_snapshot(store, trial, savepoint, preprocessing) if store else {}
+    wall_s = _wall_s(outcome)
+    return replace(
+        row,
+        **{name: record[name] for name in RECORDED},
+        **stored,
+        train=_used_config(trial, record),
+        note=_note(trial, record["batch_size"]),
+        wall_s=wall_s,
+        overhead_s=None if wall_s is None else wall_s - sum(record["timings_s"][phase] for phase in TRAINING),
+    )
 
 
-def _put(store: Store, outcome: TrialOutcome, preprocessing: Preprocessing) -> dict[str, Any]:
-    """What a trial's row says of its snapshot, which is in the store then."""
-    trial, record = outcome.trial, outcome.savepoint.record
-    blocks: list[tuple[str, Any]] = [(block.name, block.digest) for block in _frozen_blocks(store, trial, record)]
+def planned_row(trial: Trial, status: Status, error: str | None = None) -> TrialRow:
+    """Return a trial's row with all that is known without its training."""
+    return TrialRow(
+        trial=trial.id,
+        role=trial.role,
+        architecture=trial.architecture,
+        dataset=slug(trial.dataset) if trial.dataset else None,
+        retrain_index=trial.retrain_index,
+        num_blocks=num_body_blocks(trial.architecture),
+        image_size=trial.image_size,
+        point=trial.point or {},
+        sample=trial.sample,
+        seed=trial.seed,
+        train=trial.train.model_dump(mode="json"),
+        batch_size=trial.train.batch_size,
+        finished=utc_timestamp(),
+        status=status,
+        error=error,
+    )
+
+
+def _put_snapshot(store: Store, trial: Trial, savepoint: Savepoint, preprocessing: Preprocessing) -> dict[str, Any]:
+    """Store a trial's snapshot, and return what its row says of it."""
+    record = savepoint.record
+    blocks: list[tuple[str, Block]] = [(block.name, block.digest) for block in _frozen_blocks(store, trial, record)]
     for name in block_names(trial.architecture)[trial.num_frozen :]:
-        blocks.append((name, _read_block(outcome.savepoint.path / "best", name)))
-    used = trial.train.model_copy(update={"batch_size": record["batch_size"]})
+        blocks.append((name, _read_block(savepoint.path / "best", name)))
     written = store.put_snapshot(
         architecture=trial.architecture,
         blocks=blocks,
@@ -78,11 +106,11 @@ def _put(store: Store, outcome: TrialOutcome, preprocessing: Preprocessing) -> d
         base=record["base"],
         retrain_index=trial.retrain_index,
         dataset=DatasetRecord(
-            name=slug(trial.dataset), digest=record["dataset_digest"], classes=tuple(record["classes"])
+            name=slug(str(trial.dataset)), digest=record["dataset_digest"], classes=tuple(record["classes"])
         ),
         preprocessing=preprocessing,
         metrics=record["metrics"],
-        train=used.model_dump(mode="json"),
+        train=_used_config(trial, record),
         trial=trial.id,
         name=trial.id,
     )
@@ -94,43 +122,16 @@ def _put(store: Store, outcome: TrialOutcome, preprocessing: Preprocessing) -> d
     }
 
 
-def trial_row(trial: Trial, num_body_blocks: int) -> dict[str, Any]:
-    """A trial's row as far as its plan tells."""
-    return {
-        "trial": trial.id,
-        "role": trial.role,
-        "architecture": trial.architecture,
-        "dataset": slug(trial.dataset) if trial.dataset else None,
-        "retrain_index": trial.retrain_index,
-        "num_blocks": num_body_blocks,
-        "image_size": trial.image_size,
-        "point": trial.point,
-        "sample": trial.sample,
-        "seed": trial.seed,
-        "train": trial.train.model_dump(mode="json"),
-        "batch_size": trial.train.batch_size,
-        "snapshot": None,
-        "base": None,
-        "metrics": {},
-        "history": [],
-        "timings_s": {},
-        "wall_s": None,
-        "overhead_s": None,
-        "device": None,
-        "precision": None,
-        "note": None,
-        "stopped": None,
-        "inherited": [],
-        "finished": utc_timestamp(),
-    }
+def _used_config(trial: Trial, record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the trial trained with, as JSON: its batch size may have been halved."""
+    return trial.train.model_copy(update={"batch_size": record["batch_size"]}).model_dump(mode="json")
 
 
-def _overhead(outcome: TrialOutcome, timings_s: Mapping[str, float]) -> dict[str, float | None]:
-    """A trial's wall time from its start in Tune till it was stored, and how much of it was not training."""
+def _wall_s(outcome: TrialOutcome) -> float | None:
+    """Return a trial's wall time from its start in Tune until it was stored; None where the start is unknown."""
     if outcome.started_s is None:
-        return {"wall_s": None, "overhead_s": None}
-    wall_s = (outcome.ended_s or time.monotonic()) - outcome.started_s
-    return {"wall_s": wall_s, "overhead_s": wall_s - sum(timings_s[name] for name in TRAINING)}
+        return None
+    return (outcome.ended_s or time.monotonic()) - outcome.started_s
 
 
 def _note(trial: Trial, batch_size: int) -> str | None:
@@ -140,7 +141,11 @@ def _note(trial: Trial, batch_size: int) -> str | None:
 
 
 def _frozen_blocks(store: Store, trial: Trial, record: Mapping[str, Any]) -> tuple[BlockEntry, ...]:
-    """The blocks of the base that the trial left as they are; they must be those that it was trained on."""
+    """Return the blocks of the base that the trial left frozen.
+
+    Raises:
+        FrozenBlockChanged: they are not those that it was trained on.
+    """
     if not trial.num_frozen:
         return ()
     frozen = store.manifest(record["base"]).blocks[: trial.num_frozen]

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+
+from raysnap.runs.trial_rows import TrialRow
 
 
 @dataclass(frozen=True)
@@ -15,3 +18,8 @@ class JobSummary:
     num_failed: int
     snapshots: list[str]
     failures: list[dict[str, str]]
+
+
+def failures_of(rows: Iterable[TrialRow]) -> list[dict[str, str]]:
+    """Return the trial and the error of each row that failed."""
+    return [{"trial": row.trial, "error": str(row.error)} for row in rows if row.has_failed]

@@ -1,7 +1,7 @@
 """A sweep, from a space to rows: points sampled from one seed, bases they start from, trials compared by one metric.
 
-The trials run as those of a generate job do; what is a sweep's own is what they differ in, who may end them early, and
-whose weights are kept.
+Its trials run as those of a generate job do. What differs: what the trials vary, who may end them early, and whose
+weights are kept.
 """
 
 from __future__ import annotations
@@ -9,24 +9,28 @@ from __future__ import annotations
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
+from raysnap.config.choices import Role, Status
 from raysnap.config.sweep import SweepConfig
-from raysnap.jobs.job import ENDED, Job, last_rows
+from raysnap.jobs.bases import make_bases
+from raysnap.jobs.collect import planned_row
+from raysnap.jobs.data import JobData, prepare_data
+from raysnap.jobs.job import Job
+from raysnap.jobs.stage import Stage, record_outcome, run_stage
+from raysnap.jobs.summary import failures_of
 from raysnap.planning.generate import TrialsPlan
 from raysnap.planning.optuna_study import Study
 from raysnap.planning.points import Point, point_trial
 from raysnap.planning.sweep import plan_sweep
 from raysnap.progress import OnProgress
 from raysnap.runs.rows import read_rows
-from raysnap.runs.run_directory import RunDirectory, check_run_dir
-from raysnap.store.store import Store
+from raysnap.runs.trial_rows import TrialRow
 from raysnap.training.trial import Trial
 from raysnap.tune.options import MakeSearcher, TrialOutcome
-from raysnap.tune.schedulers import seeded_chance, steer
-from raysnap.tune.searcher import Asking
+from raysnap.tune.schedulers import seeded_generators, tune_options
+from raysnap.tune.searcher import AskTellSearcher
 
 
 @dataclass(frozen=True)
@@ -37,7 +41,7 @@ class SweepSummary:
         num_trials: the fine-tunes, and the bases that were trained.
         num_done: trained to their end, early stopping by `patience` included.
         num_stopped: ended by the scheduler or the time budget.
-        num_left: not begun within the time budget.
+        num_left: not started within the time budget.
         snapshots: the ids of all it has in the store.
         best: `trial`, `point`, `objective`, `metrics` and `snapshot` of the best one; None where none is done.
     """
@@ -54,136 +58,140 @@ class SweepSummary:
     failures: list[dict[str, str]] = field(default_factory=list)
 
 
-def sweep(config: SweepConfig, *, resume: bool = False, on_progress: OnProgress) -> SweepSummary:
-    """Runs a sweep on the Ray that is up.
+def sweep(
+    config: SweepConfig, *, plan: TrialsPlan | None = None, resume: bool = False, on_progress: OnProgress
+) -> SweepSummary:
+    """Run a sweep on the Ray that is up.
+
+    Args:
+        plan: what `plan_sweep(config)` returned; planned here where it is None.
 
     Raises:
         RaysnapError: the job can't be started; trials that fail are rows, not errors.
         KeyboardInterrupt: Tune was stopped before every trial had ended.
     """
-    plan = plan_sweep(config)
-    check_run_dir(config, config.run_dir, resume=resume)
-    store = Store.open(config.store, create=True)
-    run = RunDirectory.open(config, config.run_dir, resume=resume)
-    job = Job(config, plan, store, run, on_progress, metric=config.metric)
-    before = [Trial.model_validate(row) for row in read_rows(run.path / "trials.jsonl")]
+    plan = plan or plan_sweep(config)
+    job = Job.open(config, plan, resume=resume, on_progress=on_progress, metric=config.metric)
+    before = [Trial.model_validate(row) for row in read_rows(job.run_dir.path / "trials.jsonl")]
     if config.search_algorithm == "random" or not before:
-        run.write_trials([*plan.bases, *([] if config.search_algorithm == "optuna" else plan.trials)])
-    run.write_env(config.seed, job.started, None, {})
-    with job.stage("data"):
-        job.prepare_data()
-    with job.stage("base"):
-        bases = job.make_bases()
-    with job.stage("trials"), seeded_chance(config.seed) if config.scheduler == "pbt" else nullcontext():
-        _run_trials(config, job, bases, [trial for trial in before if trial.role != "base"])
-    run.write_env(config.seed, job.started, time.perf_counter() - job.started_s, job.stages_s)
-    return _summarise(config, run, plan)
+        job.run_dir.write_trials([*plan.bases, *([] if config.search_algorithm == "optuna" else plan.trials)])
+    job.write_env(is_over=False)
+    with job.clock.stage("data"):
+        data = prepare_data(job)
+    with job.clock.stage("base"):
+        bases = make_bases(job, data)
+    with job.clock.stage("trials"), seeded_generators(config.seed) if config.scheduler == "pbt" else nullcontext():
+        _run_trials(config, job, data, bases, [trial for trial in before if trial.role != Role.BASE])
+    job.write_env(is_over=True)
+    return _summarise(config, job)
 
 
-def _run_trials(config: SweepConfig, job: Job, bases: dict[str, str | None], before: list[Trial]) -> None:
-    """Runs the sweep's trials; `before` are those that an earlier run of it was told."""
-    keeper = _Keeper(config, job)
+def _run_trials(
+    config: SweepConfig, job: Job, data: JobData, bases: dict[str, str | None], before: list[Trial]
+) -> None:
+    """Run the sweep's trials; `before` are those that an earlier run of it planned."""
+    recorder = _SweepRecorder(config, job)
     trials, searcher = job.plan.trials, None
     if config.search_algorithm == "optuna":
-        trials, searcher = before, _make_searcher(config, job, before)
+        trials, searcher = before, _searcher_maker(config, job, before)
+    stage = Stage("trials", trials, bases, config.resources, tune_options(config, trials, searcher))
     try:
-        job.run(
-            trials,
-            bases,
-            "trials",
-            config.resources,
-            steering=steer(config, trials, searcher),
-            settle=keeper.settle,
-        )
+        run_stage(job, data, stage, recorder.record)
     finally:
-        keeper.finish()
+        recorder.record_best()
 
 
-class _Keeper:
-    """Settles a sweep's trials so that the store gets whose snapshots it is to have.
+class _SweepRecorder:
+    """Records a sweep's trials, and stores the snapshots that `keep` asks for.
 
-    Of `keep: best` the best so far is held back: its row is written when it is beaten, or when the sweep ends. A
-    driver that is killed meanwhile finds its checkpoint again.
+    With `keep: best` the best trial so far is held back: its row is written once it is beaten, or when the sweep ends.
+    A driver that is killed before that finds the trial's checkpoint on `--resume`.
     """
 
     def __init__(self, config: SweepConfig, job: Job):
         self._config = config
-        self._settle = partial(job.settle, drops=config.scheduler != "pbt")
+        self._job = job
         self._best: tuple[TrialOutcome, Path] | None = None
-        stored = [row for row in compared_rows(last_rows(job.run_dir)) if row["snapshot"]]
-        self._least = min((rank(row["objective"], row["trial"], config) for row in stored), default=None)
+        stored = [row for row in compared_rows(job.run_dir.trial_rows()) if row.snapshot]
+        self._best_rank = min((_rank_of(row, config) for row in stored), default=None)
 
-    def settle(self, outcome: TrialOutcome, ray_dir: Path) -> dict[str, Any]:
-        """What there is to say of a trial that ended."""
+    def record(self, outcome: TrialOutcome, ray_dir: Path) -> TrialRow:
+        """Record a trial, or hold it back as the best so far; return its row."""
         if self._config.keep != "best" or outcome.savepoint is None:
-            return self._settle(outcome, ray_dir, stores=self._config.keep == "all")
-        ranked = self._rank(outcome)
-        if self._least is not None and ranked >= self._least:
-            return self._settle(outcome, ray_dir, stores=False)
+            return self._write(outcome, ray_dir, is_stored=self._config.keep == "all")
+        metrics = outcome.savepoint.record["metrics"]
+        found = rank(metrics[self._config.metric], outcome.trial.id, self._config)
+        if self._best_rank is not None and found >= self._best_rank:
+            return self._write(outcome, ray_dir, is_stored=False)
         if self._best is not None:
-            self._settle(*self._best, stores=False)
-        self._best, self._least = (replace(outcome, ended_s=time.monotonic()), ray_dir), ranked
-        return {"status": outcome.status, "metrics": outcome.savepoint.record["metrics"], "error": None}
+            self._write(*self._best, is_stored=False)
+        self._best, self._best_rank = (replace(outcome, ended_s=time.monotonic()), ray_dir), found
+        return replace(planned_row(outcome.trial, outcome.status), metrics=metrics)
 
-    def finish(self) -> None:
-        """Stores the best, if it is one of this run."""
+    def record_best(self) -> None:
+        """Write the row of the trial that is held back, and store its snapshot."""
         if self._best is not None:
-            self._settle(*self._best)
+            self._write(*self._best, is_stored=True)
             self._best = None
 
-    def _rank(self, outcome: TrialOutcome) -> tuple[float, str]:
-        return rank(outcome.savepoint.record["metrics"][self._config.metric], outcome.trial.id, self._config)
+    def _write(self, outcome: TrialOutcome, ray_dir: Path, *, is_stored: bool) -> TrialRow:
+        is_cleaned = self._config.scheduler != "pbt"
+        return record_outcome(self._job, outcome, ray_dir, is_stored=is_stored, is_cleaned=is_cleaned)
 
 
 def rank(objective: float, trial_id: str, config: SweepConfig) -> tuple[float, str]:
-    """What the best trial has the least of: better objectives first, then earlier trials."""
+    """Return what the best trial has the least of: better objectives first, then earlier trials."""
     return (-objective if config.mode == "max" else objective), trial_id
 
 
-def compared_rows(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The rows of fine-tunes that were trained to their end."""
-    return [row for row in rows if row["role"] != "base" and row["status"] == "done" and "objective" in row]
+def _rank_of(row: TrialRow, config: SweepConfig) -> tuple[float, str]:
+    assert row.objective is not None  # of a compared row
+    return rank(row.objective, row.trial, config)
 
 
-def _make_searcher(config: SweepConfig, job: Job, before: list[Trial]) -> MakeSearcher:
-    """What makes a searcher that Optuna leads, which knows all that came of the trials before."""
+def compared_rows(rows: list[TrialRow]) -> list[TrialRow]:
+    """Return the rows of fine-tunes that were trained to their end and have an objective."""
+    return [row for row in rows if row.role != Role.BASE and row.is_done and row.objective is not None]
+
+
+def _searcher_maker(config: SweepConfig, job: Job, before: list[Trial]) -> MakeSearcher:
+    """Return what makes a searcher that Optuna leads, which knows the results of the trials before."""
     base = job.plan.bases[0]
 
-    def make(point: Point, number: int) -> Trial:
+    def make_trial(point: Point, number: int) -> Trial:
         trial, _ = point_trial(config, point, number, config.num_samples)
         return trial.model_copy(update={"base": base.base_key})
 
-    def make_searcher(waiting: list[Trial]) -> Asking:
-        came_to = {row["trial"]: row["objective"] for row in compared_rows(last_rows(job.run_dir))}
-        study = Study(config, config.num_samples, make, before, came_to)
+    def make_searcher(waiting: list[Trial]) -> AskTellSearcher:
+        objectives = {row.trial: row.objective for row in compared_rows(job.run_dir.trial_rows())}
+        study = Study(config, config.num_samples, make_trial, before, objectives)
 
         def suggest() -> Trial | None:
             trial = study.suggest()
             job.run_dir.write_trials([*job.plan.bases, *study.trials])
             return trial
 
-        return Asking(config.metric, config.mode, waiting, suggest, study.tell)
+        return AskTellSearcher(config.metric, config.mode, waiting, suggest, study.tell)
 
     return make_searcher
 
 
-def _summarise(config: SweepConfig, run: RunDirectory, plan: TrialsPlan) -> SweepSummary:
-    rows = last_rows(run)
+def _summarise(config: SweepConfig, job: Job) -> SweepSummary:
+    rows, plan = job.run_dir.trial_rows(), job.plan
     num_bases = sum(trial.dataset is not None for trial in plan.bases)
     num_trials = num_bases + (config.num_samples if config.search_algorithm == "optuna" else len(plan.trials))
-    failures = [{"trial": row["trial"], "error": row["error"]} for row in rows if row["status"] not in ENDED]
-    done = [row for row in rows if row["status"] == "done"]
-    best = min(compared_rows(rows), key=lambda row: rank(row["objective"], row["trial"], config), default=None)
-    told = ("trial", "point", "objective", "metrics", "snapshot")
+    failures = failures_of(rows)
+    best = min(compared_rows(rows), key=lambda row: _rank_of(row, config), default=None)
+    shown = ("trial", "point", "objective", "metrics", "snapshot")
     return SweepSummary(
-        run_dir=str(run.path),
+        run_dir=str(job.run_dir.path),
         num_trials=num_trials,
-        num_done=len(done),
-        num_stopped=sum(row["status"] == "stopped" for row in rows),
+        num_done=sum(row.is_done for row in rows),
+        num_stopped=sum(row.status == Status.STOPPED for row in rows),
         num_failed=len(failures),
         num_left=num_trials - len(rows),
         metric=config.metric,
-        snapshots=[row["snapshot"] for row in rows if row["snapshot"]],
-        best={key: best[key] for key in told} if best else None,
+        snapshots=[row.snapshot for row in rows if row.snapshot],
+        best={key: getattr(best, key) for key in shown} if best else None,
         failures=failures,
     )

@@ -1,63 +1,57 @@
 """Synthetic snapshots: parts of a base under freshly initialised top blocks, for measuring stores and searches.
 
 Nothing is trained and no parent's weights are read: a snapshot is its parent's digests and some new blocks. Each one
-derives from the seed and its number alone, so a run that was cut short goes on where it stopped.
+follows from the seed and its number alone, so an interrupted run can be resumed.
 """
 
 from __future__ import annotations
 
 import time
-from typing import Any
+from collections.abc import Sequence
 
+from raysnap.config.choices import Role, Status
 from raysnap.config.jobs import SynthesizeConfig
 from raysnap.jobs.bases import store_base
 from raysnap.jobs.summary import JobSummary
-from raysnap.models.block_facts import block_shapes, num_body_blocks
+from raysnap.models.block_facts import num_body_blocks
 from raysnap.models.blocks import random_tensors
-from raysnap.planning.generate import check_weights
-from raysnap.planning.synthetic import Descent, draw_descents
+from raysnap.planning.synthetic import Descent, plan_synthesize
 from raysnap.progress import OnProgress
 from raysnap.runs.run_directory import RunDirectory, check_run_dir
+from raysnap.runs.trial_rows import TrialRow
 from raysnap.store.manifest import Manifest, Preprocessing
 from raysnap.store.store import Store
 from raysnap.system import utc_timestamp
 from raysnap.training.trial import derive_seed
 
 
-def check_plan(config: SynthesizeConfig) -> None:
-    """Passes when the job can be started; nothing is written.
+def synthesize(
+    config: SynthesizeConfig, *, plan: Sequence[Descent] | None = None, resume: bool = False, on_progress: OnProgress
+) -> JobSummary:
+    """Put `num_snapshots` distinct snapshots into the store, each architecture's base among them.
 
-    Raises:
-        RaysnapError: an architecture or the base's weights are not to be had.
-    """
-    draw_descents(config)
-    store = Store.open(config.store) if config.store.exists() else None
-    for architecture in config.architectures:
-        block_shapes(architecture, config.image_size)
-        check_weights(config.base.weights, architecture, store)
+    Architectures take turns. Each further snapshot has a parent among those already made of its architecture (or
+    always the base); its last `r` blocks and its head are re-initialised.
 
-
-def synthesize(config: SynthesizeConfig, *, resume: bool = False, on_progress: OnProgress) -> JobSummary:
-    """Puts `num_snapshots` distinct snapshots into the store, each architecture's base among them.
-
-    Architectures take turns. Each further snapshot takes a parent among those already made of its architecture (or
-    always the base), and gets the last `r` blocks and the head anew.
+    Args:
+        plan: what `plan_synthesize(config)` returned; planned here where it is None.
 
     Raises:
         RaysnapError: the job can't be started, or the store can't be written.
     """
-    check_plan(config)
+    plan = plan_synthesize(config) if plan is None else plan
     check_run_dir(config, config.run_dir, resume=resume)
     store = Store.open(config.store, create=True)
     run = RunDirectory.open(config, config.run_dir, resume=resume)
     started, started_s = utc_timestamp(), time.perf_counter()
     made: list[Manifest] = []
-    known = {row["trial"]: row["snapshot"] for row in run.rows()}
-    for descent in draw_descents(config):
+    known = {row.trial: row.snapshot for row in run.trial_rows()}
+    for descent in plan:
         name = _name(descent)
         on_progress("synthesize", descent.number, config.num_snapshots, name)
-        if name in known:
-            made.append(store.manifest(known[name]))
+        snapshot = known.get(name)
+        if snapshot is not None:
+            made.append(store.manifest(snapshot))
             continue
         new_bytes = 0
         if descent.parent is None:
@@ -65,7 +59,7 @@ def synthesize(config: SynthesizeConfig, *, resume: bool = False, on_progress: O
         else:
             manifest, new_bytes = _derive(store, config, descent, made[descent.parent])
             made.append(manifest)
-        run.add_row(_row(name, made[-1], new_bytes))
+        run.add_row(_row(name, made[-1], new_bytes).as_json())
     on_progress("synthesize", config.num_snapshots, config.num_snapshots, "done")
     wall_s = time.perf_counter() - started_s
     run.write_env(config.seed, started, wall_s, {"synthesize": wall_s})
@@ -86,7 +80,7 @@ def _base(store: Store, config: SynthesizeConfig, architecture: str) -> Manifest
 
 
 def _derive(store: Store, config: SynthesizeConfig, descent: Descent, parent: Manifest) -> tuple[Manifest, int]:
-    """A snapshot with its parent's blocks but for the last `retrain_index` and the head, and the bytes it added."""
+    """Store a snapshot whose last `retrain_index` blocks and head differ from its parent's; return the bytes added."""
     num_kept = 1 + num_body_blocks(parent.architecture) - descent.retrain_index
     fresh = random_tensors(parent.architecture, config.num_classes, descent.seed)
     written = store.put_snapshot(
@@ -102,20 +96,17 @@ def _derive(store: Store, config: SynthesizeConfig, descent: Descent, parent: Ma
     return written.manifest, written.new_bytes
 
 
-def _row(name: str, manifest: Manifest, new_bytes: int) -> dict[str, Any]:
-    return {
-        "trial": name,
-        "role": "synthetic",
-        "status": "done",
-        "error": None,
-        "architecture": manifest.architecture,
-        "dataset": None,
-        "retrain_index": manifest.retrain_index,
-        "num_blocks": num_body_blocks(manifest.architecture),
-        "snapshot": manifest.id,
-        "base": manifest.base,
-        "metrics": {},
-        "new_bytes": new_bytes,
-        "snapshot_bytes": manifest.num_bytes,
-        "finished": utc_timestamp(),
-    }
+def _row(name: str, manifest: Manifest, new_bytes: int) -> TrialRow:
+    return TrialRow(
+        trial=name,
+        role=Role.SYNTHETIC,
+        status=Status.DONE,
+        architecture=manifest.architecture,
+        retrain_index=manifest.retrain_index,
+        num_blocks=num_body_blocks(manifest.architecture),
+        snapshot=manifest.id,
+        base=manifest.base,
+        new_bytes=new_bytes,
+        snapshot_bytes=manifest.num_bytes,
+        finished=utc_timestamp(),
+    )

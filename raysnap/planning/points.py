@@ -14,6 +14,7 @@ from typing import Any, get_args
 
 import numpy as np
 
+from raysnap.config.choices import Role
 from raysnap.config.load import validate
 from raysnap.config.space_entry import SpaceEntry
 from raysnap.config.strict import Config
@@ -129,7 +130,7 @@ def point_trial(config: SweepConfig, point: Point, number: int, num_trials: int)
     width = max(3, len(str(num_trials)))
     trial = Trial(
         id=slug(f"{number:0{width}d}-{name or f'{settled.architecture}-{slug(settled.dataset)}'}"),
-        role="finetune",
+        role=Role.FINETUNE,
         architecture=settled.architecture,
         dataset=settled.dataset,
         retrain_index=retrain_index,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from raysnap.config.choices import Role
 from raysnap.config.jobs import GenerateConfig
 from raysnap.config.parts import RetrainConfig
 from raysnap.errors import ConfigError
@@ -40,7 +41,7 @@ def sample_trials(config: GenerateConfig) -> list[Trial]:
         trials.append(
             Trial(
                 id=f"{number:03d}-{architecture}-{slug(dataset)}-r{retrain_index}",
-                role="finetune",
+                role=Role.FINETUNE,
                 architecture=architecture,
                 dataset=dataset,
                 retrain_index=retrain_index,
@@ -57,7 +58,7 @@ def base_trials(config: GenerateConfig) -> list[Trial]:
     return [
         Trial(
             id=f"base-{architecture}" + (f"-{slug(pretraining.dataset)}" if pretraining else ""),
-            role="base",
+            role=Role.BASE,
             architecture=architecture,
             dataset=pretraining.dataset if pretraining else None,
             retrain_index=None,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+from raysnap.config.choices import Role
 from raysnap.config.sweep import PointConfig, SweepConfig
 from raysnap.errors import ConfigError
 from raysnap.planning.extras import check_packages
@@ -46,7 +47,7 @@ def _base_trial(config: SweepConfig, settled: PointConfig, number: int) -> Trial
     name = slug("-".join(words))
     return Trial(
         id=name,
-        role="base",
+        role=Role.BASE,
         architecture=settled.architecture,
         dataset=pretraining.dataset if pretraining else None,
         retrain_index=None,

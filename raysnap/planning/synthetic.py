@@ -1,4 +1,4 @@
-"""Which blocks of synthetic snapshots are re-initialised, drawn from one seed."""
+"""What a synthesize job will do: which blocks of each snapshot are re-initialised, drawn from one seed."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from raysnap.config.jobs import SynthesizeConfig
+from raysnap.models.block_facts import block_shapes
+from raysnap.planning.generate import check_weights
 from raysnap.planning.sampling import draw_retrain_indices
+from raysnap.store.store import Store
 from raysnap.training.trial import derive_seed
 
 
@@ -29,8 +32,22 @@ class Descent:
     seed: int
 
 
+def plan_synthesize(config: SynthesizeConfig) -> list[Descent]:
+    """Return the job's snapshots, checked against what is there; nothing is written.
+
+    Raises:
+        RaysnapError: an architecture is unknown, or the base's weights are not there.
+    """
+    descents = draw_descents(config)
+    store = Store.open(config.store) if config.store.exists() else None
+    for architecture in config.architectures:
+        block_shapes(architecture, config.image_size)
+        check_weights(config.base.weights, architecture, store)
+    return descents
+
+
 def draw_descents(config: SynthesizeConfig) -> list[Descent]:
-    """The snapshots of a synthesize job; architectures take turns, and the first of each is its base.
+    """Return the snapshots of a synthesize job; architectures take turns, and the first of each is its base.
 
     Raises:
         ConfigError: a `fixed` retrain index is larger than an architecture has blocks.

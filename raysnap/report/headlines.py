@@ -10,6 +10,7 @@ from statistics import geometric_mean, median
 
 from markupsafe import Markup
 
+from raysnap.config.choices import Role
 from raysnap.humanize import bytes_text, plural, ratio_text, score_text, seconds_text, share_text
 from raysnap.runs.json_fields import number
 from raysnap.runs.questions import Question, short_dataset
@@ -17,7 +18,7 @@ from raysnap.runs.run import Run
 from raysnap.runs.search_rows import RankedSnapshot
 from raysnap.runs.store_contents import Holdings
 from raysnap.runs.sweep_results import Comparison, Sweep, point_text, sweep_of, training_s, value_text
-from raysnap.runs.trial_rows import Trial
+from raysnap.runs.trial_rows import TrialRow
 
 MAX_QUESTIONS_TOLD = 3
 MAX_COMPARISONS_TOLD = 4
@@ -32,7 +33,7 @@ def headline(run: Run) -> Markup:
     if len(run.questions) == 1:
         winner, asked = best_of(run.questions[0]), _name(short_dataset(run.questions[0].dataset))
         origin = run.trial_of.get(winner.snapshot) if winner else None
-        if winner and origin and origin.dataset and origin.role != "base":
+        if winner and origin and origin.dataset and origin.role != Role.BASE:
             return Markup("Start from {} for {}").format(_name(short_dataset(origin.dataset)), asked)
         if winner:
             return Markup("The best start for {} is {}").format(asked, _name(winner.name))
@@ -44,7 +45,7 @@ def headline(run: Run) -> Markup:
     num_datasets = len({trial.dataset for trial in done})
     if done:
         return Markup("{} from {}").format(plural(len(done), "snapshot"), plural(num_datasets, "dataset"))
-    synthetic = [trial for trial in run.done_trials if trial.role == "synthetic"]
+    synthetic = [trial for trial in run.done_trials if trial.role == Role.SYNTHETIC]
     if synthetic:
         return Markup("{}").format(plural(len(synthetic), "synthetic snapshot"))
     return Markup("No search of this run finished" if run.searches else "No trial of this run finished")
@@ -156,11 +157,11 @@ def best_of(question: Question) -> RankedSnapshot | None:
     return min(ranking, key=lambda one: one.rank) if ranking else None
 
 
-def origin_text(trial: Trial | None) -> Markup:
+def origin_text(trial: TrialRow | None) -> Markup:
     """Where a snapshot comes from: its dataset and its retrain index."""
     if trial is None:
         return Markup("")
-    if trial.role == "base":
+    if trial.role == Role.BASE:
         return Markup("the base snapshot")
     return Markup("fine-tuned on {}, r = {}").format(
         short_dataset(trial.dataset), "?" if trial.retrain_index is None else trial.retrain_index

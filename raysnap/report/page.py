@@ -17,6 +17,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from raysnap.atomic import write_atomically
+from raysnap.config.choices import Role
 from raysnap.errors import UsageError
 from raysnap.humanize import bytes_text, count_text, plural, score_text, seconds_text, share_text
 from raysnap.report import headlines as summary
@@ -30,7 +31,7 @@ from raysnap.runs.json_fields import mapping, number
 from raysnap.runs.questions import short_dataset
 from raysnap.runs.run import Run, read_run
 from raysnap.runs.store_contents import read_holdings
-from raysnap.runs.trial_rows import Trial
+from raysnap.runs.trial_rows import TrialRow
 
 TEMPLATES_DIR = Path(__file__).resolve().parent / "templates"
 
@@ -166,7 +167,7 @@ def _trials_table(run: Run) -> DataTable | None:
     return DataTable("trials", "Every trial", columns, tuple(rows), None, statuses, True) if rows else None
 
 
-def _trial_row(trial: Trial) -> Row:
+def _trial_row(trial: TrialRow) -> Row:
     values = {
         "trial": trial.name,
         "dataset": short_dataset(trial.dataset) if trial.dataset else None,
@@ -180,7 +181,7 @@ def _trial_row(trial: Trial) -> Row:
         "new_bytes": trial.new_bytes,
         "status": trial.status,
     }
-    chips = {"dataset": (("base", ""),)} if trial.role == "base" else {}
+    chips = {"dataset": (("base", ""),)} if trial.role == Role.BASE else {}
     hints = {"dataset": trial.dataset} if trial.dataset else {}
     css = "has-failed" if trial.has_failed else ""
     return Row(values, chips, {}, hints, css, {"data-trial": trial.name, "data-status": trial.status})

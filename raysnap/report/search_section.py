@@ -6,6 +6,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from raysnap.config.choices import Role
 from raysnap.humanize import count_text, plural, ratio_text, seconds_text, seconds_unit
 from raysnap.report import bar_charts, line_charts
 from raysnap.report import dot_charts as charts
@@ -126,7 +127,7 @@ def _ranked_row(one: RankedSnapshot, run: Run, share: float, is_tied: bool, plac
         "snapshot": one.snapshot,
     }
     chips = {"name": (("tied", ""),)} if one.is_tied and is_tied else {}
-    if trial and trial.role == "base":
+    if trial and trial.role == Role.BASE:
         chips["dataset"] = (("base", ""),)
     ranks = {f"rank_{method}": ranked.get(one.snapshot) for method, ranked in places.items()}
     return Row(values | ranks, chips, {"score": share}, css="first" if one.rank == 1 else "")

@@ -7,6 +7,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from raysnap.config.choices import Role
 from raysnap.humanize import bytes_text, bytes_unit
 from raysnap.report import bar_charts, tree_charts
 from raysnap.report import headlines as summary
@@ -109,7 +110,7 @@ def _family(architecture: str, held: list[HeldSnapshot], run: Run) -> dict[str, 
 def _group_of(held: HeldSnapshot, run: Run) -> str:
     """The colour's meaning in the tree: the dataset a snapshot was fine-tuned on, bases apart."""
     trial = run.trial_of.get(held.id)
-    if trial and trial.role == "base":
+    if trial and trial.role == Role.BASE:
         return "base"
     dataset = held.dataset or (trial.dataset if trial else None)
     return short_dataset(dataset) if dataset else ""

@@ -6,6 +6,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from raysnap.config.choices import Status
 from raysnap.humanize import plural, seconds_text, seconds_unit
 from raysnap.report import bar_charts, line_charts, sweep_charts
 from raysnap.report import headlines as summary
@@ -14,7 +15,7 @@ from raysnap.report.thumbnails import thumbnails
 from raysnap.runs.predictions import Prediction, Predictions, read_predictions
 from raysnap.runs.run import Run
 from raysnap.runs.sweep_results import Parameter, Sweep, choice_text, point_text, sweep_of, training_s, value_text
-from raysnap.runs.trial_rows import Trial
+from raysnap.runs.trial_rows import TrialRow
 
 MAX_TRIALS_SHOWN = 12
 MAX_LOSS_PANELS = 12
@@ -41,7 +42,7 @@ def sweep_section(run: Run) -> dict[str, Any] | None:
         "comparisons": _comparisons(sweep),
         "effects": _effects(sweep),
         "threads": _threads(sweep),
-        "num_stopped": sum(trial.status == "stopped" for trial in sweep.trials),
+        "num_stopped": sum(trial.status == Status.STOPPED for trial in sweep.trials),
         "costs": _costs(sweep),
         "costs_table": _costs_table(sweep),
         "losses": _losses(sweep),
@@ -90,7 +91,7 @@ def _leaders(sweep: Sweep) -> DataTable:
     return DataTable("sweep_trials", caption, without_empty(columns, rows), tuple(rows), num_shown=MAX_TRIALS_SHOWN)
 
 
-def _ending(trial: Trial) -> str:
+def _ending(trial: TrialRow) -> str:
     names = {"patience": "stopped early", "scheduler": "by the scheduler", "time_budget": "out of time"}
     return names.get(trial.stopped or "", trial.stopped or "")
 
@@ -142,12 +143,12 @@ def _effect(sweep: Sweep, parameter: Parameter, y_range: tuple[float, float]) ->
     return sweep_charts.effect_boxes(parameter.label, groups, sweep.metric_name, y_range)
 
 
-def _dot(sweep: Sweep, parameter: Parameter, trial: Trial) -> sweep_charts.Dot:
+def _dot(sweep: Sweep, parameter: Parameter, trial: TrialRow) -> sweep_charts.Dot:
     x = float(trial.point[parameter.key]) if parameter.is_numeric else None
     return sweep_charts.Dot(x, trial.objective, _hint(sweep, trial), trial.is_done, trial is sweep.best)
 
 
-def _hint(sweep: Sweep, trial: Trial) -> str:
+def _hint(sweep: Sweep, trial: TrialRow) -> str:
     reached = f"{trial.name}: {sweep.metric_name} {sweep.objective_text(trial.objective)}"
     return ", ".join(told for told in (reached, point_text(trial, sweep.parameters), _ending(trial)) if told)
 
@@ -242,7 +243,7 @@ def _losses(sweep: Sweep) -> list[Markup]:
     return [Markup(_loss_panel(sweep, trial, x_range, y_range)) for trial in shown]
 
 
-def _loss_panel(sweep: Sweep, trial: Trial, x_range: tuple[float, float], y_range: tuple[float, float]) -> str:
+def _loss_panel(sweep: Sweep, trial: TrialRow, x_range: tuple[float, float], y_range: tuple[float, float]) -> str:
     train, val = trial.curve_of("train_loss"), trial.curve_of("val_loss")
     lines = [
         line_charts.Line("training loss", train, css="train-line"),
@@ -279,7 +280,7 @@ def _overfit(sweep: Sweep) -> Markup | None:
     return text.format(len(risen), plural(len(told), "trial"), max(risen))
 
 
-def _predictions(trial: Trial, found: Predictions) -> dict[str, Any]:
+def _predictions(trial: TrialRow, found: Predictions) -> dict[str, Any]:
     classes = found.classes
     totals = [found.num_images(index) for index in range(len(classes))]
     title = f"Confusion matrix of {trial.name} on {plural(len(found.items), 'test image')}"

@@ -7,13 +7,14 @@ from typing import Any
 
 from markupsafe import Markup
 
+from raysnap.config.choices import Role
 from raysnap.humanize import plural, score_text, seconds_text, seconds_unit
 from raysnap.report import bar_charts, line_charts
 from raysnap.runs.json_fields import mapping, number
 from raysnap.runs.questions import short_dataset
 from raysnap.runs.run import Run
 from raysnap.runs.store_contents import Holdings
-from raysnap.runs.trial_rows import Trial
+from raysnap.runs.trial_rows import TrialRow
 
 MAX_LINES_PER_PANEL = 60
 MAX_PANELS = 48
@@ -22,7 +23,7 @@ STAGE_STYLES = ("phase-decode", "phase-load", "phase-inference", "phase-proxy", 
 
 def training_section(run: Run, holdings: Holdings) -> dict[str, Any]:
     """Everything that the page shows of how trials were trained."""
-    groups: dict[tuple[str, str | None], list[Trial]] = {}
+    groups: dict[tuple[str, str | None], list[TrialRow]] = {}
     for trial in run.trials:
         groups.setdefault((trial.role, trial.dataset), []).append(trial)
     chances = _chances(run, holdings)
@@ -30,7 +31,7 @@ def training_section(run: Run, holdings: Holdings) -> dict[str, Any]:
     epochs = [x for trial in run.trials for x, _ in trial.curve]
     y_range = line_charts.shared_range(values)
     x_range = (min(epochs, default=1.0), max(epochs, default=1.0))
-    ordered = sorted(groups.items(), key=lambda item: (item[0][0] != "base", item[0][1] or ""))
+    ordered = sorted(groups.items(), key=lambda item: (item[0][0] != Role.BASE, item[0][1] or ""))
     panels = [
         Markup(_panel(role, dataset, trials, x_range, y_range, chances.get(dataset)))
         for (role, dataset), trials in ordered[:MAX_PANELS]
@@ -49,13 +50,13 @@ def training_section(run: Run, holdings: Holdings) -> dict[str, Any]:
 def _panel(
     role: str,
     dataset: str | None,
-    trials: list[Trial],
+    trials: list[TrialRow],
     x_range: tuple[float, float],
     y_range: tuple[float, float],
     chance: float | None,
 ) -> str:
     best = max((trial.val_accuracy for trial in trials if trial.val_accuracy is not None), default=None)
-    name = short_dataset(dataset) + (" (base)" if role == "base" else "")
+    name = short_dataset(dataset) + (" (base)" if role == Role.BASE else "")
     note = f"{plural(len(trials), 'trial')}, best {score_text(best)}"
     drawn = _thinned(sorted(trials, key=lambda trial: trial.val_accuracy or 0.0), MAX_LINES_PER_PANEL)
     lines = [
@@ -79,24 +80,24 @@ def _chances(run: Run, holdings: Holdings) -> dict[str | None, float]:
     return {dataset: 1 / num_classes for dataset, num_classes in known.items() if num_classes}
 
 
-def _thinned(items: list[Trial], limit: int) -> list[Trial]:
+def _thinned(items: list[TrialRow], limit: int) -> list[TrialRow]:
     """At most `limit` items, evenly spread, the first and the last among them."""
     if len(items) <= limit:
         return items
     return [items[round(index * (len(items) - 1) / (limit - 1))] for index in range(limit)]
 
 
-def _retrain_charts(trials: Sequence[Trial]) -> list[Markup]:
+def _retrain_charts(trials: Sequence[TrialRow]) -> list[Markup]:
     """Validation accuracy over the retrain index, one chart per architecture."""
-    by_architecture: dict[str, list[Trial]] = {}
+    by_architecture: dict[str, list[TrialRow]] = {}
     for trial in trials:
         if trial.is_done and trial.retrain_index is not None and trial.val_accuracy is not None:
             by_architecture.setdefault(trial.architecture, []).append(trial)
     return [Markup(_retrain_chart(architecture, group)) for architecture, group in sorted(by_architecture.items())]
 
 
-def _retrain_chart(architecture: str, trials: list[Trial]) -> str:
-    by_dataset: dict[str, list[Trial]] = {}
+def _retrain_chart(architecture: str, trials: list[TrialRow]) -> str:
+    by_dataset: dict[str, list[TrialRow]] = {}
     for trial in sorted(trials, key=lambda trial: trial.dataset or ""):
         by_dataset.setdefault(short_dataset(trial.dataset), []).append(trial)
     series = [

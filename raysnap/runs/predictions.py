@@ -12,7 +12,7 @@ from pathlib import Path
 from raysnap.humanize import clean
 from raysnap.runs.json_fields import mapping, number, sequence
 from raysnap.runs.run import Run
-from raysnap.runs.trial_rows import Trial
+from raysnap.runs.trial_rows import TrialRow
 
 logger = logging.getLogger(__name__)
 
@@ -95,7 +95,7 @@ class Predictions:
         return Counter(item.predicted for item in self.items)
 
 
-def read_predictions(run: Run, trial: Trial) -> Predictions | None:
+def read_predictions(run: Run, trial: TrialRow) -> Predictions | None:
     """The trial's predictions; None where it left none, or none that can be read."""
     if not trial.predictions:
         return None

@@ -14,6 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from raysnap.config.choices import Role, Status
 from raysnap.config.yaml_files import read_yaml
 from raysnap.errors import ConfigError, DataError, UsageError
 from raysnap.humanize import clean, plural
@@ -21,7 +22,7 @@ from raysnap.runs.json_fields import mapping, text
 from raysnap.runs.questions import Question, questions_of
 from raysnap.runs.rows import read_rows
 from raysnap.runs.search_rows import Search, search_of
-from raysnap.runs.trial_rows import Trial, read_trial
+from raysnap.runs.trial_rows import TrialRow, latest_trial_rows
 
 logger = logging.getLogger(__name__)
 
@@ -35,25 +36,25 @@ class Run:
     config: dict[str, Any]
     config_text: str
     env: dict[str, Any]
-    trials: tuple[Trial, ...]
+    trials: tuple[TrialRow, ...]
     num_unfinished: int
     searches: tuple[Search, ...]
     remarks: tuple[str, ...] = ()
     bench_config_text: str = ""
-    trial_of: dict[str, Trial] = field(default_factory=dict)
+    trial_of: dict[str, TrialRow] = field(default_factory=dict)
 
     @property
-    def done_trials(self) -> list[Trial]:
+    def done_trials(self) -> list[TrialRow]:
         """The trials that ran to their end, bases too."""
         return [trial for trial in self.trials if trial.is_done]
 
     @property
-    def finetunes(self) -> list[Trial]:
+    def finetunes(self) -> list[TrialRow]:
         """The trials that started from a base."""
-        return [trial for trial in self.trials if trial.role not in ("base", "synthetic")]
+        return [trial for trial in self.trials if trial.role not in (Role.BASE, Role.SYNTHETIC)]
 
     @property
-    def timed_trials(self) -> list[Trial]:
+    def timed_trials(self) -> list[TrialRow]:
         """The fine-tunes that went from start to end in one run, so that their wall time is known."""
         return [trial for trial in self.finetunes if trial.wall_s and trial.overhead_s is not None]
 
@@ -91,10 +92,10 @@ def read_run(run_dir: Path) -> Run:
             found = "a file" if run_dir.exists() else "nothing there"
             raise UsageError(f"{run_dir}: expected a run directory, found {found}")
         raise DataError(f"{run_dir}: expected a run directory with results.jsonl in it, found none; run the job first")
-    trials = tuple({trial.name: trial for trial in map(read_trial, _rows_with(rows, "trial"))}.values())
+    trials = tuple(latest_trial_rows(rows))
     searches = {(one.cell, one.repeat): one for one in map(search_of, _rows_with(rows, "method"))}
     planned = _read_rows(run_dir / "trials.jsonl", remarks) if (run_dir / "trials.jsonl").is_file() else []
-    planned = [row for row in planned if row.get("role") != "base" or row.get("dataset")]  # a drawn base is no trial
+    planned = [row for row in planned if row.get("role") != Role.BASE or row.get("dataset")]  # a drawn base is no trial
     unfinished = {str(row.get("id", row.get("trial"))) for row in planned} - {trial.name for trial in trials}
     unfinished -= {one.cell for one in searches.values()}
     if not trials and not searches and not unfinished:
@@ -127,7 +128,7 @@ def _printed_searches(path: Path) -> list[dict[str, Any]]:
         except (OSError, ValueError, RecursionError):
             continue
         if "ranking" in mapping(document) and text(document.get("method")):
-            facts = {"cell": file.stem, "method": document["method"], "status": "done"}
+            facts = {"cell": file.stem, "method": document["method"], "status": Status.DONE}
             rows.append(_cleaned(facts | {"search": document}))
     return rows
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from raysnap.config.yaml_files import read_yaml
 from raysnap.errors import ConfigError
 from raysnap.runs.environment import describe_environment
 from raysnap.runs.rows import read_rows
+from raysnap.runs.trial_rows import TrialRow, latest_trial_rows
 from raysnap.system import utc_timestamp
 
 CONFIG_NAME = "config.yaml"
@@ -52,7 +53,11 @@ class RunDirectory:
         """The rows of `results.jsonl` that were written whole, in order."""
         return read_rows(self.path / "results.jsonl")
 
-    def add_row(self, row: dict[str, Any]) -> None:
+    def trial_rows(self) -> list[TrialRow]:
+        """Return the last row of each trial."""
+        return latest_trial_rows(self.rows())
+
+    def add_row(self, row: Mapping[str, Any]) -> None:
         """Appends a row; it is on the disk when this returns."""
         line = json.dumps(row, allow_nan=False, default=_plain).encode() + b"\n"
         file = os.open(self.path / "results.jsonl", os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)

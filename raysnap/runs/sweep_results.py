@@ -17,7 +17,7 @@ from typing import Any
 from raysnap.humanize import score_text
 from raysnap.runs.json_fields import mapping, number
 from raysnap.runs.run import Run
-from raysnap.runs.trial_rows import Trial
+from raysnap.runs.trial_rows import TrialRow
 
 MAX_COMPARED_VALUES = 8
 WIDE_RATIO = 50
@@ -71,20 +71,20 @@ class Comparison:
 class Sweep:
     """A run's fine-tunes as a sweep."""
 
-    trials: tuple[Trial, ...]
+    trials: tuple[TrialRow, ...]
     parameters: tuple[Parameter, ...]
     metric: str
     is_max: bool
 
     @cached_property
-    def ranked(self) -> list[Trial]:
+    def ranked(self) -> list[TrialRow]:
         """The trials whose objective is known, finished ones first, best first."""
         known = [trial for trial in self.trials if trial.objective is not None]
         sign = -1 if self.is_max else 1
         return sorted(known, key=lambda trial: (not trial.is_done, sign * trial.objective, trial.name))
 
     @property
-    def best(self) -> Trial | None:
+    def best(self) -> TrialRow | None:
         """The finished trial with the best objective."""
         return self.ranked[0] if self.ranked and self.ranked[0].is_done else None
 
@@ -128,14 +128,14 @@ def value_text(value: Any) -> str:
     return value if isinstance(value, str) else "null" if value is None else json.dumps(value)
 
 
-def point_text(trial: Trial, parameters: Sequence[Parameter]) -> str:
+def point_text(trial: TrialRow, parameters: Sequence[Parameter]) -> str:
     """What the sweep chose for a trial, in the order of the space."""
     return ", ".join(
         f"{one.label} = {value_text(trial.point[one.key])}" for one in parameters if one.key in trial.point
     )
 
 
-def choice_text(trial: Trial, parameters: Sequence[Parameter]) -> str:
+def choice_text(trial: TrialRow, parameters: Sequence[Parameter]) -> str:
     """The values alone that the sweep chose for a trial; numbers with their names."""
     told = [one for one in parameters if one.key in trial.point]
     words = [
@@ -145,7 +145,7 @@ def choice_text(trial: Trial, parameters: Sequence[Parameter]) -> str:
     return ", ".join(words) or trial.name
 
 
-def training_s(trial: Trial) -> float | None:
+def training_s(trial: TrialRow) -> float | None:
     """Seconds spent on training a trial's model: epochs, their evaluation, and the cached outputs it used."""
     parts = [trial.timings_s.get(key) for key in ("train", "evaluate", "prefix")]
     return math.fsum(part for part in parts if part is not None) if parts[0] is not None else None
@@ -162,7 +162,7 @@ def _entries(entry: Any) -> list[dict[str, Any]]:
     return [mapping(one) for one in (entry if isinstance(entry, list) else [entry])]
 
 
-def _parameter(key: str, label: str, trials: Iterable[Trial], space: dict[str, Any]) -> Parameter:
+def _parameter(key: str, label: str, trials: Iterable[TrialRow], space: dict[str, Any]) -> Parameter:
     by_text = {value_text(trial.point[key]): trial.point[key] for trial in trials if key in trial.point}
     values = list(by_text.values())
     is_numeric = bool(values) and all(number(value) is not None for value in values)
@@ -190,7 +190,7 @@ def _compare(sweep: Sweep, parameter: Parameter) -> list[Comparison]:
 
 
 def _against(
-    sweep: Sweep, parameter: Parameter, trials_of: dict[str, list[Trial]], first: str, second: str, sign: int
+    sweep: Sweep, parameter: Parameter, trials_of: dict[str, list[TrialRow]], first: str, second: str, sign: int
 ) -> Comparison:
     """The pair's comparison, put so that the one that is better on average comes first."""
     others = {_rest(trial, parameter): trial for trial in trials_of[second]}
@@ -216,7 +216,7 @@ def _against(
     )
 
 
-def _rest(trial: Trial, parameter: Parameter) -> str:
+def _rest(trial: TrialRow, parameter: Parameter) -> str:
     """Everything about a trial's point but one parameter and what is sampled only because of it."""
     left_out = {parameter.key, *parameter.dependents}
     others = {name: value for name, value in trial.point.items() if name not in left_out}

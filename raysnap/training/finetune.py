@@ -27,7 +27,7 @@ from raysnap.training.evaluation import Predictions, Scores, evaluate_with, pred
 from raysnap.training.feeds import Feed, FrozenPrefix, LabelledPixels, View
 from raysnap.training.prefix_cache import PrefixCache
 from raysnap.training.state import TrainingState, random_state
-from raysnap.training.steps import Step, diverged
+from raysnap.training.steps import UpdateStep, diverged
 from raysnap.training.terms import Terms
 from raysnap.training.worker import ALONE, Worker
 
@@ -53,7 +53,7 @@ class Save:
         self.write(directory)
 
 
-Report = Callable[[dict[str, float], Save | None], None]
+EpochCallback = Callable[[dict[str, float], Save | None], None]
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def finetune(
     *,
     seed: int,
     base_digests: Sequence[str],
-    report: Report,
+    on_epoch: EpochCallback,
     resume_dir: Path | None = None,
     prefix: PrefixCache | None = None,
     views_seed: int | None = None,
@@ -101,9 +101,9 @@ def finetune(
         model: blocks from stem to head, on the device to train on.
         splits: `train` and `val`, and `test` where there is one.
         base_digests: the digests that the frozen blocks must still have afterwards, in order.
-        report: called on every worker with each epoch's history entry, and with what writes a checkpoint into a folder
-            where one is due: every `checkpoint_every` epochs, to be called before `report` returns, and after the last
-            epoch (its `is_final` is true), which may be called later too. Only the first worker need call it.
+        on_epoch: called on every worker with each epoch's history entry and, where a checkpoint is due, with what
+            writes it into a folder: every `checkpoint_every` epochs, to be called before `on_epoch` returns, and after
+            the last epoch (its `is_final` is true), which may be called later too. Only the first worker need call it.
         resume_dir: a checkpoint of the same fine-tune that was to go on; the result is as if it had never stopped.
         prefix: where outputs of frozen blocks are cached; None runs them in every epoch.
         views_seed: of fixed views, which trials of one value share; None is `seed`.
@@ -134,7 +134,7 @@ def finetune(
                 cache=prefix,
                 verify=verify,
             )
-            result = _run(model[num_frozen:], frozen, splits, terms, resume_dir, report)
+            result = _run(model[num_frozen:], frozen, splits, terms, resume_dir, on_epoch)
     except (MemoryError, RuntimeError) as error:
         if not _is_out_of_memory(error):
             raise
@@ -157,7 +157,7 @@ def _run(
     splits: dict[str, LabelledPixels],
     terms: Terms,
     resume_dir: Path | None,
-    report: Report,
+    on_epoch: EpochCallback,
 ) -> FinetuneResult:
     """Trains the blocks, which hold the best epoch's weights afterwards; the frozen ones aren't verified yet."""
     worker = terms.worker
@@ -166,7 +166,7 @@ def _run(
     if resume_dir is not None:
         state.load(resume_dir, worker.rank)
     with frozen:
-        timings_s = _train(state, frozen, splits, terms, report)
+        timings_s = _train(state, frozen, splits, terms, on_epoch)
         state.restore_best()
         metrics = state.best
         outputs: list[Tensor] = []
@@ -186,7 +186,7 @@ def _train(
     frozen: FrozenPrefix,
     splits: dict[str, LabelledPixels],
     terms: Terms,
-    report: Report,
+    on_epoch: EpochCallback,
 ) -> dict[str, float]:
     """Runs the epochs that are missing and gives the seconds they took, by kind."""
     config, trained = terms.config, state.trained
@@ -194,7 +194,7 @@ def _train(
     forward = terms.worker.parallel(trained)
     if config.compile:
         forward = torch.compile(forward)
-    step = Step.begin(forward, state, splits["train"].labels, terms.numerics, terms.worker)
+    step = UpdateStep.begin(forward, state, splits["train"].labels, terms.numerics, terms.worker)
     while not state.is_over:
         epoch = len(state.history) + 1
         begun = time.perf_counter()
@@ -213,12 +213,12 @@ def _train(
         lr = state.optimizer.param_groups[-1]["lr"]
         entry = {"epoch": epoch, "train_loss": train_loss} | scores | {"lr": lr, "epoch_s": ended - started}
         state.end_epoch(entry, scores)
-        report(entry, _checkpoint(state, epoch, terms))
+        on_epoch(entry, _checkpoint(state, epoch, terms))
     return timings_s
 
 
 def _training_feed(
-    frozen: FrozenPrefix, items: LabelledPixels, view: View | None, step: Step, config: TrainConfig
+    frozen: FrozenPrefix, items: LabelledPixels, view: View | None, step: UpdateStep, config: TrainConfig
 ) -> Feed:
     """The training items as an epoch sees them: in a fixed view, a fresh one, or mixed with each other."""
     if step.mix is not None:

@@ -31,7 +31,7 @@ class Savepoint:
         return self.record["status"] == "done"
 
 
-def seal(directory: Path, *, status: str, epoch: int, **facts: Any) -> None:
+def write_record(directory: Path, *, status: str, epoch: int, **facts: Any) -> None:
     """Makes a savepoint of the checkpoint in `directory`: a record of the facts and of all its files."""
     files = {str(path.relative_to(directory)): _digest(path) for path in sorted(directory.rglob("*")) if path.is_file()}
     record = facts | {"status": status, "epoch": epoch, "files": files}
@@ -48,7 +48,7 @@ def read_savepoint(directory: Path) -> Savepoint | None:
     return Savepoint(directory, record) if is_whole else None
 
 
-def newest_savepoint(trial_dir: Path) -> Savepoint | None:
+def latest_savepoint(trial_dir: Path) -> Savepoint | None:
     """The savepoint of the latest epoch anywhere in a trial's folder; None when it has none that is whole.
 
     Epochs tell which is newer: Ray counts a trial's checkpoints from 0 again in each run of the driver.
@@ -57,12 +57,12 @@ def newest_savepoint(trial_dir: Path) -> Savepoint | None:
     return max(found, key=lambda one: (one.is_final, one.record["epoch"]), default=None)
 
 
-def keep_newest(trial_dir: Path) -> Savepoint | None:
+def keep_latest(trial_dir: Path) -> Savepoint | None:
     """The newest savepoint, which is all that is left of the trial's checkpoints.
 
     It moves to a name that Ray gives to none, so that the next run's first checkpoint does not overwrite it.
     """
-    newest = newest_savepoint(trial_dir)
+    newest = latest_savepoint(trial_dir)
     kept_dir = trial_dir / KEPT_NAME
     if newest is not None and newest.path != kept_dir:
         shutil.rmtree(kept_dir, ignore_errors=True)
@@ -71,7 +71,7 @@ def keep_newest(trial_dir: Path) -> Savepoint | None:
     return newest
 
 
-def drop_all(trial_dir: Path) -> None:
+def delete_checkpoints(trial_dir: Path) -> None:
     """Deletes the trial's checkpoints, whole or not; Ray's result files stay."""
     _sweep(trial_dir, keep=False)
 

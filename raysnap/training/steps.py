@@ -26,7 +26,7 @@ STEPS_PER_CHECK = 50  # looking at the loss makes a GPU wait
 
 
 @dataclass(frozen=True)
-class Step:
+class UpdateStep:
     """What every optimizer step of a fine-tune has in common.
 
     Attributes:
@@ -50,7 +50,7 @@ class Step:
         labels_N: Tensor,
         numerics: Numerics,
         worker: Worker,
-    ) -> Step:
+    ) -> UpdateStep:
         """The steps of a fine-tune on training items of these labels."""
         config = state.config
         num_classes = num_outputs(state.trained)

@@ -7,9 +7,11 @@ import re
 from pathlib import Path
 from typing import Any
 
+from raysnap.config.choices import Role
 from raysnap.config.strict import Config
 from raysnap.config.train import TrainConfig
 from raysnap.models.block_facts import num_body_blocks
+from raysnap.store.manifest import Preprocessing
 
 MAX_SLUG_CHARACTERS = 80
 
@@ -29,7 +31,7 @@ class Trial(Config):
     """
 
     id: str
-    role: str
+    role: Role
     architecture: str
     dataset: str | None
     retrain_index: int | None
@@ -51,6 +53,10 @@ class Trial(Config):
         if self.retrain_index is None:
             return 0
         return 1 + num_body_blocks(self.architecture) - self.retrain_index
+
+    def preprocessing(self, of_job: Preprocessing) -> Preprocessing:
+        """Return how the trial sees images: at its own size where it has one, else as the job does."""
+        return of_job if self.image_size is None else Preprocessing.cropping(self.image_size)
 
 
 def derive_seed(seed: int, *parts: object) -> int:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from raysnap.config.choices import Status
 from raysnap.datasets.dataset import Dataset, Item, read_folder
 from raysnap.datasets.pixel_cache import PixelCache
 from raysnap.datasets.splits import training_splits
@@ -27,13 +28,13 @@ from raysnap.training.feeds import LabelledPixels
 from raysnap.training.finetune import Save, finetune
 from raysnap.training.prediction_files import write_predictions
 from raysnap.training.prefix_cache import PrefixCache, items_digest
-from raysnap.training.savepoints import Savepoint, seal
+from raysnap.training.savepoints import Savepoint, write_record
 from raysnap.training.trial import Trial
 from raysnap.training.worker import Worker
 
 logger = logging.getLogger(__name__)
 
-Report = Callable[[dict[str, Any], Path | None], None]
+ReportCallback = Callable[[dict[str, Any], Path | None], None]
 """Takes the metrics of an epoch, and the folder of a savepoint to keep where there is one."""
 
 SAVED_EPOCH = "saved_epoch"
@@ -66,16 +67,12 @@ class TrainJob:
     prefix_cache_bytes: int = 0
     keeps_predictions: bool = False
 
-    def preprocessing_of(self, trial: Trial) -> Preprocessing:
-        """How the trial sees images: at its own size where it has one."""
-        return self.preprocessing if trial.image_size is None else Preprocessing.cropping(trial.image_size)
 
-
-def train(
+def run_trial(
     trial: Trial,
     job: TrainJob,
     device: torch.device,
-    report: Report,
+    report: ReportCallback,
     *,
     resume: Savepoint | None = None,
     worker: Worker = Worker(),  # noqa: B008 - frozen
@@ -89,7 +86,7 @@ def train(
     """
     started = time.perf_counter()
     dataset = read_folder(job.dataset_dirs[trial.dataset])
-    preprocessing = job.preprocessing_of(trial)
+    preprocessing = trial.preprocessing(job.preprocessing)
     splits = labelled_splits(dataset, job, preprocessing)
     model, base_digests = _start_model(trial, job, len(dataset.classes))
     model.to(device)
@@ -114,7 +111,7 @@ def train(
             trial.train,
             seed=trial.seed,
             base_digests=base_digests,
-            report=_reporter(report, worker, facts, final_dir, timings_s),
+            on_epoch=_epoch_callback(report, worker, facts, final_dir, timings_s),
             resume_dir=resume.path if resume else None,
             prefix=_prefix_cache(trial, job),
             views_seed=job.seed,
@@ -123,7 +120,7 @@ def train(
         if worker.rank == 0:
             if job.keeps_predictions and result.predictions is not None:
                 write_predictions(final_dir, trial, dataset, splits["test"], result.predictions)
-            seal(
+            write_record(
                 final_dir,
                 status="done",
                 epoch=len(result.history),
@@ -136,12 +133,12 @@ def train(
                 **_describe(model, trial, device),
                 **facts,
             )
-        end = {"status": "done", "kept": result.metrics}
+        end = {"status": Status.DONE.value, "kept": result.metrics}
         report(result.history[-1] | end, final_dir if worker.rank == 0 else None)
 
 
-def _reporter(
-    report: Report, worker: Worker, facts: dict[str, Any], final_dir: Path, timings_s: dict[str, float]
+def _epoch_callback(
+    report: ReportCallback, worker: Worker, facts: dict[str, Any], final_dir: Path, timings_s: dict[str, float]
 ) -> Callable[[dict[str, float], Save | None], None]:
     """What the fine-tune tells its epochs: all but the last are reported, with a savepoint where one is due.
 
@@ -158,7 +155,7 @@ def _reporter(
         else:
             with tempfile.TemporaryDirectory(prefix="raysnap-") as checkpoint_dir:
                 save(Path(checkpoint_dir))
-                seal(Path(checkpoint_dir), status="training", epoch=entry["epoch"], **facts)
+                write_record(Path(checkpoint_dir), status="training", epoch=entry["epoch"], **facts)
                 report(entry | {SAVED_EPOCH: entry["epoch"]}, Path(checkpoint_dir))
         timings_s["checkpoint"] += time.perf_counter() - saving
 

@@ -18,11 +18,11 @@ from ray.train import ScalingConfig
 from ray.train.torch import TorchTrainer, get_device
 from ray.tune.integration.ray_train import TuneReportCallback
 
+from raysnap.config.choices import Status
 from raysnap.errors import OutOfMemory, RaysnapError, TrainingDiverged, describe_failure
-from raysnap.training.savepoints import Savepoint, newest_savepoint, read_savepoint
+from raysnap.training.savepoints import Savepoint, latest_savepoint, read_savepoint
 from raysnap.training.trial import Trial
-from raysnap.training.trial_loop import TrainJob
-from raysnap.training.trial_loop import train as train_loop
+from raysnap.training.trial_loop import TrainJob, run_trial
 from raysnap.training.worker import Worker
 
 logger = logging.getLogger(__name__)
@@ -35,7 +35,7 @@ GROUP_ENVIRONMENT = {
 
 
 def train_driver_fn(
-    config: dict[str, Any], job: TrainJob, num_workers: int, each: dict[str, float], ray_dir: Path, breeds: bool
+    config: dict[str, Any], job: TrainJob, num_workers: int, each: dict[str, float], ray_dir: Path, copies_weights: bool
 ) -> None:
     """One Tune trial: a TorchTrainer around the fine-tune, whose failure becomes the trial's result.
 
@@ -43,29 +43,31 @@ def train_driver_fn(
         RayError: a worker's process died; Tune begins the trial again.
     """
     trial = Trial.model_validate(config["trial"] | {"id": tune.get_context().get_trial_name()})
-    given = tune.get_checkpoint() if breeds else None
-    savepoint = read_savepoint(Path(given.path)) if given else newest_savepoint(ray_dir / trial.id)
+    given = tune.get_checkpoint() if copies_weights else None
+    savepoint = read_savepoint(Path(given.path)) if given else latest_savepoint(ray_dir / trial.id)
     if savepoint is not None and savepoint.is_final:
-        tune.report({"status": "done"})  # the process died after the last epoch, before Tune heard of it
+        tune.report({"status": Status.DONE.value})  # the process died after the last epoch, before Tune heard of it
         return
     launch = partial(_launch_group, num_workers, each, ray_dir) if num_workers else partial(_launch_here, each)
     try:
-        with_less_memory(trial, savepoint, partial(launch, job))
+        retry_with_half_batch(trial, savepoint, partial(launch, job))
     except RayError:
         raise
     except (OutOfMemory, torch.OutOfMemoryError, MemoryError) as error:
-        tune.report({"status": "oom", "error": describe_failure(error)})
+        tune.report({"status": Status.OUT_OF_MEMORY.value, "error": describe_failure(error)})
     except TrainingDiverged as error:
-        tune.report({"status": "diverged", "error": str(error)})
+        tune.report({"status": Status.DIVERGED.value, "error": str(error)})
     except Exception as error:  # noqa: BLE001 - a trial's failure is a row, whatever it was
         logger.debug("trial %s failed\n%s", trial.id, traceback.format_exc())
-        tune.report({"status": "failed", "error": describe_failure(error)})
+        tune.report({"status": Status.FAILED.value, "error": describe_failure(error)})
     finally:
         if torch.cuda.is_initialized():
             _release_memory()  # to those who share the GPU; on a CPU it would only cost time
 
 
-def with_less_memory(trial: Trial, resume: Savepoint | None, launch: Callable[[Trial, Savepoint | None], None]) -> None:
+def retry_with_half_batch(
+    trial: Trial, resume: Savepoint | None, launch: Callable[[Trial, Savepoint | None], None]
+) -> None:
     """Launches the trial, and once more from its beginning at half its batch size where memory was too small.
 
     Raises:
@@ -101,7 +103,7 @@ def _launch_here(each: dict[str, float], job: TrainJob, trial: Trial, resume: Sa
 
     def train_fn_per_worker() -> None:
         device = torch.device("cuda" if use_gpu and torch.cuda.is_available() else "cpu")
-        train_loop(trial, job, device, report, resume=resume)
+        run_trial(trial, job, device, report, resume=resume)
 
     TorchTrainer(train_fn_per_worker, scaling_config=ScalingConfig(num_workers=0, use_gpu=use_gpu)).fit()
 
@@ -122,7 +124,7 @@ def _launch_group(
     def train_fn_per_worker() -> None:
         context = train.get_context()
         worker = Worker(rank=context.get_world_rank(), world_size=context.get_world_size())
-        train_loop(trial, job, get_device(), report, resume=resume, worker=worker)
+        run_trial(trial, job, get_device(), report, resume=resume, worker=worker)
 
     for name, value in GROUP_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
@@ -140,10 +142,10 @@ def _launch_group(
     try:
         trainer.fit()
     except train.WorkerGroupError as error:
-        raise _cause(list(error.worker_failures.values())) from None
+        raise _root_cause(list(error.worker_failures.values())) from None
 
 
-def _cause(failures: list[Exception]) -> Exception:
+def _root_cause(failures: list[Exception]) -> Exception:
     """Which of the workers' errors the others followed from: a death, else raysnap's own, else the first.
 
     When one worker dies, the others' collectives fail as well; what Ray says of the dead one is an error of its own.

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from raysnap.config.choices import Status
 from raysnap.training.savepoints import Savepoint
 from raysnap.training.trial import Trial
 
@@ -24,7 +25,7 @@ class TrialOutcome:
 
     trial: Trial
     savepoint: Savepoint | None
-    status: str
+    status: Status
     error: str | None
     started_s: float | None = None
     stopped: str | None = None
@@ -36,7 +37,7 @@ MakeSearcher = Callable[[list[Trial]], Any]
 
 
 @dataclass(frozen=True)
-class Steering:
+class TuneOptions:
     """What Tune does besides running every trial that it is given to its end.
 
     Attributes:
@@ -44,14 +45,14 @@ class Steering:
         searcher: makes a Tune searcher in place of a list of trials; None where the list is all.
         num_trials: how many the searcher makes.
         time_budget_s: after so many seconds what runs is stopped and what waits is left; None is no limit.
-        breeds: whether a trial may go on with another's checkpoint, in place of its own newest.
+        copies_weights: whether a trial may go on with another's checkpoint, in place of its own newest.
     """
 
     scheduler: Any = None
     searcher: MakeSearcher | None = None
     num_trials: int = 0
     time_budget_s: float | None = None
-    breeds: bool = False
+    copies_weights: bool = False
 
 
-FIFO = Steering()
+RUN_ALL = TuneOptions()

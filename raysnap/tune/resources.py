@@ -17,7 +17,7 @@ def gpus_per_worker(resources: ResourcesConfig) -> float:
     return min(1.0, ray.cluster_resources().get("GPU", 0.0))
 
 
-def widen(resources: ResourcesConfig, num_trials: int) -> ResourcesConfig:
+def spread_cpus(resources: ResourcesConfig, num_trials: int) -> ResourcesConfig:
     """The resources with so many CPUs per trial that `num_trials` trials fill a cluster that has no GPU."""
     available = ray.cluster_resources()
     if resources.gpus or resources.num_workers or available.get("GPU"):

@@ -17,15 +17,16 @@ from typing import Any
 
 from ray import cloudpickle, tune
 
+from raysnap.config.choices import Status
 from raysnap.config.parts import ResourcesConfig
 from raysnap.errors import describe_failure
-from raysnap.training.savepoints import Savepoint, newest_savepoint
+from raysnap.training.savepoints import Savepoint, latest_savepoint
 from raysnap.training.trial import Trial
 from raysnap.training.trial_loop import TrainJob
 from raysnap.tune.driver import train_driver_fn
-from raysnap.tune.options import FIFO, Steering, TrialOutcome
+from raysnap.tune.options import RUN_ALL, TrialOutcome, TuneOptions
 from raysnap.tune.resources import DRIVER_RESOURCES, gpus_per_worker, num_groups
-from raysnap.tune.tracker_callback import Tracking
+from raysnap.tune.tracker_callback import TrackerCallback
 from raysnap.tune.trackers import EventFiles, Tracker
 
 """Takes the trials that are waiting, gives a Tune searcher that makes them, and then others."""
@@ -40,7 +41,7 @@ def run_trials(
     on_end: Callable[[TrialOutcome], None],
     on_epoch: Callable[[Trial, dict[str, Any]], None],
     trackers: Sequence[Tracker] = (),
-    steering: Steering = FIFO,
+    options: TuneOptions = RUN_ALL,
 ) -> None:
     """Runs the trials on the Ray that is up, and calls back in this process as each one ends.
 
@@ -64,29 +65,29 @@ def run_trials(
         num_workers=resources.num_workers,
         each=each,
         ray_dir=ray_dir,
-        breeds=steering.breeds,
+        copies_weights=options.copies_weights,
     )
     at_once = num_groups(resources, each) if resources.num_workers else resources.max_concurrent
-    announcer = _Announcer(ray_dir, trials, steering.time_budget_s, on_end, on_epoch)
+    driver_callback = _DriverCallback(ray_dir, trials, options.time_budget_s, on_end, on_epoch)
     space = {"trial": tune.grid_search([trial.model_dump(mode="json") for trial in trials])}
     tuner = tune.Tuner(
         tune.with_resources(trainable, DRIVER_RESOURCES if resources.num_workers else each),
-        param_space=space if steering.searcher is None else {},
+        param_space=space if options.searcher is None else {},
         tune_config=tune.TuneConfig(
             reuse_actors=True,
             max_concurrent_trials=at_once,
             trial_name_creator=_given_id,
             trial_dirname_creator=_given_id,
-            scheduler=steering.scheduler,
-            search_alg=steering.searcher(trials) if steering.searcher else None,
-            num_samples=1 if steering.searcher is None else steering.num_trials,
-            time_budget_s=steering.time_budget_s,
+            scheduler=options.scheduler,
+            search_alg=options.searcher(trials) if options.searcher else None,
+            num_samples=1 if options.searcher is None else options.num_trials,
+            time_budget_s=options.time_budget_s,
         ),
         run_config=tune.RunConfig(
             name=ray_dir.name,
             storage_path=str(ray_dir.parent),
-            callbacks=[announcer, Tracking([EventFiles(ray_dir), *trackers])],
-            checkpoint_config=tune.CheckpointConfig(num_to_keep=None if steering.breeds else 1),
+            callbacks=[driver_callback, TrackerCallback([EventFiles(ray_dir), *trackers])],
+            checkpoint_config=tune.CheckpointConfig(num_to_keep=None if options.copies_weights else 1),
             failure_config=tune.FailureConfig(max_failures=resources.max_failures),
             verbose=0,
         ),
@@ -94,7 +95,7 @@ def run_trials(
     # A trial that diverged or ran out of memory reports that, and has no metric that a scheduler could go by.
     os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")
     tuner.fit()
-    announcer.end_out_of_time()
+    driver_callback.end_out_of_time()
 
 
 def _given_id(tune_trial: Any) -> str:
@@ -106,7 +107,7 @@ def _trial_id(tune_trial: Any) -> str:
     return str(tune_trial)
 
 
-class _Announcer(tune.Callback):
+class _DriverCallback(tune.Callback):
     """Tells the driver of each epoch and each end as Tune hears of it.
 
     Tune pickles its callbacks for a restore of its own; what is told here is of no use in another process.
@@ -143,25 +144,25 @@ class _Announcer(tune.Callback):
 
     def on_trial_complete(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:  # noqa: ARG002
         result = trial.last_result or {}
-        savepoint = newest_savepoint(self._ray_dir / _trial_id(trial)) if result.get("status") == "done" else None
+        savepoint = latest_savepoint(self._ray_dir / _trial_id(trial)) if result.get("status") == Status.DONE else None
         if savepoint is not None and savepoint.is_final:
-            self._end(trial, savepoint, "done", None)
+            self._end(trial, savepoint, Status.DONE, None)
         elif result.get("error"):
-            self._end(trial, None, result["status"], result["error"])
+            self._end(trial, None, Status(result["status"]), result["error"])
         elif "epoch" in result and "status" not in result:
             stopped = "time_budget" if time.monotonic() >= self._until_s else "scheduler"
-            self._end(trial, None, "stopped", None, stopped)
+            self._end(trial, None, Status.STOPPED, None, stopped)
         else:
-            self._end(trial, None, "failed", "the trial ended without a whole checkpoint")
+            self._end(trial, None, Status.FAILED, "the trial ended without a whole checkpoint")
 
     def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:  # noqa: ARG002
-        self._end(trial, None, "failed", f"its process died: {_last_words(trial)}")
+        self._end(trial, None, Status.FAILED, f"its process died: {_cause_of_death(trial)}")
 
     def end_out_of_time(self) -> None:
         """Tells of the trials that Tune stopped without a word, which it does when their time is over."""
         if time.monotonic() >= self._until_s:
             for trial in list(self._running.values()):
-                self._end(trial, None, "stopped", None, "time_budget")
+                self._end(trial, None, Status.STOPPED, None, "time_budget")
 
     def _trial(self, tune_trial: Any) -> Trial:
         """The trial that was planned, with what it trains with now."""
@@ -170,7 +171,7 @@ class _Announcer(tune.Callback):
         return found if planned is None else planned.model_copy(update={"train": found.train})
 
     def _end(
-        self, trial: Any, savepoint: Savepoint | None, status: str, error: str | None, stopped: str | None = None
+        self, trial: Any, savepoint: Savepoint | None, status: Status, error: str | None, stopped: str | None = None
     ) -> None:
         name = _trial_id(trial)
         self._running.pop(name, None)
@@ -187,7 +188,7 @@ def _entry(result: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in result.items() if name in own or name.startswith("val_")}
 
 
-def _last_words(tune_trial: Any) -> str:
+def _cause_of_death(tune_trial: Any) -> str:
     """Why Tune gave a trial up, in one line."""
     try:
         error = cloudpickle.loads(Path(tune_trial.pickled_error_file).read_bytes())

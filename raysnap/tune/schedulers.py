@@ -15,19 +15,19 @@ from raysnap.config.space_entry import SpaceEntry
 from raysnap.config.sweep import SweepConfig
 from raysnap.training.trial import Trial
 from raysnap.training.trial_loop import SAVED_EPOCH
-from raysnap.tune.options import MakeSearcher, Steering
+from raysnap.tune.options import MakeSearcher, TuneOptions
 
 TIME = "epoch"
 
 
-def steer(config: SweepConfig, trials: list[Trial], searcher: MakeSearcher | None = None) -> Steering:
+def tune_options(config: SweepConfig, trials: list[Trial], searcher: MakeSearcher | None = None) -> TuneOptions:
     """What Tune does in a sweep of these trials, or of `num_samples` that a searcher makes."""
-    return Steering(
+    return TuneOptions(
         scheduler=_scheduler(config, max((trial.train.epochs for trial in trials), default=config.train.epochs)),
         searcher=searcher,
         num_trials=len(trials) if searcher is None else config.num_samples,
         time_budget_s=config.time_budget_s,
-        breeds=config.scheduler == "pbt",
+        copies_weights=config.scheduler == "pbt",
     )
 
 
@@ -89,7 +89,7 @@ def _within_bounds(config: SweepConfig) -> Callable[[dict[str, Any]], dict[str, 
 
 
 @contextmanager
-def seeded_chance(seed: int) -> Iterator[None]:
+def seeded_generators(seed: int) -> Iterator[None]:
     """Python's and numpy's own generators begin at a seed meanwhile, as Tune's pbt draws from them."""
     states = random.getstate(), np.random.get_state()
     random.seed(seed)

@@ -10,7 +10,7 @@ from ray.tune.search import Searcher
 from raysnap.training.trial import Trial
 
 
-class Asking(Searcher):
+class AskTellSearcher(Searcher):
     """Makes a sweep's trials one by one, from what somebody who is told all results suggests.
 
     Args:

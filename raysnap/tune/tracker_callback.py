@@ -14,7 +14,7 @@ from raysnap.tune.trackers import Tracker, figures_of, hyperparameters, kept_of
 logger = logging.getLogger(__name__)
 
 
-class Tracking(TBXLoggerCallback):
+class TrackerCallback(TBXLoggerCallback):
     """Tells trackers of each trial; Tune takes it for its TensorBoard logger and so adds none of its own.
 
     Tune's own names every scalar `ray/tune/…`, among them the clock and counters, puts the seconds and the trial's id

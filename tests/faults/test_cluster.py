@@ -20,7 +20,7 @@ from raysnap.planning.sampling import sample_trials
 from raysnap.runs.rows import read_rows
 from raysnap.store.store import Store
 from raysnap.training.savepoints import RECORD_NAME, read_savepoint
-from raysnap.training.trial_loop import TrainJob, train
+from raysnap.training.trial_loop import TrainJob, run_trial
 from raysnap.tune.options import TrialOutcome
 from raysnap.tune.run_trials import run_trials
 from tests.support import SUPPORT, fault_jobs
@@ -88,7 +88,7 @@ def trained_undisturbed(driver: Driver, directory: Path) -> dict[str, list[str]]
             for path in (checkpoint_dir / "best").iterdir():
                 blocks[path.stem] = store.put_block(decode(memoryview(bytearray(path.read_bytes())), path.name)).digest
 
-        train(trial, job, torch.device("cpu"), report)
+        run_trial(trial, job, torch.device("cpu"), report)
         frozen = [block.digest for block in store.manifest(base).blocks[: trial.num_frozen]]
         names = [block.name for block in store.manifest(base).blocks[trial.num_frozen :]]
         digests[trial.id] = frozen + [blocks[name] for name in names]
@@ -150,7 +150,7 @@ def test_a_group_of_two_workers_trains_the_model_that_one_process_trains(ray_loc
     )
     assert [(outcome.status, outcome.error) for outcome in outcomes] == [("done", None)]
     alone: dict[str, torch.Tensor] = {}
-    train(trial, job, torch.device("cpu"), lambda _, path: alone.update(head(path)))
+    run_trial(trial, job, torch.device("cpu"), lambda _, path: alone.update(head(path)))
     together = head(outcomes[0].savepoint.path)
     assert together.keys() == alone.keys()
     for key, tensor in together.items():

@@ -13,12 +13,12 @@ from sklearn.metrics import accuracy_score, f1_score
 import raysnap.jobs.sweep as module
 from raysnap.config.load import find_config, load_config
 from raysnap.config.sweep import SweepConfig
-from raysnap.jobs.job import is_over
 from raysnap.jobs.sweep import sweep
 from raysnap.report.page import write_report
 from raysnap.runs.rows import read_rows
+from raysnap.runs.trial_rows import TrialRow
 from raysnap.store.store import Store
-from raysnap.tune.schedulers import seeded_chance
+from raysnap.tune.schedulers import seeded_generators
 
 TIMES = ("timings_s", "wall_s", "overhead_s", "finished", "new_blocks", "new_bytes")
 
@@ -160,12 +160,12 @@ def test_what_a_killed_driver_left_is_finished_and_the_best_kept(ray_local, tmp_
     def die(keeper):
         raise Killed
 
-    finish, module._Keeper.finish = module._Keeper.finish, die
+    finish, module._SweepRecorder.record_best = module._SweepRecorder.record_best, die
     try:
         with pytest.raises(Killed):
             run(config)
     finally:
-        module._Keeper.finish = finish
+        module._SweepRecorder.record_best = finish
     assert len(rows_of(config)) == 1
     summary = run(config, resume=True)
     rows = rows_of(config)
@@ -259,7 +259,7 @@ def test_a_time_budget_ends_what_runs_and_leaves_what_waits(ray_local, tmp_path)
     assert summary.num_stopped + summary.num_left == 2
     for row in rows_of(config).values():
         assert (row["status"], row["stopped"]) == ("stopped", "time_budget")
-        assert not is_over(row)
+        assert not TrialRow.read(row).is_final
         assert [entry["epoch"] for entry in row["history"]] == list(range(1, len(row["history"]) + 1))
 
 
@@ -339,8 +339,8 @@ def shortened(config: SweepConfig) -> SweepConfig:
 
 def test_chance_is_put_back_after_it_was_seeded():
     states = random.getstate(), np.random.get_state()[1].tolist()
-    with seeded_chance(3):
+    with seeded_generators(3):
         first = random.random(), float(np.random.rand())
     assert (random.getstate(), np.random.get_state()[1].tolist()) == states
-    with seeded_chance(3):
+    with seeded_generators(3):
         assert (random.random(), float(np.random.rand())) == first

@@ -32,7 +32,7 @@ def die_while_actors_start(rng: random.Random) -> None:
 
 
 def at_a_later_epoch(rng: random.Random, act: Any) -> None:
-    tell, num_left = trainer._Announcer.on_trial_result, rng.randint(2, 5)
+    tell, num_left = trainer._DriverCallback.on_trial_result, rng.randint(2, 5)
 
     def tell_and_act(*args: Any, **info: Any) -> None:
         nonlocal num_left
@@ -41,7 +41,7 @@ def at_a_later_epoch(rng: random.Random, act: Any) -> None:
         if num_left == 0:
             act()
 
-    trainer._Announcer.on_trial_result = tell_and_act
+    trainer._DriverCallback.on_trial_result = tell_and_act
 
 
 def around_the_first_row(*, after: bool) -> None:
@@ -67,7 +67,7 @@ FAULTS = {
 
 
 def log_epochs(log_path: Path) -> None:
-    tell = trainer._Announcer.on_trial_result
+    tell = trainer._DriverCallback.on_trial_result
 
     def tell_and_log(*args: Any, **info: Any) -> None:
         if "epoch" in info["result"]:
@@ -75,7 +75,7 @@ def log_epochs(log_path: Path) -> None:
                 log.write(f"{info['trial'].config['trial']['id']} {info['result']['epoch']}\n")
         tell(*args, **info)
 
-    trainer._Announcer.on_trial_result = tell_and_log
+    trainer._DriverCallback.on_trial_result = tell_and_log
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from raysnap.store.store import Store
 from raysnap.training import trial_loop as training
 from raysnap.training.savepoints import Savepoint
 from raysnap.training.trial import Trial
-from raysnap.tune.driver import with_less_memory
+from raysnap.tune.driver import retry_with_half_batch
 from tests.support import fault_jobs
 
 SPARE_BYTES = 64 * 2**20  # gradients, optimizer state and the kept copy of what is trained take twice as much
@@ -38,13 +38,13 @@ def run(directory: Path) -> dict:
     def launch(trial: Trial, resume: Savepoint | None) -> None:
         tried.append(trial.train.batch_size)
         try:
-            training.train(trial, job, torch.device("cpu"), lambda *_: None, resume=resume)
+            training.run_trial(trial, job, torch.device("cpu"), lambda *_: None, resume=resume)
         finally:
             resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
 
     training._start_model = start_model_in_little_memory
     try:
-        with_less_memory(trial, None, launch)
+        retry_with_half_batch(trial, None, launch)
     except OutOfMemory as error:
         return {"tried": tried, "error": str(error)}
     return {"tried": tried, "error": None}

@@ -54,10 +54,10 @@ def digests_of(model) -> list[str]:
     return [block_digest(block.tensors()) for block in model]
 
 
-def run(model, num_frozen, config=None, data=None, report=lambda entry, save: None, digests=None, **options):
+def run(model, num_frozen, config=None, data=None, on_epoch=lambda entry, save: None, digests=None, **options):
     digests = digests or digests_of(model)
     config = config or TrainConfig(epochs=1, batch_size=8)
-    options = {"seed": 0, "base_digests": digests, "report": report} | options
+    options = {"seed": 0, "base_digests": digests, "on_epoch": on_epoch} | options
     edge = 224 if any("encoder" in block.name for block in model) else 32
     preprocessing = Preprocessing(resize_size=edge + 4, image_size=edge)
     return finetune.finetune(model, num_frozen, data or splits(), preprocessing, config, **options)

@@ -17,7 +17,7 @@ from raysnap.models.block_facts import num_body_blocks
 from raysnap.models.numerics import Numerics
 from raysnap.models.tensor_bytes import block_digest, decode
 from raysnap.training import evaluation, finetune
-from raysnap.training.steps import Step
+from raysnap.training.steps import UpdateStep
 from tests.support import ROOT
 from tests.support.small_finetunes import (
     FAMILIES,
@@ -98,7 +98,7 @@ def test_an_easy_task_is_learned_and_every_epoch_reported():
         model_of("resnet18"),
         0,
         TrainConfig(epochs=4, batch_size=8, lr=1e-3),
-        report=lambda entry, save: told.append(entry),
+        on_epoch=lambda entry, save: told.append(entry),
     )
     assert told == result.history
     assert [entry["epoch"] for entry in told] == [1, 2, 3, 4]
@@ -236,7 +236,7 @@ def test_a_fine_tune_that_was_killed_goes_on_as_if_it_had_not_been(
     never, killed, resumed = (model_of(architecture) for _ in range(3))
     expected = run(never, num_frozen, config, one_step(16))
     with pytest.raises(Killed):
-        run(killed, num_frozen, config, one_step(16), report=save_and_die)
+        run(killed, num_frozen, config, one_step(16), on_epoch=save_and_die)
     found = run(resumed, num_frozen, config, one_step(16), resume_dir=tmp_path)
     assert digests_of(resumed) == digests_of(never)
     assert found.metrics == expected.metrics
@@ -252,7 +252,7 @@ def test_checkpoints_come_when_they_are_due_and_hold_only_what_was_trained(tmp_p
             save(tmp_path / "going-on")
 
     model = model_of("resnet18")
-    run(model, 8, TrainConfig(epochs=5, batch_size=24, checkpoint_every=2), report=report)
+    run(model, 8, TrainConfig(epochs=5, batch_size=24, checkpoint_every=2), on_epoch=report)
     assert [epoch for epoch, save in due.items() if save] == [2, 4, 5]
     due[5](tmp_path / "last")
     files = {folder: {str(path.relative_to(tmp_path / folder)) for path in (tmp_path / folder).rglob("*.*")}
@@ -268,7 +268,7 @@ def test_checkpoints_come_when_they_are_due_and_hold_only_what_was_trained(tmp_p
 def test_what_is_no_checkpoint_to_go_on_from_is_refused(tmp_path, fault):
     config = TrainConfig(epochs=2, batch_size=24, checkpoint_every=1)
     if fault != "nothing there":
-        run(model_of("resnet18"), 9, config, report=lambda entry, save: entry["epoch"] == 1 and save(tmp_path))
+        run(model_of("resnet18"), 9, config, on_epoch=lambda entry, save: entry["epoch"] == 1 and save(tmp_path))
     if fault == "state cut":
         (tmp_path / "state.pt").write_bytes((tmp_path / "state.pt").read_bytes()[:1000])
     with pytest.raises(WeightsError, match="expected the (state|trained block)"):
@@ -280,7 +280,7 @@ def test_what_is_no_checkpoint_to_go_on_from_is_refused(tmp_path, fault):
 
 @pytest.mark.parametrize("poisoned", ["loss", "score", "weight"])
 def test_a_fine_tune_that_diverged_ends_before_it_is_reported(monkeypatch, poisoned):
-    run_epoch, evaluate, reported = Step.run_epoch, evaluation._evaluate, []
+    run_epoch, evaluate, reported = UpdateStep.run_epoch, evaluation._evaluate, []
 
     def train(step, feed):
         loss = run_epoch(step, feed)
@@ -295,13 +295,13 @@ def test_a_fine_tune_that_diverged_ends_before_it_is_reported(monkeypatch, poiso
         return scores | ({"loss": math.nan} if reported and poisoned == "score" else {})
 
     scores_of_before = {}
-    monkeypatch.setattr(Step, "run_epoch", train)
+    monkeypatch.setattr(UpdateStep, "run_epoch", train)
     monkeypatch.setattr(finetune, "_evaluate", score)
     with pytest.raises(
         TrainingDiverged, match=r"(train_loss became nan|val_loss became nan|fc\.weight became not fin)"
     ):
         run(
-            model_of("resnet18"), 9, TrainConfig(epochs=3, batch_size=24), report=lambda entry, save: reported.append(1)
+            model_of("resnet18"), 9, TrainConfig(epochs=3, batch_size=24), on_epoch=lambda entry, save: reported.append(1)
         )
     assert len(reported) == 1
 
@@ -330,14 +330,14 @@ def test_too_little_memory_is_an_error_of_its_own_that_holds_none_of_it(monkeypa
         states.append(weakref.ref(step.state))
         fail()
 
-    monkeypatch.setattr(Step, "run_epoch", run_epoch)
+    monkeypatch.setattr(UpdateStep, "run_epoch", run_epoch)
     with pytest.raises(OutOfMemory, match=r"on cpu: .*train\.batch_size 8 .*try a smaller train\.batch_size"):
         run(model_of("resnet18"), 9)
     assert states[0]() is None
 
 
 def test_another_runtime_error_stays_what_it_is(monkeypatch):
-    monkeypatch.setattr(Step, "run_epoch", go_wrong)
+    monkeypatch.setattr(UpdateStep, "run_epoch", go_wrong)
     with pytest.raises(RuntimeError, match="shapes differ"):
         run(model_of("resnet18"), 9)
 

@@ -4,14 +4,14 @@ from pathlib import Path
 
 import pytest
 
-from raysnap.training.savepoints import drop_all, keep_newest, newest_savepoint, read_savepoint, seal
+from raysnap.training.savepoints import delete_checkpoints, keep_latest, latest_savepoint, read_savepoint, write_record
 
 
 def make(directory: Path, epoch: int = 1, status: str = "training", content: bytes = b"weights") -> Path:
     (directory / "best").mkdir(parents=True)
     (directory / "best" / "fc.safetensors").write_bytes(content)
     (directory / "state.pt").write_bytes(b"state")
-    seal(directory, status=status, epoch=epoch, trial="one")
+    write_record(directory, status=status, epoch=epoch, trial="one")
     return directory
 
 
@@ -41,7 +41,7 @@ def test_a_checkpoint_that_lacks_a_byte_does_not_exist(tmp_path, name, harm):
     directory = make(tmp_path / "one" / "checkpoint_000000")
     harm(directory / name)
     assert read_savepoint(directory) is None
-    assert newest_savepoint(tmp_path / "one") is None
+    assert latest_savepoint(tmp_path / "one") is None
 
 
 def test_each_file_counts_whatever_order_they_are_copied_in(tmp_path):
@@ -62,9 +62,9 @@ def test_the_newest_is_that_of_the_latest_epoch_and_a_finished_one_before_all(tm
     make(tmp_path / "checkpoint_000000", epoch=6)
     make(tmp_path / "workers" / "checkpoint_2026-01-01", epoch=7)
     cut(make(tmp_path / "checkpoint_000005", epoch=8) / "state.pt")
-    assert newest_savepoint(tmp_path).record["epoch"] == 7
+    assert latest_savepoint(tmp_path).record["epoch"] == 7
     make(tmp_path / "checkpoint_000001", epoch=3, status="done")
-    assert newest_savepoint(tmp_path).is_final
+    assert latest_savepoint(tmp_path).is_final
 
 
 def test_the_newest_is_kept_out_of_the_way_of_the_next_run_and_nothing_else(tmp_path):
@@ -72,27 +72,27 @@ def test_the_newest_is_kept_out_of_the_way_of_the_next_run_and_nothing_else(tmp_
     make(tmp_path / "checkpoint_000000", epoch=1, content=b"one")
     make(tmp_path / "checkpoint_000001", epoch=2, content=b"two")
     for _ in range(2):
-        kept = keep_newest(tmp_path)
+        kept = keep_latest(tmp_path)
         assert kept.record["epoch"] == 2
         assert (kept.path / "best" / "fc.safetensors").read_bytes() == b"two"
         assert names(tmp_path) == ["result.json", kept.path.name]
     make(tmp_path / "checkpoint_000000", epoch=3, content=b"three")
-    assert keep_newest(tmp_path).record["epoch"] == 3
+    assert keep_latest(tmp_path).record["epoch"] == 3
     assert read_savepoint(kept.path).record["epoch"] == 3
-    drop_all(tmp_path)
+    delete_checkpoints(tmp_path)
     assert names(tmp_path) == ["result.json"]
 
 
 def test_a_trial_that_left_nothing_has_no_savepoint_and_nothing_to_sweep(tmp_path):
-    assert newest_savepoint(tmp_path / "none") is None
-    assert keep_newest(tmp_path / "none") is None
-    drop_all(tmp_path / "none")
+    assert latest_savepoint(tmp_path / "none") is None
+    assert keep_latest(tmp_path / "none") is None
+    delete_checkpoints(tmp_path / "none")
     cut(make(tmp_path / "one" / "checkpoint_000000") / "state.pt")
-    assert keep_newest(tmp_path / "one") is None
+    assert keep_latest(tmp_path / "one") is None
     assert names(tmp_path / "one") == []
 
 
 def test_a_record_holds_no_number_that_json_lacks(tmp_path):
     with pytest.raises(ValueError, match="not JSON compliant"):
-        seal(tmp_path, status="done", epoch=1, metrics={"val_loss": float("nan")})
+        write_record(tmp_path, status="done", epoch=1, metrics={"val_loss": float("nan")})
     assert read_savepoint(tmp_path) is None

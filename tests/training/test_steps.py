@@ -17,7 +17,7 @@ from raysnap.training import finetune
 from raysnap.training.feeds import Feed, FrozenPrefix, LabelledPixels
 from raysnap.training.prefix_cache import PrefixCache
 from raysnap.training.state import TrainingState
-from raysnap.training.steps import Step, balanced_weights, split_batches
+from raysnap.training.steps import UpdateStep, balanced_weights, split_batches
 from raysnap.training.worker import ALONE
 from tests.support.small_finetunes import PREPROCESSING, coloured_squares, digests_of, model_of, one_step, run, splits
 
@@ -53,7 +53,7 @@ class Task:
         self.head = nn.Sequential(Head(nn.Linear(5, 3)))
         self.before = copy.deepcopy(self.head)
         self.state = TrainingState.begin(self.head, self.config, 0, CPU)
-        self.step = Step.begin(self.head, self.state, self.labels, CPU, ALONE)
+        self.step = UpdateStep.begin(self.head, self.state, self.labels, CPU, ALONE)
 
     def run(self) -> float:
         return self.step.run_epoch(Feed(lambda positions: self.features[positions], self.labels))
@@ -113,7 +113,7 @@ def test_a_class_without_items_weighs_nothing():
 def test_class_weights_weigh_the_loss():
     task = Task(class_weights="balanced")
     task.labels[:] = torch.tensor([0] * 8 + [1] * 3 + [2])
-    task.step = Step.begin(task.head, task.state, task.labels, CPU, ALONE)
+    task.step = UpdateStep.begin(task.head, task.state, task.labels, CPU, ALONE)
     task.run()
     weights = balanced_weights(task.labels, 3)
     torch.testing.assert_close(task.update, task.gradient(weight=weights, reduction="sum") / 12)
@@ -256,7 +256,7 @@ def test_early_stopping_ends_after_the_right_epoch_and_puts_the_best_weights_bac
     config = TrainConfig(epochs=len(losses), batch_size=24, patience=patience, monitor="val_loss")
     data = {"train": coloured_squares(8, 0), "val": coloured_squares(2, 1)}
     report = lambda entry, save: told.append(save is not None and save.is_final)  # noqa: E731
-    result = run(model, 9, config, data, report=report)
+    result = run(model, 9, config, data, on_epoch=report)
     assert len(result.history) == last
     assert result.metrics["best_epoch"] == kept
     assert result.is_cut_short == (last < len(losses))

@@ -10,16 +10,17 @@ from pathlib import Path
 import pytest
 import torch
 
+from raysnap.config.choices import Status
 from raysnap.config.parts import ResourcesConfig
 from raysnap.errors import FrozenBlockChanged, OutOfMemory, WeightsError
 from raysnap.jobs.bases import store_base
 from raysnap.jobs.collect import collect
 from raysnap.models.blocks import block_names
 from raysnap.store.store import Store
-from raysnap.training.savepoints import Savepoint, newest_savepoint, read_savepoint
+from raysnap.training.savepoints import Savepoint, latest_savepoint, read_savepoint
 from raysnap.training.trial import Trial
-from raysnap.training.trial_loop import TrainJob, train
-from raysnap.tune.driver import with_less_memory
+from raysnap.training.trial_loop import TrainJob, run_trial
+from raysnap.tune.driver import retry_with_half_batch
 from raysnap.tune.options import TrialOutcome
 from raysnap.tune.run_trials import run_trials
 from tests.support import SUPPORT, fault_jobs
@@ -60,12 +61,12 @@ class Finished:
         )
 
     def collect(self, name: str) -> dict:
-        return collect(self.store, self.outcomes[name], fault_jobs.PREPROCESSING, 8)
+        return collect(self.store, self.outcomes[name], fault_jobs.PREPROCESSING).as_json()
 
 
 def leave_finished(trial: Trial, job: TrainJob, directory: Path) -> None:
     """Trains to the end, as a process does that dies before Tune hears of it."""
-    train(trial, job, torch.device("cpu"), lambda _, checkpoint_dir: shutil.copytree(checkpoint_dir, directory))
+    run_trial(trial, job, torch.device("cpu"), lambda _, checkpoint_dir: shutil.copytree(checkpoint_dir, directory))
 
 
 @pytest.fixture(scope="module")
@@ -155,19 +156,18 @@ def test_a_savepoint_of_another_trial_or_on_another_base_is_not_collected(finish
     outcome = finished.outcomes["undisturbed"]
     other = fault_jobs.trial("other")
     with pytest.raises(WeightsError, match="expected a checkpoint of other, found undisturbed's"):
-        collect(finished.store, TrialOutcome(other, outcome.savepoint, "done", None), fault_jobs.PREPROCESSING, 8)
+        collect(finished.store, TrialOutcome(other, outcome.savepoint, Status.DONE, None), fault_jobs.PREPROCESSING)
     drifted = outcome.savepoint.record | {"frozen": ["0" * 64, *outcome.savepoint.record["frozen"][1:]]}
     with pytest.raises(FrozenBlockChanged, match="block stem of the base"):
         collect(
             finished.store,
-            TrialOutcome(outcome.trial, Savepoint(outcome.savepoint.path, drifted), "done", None),
+            TrialOutcome(outcome.trial, Savepoint(outcome.savepoint.path, drifted), Status.DONE, None),
             fault_jobs.PREPROCESSING,
-            8,
         )
 
 
 def test_a_checkpoint_holds_only_what_was_trained(finished):
-    savepoint = newest_savepoint(finished.ray_dir / "undisturbed")
+    savepoint = latest_savepoint(finished.ray_dir / "undisturbed")
     trained = block_names("resnet18")[-2:]
     assert set(savepoint.record["files"]) == {f"best/{name}.safetensors" for name in trained}
     assert len(list((finished.ray_dir / "undisturbed").rglob("trial.json"))) == 1, "the newest is kept, not all"
@@ -180,7 +180,7 @@ def test_the_loop_needs_no_ray_and_reports_each_epoch_with_what_it_goes_on_from(
         told.append((entry["epoch"], read_savepoint(checkpoint_dir).record["status"] if checkpoint_dir else None))
 
     trial = fault_jobs.trial("plain", epochs=3, checkpoint_every=2)
-    train(trial, finished.job, torch.device("cpu"), report)
+    run_trial(trial, finished.job, torch.device("cpu"), report)
     assert told == [(1, None), (2, "training"), (3, "done")]
 
 
@@ -208,7 +208,7 @@ def test_memory_is_retried_once_at_half_the_batch_from_the_start(batch_size, sav
     trial = fault_jobs.trial("one", batch_size=batch_size)
     resume = Savepoint(Path("somewhere"), {"batch_size": saved}) if saved else None
     try:
-        with_less_memory(trial, resume, launch)
+        retry_with_half_batch(trial, resume, launch)
         assert seen[-1] <= fits
     except OutOfMemory:
         assert seen[-1] > fits
@@ -230,7 +230,7 @@ def test_a_checkpoint_of_another_base_is_left_and_the_trial_begins_anew(finished
     epochs = []
     savepoint = finished.outcomes["undisturbed"].savepoint
     other = Savepoint(savepoint.path, savepoint.record | {"base": "another"})
-    train(
+    run_trial(
         fault_jobs.trial("anew", epochs=1),
         finished.job,
         torch.device("cpu"),

@@ -12,7 +12,7 @@ import pytest
 
 from raysnap.errors import ConfigError
 from raysnap.planning.extras import check_trackers
-from raysnap.tune.tracker_callback import Tracking
+from raysnap.tune.tracker_callback import TrackerCallback
 from raysnap.tune.trackers import EventFiles, figures_of, hyperparameters, kept_of
 from tests.support import ROOT
 from tests.support.event_files import scalars
@@ -48,7 +48,9 @@ def epoch(number: int, **more) -> dict:
     return clock | own | {"val_loss": 0.5, "epoch_s": 1.5} | more
 
 
-def run_trial(tracking: Tracking, trial: Told, num_epochs: int = 3, first: int = 1, end: dict | None = None) -> None:
+def run_trial(
+    tracking: TrackerCallback, trial: Told, num_epochs: int = 3, first: int = 1, end: dict | None = None
+) -> None:
     tracking.on_trial_start(0, [], trial)
     for number in range(first, num_epochs + 1):
         is_last = number == num_epochs
@@ -87,7 +89,7 @@ def hparams_experiment(root: Path):
 
 
 def test_scalars_stand_by_epoch_and_nothing_of_the_clock_is_among_them(tmp_path):
-    run_trial(Tracking([EventFiles(tmp_path)]), Told("a"))
+    run_trial(TrackerCallback([EventFiles(tmp_path)]), Told("a"))
     found = scalars(tmp_path / "a")
     assert found == {
         "train/loss": [(1, 1.0), (2, 0.5), (3, 0.333333)],
@@ -102,19 +104,19 @@ def test_scalars_stand_by_epoch_and_nothing_of_the_clock_is_among_them(tmp_path)
 
 
 def test_a_trial_that_another_driver_goes_on_with_has_one_curve(tmp_path):
-    begun = Tracking([EventFiles(tmp_path)])
+    begun = TrackerCallback([EventFiles(tmp_path)])
     trial = Told("a")
     begun.on_trial_start(0, [], trial)
     begun.on_trial_start(0, [], trial)  # its process died and was begun again
     for number in (1, 2):
         begun.on_trial_result(0, [], trial, epoch(number))
     begun._trackers[0]._writers["a"].close()
-    run_trial(Tracking([EventFiles(tmp_path)]), Told("a"), num_epochs=4, first=3)
+    run_trial(TrackerCallback([EventFiles(tmp_path)]), Told("a"), num_epochs=4, first=3)
     assert [step for step, _ in scalars(tmp_path / "a")["val/accuracy"]] == [1, 2, 3, 4]
 
 
 def test_the_hparams_tab_lists_every_trial_with_its_values_metrics_and_end(tmp_path):
-    tracking = Tracking([EventFiles(tmp_path)])
+    tracking = TrackerCallback([EventFiles(tmp_path)])
     run_trial(tracking, Told("a"))
     run_trial(tracking, Told("b", lr=0.1, momentum=0.9))
     run_trial(tracking, Told("c"), num_epochs=1, end={"status": "diverged", "error": "the loss became NaN"})
@@ -172,7 +174,7 @@ def test_a_tracker_that_fails_is_dropped_and_the_others_are_told(tmp_path, caplo
 
     broken = SimpleNamespace(begin=lambda *arguments: None, measure=fail, end=fail)
     with caplog.at_level(logging.WARNING):
-        run_trial(Tracking([broken, EventFiles(tmp_path)]), Told("a"))
+        run_trial(TrackerCallback([broken, EventFiles(tmp_path)]), Told("a"))
     assert len(calls) == 1
     assert "told nothing more: " in caplog.text
     assert "no route to the server" in caplog.text
@@ -192,8 +194,8 @@ import sys
 sys.path.insert(0, {tests!r})
 from pathlib import Path
 from raysnap.tune.trackers import make_trackers
-from raysnap.tune.tracker_callback import Tracking
-tracking = Tracking(make_trackers([{name!r}], Path({run_dir!r})))
+from raysnap.tune.tracker_callback import TrackerCallback
+tracking = TrackerCallback(make_trackers([{name!r}], Path({run_dir!r})))
 run_trial(tracking, Told("a"))
 run_trial(tracking, Told("b"), num_epochs=1, end={{"status": "failed", "error": "it went wrong"}})
 assert tracking._trackers

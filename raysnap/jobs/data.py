@@ -1,0 +1,67 @@
+"""The datasets of a job: generated or opened, decoded into the pixel cache, and described to the trials."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from raysnap.datasets.dataset import Dataset, open_dataset
+from raysnap.jobs.job import Job
+from raysnap.training.trial import slug
+from raysnap.training.trial_loop import TrainJob, labelled_splits
+
+
+@dataclass(frozen=True)
+class JobData:
+    """The datasets that a job's trials name, by name.
+
+    Attributes:
+        num_items: how many items of each split are used.
+    """
+
+    datasets: Mapping[str, Dataset]
+    num_items: Mapping[str, Mapping[str, int]]
+
+
+def prepare_data(job: Job) -> JobData:
+    """Generate the built-in datasets that are missing, and decode every dataset into the pixel cache.
+
+    Raises:
+        DataError: a dataset can't be read or is too small.
+    """
+    datasets: dict[str, Dataset] = {}
+    num_items: dict[str, dict[str, int]] = {}
+    trials, names = [*job.plan.bases, *job.plan.trials], list(job.plan.datasets)
+    sampling = make_train_job(job, {}, {})
+    for number, name in enumerate(names):
+        job.on_progress("data", number, len(names), slug(name))
+        datasets[name] = open_dataset(name, job.config.data_dir, job.config.shapes)
+        sizes = dict.fromkeys(trial.preprocessing(job.plan.preprocessing) for trial in trials if trial.dataset == name)
+        for preprocessing in sizes:
+            splits = labelled_splits(datasets[name], sampling, preprocessing)
+            num_items[name] = {split: len(items.labels) for split, items in splits.items()}
+    job.on_progress("data", len(names), len(names), "decoded")
+    return JobData(datasets, num_items)
+
+
+def make_train_job(
+    job: Job,
+    datasets: Mapping[str, Dataset],
+    bases: Mapping[str, str | None],
+    prefix_depths: Mapping[str, int] | None = None,
+) -> TrainJob:
+    """Return what every trial of the job needs to know, with absolute paths."""
+    config = job.config
+    return TrainJob(
+        store_dir=config.store.resolve(),
+        dataset_dirs={name: dataset.root.resolve() for name, dataset in datasets.items()},
+        bases=dict(bases),
+        preprocessing=job.plan.preprocessing,
+        seed=config.seed,
+        num_train=config.num_train,
+        num_val=config.num_val,
+        num_test=config.num_test,
+        prefix_depths=dict(prefix_depths or {}),
+        prefix_cache_bytes=config.prefix_cache_bytes,
+        keeps_predictions=job.metric is not None,
+    )
