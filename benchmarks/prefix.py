@@ -102,7 +102,7 @@ def measure(options: argparse.Namespace, num_frozen: int, folder: Path) -> dict[
                 config,
                 seed=0,
                 base_digests=digests,
-                report=lambda entry, save: None,
+                on_epoch=lambda entry, save: None,
                 prefix=prefix,
             )
             fill_s = max(fill_s, result.timings_s["prefix"])

@@ -73,7 +73,7 @@ def test_a_fine_tune_that_was_killed_goes_on_as_if_it_had_not_been(tmp_path, arc
     never, killed, resumed = (on_gpu(architecture) for _ in range(3))
     expected = run(never, num_frozen, config, one_step(16))
     with pytest.raises(Killed):
-        run(killed, num_frozen, config, one_step(16), report=save_and_die)
+        run(killed, num_frozen, config, one_step(16), on_epoch=save_and_die)
     found = run(resumed, num_frozen, config, one_step(16), resume_dir=tmp_path)
     assert digests_of(resumed) == digests_of(never)
     assert without_times(found.history) == without_times(expected.history)

@@ -301,7 +301,10 @@ def test_a_fine_tune_that_diverged_ends_before_it_is_reported(monkeypatch, poiso
         TrainingDiverged, match=r"(train_loss became nan|val_loss became nan|fc\.weight became not fin)"
     ):
         run(
-            model_of("resnet18"), 9, TrainConfig(epochs=3, batch_size=24), on_epoch=lambda entry, save: reported.append(1)
+            model_of("resnet18"),
+            9,
+            TrainConfig(epochs=3, batch_size=24),
+            on_epoch=lambda entry, save: reported.append(1),
         )
     assert len(reported) == 1
 
