@@ -27,6 +27,7 @@ from raysnap.jobs.synthesize import synthesize
 from raysnap.progress import OnProgress
 from raysnap.runs.questions import NOISY_SPREAD
 from raysnap.runs.run_directory import RunDirectory
+from raysnap.runs.search_rows import SearchRow
 from raysnap.system import utc_timestamp
 
 logger = logging.getLogger(__name__)
@@ -82,12 +83,11 @@ def bench(
     num_turns = sum(cell.repeats for cell in cells)
     for number, (repeat, cell) in enumerate(turns, start=num_turns - len(turns)):
         on_progress("bench", number, num_turns, cell.name)
-        row = _run_cell(cell, config)
-        facts = row.pop("machine_facts", None)
-        if facts is not None and row["machine"] not in machines:
-            machines[row["machine"]] = facts
+        row, facts = _run_cell(cell, repeat, config)
+        if row.machine is not None and row.machine not in machines:
+            machines[row.machine] = facts
             run.write_env(config.seed, started, None, {}, machines=machines)
-        run.add_row(row | {"repeat": repeat})
+        run.add_row(row.as_json())
     on_progress("bench", num_turns, num_turns, "done")
     wall_s = time.perf_counter() - started_s
     stages_s = {"synthesize": made_s, "bench": wall_s - made_s}
@@ -117,22 +117,23 @@ def _turns(cells: Sequence[Cell]) -> list[tuple[int, Cell]]:
     return turns
 
 
-def _run_cell(cell: Cell, config: BenchConfig) -> dict[str, Any]:
-    """The row of one run, in a Ray task that has a GPU or the machine to itself."""
+def _run_cell(cell: Cell, repeat: int, config: BenchConfig) -> tuple[SearchRow, dict[str, Any]]:
+    """Run a cell once, in a Ray task with a GPU or the machine to itself; return its row and the machine's facts."""
     num_gpus = config.resources.gpus if config.resources.gpus is not None else min(1.0, _largest("GPU"))
     num_cpus = config.resources.cpus if num_gpus else _largest("CPU")
     task = _search_task.options(num_cpus=num_cpus, num_gpus=num_gpus).remote(cell)
-    row = cell.axes
     try:
-        outcome = ray.get(task)
-        row |= {"status": Status.DONE, "error": None} | outcome
+        measured: dict[str, Any] = ray.get(task)
     except ray.exceptions.RayError as error:
         cause = getattr(error, "cause", None) or error
-        row |= {"status": Status.FAILED, "error": describe_failure(cause), "search": None}
+        error_text = describe_failure(cause)
+        row = SearchRow(**cell.axes, status=Status.FAILED, error=error_text, finished=utc_timestamp(), repeat=repeat)
+        return row, {}
     except BaseException:  # an interrupt: what runs must not disturb what comes next
         ray.cancel(task, force=True)
         raise
-    return row | {"finished": utc_timestamp()}
+    facts: dict[str, Any] = measured.pop("machine_facts")
+    return SearchRow(**cell.axes, status=Status.DONE, **measured, finished=utc_timestamp(), repeat=repeat), facts
 
 
 @ray.remote(max_retries=0)
@@ -155,46 +156,53 @@ def _known_machines(run: RunDirectory) -> dict[str, Any]:
 
 
 def _summarise(run: RunDirectory, cells: list[Cell]) -> BenchSummary:
-    done: dict[str, list[dict[str, Any]]] = {cell.name: [] for cell in cells}
-    rows = list({(row["cell"], row["repeat"]): row for row in run.rows() if row["cell"] in done}.values())
+    done: dict[str, list[SearchRow]] = {cell.name: [] for cell in cells}
+    read = [SearchRow.read(row) for row in run.rows() if row["cell"] in done]
+    rows = list({(row.cell, row.repeat): row for row in read}.values())
     for row in rows:
-        if row["status"] == Status.DONE:
-            done[row["cell"]].append(row)
-    failed = [row for row in rows if row["status"] != Status.DONE]
+        if row.status == Status.DONE:
+            done[row.cell].append(row)
+    failed = [row for row in rows if row.status != Status.DONE]
     timed = [(cell, done[cell.name]) for cell in cells if done[cell.name]]
     return BenchSummary(
         run_dir=str(run.path),
         num_searches=len(rows),
         num_failed=len(failed),
-        searches=[_median_run(found)["search"] for _, found in timed],
-        cells=[_summarise_cell(cell, found) for cell, found in timed],
-        failures=[{"cell": row["cell"], "error": row["error"]} for row in failed],
+        searches=[_median_run(runs).search for _, runs in timed],
+        cells=[_summarise_cell(cell, runs) for cell, runs in timed],
+        failures=[{"cell": row.cell, "error": row.error or ""} for row in failed],
     )
 
 
-def _median_run(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    return sorted(rows, key=lambda row: row["search"]["timings_s"]["total"])[len(rows) // 2]
+def _median_run(rows: list[SearchRow]) -> SearchRow:
+    return sorted(rows, key=_total_s)[len(rows) // 2]
 
 
-def _summarise_cell(cell: Cell, rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """A cell's axes, the median and spread of its times, the counters of its median run, and what is to be doubted."""
-    totals_s = [row["search"]["timings_s"]["total"] for row in rows]
+def _total_s(row: SearchRow) -> float:
+    seconds: float = row.search["timings_s"]["total"]
+    return seconds
+
+
+def _summarise_cell(cell: Cell, rows: list[SearchRow]) -> dict[str, Any]:
+    """Return a cell's axes, the median and spread of its times, the counters of its median run, and its noise."""
+    totals_s = [_total_s(row) for row in rows]
     low_s, _, high_s = quantiles(totals_s, n=4, method="inclusive") if len(totals_s) > 1 else [0.0] * 3
     median_s, iqr_s = median(totals_s), high_s - low_s
-    noise = [f"run {row['repeat'] + 1}: {reason}" for row in rows for reason in row["noise"]]
+    noise = [f"run {row.repeat + 1}: {reason}" for row in rows for reason in row.noise]
     if iqr_s > NOISY_SPREAD * median_s:
         noise.insert(0, f"the middle half of its times spans {iqr_s / median_s:.0%} of their median")
     middle = _median_run(rows)
-    best = middle["search"]["ranking"][0] if middle["search"]["ranking"] else {"name": None, "score": None}
+    work, ranking = middle.search["work"], middle.search["ranking"]
+    best = ranking[0] if ranking else {"name": None, "score": None}
     return cell.axes | {
         "num_done": len(rows),
         "median_s": median_s,
         "iqr_s": iqr_s,
-        "flops": middle["search"]["work"]["flops"],
-        "block_item_passes": middle["search"]["work"]["block_item_passes"],
-        "block_bytes_read": middle["search"]["work"]["block_bytes_read"],
-        "disk_bytes_read": middle["io"]["read_bytes"],
-        "page_cache": middle["page_cache"]["state"],
+        "flops": work["flops"],
+        "block_item_passes": work["block_item_passes"],
+        "block_bytes_read": work["block_bytes_read"],
+        "disk_bytes_read": middle.io["read_bytes"],
+        "page_cache": middle.page_cache["state"],
         "best": best["name"],
         "best_score": best["score"],
         "is_noisy": bool(noise),

@@ -15,7 +15,7 @@ from raysnap.humanize import bytes_text, plural, ratio_text, score_text, seconds
 from raysnap.runs.json_fields import number
 from raysnap.runs.questions import Question, short_dataset
 from raysnap.runs.run import Run
-from raysnap.runs.search_rows import RankedSnapshot
+from raysnap.runs.search_rows import RankingRow
 from raysnap.runs.store_contents import Holdings
 from raysnap.runs.sweep_results import Comparison, Sweep, point_text, sweep_of, training_s, value_text
 from raysnap.runs.trial_rows import TrialRow
@@ -151,7 +151,7 @@ def comparison_sentence(one: Comparison, sweep: Sweep) -> Markup:
     return text + "."
 
 
-def best_of(question: Question) -> RankedSnapshot | None:
+def best_of(question: Question) -> RankingRow | None:
     """The snapshot that the reference method ranks first."""
     ranking = question.reference.median_run.ranking
     return min(ranking, key=lambda one: one.rank) if ranking else None

@@ -15,7 +15,7 @@ from raysnap.report.tables import Column, DataTable, Row, without_empty
 from raysnap.runs.proxy_validation import Transfer, transfer_of
 from raysnap.runs.questions import MethodRuns, Question, short_dataset
 from raysnap.runs.run import Run
-from raysnap.runs.search_rows import RankedSnapshot, Rung
+from raysnap.runs.search_rows import RankingRow, RungRow
 from raysnap.runs.store_contents import Holdings
 
 MAX_RANKED_AT_ONCE = 12
@@ -116,7 +116,7 @@ def _ranking_table(number: int, question: Question, run: Run) -> DataTable:
     )
 
 
-def _ranked_row(one: RankedSnapshot, run: Run, share: float, is_tied: bool, places: dict[str, dict[str, int]]) -> Row:
+def _ranked_row(one: RankingRow, run: Run, share: float, is_tied: bool, places: dict[str, dict[str, int]]) -> Row:
     trial = run.trial_of.get(one.snapshot)
     values = {
         "rank": one.rank,
@@ -183,7 +183,7 @@ def _timing_row(question: Question, one: MethodRuns) -> Row:
         "method": one.method,
         "median_s": one.median_s,
         "num_runs": len(one.searches),
-        "precision": run.precision,
+        "precision": run.computed_precision,
         "least_s": min(one.totals_s),
         "most_s": max(one.totals_s),
         "speed_up": question.speed_up(one),
@@ -203,7 +203,7 @@ def _timing_row(question: Question, one: MethodRuns) -> Row:
     return Row(values, chips, hints={"method": "; ".join(one.noise)}, css="first" if is_fastest else "")
 
 
-def _told_rungs(question: Question) -> list[tuple[MethodRuns, int, Rung]]:
+def _told_rungs(question: Question) -> list[tuple[MethodRuns, int, RungRow]]:
     with_rungs = [one for one in question.methods if len(one.median_run.rungs) > 1]
     return [(one, index, rung) for one in with_rungs for index, rung in enumerate(one.median_run.rungs, start=1)]
 

@@ -1,6 +1,6 @@
-"""Timed searches read back: repeats of a method on a question, and the questions that methods answered side by side.
+"""Group timed searches into repeats of a method on a question, and the questions that several methods answered.
 
-A question is everything that was asked but for the method: dataset, proxy, and the axes of a benchmark.
+A question is everything that was asked except the method: dataset, proxy, and the axes of a benchmark.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from statistics import median_low, quantiles
 from typing import Any
 
 from raysnap.humanize import bytes_text, count_text
-from raysnap.runs.search_rows import AXES, Search
+from raysnap.runs.search_rows import AXES, SearchRow
 
-# Whose ranking is shown: those that score every candidate on every item come first.
+# The method whose ranking is shown is the first of these: those that score every candidate on every item come first.
 REFERENCE_ORDER = ("baseline", "shared", "nested", "shift", "alsatian")
 NOISY_SPREAD = 0.10
 
@@ -26,27 +26,26 @@ class MethodRuns:
     """The finished repeats of one method on one question."""
 
     method: str
-    searches: tuple[Search, ...]
+    searches: tuple[SearchRow, ...]
 
     @property
     def totals_s(self) -> list[float]:
         """The time of each repeat."""
-        return [search.total_s for search in self.searches]
+        return [search.total_s for search in self.searches if search.total_s is not None]
 
     @cached_property
-    def median_run(self) -> Search:
+    def median_run(self) -> SearchRow:
         """The repeat with the (lower) median time, so that its phases add up to its total."""
-        middle = median_low(self.totals_s)
-        return next(search for search in self.searches if search.total_s == middle)
+        return next(search for search in self.searches if search.total_s == self.median_s)
 
     @property
     def median_s(self) -> float:
         """The (lower) median of the times."""
-        return self.median_run.total_s
+        return median_low(self.totals_s)
 
     @property
     def spread(self) -> float | None:
-        """The inter-quartile range of the times over their median; None of fewer than two."""
+        """The interquartile range of the times divided by their median; None with fewer than two times."""
         if len(self.searches) < 2 or not self.median_s:
             return None
         low, _, high = quantiles(self.totals_s, n=4, method="inclusive")
@@ -54,21 +53,21 @@ class MethodRuns:
 
     @property
     def noise(self) -> tuple[str, ...]:
-        """Why the times are to be doubted: their spread, and what the runs said of themselves."""
-        told = []
+        """Why the times are noisy: their spread, and what each run recorded."""
+        reasons = [reason for search in self.searches for reason in search.noise]
         if self.spread is not None and self.spread > NOISY_SPREAD:
-            told.append(f"the middle half of its runs spreads over {self.spread * 100:.0f} % of the median")
-        return tuple(dict.fromkeys([*told, *(reason for search in self.searches for reason in search.noise)]))
+            reasons.insert(0, f"the middle half of its runs spans {self.spread * 100:.0f} % of the median")
+        return tuple(dict.fromkeys(reasons))
 
     @property
     def is_noisy(self) -> bool:
-        """Whether there is a reason to doubt the times."""
+        """Whether there is a reason to distrust the times."""
         return bool(self.noise)
 
 
 @dataclass(frozen=True)
 class Question:
-    """What was asked, with the methods that answered it, slowest first; `title` tells it from the run's others."""
+    """What was asked, and the methods that answered it, slowest first; no two of a run have the same `title`."""
 
     dataset: str
     proxy: str
@@ -77,14 +76,14 @@ class Question:
     title: str = ""
 
     def method(self, name: str) -> MethodRuns | None:
-        """The runs of one method; None where it did not run."""
-        return next((one for one in self.methods if one.method == name), None)
+        """Return the runs of one method; None where it did not run."""
+        return next((runs for runs in self.methods if runs.method == name), None)
 
     @property
     def reference(self) -> MethodRuns:
         """The method whose ranking is shown."""
         known = [self.method(name) for name in REFERENCE_ORDER]
-        return next((one for one in known if one), self.methods[0])
+        return next((runs for runs in known if runs), self.methods[0])
 
     @property
     def slowest(self) -> MethodRuns:
@@ -98,39 +97,39 @@ class Question:
 
     @property
     def candidates(self) -> frozenset[str]:
-        """Who was ranked."""
-        return frozenset(one.snapshot for one in self.reference.median_run.ranking)
+        """The ids of the ranked snapshots."""
+        return frozenset(line.snapshot for line in self.reference.median_run.ranking)
 
-    def speed_up(self, one: MethodRuns) -> float:
-        """How many times faster a method is than what speed-ups are measured against."""
-        return self.slowest.median_s / one.median_s if one.median_s > 0 else math.nan
+    def speed_up(self, runs: MethodRuns) -> float:
+        """Return how many times faster a method is than what speed-ups are measured against."""
+        return self.slowest.median_s / runs.median_s if runs.median_s > 0 else math.nan
 
 
 def short_dataset(dataset: str | None) -> str:
-    """A dataset's name; of a path, its last part."""
+    """Return a dataset's name; of a path, its last part."""
     return (PurePath(dataset).name or dataset) if dataset else "no dataset"
 
 
-def questions_of(searches: Iterable[Search]) -> tuple[Question, ...]:
-    """What the finished searches were asked, each with the methods that answered."""
-    asked: dict[tuple, dict[str, list[Search]]] = {}
+def questions_of(searches: Iterable[SearchRow]) -> tuple[Question, ...]:
+    """Group the finished searches by question, and within it by method."""
+    asked: dict[tuple[str, str, tuple[tuple[str, Any], ...]], dict[str, list[SearchRow]]] = {}
     for search in searches:
         if search.is_done:
             key = (search.dataset, search.proxy, search.setting)
             asked.setdefault(key, {}).setdefault(search.method, []).append(search)
     settings = [{"dataset": dataset, "proxy": proxy, **dict(setting)} for dataset, proxy, setting in asked]
-    varying = [key for key in ("proxy", *AXES) if len({repr(one.get(key)) for one in settings}) > 1]
+    varying = [key for key in ("proxy", *AXES) if len({repr(setting.get(key)) for setting in settings}) > 1]
     questions = []
     for (dataset, proxy, _), setting, by_method in zip(asked, settings, asked.values(), strict=True):
         methods = [MethodRuns(method, tuple(runs)) for method, runs in by_method.items()]
-        ordered = tuple(sorted(methods, key=lambda one: -one.median_s))
+        ordered = tuple(sorted(methods, key=lambda runs: -runs.median_s))
         title = ", ".join([short_dataset(dataset), *(axis_text(key, setting.get(key)) for key in varying)])
         questions.append(Question(dataset, proxy, ordered, setting, title))
     return tuple(questions)
 
 
 def axis_text(axis: str, value: Any) -> str:
-    """One axis of a benchmark and its value, as people say it."""
+    """Return one axis of a benchmark and its value as text for people."""
     if axis == "budget_bytes":
         return "no limit" if value is None else f"{bytes_text(value)} of activations"
     if axis in ("num_train", "num_test"):

@@ -21,7 +21,7 @@ from raysnap.humanize import clean, plural
 from raysnap.runs.json_fields import mapping, text
 from raysnap.runs.questions import Question, questions_of
 from raysnap.runs.rows import read_rows
-from raysnap.runs.search_rows import Search, search_of
+from raysnap.runs.search_rows import SearchRow
 from raysnap.runs.trial_rows import TrialRow, latest_trial_rows
 
 logger = logging.getLogger(__name__)
@@ -38,7 +38,7 @@ class Run:
     env: dict[str, Any]
     trials: tuple[TrialRow, ...]
     num_unfinished: int
-    searches: tuple[Search, ...]
+    searches: tuple[SearchRow, ...]
     remarks: tuple[str, ...] = ()
     bench_config_text: str = ""
     trial_of: dict[str, TrialRow] = field(default_factory=dict)
@@ -93,7 +93,7 @@ def read_run(run_dir: Path) -> Run:
             raise UsageError(f"{run_dir}: expected a run directory, found {found}")
         raise DataError(f"{run_dir}: expected a run directory with results.jsonl in it, found none; run the job first")
     trials = tuple(latest_trial_rows(rows))
-    searches = {(one.cell, one.repeat): one for one in map(search_of, _rows_with(rows, "method"))}
+    searches = {(one.cell, one.repeat): one for one in map(SearchRow.read, _rows_with(rows, "method"))}
     planned = _read_rows(run_dir / "trials.jsonl", remarks) if (run_dir / "trials.jsonl").is_file() else []
     planned = [row for row in planned if row.get("role") != Role.BASE or row.get("dataset")]  # a drawn base is no trial
     unfinished = {str(row.get("id", row.get("trial"))) for row in planned} - {trial.name for trial in trials}

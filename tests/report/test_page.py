@@ -288,7 +288,7 @@ def test_times_that_vary_are_flagged(tmp_path):
     rows += [search("alsatian", k, ranking, total_s=s) for k, s in enumerate((2.0, 2.01, 2.02))]
     page = render(write_run(tmp_path / "run", rows))
     assert page.text.count("noisy") == 1
-    assert "times of baseline with care: the middle half of its runs spreads over 44 % of the median" in page.text
+    assert "times of baseline with care: the middle half of its runs spans 44 % of the median" in page.text
 
 
 def put_family(store: Store, num_finetunes: int) -> list[str]:
