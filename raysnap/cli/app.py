@@ -1,4 +1,4 @@
-"""The command line: reads arguments, calls one function, prints its result; nothing else starts Ray.
+"""The command line: read arguments, call one function, print its result; nothing else starts Ray.
 
 torch and ray are imported inside the commands, so that `raysnap --help` stays fast. Results go to stdout, everything
 else to stderr.
@@ -25,9 +25,13 @@ from raysnap.errors import RaysnapError, UsageError, describe_failure
 
 app = typer.Typer(
     name="raysnap",
-    help="Fine-tune a population of image models on Ray, keep every shared block once, search for the best start.",
-    epilog="Exit codes: 0 done; 1 done, but some trials or candidates failed; 2 bad usage, config or input; 3 damaged "
-    "store; 130 interrupted. --debug, anywhere on the line, shows the traceback of an error.",
+    help="Fine-tune image models on Ray, store each shared block once, search for the best starting point.\n\n"
+    "A snapshot is a set of trained weights. The store splits it into blocks (stem, layers, head) and keeps equal "
+    "blocks once. A search ranks snapshots as starting points for fine-tuning on another dataset, without fine-tuning "
+    "any of them.",
+    epilog="To try everything on built-in data, run `raysnap quickstart`. Add --debug to any command to see the "
+    "traceback of an error. Exit codes: 0 success; 1 some trials or candidates failed, or a check found problems; "
+    "2 bad usage, configuration or input; 3 damaged store; 130 interrupted.",
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -36,10 +40,15 @@ app.add_typer(data_app, name="data")
 app.add_typer(store_app, name="store")
 
 INTERRUPTED = 130
+RESUMABLE_COMMANDS = ("quickstart", "generate", "sweep", "synthesize", "bench")
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The exit code of the command line `argv` (that of the process when None); every error becomes one line."""
+    """Run a command line and return its exit code; every error becomes one line on stderr.
+
+    Args:
+        argv: the arguments after the program's name; None takes those of the process.
+    """
     given = list(sys.argv[1:] if argv is None else argv)
     is_debugging = "--debug" in given
     arguments = [argument for argument in given if argument != "--debug"] or ["--help"]
@@ -59,24 +68,24 @@ def main(argv: list[str] | None = None) -> int:
         return error.exit_code
     except typer.Exit as end:
         return end.exit_code
-    except Exception as error:  # noqa: BLE001 - the end of the line: what nobody foresaw is told in one, too
+    except Exception as error:  # noqa: BLE001 - the outermost handler: unforeseen errors become one line, too
         if is_debugging:
             traceback.print_exc()
         is_usage = hasattr(error, "format_message")  # a mistake in the command line, as typer found it
-        told = _usage_mistake(error) if is_usage else f"unexpected {describe_failure(error)}; run again with --debug"
-        print(f"raysnap: {told}", file=sys.stderr)
+        message = _usage_message(error) if is_usage else f"unexpected {describe_failure(error)}; run again with --debug"
+        print(f"raysnap: {message}", file=sys.stderr)
         return UsageError.exit_code
 
 
-def _usage_mistake(error: Any) -> str:
-    told = error.format_message().replace("Value error, ", "").replace("Input should be ", "expected ")
+def _usage_message(error: Any) -> str:
+    message: str = error.format_message().replace("Value error, ", "").replace("Input should be ", "expected ")
     context = getattr(error, "ctx", None)
     command = context.command_path if context else "raysnap"
-    return f"{told.removesuffix('.')}{' ' if told.endswith('?') else '; '}`{command} --help` says more"
+    return f"{message.removesuffix('.')}{' ' if message.endswith('?') else '; '}see `{command} --help`"
 
 
 def _how_to_resume(arguments: list[str]) -> str:
-    if arguments[0] not in ("quickstart", "generate", "sweep", "synthesize", "bench"):
+    if arguments[0] not in RESUMABLE_COMMANDS:
         return ""
     needs_flag = arguments[0] != "quickstart" and "--resume" not in arguments
     return f"; finish it with: {shlex.join(['raysnap', *arguments, *(['--resume'] if needs_flag else [])])}"
@@ -88,12 +97,18 @@ for command in (quickstart, generate, sweep, synthesize, search, bench):
 
 @app.command()
 def report(
-    run_dir: Annotated[Path, typer.Argument(help="Folder of a run; or what search --json printed, as a file.")],
+    run_dir: Annotated[
+        Path,
+        typer.Argument(metavar="RUN_DIR", help="Folder of a run, or a file that holds the output of `search --json`."),
+    ],
     out_path: Annotated[
-        Path | None, typer.Option("--out", help="File to write; RUN_DIR/report.html by default.")
+        Path | None, typer.Option("--out", metavar="FILE.html", help="File to write; by default RUN_DIR/report.html.")
     ] = None,
 ) -> int:
-    """Write a run's report: one self-contained HTML file, its tables beside it as CSV and Markdown."""
+    """Write a run's report as one HTML file.
+
+    The page needs no other file. Its tables are also written as CSV and Markdown to a folder beside it.
+    """
     from raysnap.report.page import write_report
 
     print_result(str(write_report(run_dir, out_path)))
@@ -102,7 +117,10 @@ def report(
 
 @app.command("config")
 def show_config(config_path: ConfigPath, overrides: Overrides = None, as_json: AsJson = False) -> int:
-    """Print the resolved configuration, which reruns the job."""
+    """Print a configuration with all defaults filled in.
+
+    The output is itself a configuration file, which runs the same job again.
+    """
     from raysnap.config.load import dump_yaml, load_any_config
 
     config = load_any_config(config_path, overrides or [])
@@ -115,7 +133,10 @@ def show_config(config_path: ConfigPath, overrides: Overrides = None, as_json: A
 
 @app.command()
 def doctor(as_json: AsJson = False) -> int:
-    """Say what this machine has, and what would fail on it."""
+    """Check whether this machine has what raysnap needs.
+
+    Lists package versions, CPUs, GPUs, disk space and shared memory; exit code 1 if anything is missing.
+    """
     from raysnap.cli.doctor import examine
 
     findings = examine(Path.cwd())
@@ -126,5 +147,5 @@ def doctor(as_json: AsJson = False) -> int:
         from raysnap.cli.doctor import findings_table
 
         print_result(findings_table(findings))
-        print_result("" if problems else "\nNothing would fail.")
+        print_result("" if problems else "\nNo problems found.")
     return SOME_FAILED if problems else 0

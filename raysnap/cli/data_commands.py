@@ -11,12 +11,12 @@ import typer
 from raysnap.cli.console import SOME_FAILED, AsJson, DataDir, print_failures, print_json, print_result
 from raysnap.progress import show_progress
 
-data_app = typer.Typer(help="Datasets: list, prepare, check.")
+data_app = typer.Typer(help="List, prepare and check datasets.")
 
 
 @data_app.command("ls")
 def data_ls(data_dir: DataDir = Path("data"), as_json: AsJson = False) -> int:
-    """List the datasets known by name or found, and where each can be had."""
+    """List known datasets and local ones, with sources and licences."""
     from raysnap.datasets.inventory import list_datasets
 
     summaries = list_datasets(data_dir)
@@ -33,16 +33,22 @@ def data_ls(data_dir: DataDir = Path("data"), as_json: AsJson = False) -> int:
 
 @data_app.command("prepare")
 def data_prepare(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="A dataset's name: `raysnap data ls`.")],
-    source: Annotated[Path | None, typer.Option("--source", help="The official files, or a folder of them.")] = None,
-    download: Annotated[bool, typer.Option("--download", help="Fetch the official files first, over https.")] = False,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Name of a dataset, see `raysnap data ls`.")],
+    source: Annotated[
+        Path | None,
+        typer.Option("--source", metavar="PATH", help="The original file, or a folder of the original files."),
+    ] = None,
+    download: Annotated[bool, typer.Option("--download", help="Download the original files first.")] = False,
     allow_other_counts: Annotated[
-        bool, typer.Option("--allow-other-counts", help="Accept other numbers of images than the official ones.")
+        bool, typer.Option("--allow-other-counts", help="Accept numbers of images that differ from the published ones.")
     ] = False,
     data_dir: DataDir = Path("data"),
     as_json: AsJson = False,
 ) -> int:
-    """Turn official files into an ImageFolder under the data folder."""
+    """Convert a dataset's original files into an ImageFolder.
+
+    The result goes to the data folder, under the dataset's name. Built-in datasets are drawn and need no files.
+    """
     from raysnap.prepare.convert import prepare_dataset
 
     source = _official_files(name, source, data_dir, download=download)
@@ -56,13 +62,18 @@ def data_prepare(
 
         print_result(dataset_line(result.dataset.root, result.num_classes, result.counts))
         if download and source:
-            print_result(f"The files that were fetched stay in {source}.")
+            print_result(f"The downloaded files are kept in {source}.")
         print_failures([{"error": f"{result.num_bad} images could not be read"}] if result.num_bad else [])
     return 0
 
 
 def _official_files(name: str, source: Path | None, data_dir: Path, *, download: bool) -> Path | None:
-    """Where the files of a dataset are: given, or fetched now; names that nobody publishes have none."""
+    """Return where a dataset's original files are, after downloading them if asked to; None if it has none.
+
+    Raises:
+        UsageError: both a source and a download were asked for.
+        DataError: the dataset has original files, and neither was asked for.
+    """
     from raysnap.datasets.published import SOURCES
     from raysnap.errors import DataError, UsageError
 
@@ -83,15 +94,19 @@ def _official_files(name: str, source: Path | None, data_dir: Path, *, download:
 
 @data_app.command("check")
 def data_check(
-    path: Annotated[str, typer.Argument(metavar="PATH", help="An ImageFolder, or a dataset's name.")],
+    path: Annotated[str, typer.Argument(metavar="PATH", help="Path of an ImageFolder, or name of a dataset.")],
     sheet_path: Annotated[
-        Path | None, typer.Option("--sheet", metavar="FILE.png", help="Draw a contact sheet of it into this file.")
+        Path | None,
+        typer.Option("--sheet", metavar="FILE.png", help="Also write a contact sheet, an overview of sample images."),
     ] = None,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the images on the sheet.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", metavar="N", min=0, help="Seed for choosing the sheet's images.")] = 0,
     data_dir: DataDir = Path("data"),
     as_json: AsJson = False,
 ) -> int:
-    """Look at every image: counts, broken files, duplicates and leaks; exit code 1 where any is bad or leaks."""
+    """Check every image of a dataset for damage, duplicates and leaks.
+
+    A leak is a picture that is in more than one split. Exit code 1 if an image can't be read or leaks.
+    """
     from raysnap.datasets.dataset import open_dataset
     from raysnap.datasets.inspection import check_dataset
 
@@ -103,7 +118,7 @@ def data_check(
     with show_progress() as on_progress:
         result = check_dataset(dataset, on_progress)
     if sheet_path:
-        write_contact_sheet(dataset, {one.path for one in result.bad}, sheet_path, seed)
+        write_contact_sheet(dataset, {file.path for file in result.bad}, sheet_path, seed)
     if as_json:
         print_json(result.to_dict())
     else:

@@ -1,87 +1,89 @@
-"""What the data commands show on a terminal."""
+"""What the data commands print: tables and lines made from results."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import TYPE_CHECKING
 
 from rich.table import Table
 
 from raysnap.cli.console import MAX_ROWS, simple_table
 from raysnap.humanize import count_text, plural
 
-MAX_FEWEST = 3
+if TYPE_CHECKING:
+    from raysnap.datasets.inspection import BadFile, CheckResult, SamePicture, Spread
+    from raysnap.datasets.inventory import DatasetSummary
+
+MAX_FEWEST = 3  # classes named as the smallest of a split
+MAX_SAME_PATHS = 4  # files named of one picture
 
 
-MAX_SAME_PATHS = 4
-
-
-def datasets_table(summaries: Iterable[Any]) -> Table:
-    """The datasets known or found, a line each; counts of what is not here are those of its makers."""
+def datasets_table(summaries: Iterable[DatasetSummary]) -> Table:
+    """Return known and local datasets, one per line; for one that is not here, with its published counts."""
     rows = []
-    for one in summaries:
-        here = "damaged" if one.fault else "yes" if one.path else "no"
-        counts, official = _counts(one.counts), _counts(one.official_counts)
-        if one.fault or not one.page:
-            note = one.fault or one.note
-        elif one.path:
+    for dataset in summaries:
+        here = "damaged" if dataset.fault else "yes" if dataset.path else "no"
+        counts, official = _counts(dataset.counts), _counts(dataset.official_counts)
+        if dataset.fault or not dataset.page:
+            note = dataset.fault or dataset.note
+        elif dataset.path:
             note = f"of {official}" if official and official != counts else ""
         else:
-            note = f"--download, {plural(one.num_files, 'file')}" if one.num_files else "by hand"
-        mark = " [ImageNet overlap]" if one.overlap else ""
-        rows.append((one.name, here, one.num_classes or "", counts or official, f"{note}{mark}".strip()))
+            note = f"--download, {plural(dataset.num_files, 'file')}" if dataset.num_files else "manual download"
+        mark = " [ImageNet overlap]" if dataset.overlap else ""
+        rows.append((dataset.name, here, dataset.num_classes or "", counts or official, f"{note}{mark}".strip()))
     return simple_table(["dataset", "here", "classes", "train/val/test", "note"], rows, numeric=["classes"])
 
 
-def sources_table(summaries: Iterable[Any]) -> Table:
-    """Where the named datasets come from and on what terms, two lines each."""
-    rows = [
-        (one.name, "\n".join(filter(None, (one.page, one.licence, one.overlap and f"ImageNet overlap: {one.overlap}"))))
-        for one in summaries
-        if one.page
-    ]
-    return simple_table(["dataset", "where, and on what terms"], rows)
+def sources_table(summaries: Iterable[DatasetSummary]) -> Table:
+    """Return where the published datasets come from, and their licences."""
+    rows = []
+    for dataset in summaries:
+        if dataset.page:
+            overlap = dataset.overlap and f"ImageNet overlap: {dataset.overlap}"
+            rows.append((dataset.name, "\n".join(filter(None, (dataset.page, dataset.licence, overlap)))))
+    return simple_table(["dataset", "source and licence"], rows)
 
 
 def dataset_line(root: Path, num_classes: int, counts: Mapping[str, int], num_ignored: int = 0) -> str:
-    """A dataset on the disk in one line."""
-    ignored = f"; {plural(num_ignored, 'file')} left out" if num_ignored else ""
+    """Describe a dataset on disk in one line."""
+    ignored = f"; {plural(num_ignored, 'file')} ignored" if num_ignored else ""
     return f"{root}: {plural(num_classes, 'class', 'classes')}, train/val/test {_counts(counts)}{ignored}"
 
 
 def class_counts_table(counts: Mapping[str, Mapping[str, int]]) -> Table:
-    """Images per class and split: a line per class, or where there are many classes a line per split."""
+    """Return images per class and split: a line per class, or a line per split if there are many classes."""
     names = list(next(iter(counts.values()), ()))
     if len(names) <= MAX_ROWS:
         rows = [(name, *(counts[split][name] for split in counts)) for name in names]
         return simple_table(["class", *counts], rows, numeric=list(counts))
     rows = []
     for split, by_class in counts.items():
-        fewest = sorted(names, key=lambda name, by_class=by_class: (by_class[name], name))[:MAX_FEWEST]
+        fewest = sorted((by_class[name], name) for name in names)[:MAX_FEWEST]
         sizes = by_class.values()
-        shown = ", ".join(f"{name} {by_class[name]}" for name in fewest)
+        shown = ", ".join(f"{name} {count}" for count, name in fewest)
         rows.append((split, sum(sizes), min(sizes), f"{median(sizes):g}", max(sizes), shown))
-    columns = ["split", "images", "per class: min", "median", "max", "fewest in"]
+    columns = ["split", "images", "per class: min", "median", "max", "smallest classes"]
     return simple_table(columns, rows, numeric=columns[1:5])
 
 
-def check_table(result: Any) -> Table:
-    """What a look at a dataset found, a line each; only what there is something to say of."""
+def check_table(result: CheckResult) -> Table:
+    """Return the findings of a dataset check, one per line, without those that have nothing to report."""
     num_good = result.num_images - len(result.bad)
     rows = [
         ("good images", f"{count_text(num_good)} of {count_text(result.num_images)}: {_tally(result.formats)}"),
         ("colours", _tally(result.modes)),
         ("width", _spread(result.width_px)),
         ("height", _spread(result.height_px)),
-        ("EXIF rotation", f"{count_text(result.num_rotated)}; they are read upright"),
-        ("small", f"{count_text(result.num_small)} with a side under 64 px"),
-        ("same picture", _sameness(result)),
-        ("dataset.json", f"promises train/val/test {_counts(result.recorded_counts or {})}: it was changed since"),
+        ("EXIF rotation", f"{count_text(result.num_rotated)} images, which are turned upright when read"),
+        ("small", f"{count_text(result.num_small)} images with a side under 64 px"),
+        ("duplicates", _duplicates(result)),
+        ("dataset.json", f"records train/val/test {_counts(result.recorded_counts or {})}; files have changed since"),
         ("ImageNet", _overlap(result)),
     ]
-    silent = {
+    is_left_out = {
         "colours": not num_good,
         "width": not num_good,
         "height": not num_good,
@@ -90,13 +92,13 @@ def check_table(result: Any) -> Table:
         "dataset.json": result.recorded_counts is None,
         "ImageNet": not _overlap(result),
     }
-    return simple_table(["", ""], [row for row in rows if not silent.get(row[0])])
+    return simple_table(["", ""], [row for row in rows if not is_left_out.get(row[0])])
 
 
-def check_failures(result: Any) -> list[dict[str, str]]:
-    """What is wrong with a dataset, a row each, leaks and bad files first; at most a few of a kind."""
+def check_failures(result: CheckResult) -> list[dict[str, str]]:
+    """Return a dataset's problems, one per row, at most `MAX_ROWS` of each kind."""
 
-    def told(kind: str, groups: Sequence[Any]) -> list[dict[str, str]]:
+    def same_pictures(kind: str, groups: Sequence[SamePicture]) -> list[dict[str, str]]:
         rows = []
         for group in groups[:MAX_ROWS]:
             paths = [str(path.relative_to(result.root)) for path in group.paths]
@@ -105,11 +107,12 @@ def check_failures(result: Any) -> list[dict[str, str]]:
             rows.append({"where": str(result.root), "error": f"{kind}, the same {group.equal} in {shown}{more}"})
         return rows + _rest(groups)
 
-    bad = [{"error": one.reason} for one in result.bad[:MAX_ROWS]] + _rest(result.bad)
-    return [*bad, *told("leak between splits", result.leaks), *told("two classes", result.label_conflicts)]
+    bad = [{"error": file.reason} for file in result.bad[:MAX_ROWS]] + _rest(result.bad)
+    leaks = same_pictures("leak between splits", result.leaks)
+    return [*bad, *leaks, *same_pictures("in several classes", result.label_conflicts)]
 
 
-def _rest(found: Sequence[Any]) -> list[dict[str, str]]:
+def _rest(found: Sequence[SamePicture | BadFile]) -> list[dict[str, str]]:
     return [{"error": f"and {len(found) - MAX_ROWS} more; --json lists all"}] if len(found) > MAX_ROWS else []
 
 
@@ -117,7 +120,7 @@ def _tally(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{count_text(count)} {name}" for name, count in counts.items()) or "none"
 
 
-def _spread(spread: Any) -> str:
+def _spread(spread: Spread | None) -> str:
     if spread is None:
         return ""
     if spread.min == spread.max:
@@ -125,27 +128,27 @@ def _spread(spread: Any) -> str:
     return f"{spread.min} to {spread.max} px, median {spread.median:g}"
 
 
-def _sameness(result: Any) -> str:
-    """How many pictures are there more than once, the serious kind first."""
+def _duplicates(result: CheckResult) -> str:
+    """Return how many pictures occur more than once, the most serious kind first."""
     kinds = [
         (len(result.leaks), "in more than one split: a leak"),
         (len(result.label_conflicts), "in more than one class"),
-        (len(result.copies), "more than once in a class"),
+        (len(result.copies), "several times in one class"),
     ]
-    return "; ".join(f"{count_text(count)} {text}" for count, text in kinds if count) or "none twice"
+    return "; ".join(f"{count_text(count)} {text}" for count, text in kinds if count) or "none"
 
 
-def _overlap(result: Any) -> str:
-    """What is shared with ImageNet: what is known of the dataset, and what its file names say."""
+def _overlap(result: CheckResult) -> str:
+    """Return what is shared with ImageNet: what is known about the dataset, and what its file names suggest."""
     names = [
         (result.num_imagenet_train_names, "ImageNet training images"),
         (result.num_imagenet_held_out_names, "ImageNet validation or test images"),
     ]
     all_files = plural(result.num_images, "file")
-    called = [f"{count_text(count)} of {all_files} named as {kind}" for count, kind in names if count]
-    if result.overlap and not called:
-        called = ["no file named as an image of ImageNet"]
-    return "; ".join(filter(None, (result.overlap, *called)))
+    matches = [f"{count_text(count)} of {all_files} named like {kind}" for count, kind in names if count]
+    if result.overlap and not matches:
+        matches = ["no file is named like an image of ImageNet"]
+    return "; ".join(filter(None, (result.overlap, *matches)))
 
 
 def _counts(counts: Mapping[str, int]) -> str:

@@ -1,4 +1,4 @@
-"""What this machine has and what would fail on it: versions, processors, disk, shared memory."""
+"""Check a machine: package versions, processors, disk, shared memory."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from rich.table import Table
 
@@ -23,7 +22,7 @@ MIN_SHARED_MEMORY_BYTES = 256 * 2**20
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at; `problem` says what would fail, and is None where nothing would."""
+    """One thing that was checked; `problem` says what is wrong and what to do, None if nothing is."""
 
     what: str
     found: str
@@ -31,7 +30,11 @@ class Finding:
 
 
 def examine(directory: Path) -> list[Finding]:
-    """What raysnap needs, in the order of a reader's interest; `directory` is where runs would be written."""
+    """Check everything that raysnap needs.
+
+    Args:
+        directory: where runs would be written.
+    """
     return [_python(), *_packages(), *_processors(), _disk(directory), _shared_memory()]
 
 
@@ -46,7 +49,7 @@ def _packages() -> list[Finding]:
             module = importlib.import_module(name)
             version = getattr(module, "__version__", None) or package_version(name) or "unknown"
         except (ImportError, OSError) as error:  # OSError: a shared library that the package needs
-            findings.append(Finding(name, "can't be imported", f"{error}; install raysnap again"))
+            findings.append(Finding(name, "can't be imported", f"{error}; reinstall raysnap"))
         else:
             findings.append(Finding(name, version))
     return findings
@@ -64,7 +67,7 @@ def _disk(directory: Path) -> Finding:
     free_bytes = shutil.disk_usage(existing).free
     found = f"{free_bytes / 1e9:.1f} GB free at {existing}"
     if not os.access(existing, os.W_OK):
-        return Finding("disk", found, f"{existing} can't be written; choose another run_dir, store and data_dir")
+        return Finding("disk", found, f"{existing} is not writable; choose another run_dir, store and data_dir")
     if free_bytes < MIN_DISK_BYTES:
         return Finding("disk", found, f"expected at least {MIN_DISK_BYTES / 1e9:.0f} GB; free some")
     return Finding("disk", found)
@@ -83,12 +86,10 @@ def _shared_memory() -> Finding:
     return Finding("shared memory", found)
 
 
-def findings_table(findings: Iterable[Any]) -> Table:
-    """What a look at the machine found, a line each; the last column only where something would fail."""
-    rows = [(one.what, one.found, one.problem or "") for one in findings]
+def findings_table(findings: Iterable[Finding]) -> Table:
+    """Return the findings, one per line; the column of problems is left out if there are none."""
+    rows = [(finding.what, finding.found, finding.problem or "") for finding in findings]
     has_problems = any(problem for *_, problem in rows)
-    return (
-        simple_table(["", "found", "problem"], rows)
-        if has_problems
-        else simple_table(["", "found"], [row[:2] for row in rows])
-    )
+    if has_problems:
+        return simple_table(["", "found", "problem"], rows)
+    return simple_table(["", "found"], [row[:2] for row in rows])

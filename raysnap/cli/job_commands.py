@@ -4,30 +4,43 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from raysnap.cli.console import SOME_FAILED, AsJson, print_failures, print_json, print_result
+from raysnap.cli.console import (
+    SOME_FAILED,
+    AsJson,
+    ConfigPath,
+    DryRun,
+    Overrides,
+    Resume,
+    print_failures,
+    print_json,
+    print_result,
+)
+from raysnap.cli.ray_session import job_session
 from raysnap.errors import UsageError
 from raysnap.progress import show_progress
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from raysnap.config.jobs import FinetuneConfig
     from raysnap.planning.generate import TrialsPlan
-from raysnap.cli.console import ConfigPath, DryRun, Overrides, Resume
-from raysnap.cli.ray_session import job_session
 
 
 def quickstart(
     overrides: Overrides = None,
-    directory: Annotated[Path, typer.Option("--dir", help="Folder for everything it makes.")] = Path("quickstart"),
+    directory: Annotated[Path, typer.Option("--dir", metavar="DIR", help="Folder for everything it makes.")] = Path(
+        "quickstart"
+    ),
     as_json: AsJson = False,
 ) -> int:
-    """Run the whole job on built-in data, offline, in two minutes.
+    """Try everything on built-in data, offline, in about two minutes.
 
-    A base, snapshots on several datasets, a store, timed searches and a report; what an earlier run in the same
-    folder finished is not repeated.
+    Trains a base model, fine-tunes it on several datasets, stores the snapshots, times the search methods and writes a
+    report. Run it again in the same folder to continue; finished work is not repeated.
     """
     from raysnap.config.load import find_config, load_config
     from raysnap.config.quickstart import QuickstartConfig
@@ -55,7 +68,7 @@ def quickstart(
             search = summary.searches[-1]
             print_result(f"\nWhich snapshot is the best start for {search['dataset']}?  (method {search['method']})\n")
             print_result(ranking_table(search, max_rows=5))
-            print_result("\nThe same question, timed\n")
+            print_result("\nHow long each search method took\n")
             print_result(methods_table(summary.benched.cells))
         print_result(f"\n{savings_line(stats)}\nReport: {summary.report}")
     return SOME_FAILED if summary.num_failed else 0
@@ -68,7 +81,10 @@ def generate(
     resume: Resume = False,
     as_json: AsJson = False,
 ) -> int:
-    """Fine-tune a population of snapshots into a store."""
+    """Fine-tune many models and store them as snapshots.
+
+    The configuration names architectures, datasets, the base to start from and how many blocks are retrained.
+    """
     from raysnap.config.jobs import GenerateConfig
     from raysnap.config.load import load_config
 
@@ -110,7 +126,10 @@ def sweep(
     resume: Resume = False,
     as_json: AsJson = False,
 ) -> int:
-    """Compare fine-tunes that differ in hyperparameters, depth or start; keep the best."""
+    """Compare fine-tunes over a search space and keep the best.
+
+    Trials may differ in hyperparameters, in the number of retrained blocks and in the base they start from.
+    """
     from raysnap.config.load import load_config
     from raysnap.config.sweep import SweepConfig
 
@@ -145,14 +164,18 @@ def sweep(
     return SOME_FAILED if summary.num_failed else 0
 
 
-def _show_plan(config: FinetuneConfig, plan: TrialsPlan, table: Any, as_json: bool) -> int:
-    """What a job would do and take; refuses what this machine has no room for."""
+def _show_plan(config: FinetuneConfig, plan: TrialsPlan, table: Table, as_json: bool) -> int:
+    """Print what a job would do and take.
+
+    Raises:
+        ConfigError: this machine has no room for it.
+    """
     from raysnap.planning.forecast import check_room, forecast
 
     needed = forecast(config, plan)
     if as_json:
-        shown = [trial.model_dump(mode="json") for trial in [*plan.bases, *plan.trials]]
-        document = {"run_dir": str(config.run_dir), "num_trials": needed.num_trials, "trials": shown}
+        trials = [trial.model_dump(mode="json") for trial in [*plan.bases, *plan.trials]]
+        document = {"run_dir": str(config.run_dir), "num_trials": needed.num_trials, "trials": trials}
         print_json(document | {"forecast": asdict(needed)})
     else:
         from raysnap.cli.training_tables import forecast_lines
@@ -166,7 +189,10 @@ def _show_plan(config: FinetuneConfig, plan: TrialsPlan, table: Any, as_json: bo
 def synthesize(
     config_path: ConfigPath, overrides: Overrides = None, resume: Resume = False, as_json: AsJson = False
 ) -> int:
-    """Make synthetic snapshots: a base with fresh top blocks, untrained."""
+    """Make untrained snapshots that share blocks, for benchmarks.
+
+    Each is a base whose last blocks are replaced by randomly initialised ones.
+    """
     from raysnap.config.jobs import SynthesizeConfig
     from raysnap.config.load import load_config
 

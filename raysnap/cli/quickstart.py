@@ -1,4 +1,4 @@
-"""The whole job on the built-in data: a base, a population fine-tuned from it, timed searches, a report."""
+"""The quickstart: a base trained on built-in data, a population fine-tuned from it, timed searches, a report."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from raysnap.report.page import write_report
 
 @dataclass(frozen=True)
 class QuickstartSummary:
-    """What a quickstart left behind; `best` is the snapshot that the last-named method ranked first."""
+    """The results of a quickstart; `best` is the snapshot that the last method of the configuration ranked first."""
 
     store: str
     run_dir: str
@@ -32,10 +32,10 @@ class QuickstartSummary:
 def quickstart(
     config: QuickstartConfig, *, plan: TrialsPlan | None = None, resume: bool, on_progress: OnProgress
 ) -> QuickstartSummary:
-    """Run the job on the Ray that is up; what an earlier run of it finished is not repeated.
+    """Run the job on the Ray that is up; with `resume`, what an earlier run finished is not repeated.
 
     Args:
-        plan: what `plan_generate(config.generate)` returned; planned here where it is None.
+        plan: what `plan_generate(config.generate)` returned; None plans here.
     """
     generated = generate(config.generate, plan=plan, resume=resume, on_progress=on_progress)
     benched = bench(config.bench, resume=resume, on_progress=on_progress)

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from raysnap.errors import ConfigError
 from raysnap.progress import show_progress
@@ -21,14 +21,16 @@ if TYPE_CHECKING:
     from raysnap.progress import OnProgress
 
 
-OBJECT_STORE_BYTES = 256 * 2**20
-
-
-WORKER_OBJECT_BYTES = 128 * 2**20
+OBJECT_STORE_BYTES = 256 * 2**20  # of a job
+WORKER_OBJECT_BYTES = 128 * 2**20  # of each worker of a search, beside it
 
 
 def check_resources(resources: ResourcesConfig, available: dict[str, float]) -> None:
-    """Refuses what would wait for ever on this machine; a cluster may still grow."""
+    """Check a job's resources against this machine's; a cluster may still grow, so it is not checked.
+
+    Raises:
+        ConfigError: the job would wait for ever.
+    """
     num_workers = max(1, resources.num_workers)
     for key, kind, wanted in (("cpus", "CPU", resources.cpus), ("gpus", "GPU", resources.gpus or 0)):
         found = available.get(kind, 0)
@@ -41,7 +43,7 @@ def check_resources(resources: ResourcesConfig, available: dict[str, float]) -> 
 
 @contextmanager
 def interrupted_by_sigterm() -> Iterator[None]:
-    """SIGTERM raises KeyboardInterrupt meanwhile; Ray's own handler would end the driver without a word."""
+    """Raise KeyboardInterrupt on SIGTERM; Ray's own handler would end the driver without a message."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -58,7 +60,7 @@ def interrupted_by_sigterm() -> Iterator[None]:
 
 @contextmanager
 def job_session(config: JobConfig, *, resume: bool) -> Iterator[OnProgress]:
-    """A progress display and a Ray for a job whose run_dir is fit for it."""
+    """Start Ray and a progress display for a job, after checking its run_dir."""
     from raysnap.runs.run_directory import check_run_dir
 
     check_run_dir(config, config.run_dir, resume=resume)
@@ -68,9 +70,9 @@ def job_session(config: JobConfig, *, resume: bool) -> Iterator[OnProgress]:
 
 @contextmanager
 def ray_session(object_store_bytes: int, resources: ResourcesConfig | None = None) -> Iterator[None]:
-    """A Ray that has the resources asked for; RAY_ADDRESS names a cluster to use.
+    """Start Ray with the resources asked for, or connect to the cluster that RAY_ADDRESS names.
 
-    What Ray and its libraries print on stdout goes to stderr meanwhile.
+    Whatever Ray and its libraries print on stdout goes to stderr meanwhile.
     """
     for name in ("RAY_USAGE_STATS_ENABLED", "RAY_AIR_NEW_OUTPUT", "RAY_ENABLE_UV_RUN_RUNTIME_ENV"):
         os.environ.setdefault(name, "0")
@@ -85,8 +87,9 @@ def ray_session(object_store_bytes: int, resources: ResourcesConfig | None = Non
         is_ours = not ray.is_initialized()
         if is_ours:
             address = os.environ.get("RAY_ADDRESS")
-            own = {} if address else {"include_dashboard": False, "object_store_memory": object_store_bytes}
-            ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **own)
+            own: dict[str, Any] = {"include_dashboard": False, "object_store_memory": object_store_bytes}
+            quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+            ray.init(address=address or "local", **quiet, **({} if address else own))
         try:
             if is_ours and not address and resources:
                 check_resources(resources, ray.cluster_resources())

@@ -1,4 +1,4 @@
-"""Commands that search and time searches."""
+"""Commands that search, and that time searches."""
 
 from __future__ import annotations
 
@@ -9,56 +9,72 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from raysnap.cli.console import SOME_FAILED, AsJson, DataDir, StoreDir, print_failures, print_json, print_result
-from raysnap.config.choices import Method, Proxy
+from raysnap.cli.console import (
+    SOME_FAILED,
+    AsJson,
+    ConfigPath,
+    DataDir,
+    DryRun,
+    Overrides,
+    Resume,
+    StoreDir,
+    print_failures,
+    print_json,
+    print_result,
+)
+from raysnap.cli.ray_session import OBJECT_STORE_BYTES, WORKER_OBJECT_BYTES, job_session, ray_session
+from raysnap.cli.search_arguments import (
+    BudgetBytes,
+    Confidence,
+    Data,
+    Explain,
+    FeatureCacheBytes,
+    ImageSize,
+    NumTest,
+    NumTrain,
+    SearchMethod,
+    SearchProxy,
+    Seed,
+    Where,
+    Workers,
+)
 
 if TYPE_CHECKING:
     from raysnap.bench.cells import Cell
     from raysnap.config.bench import BenchConfig
     from raysnap.config.search_options import SearchOptions
     from raysnap.search import SearchResult
-from raysnap.cli.console import ConfigPath, DryRun, Overrides, Resume
-from raysnap.cli.ray_session import OBJECT_STORE_BYTES, WORKER_OBJECT_BYTES, job_session, ray_session
 
 FEATURE_CACHE_BYTES = 2**30
+DEFAULT_CONFIDENCE = 0.95
 
 
 def search(
-    data: Annotated[str, typer.Option("--data", help="A dataset's name, or the path of an ImageFolder.")],
+    data: Data,
     store_dir: StoreDir = Path("store"),
     data_dir: DataDir = Path("data"),
-    method: Annotated[Method, typer.Option("--method", help="Who is tried on how many items.")] = "nested",
-    proxy: Annotated[Proxy, typer.Option("--proxy", help="The score that stands for fine-tuned accuracy.")] = "linear",
-    num_train: Annotated[int | None, typer.Option("--num-train", min=1, help="Train items to probe on.")] = None,
-    num_test: Annotated[int | None, typer.Option("--num-test", min=1, help="Items to score on.")] = None,
-    image_size: Annotated[
-        int | None, typer.Option("--image-size", min=16, help="Edge in pixels; each snapshot's own when not given.")
-    ] = None,
-    budget_bytes: Annotated[
-        int | None, typer.Option("--budget", min=1, help="Bound on the activations held, in bytes.")
-    ] = None,
-    confidence: Annotated[
-        float,
-        typer.Option(
-            "--confidence",
-            min=0,
-            help="How sure (below 1) `nested` must be of the winner; 0 keeps the upper half alone.",
-        ),
-    ] = 0.95,
-    where: Annotated[str | None, typer.Option("--where", help='Which snapshots: "accuracy > 0.8".')] = None,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the items and the probes.")] = 0,
-    workers: Annotated[
-        int, typer.Option("--workers", min=1, help="Processes that compute; more than 1 are Ray actors.")
-    ] = 1,
-    feature_cache_bytes: Annotated[
-        int, typer.Option("--feature-cache", min=0, help="Bytes kept beside the data for the next search; 0 is none.")
-    ] = FEATURE_CACHE_BYTES,
-    explain: Annotated[
-        bool, typer.Option("--explain", help="Draw what candidates share, and say what each rung did.")
-    ] = False,
+    method: SearchMethod = "nested",
+    proxy: SearchProxy = "linear",
+    num_train: NumTrain = None,
+    num_test: NumTest = None,
+    image_size: ImageSize = None,
+    budget_bytes: BudgetBytes = None,
+    confidence: Confidence = DEFAULT_CONFIDENCE,
+    where: Where = None,
+    seed: Seed = 0,
+    workers: Workers = 1,
+    feature_cache_bytes: FeatureCacheBytes = FEATURE_CACHE_BYTES,
+    explain: Explain = False,
     as_json: AsJson = False,
 ) -> int:
-    """Rank a store's snapshots as starts for a dataset."""
+    """Rank a store's snapshots as starting points for a dataset.
+
+    Each candidate turns items of the dataset into features, and a cheap proxy scores them; nothing is fine-tuned.
+
+    `baseline` and `shared` score every candidate on all items. `shift`, `alsatian` and `nested` work in rounds, called
+    rungs: each adds items and keeps only the better candidates. `shared`, `alsatian` and `nested` run a block that
+    several candidates begin with only once.
+    """
     from raysnap.config.search_options import SearchOptions
     from raysnap.search import search as run
     from raysnap.search.candidates import check_question
@@ -78,7 +94,7 @@ def search(
         "feature_cache_bytes": feature_cache_bytes,
     }
     options = SearchOptions.of(None, keywords)
-    if workers > 1:  # mistakes are told before Ray takes seconds to start
+    if workers > 1:  # report mistakes before Ray takes seconds to start
         check_question(store_dir, data, options)
     with nullcontext() if workers == 1 else ray_session(OBJECT_STORE_BYTES + workers * WORKER_OBJECT_BYTES):
         result = run(store_dir, data, options)
@@ -91,12 +107,12 @@ def search(
             _explain(store_dir, result, options)
         print_result(ranking_table(result.to_dict()))
         print_result(f"\n{search_lines(result.to_dict())}")
-        print_failures([{"snapshot": one.name, "error": one.error} for one in result.skipped])
+        print_failures([{"snapshot": skipped.name, "error": skipped.error} for skipped in result.skipped])
     return SOME_FAILED if result.skipped else 0
 
 
 def _explain(store_dir: Path, result: SearchResult, options: SearchOptions) -> None:
-    """Draws the tree that the search shared blocks by, and its rungs."""
+    """Print the tree by which the search shared blocks, and its rungs."""
     from raysnap.cli.search_tables import prefix_tree, rungs_table
     from raysnap.search.candidates import find_candidates
     from raysnap.search.plan.outline import outline
@@ -106,7 +122,7 @@ def _explain(store_dir: Path, result: SearchResult, options: SearchOptions) -> N
 
     tree = build_tree(find_candidates(Store.open(store_dir), options.where, options.image_size), sharing=True)
     is_shared = shares_prefixes(result.method)
-    title = "What candidates share" + ("" if is_shared else f" ({result.method} runs it once for each)")
+    title = "What candidates share" + ("" if is_shared else f" ({result.method} runs every block once per candidate)")
     print_result(prefix_tree(outline(tree), title))
     print_result("")
     print_result(rungs_table(result.to_dict()["rungs"]))
@@ -117,13 +133,17 @@ def bench(
     config_path: ConfigPath,
     overrides: Overrides = None,
     groups: Annotated[
-        list[str] | None, typer.Option("--group", help="Run this group of the file alone; may be given again.")
+        list[str] | None,
+        typer.Option("--group", metavar="NAME", help="Run only this group of the configuration; may be repeated."),
     ] = None,
     dry_run: DryRun = False,
     resume: Resume = False,
     as_json: AsJson = False,
 ) -> int:
-    """Time searches against each other, each alone on its GPU or machine."""
+    """Time search methods against each other.
+
+    Each search runs alone on its GPU or machine, several times; the report compares the medians.
+    """
     from raysnap.config.bench import BenchConfig
     from raysnap.config.load import load_config
 
@@ -147,33 +167,33 @@ def bench(
 
         print_failures(summary.failures)
         print_result(methods_table(summary.cells))
-        doubts = noise_lines(summary.cells)
-        print_result(f"\nTo be doubted:\n{doubts}" if doubts else "")
+        noise = noise_lines(summary.cells)
+        print_result(f"\nNoisy:\n{noise}" if noise else "")
         print_result(f"\nReport: {report_path}")
     return SOME_FAILED if summary.num_failed else 0
 
 
 def _show_bench_plan(config: BenchConfig, cells: list[Cell], as_json: bool) -> int:
+    """Print the cells that a benchmark would run and what they would compute."""
     from raysnap.bench.cells import find_sets
     from raysnap.bench.estimates import estimate_work
 
     works = estimate_work(config, cells)
-    to_make = {name: str(one.path) for name, one in find_sets(config).items() if not one.is_made}
+    missing_sets = {name: str(found.path) for name, found in find_sets(config).items() if not found.is_made}
     num_runs = sum(cell.repeats for cell in cells)
     flops = sum(cell.repeats * work.flops for cell, work in zip(cells, works, strict=True) if work)
     if as_json:
-        shown = [cell.axes | {"work": work and asdict(work)} for cell, work in zip(cells, works, strict=True)]
-        document = {"run_dir": str(config.run_dir), "num_cells": len(cells), "num_searches": num_runs, "cells": shown}
-        print_json(document | {"flops": flops, "synthetic_sets_to_make": to_make})
+        planned = [cell.axes | {"work": work and asdict(work)} for cell, work in zip(cells, works, strict=True)]
+        document = {"run_dir": str(config.run_dir), "num_cells": len(cells), "num_searches": num_runs, "cells": planned}
+        print_json(document | {"flops": flops, "synthetic_sets_to_make": missing_sets})
     else:
         from raysnap.cli.search_tables import cells_table
         from raysnap.humanize import flops_text, plural
 
         print_result(cells_table(cells, works))
-        print_result(f"\n{plural(len(cells), 'cell')}, {plural(num_runs, 'timed run')}: {flops_text(flops)} in all.")
+        print_result(f"\n{plural(len(cells), 'cell')}, {plural(num_runs, 'timed run')}: {flops_text(flops)} in total.")
         if any(work and not work.is_exact for work in works):
-            print_result("~: whom the rungs keep is not known before they ran; candidates kept by lot, on average.")
-        print_result(
-            "".join(f"Made first: {name} in {path}\n" for name, path in to_make.items()) + "Nothing was written."
-        )
+            print_result("~: average over candidates kept at random; which ones a rung keeps is not known before.")
+        first = "".join(f"To be made first: {name} in {path}\n" for name, path in missing_sets.items())
+        print_result(f"{first}Nothing was written.")
     return 0

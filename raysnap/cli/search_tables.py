@@ -1,10 +1,10 @@
-"""What search and bench show on a terminal."""
+"""What search and bench print: tables and lines made from results."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 from rich.text import Text
@@ -13,9 +13,14 @@ from rich.tree import Tree
 from raysnap.cli.console import MAX_NAMES, MAX_ROWS, simple_table
 from raysnap.humanize import bytes_text, count_text, flops_text, plural, score_text, seconds_text, share_text
 
+if TYPE_CHECKING:
+    from raysnap.bench.cells import Cell
+    from raysnap.bench.estimates import CellWork
+    from raysnap.search.plan.outline import Branch
+
 
 def ranking_table(result: Mapping[str, Any], max_rows: int = MAX_ROWS) -> Table:
-    """The first lines of a ranking; who can't be told from the best is marked."""
+    """Return the first rows of a ranking; candidates statistically tied with the best are marked."""
     rows = [
         (
             entry["rank"],
@@ -27,26 +32,28 @@ def ranking_table(result: Mapping[str, Any], max_rows: int = MAX_ROWS) -> Table:
         )
         for entry in result["ranking"][:max_rows]
     ]
-    return simple_table(["", "snapshot", "score", "", "items", "id"], rows, numeric=["", "score", "items"])
+    return simple_table(["", "snapshot", "score", "", "train items", "id"], rows, numeric=["", "score", "train items"])
 
 
 def search_lines(result: Mapping[str, Any]) -> str:
-    """Below a ranking: what the search took, how near its bound that is, and what no search would have taken."""
+    """Say below a ranking how long the search took, how near its lower bound that is, and what it gained."""
     timings_s, static, num_ranked = result["timings_s"], result["static_baseline"], len(result["ranking"])
     lines = [f"{plural(result['num_candidates'], 'candidate')} by {result['method']}, {timings_line(timings_s)}"]
     if not result["work"]["flops"]:
-        lines.append("All features were there from searches before")
+        lines.append("All features came from the feature cache of earlier searches")
     elif result["bound_s"]:
         ratio = (timings_s["total"] - timings_s.get("start_workers", 0.0)) / result["bound_s"]
-        lines.append(f"{ratio:.2f}\u00a0× the bound of {seconds_text(result['bound_s'])} for this work on this machine")
+        lines.append(
+            f"{ratio:.2f}\u00a0× the lower bound of {seconds_text(result['bound_s'])} for this work on this machine"
+        )
     if static:
-        place = f"place {static['rank']} of {num_ranked}, score {score_text(static['score'])}"
-        lines.append(f"Without a search one would take the largest pretrained model, {static['name']}: {place}")
+        rank = f"rank {static['rank']} of {num_ranked}, score {score_text(static['score'])}"
+        lines.append(f"Without a search, the largest pretrained model would be the choice, {static['name']}: {rank}")
     return "\n".join(lines)
 
 
 def rungs_table(rungs: Sequence[Mapping[str, Any]]) -> Table:
-    """What each round of a search did."""
+    """Return what each rung of a search did."""
     rows = [
         (
             number,
@@ -62,12 +69,12 @@ def rungs_table(rungs: Sequence[Mapping[str, Any]]) -> Table:
         )
         for number, rung in enumerate(rungs, start=1)
     ]
-    columns = ["rung", "train", "test", "in", "kept", "tied", "compute", "block passes", "read", "time"]
+    columns = ["rung", "train", "test", "candidates", "kept", "tied", "compute", "block passes", "read", "time"]
     return simple_table(columns, rows, numeric=columns)
 
 
-def prefix_tree(branches: Sequence[Any], title: str) -> Tree:
-    """The branches of a search's prefix tree: blocks, digests, how many candidates share them, part of the FLOPs."""
+def prefix_tree(branches: Sequence[Branch], title: str) -> Tree:
+    """Return a search's prefix tree: blocks, digests, how many candidates share them, share of the compute."""
     root = Tree(Text(title, style="bold"), guide_style="dim")
     stack = [(root, branch) for branch in reversed(branches)]
     while stack:
@@ -77,7 +84,7 @@ def prefix_tree(branches: Sequence[Any], title: str) -> Tree:
     return root
 
 
-def _branch_text(branch: Any, *, is_root: bool) -> Text:
+def _branch_text(branch: Branch, *, is_root: bool) -> Text:
     share = share_text(branch.flops_share) if branch.flops_share >= 0.005 else "under 1\u00a0%"
     sums = f"{plural(branch.num_candidates, 'candidate')}  {share} of the compute"
     if branch.num_folded:
@@ -95,10 +102,10 @@ def _branch_text(branch: Any, *, is_root: bool) -> Text:
 
 
 def methods_table(cells: Sequence[Mapping[str, Any]]) -> Table:
-    """A benchmark's cells side by side: what each took, against the slowest on its question, and who won."""
+    """Compare a benchmark's cells: how long each took, against the slowest on its question, and its winner."""
     axes = [axis for axis in _CELL_AXES if axis[0] != "method" and len({cell[axis[0]] for cell in cells}) > 1]
     questions = [tuple(cell[key] for key, *_ in _CELL_AXES if key != "method") for cell in cells]
-    slowest_s: dict[tuple, float] = {}
+    slowest_s: dict[tuple[Any, ...], float] = {}
     for question, cell in zip(questions, cells, strict=True):
         slowest_s[question] = max(slowest_s.get(question, 0.0), cell["median_s"])
     spreads = [f"± {share_text(c['iqr_s'] / 2 / c['median_s'])}" if c["num_done"] > 1 else "" for c in cells]
@@ -112,17 +119,17 @@ def methods_table(cells: Sequence[Mapping[str, Any]]) -> Table:
         "compute": [flops_text(cell["flops"]) for cell in cells],
         "block passes": [count_text(cell["block_item_passes"]) for cell in cells],
         "from disk": [bytes_text(cell["disk_bytes_read"]) for cell in cells],
-        "first": [cell["best"] for cell in cells],
+        "winner": [cell["best"] for cell in cells],
         "score": [score_text(cell["best_score"]) for cell in cells],
-        "doubts": [_doubt(cell) for cell in cells] if any(cell["is_noisy"] for cell in cells) else [],
+        "noise": [_noise(cell) for cell in cells] if any(cell["is_noisy"] for cell in cells) else [],
     }
     columns = {title: values for title, values in columns.items() if values}
     numeric = ["time", "spread", "speed-up", "compute", "block passes", "from disk", "score", "image size", "budget"]
     return simple_table(list(columns), list(zip(*columns.values(), strict=True)), numeric=numeric)
 
 
-def _doubt(cell: Mapping[str, Any]) -> str:
-    """What is to be doubted of a cell in a few words; all of it is in the rows."""
+def _noise(cell: Mapping[str, Any]) -> str:
+    """Say in a few words why a cell's times are unreliable; its rows hold all reasons."""
     if not cell["is_noisy"]:
         return ""
     if cell["page_cache"] != cell["cache"]:
@@ -146,19 +153,19 @@ _CELL_AXES: Sequence[tuple[str, str, Any]] = (
 
 
 def noise_lines(cells: Iterable[Mapping[str, Any]]) -> str:
-    """Why cells are to be doubted, a line each, the first reason and how many more there are; empty without any."""
-    doubted = [(cell["cell"], cell["noise"]) for cell in cells if cell["is_noisy"]]
+    """Say for each cell whose times are unreliable why: the first reason, and how many more there are."""
+    noisy = [(cell["cell"], cell["noise"]) for cell in cells if cell["is_noisy"]]
     lines = [
         f"{name}: {noise[0]}{f' (and {len(noise) - 1} more)' if len(noise) > 1 else ''}"
-        for name, noise in doubted[:MAX_ROWS]
+        for name, noise in noisy[:MAX_ROWS]
     ]
-    if len(doubted) > MAX_ROWS:
-        lines.append(f"and {plural(len(doubted) - MAX_ROWS, 'more cell')}; results.jsonl has all")
+    if len(noisy) > MAX_ROWS:
+        lines.append(f"and {plural(len(noisy) - MAX_ROWS, 'more cell')}; results.jsonl has all")
     return "\n".join(lines)
 
 
-def cells_table(cells: Iterable[Any], works: Iterable[Any]) -> Table:
-    """A benchmark's planned cells and what one run of each will compute; `~` where that is an average of lots."""
+def cells_table(cells: Iterable[Cell], works: Iterable[CellWork | None]) -> Table:
+    """Return a benchmark's planned cells and what one run of each will compute; `~` marks an average."""
     rows = []
     for cell, work in zip(cells, works, strict=True):
         mark = "" if work is None or work.is_exact else "~"
@@ -177,7 +184,7 @@ def cells_table(cells: Iterable[Any], works: Iterable[Any]) -> Table:
 
 
 def timings_line(timings_s: Mapping[str, float]) -> str:
-    """Where a search's time went, largest part first."""
+    """Say where a search's time went, the largest part first."""
     parts = sorted(((value, name) for name, value in timings_s.items() if name != "total"), reverse=True)
     shown = ", ".join(f"{name.replace('_', ' ')} {seconds_text(value)}" for value, name in parts if value > 0)
-    return f"{seconds_text(timings_s['total'])} in all: {shown}"
+    return f"{seconds_text(timings_s['total'])} in total: {shown}"

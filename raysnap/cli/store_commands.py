@@ -1,4 +1,4 @@
-"""`raysnap store`: look into a model store, add, export, verify, clean up."""
+"""`raysnap store`: inspect a model store, add and export snapshots, verify, clean up."""
 
 from __future__ import annotations
 
@@ -12,16 +12,19 @@ import typer
 from raysnap.cli.console import AsJson, StoreDir, print_failures, print_json, print_result
 from raysnap.errors import StoreDamaged, UsageError
 
-store_app = typer.Typer(help="The model store: look, add, export, verify, clean up.")
+store_app = typer.Typer(help="Inspect, extend, verify and clean up a model store.")
 
 
 @store_app.command("ls")
 def store_ls(
     store_dir: StoreDir = Path("store"),
-    where: Annotated[str | None, typer.Option("--where", help='Which snapshots: "retrain_index <= 2".')] = None,
+    where: Annotated[
+        str | None,
+        typer.Option("--where", metavar="EXPRESSION", help='List only some snapshots, such as "retrain_index <= 2".'),
+    ] = None,
     as_json: AsJson = False,
 ) -> int:
-    """List snapshots."""
+    """List the store's snapshots."""
     from raysnap.store.store import Store
 
     summaries = Store.open(store_dir).summaries(where)
@@ -34,12 +37,17 @@ def store_ls(
     return 0
 
 
-SnapshotName = Annotated[str, typer.Argument(metavar="ID", help="A snapshot's name, id, or the beginning of its id.")]
+SnapshotName = Annotated[
+    str, typer.Argument(metavar="SNAPSHOT", help="Name or id of a snapshot; the first characters of the id will do.")
+]
 
 
 @store_app.command("show")
 def store_show(snapshot: SnapshotName, store_dir: StoreDir = Path("store"), as_json: AsJson = False) -> int:
-    """Show one snapshot: its manifest, its lineage, and which others hold each of its blocks."""
+    """Show a snapshot's metadata, lineage and shared blocks.
+
+    The lineage is the chain of snapshots that it was fine-tuned from, and those fine-tuned from it.
+    """
     from raysnap.store.store import Store
 
     store = Store.open(store_dir)
@@ -49,8 +57,8 @@ def store_show(snapshot: SnapshotName, store_dir: StoreDir = Path("store"), as_j
     holders = store.snapshots_with([block.digest for block in manifest.blocks])
     if as_json:
         document = manifest.model_dump(mode="json") | {"names": store.names_of(manifest.id)}
-        document |= {"lineage": [base.id for base in bases], "derived": [one.id for one in derived]}
-        others = {digest: [one for one in found if one != manifest.id] for digest, found in holders.items()}
+        document |= {"lineage": [base.id for base in bases], "derived": [summary.id for summary in derived]}
+        others = {digest: [other for other in found if other != manifest.id] for digest, found in holders.items()}
         print_json(document | {"shared_with": {block.name: others[block.digest] for block in manifest.blocks}})
     else:
         from raysnap.cli.store_tables import blocks_table, lineage_tree, manifest_table
@@ -66,15 +74,24 @@ def store_show(snapshot: SnapshotName, store_dir: StoreDir = Path("store"), as_j
 
 @store_app.command("add")
 def store_add(
-    path: Annotated[Path, typer.Argument(metavar="FILE", help="A .safetensors or .pth state dict.")],
-    architecture: Annotated[str, typer.Option("--arch", help="torchvision's builder name.")],
-    name: Annotated[str | None, typer.Option("--name", help="Name of the snapshot.")] = None,
-    base: Annotated[str | None, typer.Option("--base", help="The stored snapshot it was fine-tuned from.")] = None,
-    dataset: Annotated[str | None, typer.Option("--dataset", help="Name of what it was trained on.")] = None,
-    metrics: Annotated[
-        list[str] | None, typer.Option("--metric", metavar="NAME=NUMBER", help="val_accuracy=0.93; may stand again.")
+    path: Annotated[Path, typer.Argument(metavar="FILE", help="State dict as a .safetensors or .pth file.")],
+    architecture: Annotated[
+        str, typer.Option("--arch", metavar="NAME", help="Architecture, as torchvision names it: resnet18.")
+    ],
+    name: Annotated[str | None, typer.Option("--name", metavar="NAME", help="Name for the snapshot.")] = None,
+    base: Annotated[
+        str | None, typer.Option("--base", metavar="SNAPSHOT", help="Stored snapshot that it was fine-tuned from.")
     ] = None,
-    image_size: Annotated[int, typer.Option("--image-size", min=1, help="Edge of its input, in pixels.")] = 224,
+    dataset: Annotated[
+        str | None, typer.Option("--dataset", metavar="NAME", help="Dataset that it was trained on.")
+    ] = None,
+    metrics: Annotated[
+        list[str] | None,
+        typer.Option("--metric", metavar="NAME=NUMBER", help="A result, such as val_accuracy=0.93; may be repeated."),
+    ] = None,
+    image_size: Annotated[
+        int, typer.Option("--image-size", metavar="PIXELS", min=1, help="Edge of its input images.")
+    ] = 224,
     store_dir: StoreDir = Path("store"),
     as_json: AsJson = False,
 ) -> int:
@@ -85,7 +102,7 @@ def store_add(
     from raysnap.store.store import Store
 
     figures = parse_metrics(metrics or [])
-    read_blocks(path, architecture)  # a file that doesn't fit shall not leave a new store behind
+    read_blocks(path, architecture)  # a file that doesn't fit must not leave a new store behind
     if name is not None:
         check_ref_name(name)
     written = add_file(
@@ -109,20 +126,20 @@ def store_add(
 
 
 def parse_metrics(given: list[str]) -> dict[str, float]:
-    """The figures in `NAME=NUMBER` arguments.
+    """Return the numbers in `NAME=NUMBER` arguments by name.
 
     Raises:
-        UsageError: one is written otherwise, is not finite, or stands twice.
+        UsageError: an argument has another form, its number is not finite, or its name is repeated.
     """
     figures: dict[str, float] = {}
-    for one in given:
-        name, _, number = one.partition("=")
+    for argument in given:
+        name, _, number = argument.partition("=")
         try:
             value = float(number)
         except ValueError:
             value = math.nan
         if not name or not math.isfinite(value) or name in figures:
-            raise UsageError(f"--metric {one}: expected NAME=NUMBER, each name once, such as val_accuracy=0.93")
+            raise UsageError(f"--metric {argument}: expected NAME=NUMBER, each name once, such as val_accuracy=0.93")
         figures[name] = value
     return figures
 
@@ -130,11 +147,14 @@ def parse_metrics(given: list[str]) -> dict[str, float]:
 @store_app.command("export")
 def store_export(
     snapshot: SnapshotName,
-    to: Annotated[Path, typer.Option("--to", help="A .safetensors or .pth file.")],
+    to: Annotated[Path, typer.Option("--to", metavar="FILE", help="File to write, .safetensors or .pth.")],
     store_dir: StoreDir = Path("store"),
     as_json: AsJson = False,
 ) -> int:
-    """Write a snapshot as a plain torchvision state dict, with a model card beside it."""
+    """Write a snapshot as a torchvision state dict.
+
+    A model card, README.md, is written beside it.
+    """
     from raysnap.store.exchange import export_snapshot
     from raysnap.store.store import Store
 
@@ -148,13 +168,16 @@ def store_export(
 
 @store_app.command("diff")
 def store_diff(
-    first: SnapshotName, second: SnapshotName, store_dir: StoreDir = Path("store"), as_json: AsJson = False
+    first: Annotated[str, typer.Argument(metavar="FIRST", help="Name or id of a snapshot.")],
+    second: Annotated[str, typer.Argument(metavar="SECOND", help="Name or id of another snapshot.")],
+    store_dir: StoreDir = Path("store"),
+    as_json: AsJson = False,
 ) -> int:
-    """Say in which blocks two snapshots differ."""
+    """Compare two snapshots block by block."""
     from raysnap.store.store import Store
 
     store = Store.open(store_dir)
-    digests = [{block.name: block.digest for block in store.manifest(one).blocks} for one in (first, second)]
+    digests = [{block.name: block.digest for block in store.manifest(name).blocks} for name in (first, second)]
     names = list(dict.fromkeys([*digests[0], *digests[1]]))
     rows = [(name, digests[0].get(name), digests[1].get(name)) for name in names]
     if as_json:
@@ -168,7 +191,7 @@ def store_diff(
 
 @store_app.command("verify")
 def store_verify(store_dir: StoreDir = Path("store"), as_json: AsJson = False) -> int:
-    """Read every byte of the store and name what is damaged."""
+    """Read every byte of the store and report damage."""
     from raysnap.store.store import Store
 
     result = Store.open(store_dir).verify()
@@ -185,10 +208,12 @@ def store_verify(store_dir: StoreDir = Path("store"), as_json: AsJson = False) -
 @store_app.command("gc")
 def store_gc(
     store_dir: StoreDir = Path("store"),
-    grace_s: Annotated[float, typer.Option("--grace", min=0, help="Spare what is younger, in seconds.")] = 3600.0,
+    grace_s: Annotated[
+        float, typer.Option("--grace", metavar="SECONDS", min=0, help="Keep unused files younger than this.")
+    ] = 3600.0,
     as_json: AsJson = False,
 ) -> int:
-    """Delete the blocks that no snapshot needs."""
+    """Delete blocks that no snapshot uses."""
     from raysnap.store.store import Store
 
     result = Store.open(store_dir).gc(grace_s)
@@ -203,7 +228,7 @@ def store_gc(
 
 @store_app.command("stats")
 def store_stats(store_dir: StoreDir = Path("store"), as_json: AsJson = False) -> int:
-    """Count snapshots, blocks and bytes, and what copies would take."""
+    """Show how much space sharing blocks saves."""
     from raysnap.store.store import Store
 
     stats = Store.open(store_dir).stats()

@@ -1,10 +1,10 @@
-"""What commands show people: rich tables made from results; nothing here prints."""
+"""What the commands that fine-tune print: tables and lines made from plans and results."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from statistics import median
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
@@ -13,17 +13,21 @@ from raysnap.config.choices import Role
 from raysnap.humanize import bytes_text, flops_text, plural, score_text, seconds_text, share_text
 from raysnap.runs.trial_rows import TrialRow
 
+if TYPE_CHECKING:
+    from raysnap.jobs.sweep import SweepSummary
+    from raysnap.planning.forecast import Forecast
+    from raysnap.training.trial import Trial
 
-def trials_table(trials: Iterable[Any]) -> Table:
-    """A plan's trials."""
+
+def trials_table(trials: Iterable[Trial]) -> Table:
+    """Return a plan's trials, one per line."""
     rows = [(trial.id, trial.architecture, trial.dataset, trial.retrain_index, trial.train.epochs) for trial in trials]
-    return simple_table(
-        ["trial", "architecture", "dataset", "retrain index", "epochs"], rows, numeric=["retrain index", "epochs"]
-    )
+    columns = ["trial", "architecture", "dataset", "retrain index", "epochs"]
+    return simple_table(columns, rows, numeric=["retrain index", "epochs"])
 
 
-def points_table(trials: Sequence[Any]) -> Table:
-    """A sweep's trials and what was sampled for them, a column per key."""
+def points_table(trials: Sequence[Trial]) -> Table:
+    """Return a sweep's trials and the values sampled for them, one column per key."""
     keys = _point_keys(trial.point for trial in trials)
     shown = trials[:MAX_ROWS]
     rows = [(trial.id.partition("-")[0], *(_cell(trial.point, key) for key in keys)) for trial in shown]
@@ -33,10 +37,10 @@ def points_table(trials: Sequence[Any]) -> Table:
 
 
 def sweep_table(rows: Sequence[TrialRow], metric: str, mode: str) -> Table:
-    """A sweep's fine-tunes that came to something, the best first: where they stand, what they were, what they took."""
+    """Return a sweep's fine-tunes whose metric is known, the best first, finished ones before stopped ones."""
     objectives = [(row, row.objective) for row in rows if row.role != Role.BASE and row.objective is not None]
     sign = -1 if mode == "max" else 1
-    objectives.sort(key=lambda one: (not one[0].is_done, sign * one[1], one[0].trial))
+    objectives.sort(key=lambda pair: (not pair[0].is_done, sign * pair[1], pair[0].trial))
     keys = _point_keys(row.point for row, _ in objectives)
     lines = []
     for row, objective in objectives[:MAX_ROWS]:
@@ -51,18 +55,18 @@ def sweep_table(rows: Sequence[TrialRow], metric: str, mode: str) -> Table:
     return simple_table(heads, lines, numeric=heads[-5:-1])
 
 
-def sweep_lines(summary: Any) -> str:
-    """What became of a sweep, some lines of text."""
+def sweep_lines(summary: SweepSummary) -> str:
+    """Say how a sweep ended: its counts, and its best trial."""
     counts = [
         f"{summary.num_done} of {plural(summary.num_trials, 'trial')} done",
         *([f"{summary.num_stopped} stopped early"] if summary.num_stopped else []),
-        *([f"{summary.num_left} left when the time was over; --resume goes on"] if summary.num_left else []),
+        *([f"{summary.num_left} not started within the time budget; --resume runs them"] if summary.num_left else []),
         f"{summary.num_failed} failed",
     ]
     best = summary.best
     if best is None:
         return f"{', '.join(counts)}."
-    where = f", in the store as {best['trial']} ({best['snapshot'][:12]})" if best["snapshot"] else ""
+    where = f", stored as {best['trial']} ({best['snapshot'][:12]})" if best["snapshot"] else ""
     return f"{', '.join(counts)}.\nBest: {best['trial']} with {summary.metric} {score_text(best['objective'])}{where}."
 
 
@@ -75,47 +79,47 @@ def _column(key: str) -> str:
 
 
 def _cell(point: Mapping[str, Any] | None, key: str) -> str:
-    """A sampled value in few characters; nothing where its conditions did not hold."""
-    if key not in (point or {}):
+    """Return a sampled value in few characters; empty if the key was not sampled for this trial."""
+    if point is None or key not in point:
         return ""
     value = point[key]
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def forecast_lines(needed: Any, num_finetunes: int, num_bases: int) -> str:
-    """What a job will take, some lines of text."""
+def forecast_lines(needed: Forecast, num_finetunes: int, num_bases: int) -> str:
+    """Say what a job will take: time, disk, and what is drawn or downloaded first."""
     from raysnap.planning.forecast import GPU_FLOPS_PER_S
 
     saved = 1 - needed.store_bytes / needed.copied_bytes if needed.copied_bytes else 0.0
     lines = [
         f"{plural(num_finetunes, 'fine-tune')} and {plural(num_bases, 'base')}, {plural(needed.num_epochs, 'epoch')}, "
         f"{flops_text(needed.train_flops)}: roughly {seconds_text(needed.cpu_s)} on this machine's CPUs, or "
-        f"{seconds_text(needed.gpu_s)} on one GPU that keeps {flops_text(GPU_FLOPS_PER_S)}/s.",
+        f"{seconds_text(needed.gpu_s)} on one GPU that sustains {flops_text(GPU_FLOPS_PER_S)}/s.",
         f"Store: at most {bytes_text(needed.store_bytes)} of new blocks; copies would take "
         f"{bytes_text(needed.copied_bytes)} ({share_text(saved)} saved).",
-        f"Besides: checkpoints at most {bytes_text(needed.checkpoint_bytes)} at a time, decoded images "
-        f"{bytes_text(needed.pixel_bytes)}, outputs of frozen blocks {bytes_text(needed.prefix_bytes)}.",
+        f"Also on disk: checkpoints at most {bytes_text(needed.checkpoint_bytes)} at a time, decoded images "
+        f"{bytes_text(needed.pixel_bytes)}, cached outputs of frozen blocks {bytes_text(needed.prefix_bytes)}.",
     ]
-    lines += [f"Drawn first: {', '.join(needed.to_draw)}."] if needed.to_draw else []
-    lines += [f"Downloaded first: {', '.join(needed.to_download)}."] if needed.to_download else []
+    lines += [f"To be drawn first: {', '.join(needed.to_draw)}."] if needed.to_draw else []
+    lines += [f"To be downloaded first: {', '.join(needed.to_download)}."] if needed.to_download else []
     return "\n".join([*lines, "Nothing was written."])
 
 
-def trained_table(trials: Iterable[Any]) -> Table:
-    """Finished trials by dataset and architecture: how many, how good, and which is the best on val."""
-    groups: dict[tuple[str, str], list[Any]] = {}
+def trained_table(trials: Iterable[TrialRow]) -> Table:
+    """Sum up finished trials by dataset and architecture: how many, how good, and which is best on val."""
+    groups: dict[tuple[str, str], list[TrialRow]] = {}
     for trial in trials:
         groups.setdefault((trial.dataset or "", trial.architecture), []).append(trial)
     rows = []
     for (dataset, architecture), found in sorted(groups.items()):
-        scored = [trial for trial in found if trial.val_accuracy is not None]
-        best = max(scored, key=lambda trial: trial.val_accuracy, default=None)
+        scored = [(trial.val_accuracy, trial) for trial in found if trial.val_accuracy is not None]
+        best = max(scored, key=lambda pair: pair[0], default=(None, None))[1]
         rows.append(
             (
                 dataset,
                 architecture,
                 len(found),
-                score_text(median(trial.val_accuracy for trial in scored)) if scored else None,
+                score_text(median(accuracy for accuracy, _ in scored)) if scored else None,
                 score_text(best.val_accuracy) if best else None,
                 score_text(best.test_accuracy) if best else None,
                 best.name if best else None,

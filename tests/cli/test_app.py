@@ -127,9 +127,9 @@ MISTAKES = [
     (["serch"], "No such command 'serch'. Did you mean 'search'"),
     (["store", "lss"], "No such command 'lss'. Did you mean 'ls'?"),
     (["data", "prepar"], "Did you mean 'prepare'?"),
-    (["store"], "Missing command; `raysnap store --help` says more"),
-    (["generate"], "Missing argument 'CONFIG'; `raysnap generate --help` says more"),
-    (["search"], "Missing option '--data'; `raysnap search --help` says more"),
+    (["store"], "Missing command; see `raysnap store --help`"),
+    (["generate"], "Missing argument 'CONFIG'; see `raysnap generate --help`"),
+    (["search"], "Missing option '--data'; see `raysnap search --help`"),
     (["search", "--dta", "x"], "No such option: --dta"),
     (["store", "ls", "extra"], "unexpected extra argument"),
     (["search", "--data", "pets", "--method", "alsation"], "'alsation' is not one of 'baseline'"),
@@ -314,7 +314,7 @@ def test_help_lists_every_verb(capsys, arguments):
     out = run_text(capsys, *arguments)
     for verb in ("quickstart", "generate", "search", "bench", "report", "config", "doctor", "data", "store"):
         assert f"  {verb} " in out
-    assert "Exit codes: 0 done;" in out
+    assert "Exit codes: 0 success;" in out
 
 
 @pytest.mark.parametrize("group", [command.callback.__name__ for command in app.registered_commands])
@@ -485,13 +485,13 @@ def test_search_takes_a_path_and_shows_a_table(here, capsys):
     out = run_text(capsys, "search", "--data", "data/pets", "--method", "baseline", "--where", "retrain_index == 0")
     assert "tuned" in out and "best" in out
     assert "1\u00a0candidate by baseline" in out
-    assert "Without a search one would take the largest pretrained model, tuned: place 1 of 1" in out
+    assert "Without a search, the largest pretrained model would be the choice, tuned: rank 1 of 1" in out
 
 
 def test_search_explains_what_candidates_share_and_what_each_rung_did(here, capsys):
     out = run_text(capsys, "search", "--data", "pets", "--explain", "--feature-cache", "0")
     assert "resnet18 stem … layer4.1" in out and "2\u00a0candidates  100\u00a0% of the compute  → " in out
-    assert out.index("What candidates share") < out.index("block passes") < out.index("largest pretrained model, base")
+    assert out.index("What candidates share") < out.index("block passes") < out.index("largest pretrained model would be the choice, base")
 
 
 def test_a_second_search_reads_what_the_first_left(here, capsys):
@@ -511,7 +511,7 @@ def test_a_dry_run_lists_the_trials_and_writes_nothing(here, capsys):
     out = run_text(capsys, "generate", "job.yaml", "--dry-run", "datasets=[pets, shapes-shape-a]")
     assert "002-resnet18-shapes-shape-a-r" in out
     assert "2\u00a0fine-tunes and 1\u00a0base, " in out and "Nothing was written." in out
-    assert "Drawn first: shapes-shape-a" in out and "of new blocks; copies would take" in out
+    assert "To be drawn first: shapes-shape-a" in out and "of new blocks; copies would take" in out
     assert listing(here) == before
 
 
@@ -578,12 +578,12 @@ def test_doctor_says_what_there_is_and_what_would_fail(here, capsys, monkeypatch
     assert {"Python", "raysnap", "torch", "ray", "GPUs", "disk", "shared memory"} <= {
         finding["what"] for finding in document["findings"]
     }
-    assert "Nothing would fail." in run_text(capsys, "doctor")
+    assert "No problems found." in run_text(capsys, "doctor")
     monkeypatch.setattr("raysnap.cli.doctor.MIN_DISK_BYTES", 10**18)
     monkeypatch.setattr("raysnap.cli.doctor.PACKAGES", ("torch", "no_such_package"))
     assert run_json(capsys, "doctor", exit_code=1)["ok"] is False
     out = run_text(capsys, "doctor", exit_code=1)
-    assert "free some" in out and "can't be imported" in out and "Nothing would fail" not in out
+    assert "free some" in out and "can't be imported" in out and "No problems found" not in out
 
 
 def test_data_ls_knows_what_is_here_and_where_the_rest_is(here, capsys):
@@ -605,7 +605,7 @@ def test_data_check_names_bad_images_and_duplicates(here, capsys):
     assert run_json(capsys, "data", "check", "own", exit_code=1)["ok"] is False
     assert main(["data", "check", "own"]) == 1
     out, err = capsys.readouterr()
-    assert out.startswith("own: 2\u00a0classes, train/val/test 13/13/0; 1\u00a0file left out\n")
+    assert out.startswith("own: 2\u00a0classes, train/val/test 13/13/0; 1\u00a0file ignored\n")
     assert err.count("\n") == 2
     assert "raysnap: own/train/dog/bad.png: expected an image" in err
     assert "raysnap: own: leak between splits, the same bytes in train/cat/0.png, val/cat/copy.png" in err

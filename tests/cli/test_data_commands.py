@@ -82,7 +82,7 @@ def test_a_download_is_prepared_and_not_fetched_twice(here, capsys, fashion_mnis
     code, out, err = run(capsys, *PREPARE)
     assert code == 0
     assert "data/fashion-mnist: 10\u00a0classes, train/val/test 40/0/20" in out
-    assert "The files that were fetched stay in data/.downloads/fashion-mnist." in out
+    assert "The downloaded files are kept in data/.downloads/fashion-mnist." in out
     assert err.count("  kB\n") + err.count("  B\n") >= 4
     assert len(fashion_mnist_server) == 4
     code, out, err = run(capsys, *PREPARE, "--json")
@@ -126,7 +126,7 @@ def test_a_mistake_is_told_in_one_line_and_leaves_nothing(here, capsys, argument
 
 def test_a_built_in_dataset_needs_no_download(here, capsys):
     code, out, _ = run(capsys, "data", "prepare", "shapes-shape-a", "--download")
-    assert code == 0 and "400/100/100" in out and "fetched" not in out
+    assert code == 0 and "400/100/100" in out and "downloaded" not in out
 
 
 def test_the_list_shows_what_is_here_and_where_the_rest_is(pets, capsys):
@@ -144,7 +144,7 @@ def test_a_check_without_findings_prints_tables_and_ends_well(pets, capsys):
     code, out, err = run(capsys, "data", "check", "pets")
     assert (code, err) == (0, "")
     assert out.startswith("data/pets: 2\u00a0classes, train/val/test 12/0/12\n")
-    assert "24 of 24: 24 PNG" in out and "none twice" in out
+    assert "24 of 24: 24 PNG" in out and "duplicates    none" in out
 
 
 def test_bad_files_and_leaks_end_a_check_with_1_and_other_copies_do_not(pets, capsys):
@@ -152,7 +152,7 @@ def test_bad_files_and_leaks_end_a_check_with_1_and_other_copies_do_not(pets, ca
     (pets / "train" / "dog" / "copy.png").write_bytes(whole)
     code, out, err = run(capsys, "data", "check", "pets")
     assert code == 0 and "1 in more than one class" in out
-    assert err == "raysnap: data/pets: two classes, the same bytes in train/cat/0.png, train/dog/copy.png\n"
+    assert err == "raysnap: data/pets: in several classes, the same bytes in train/cat/0.png, train/dog/copy.png\n"
     (pets / "test" / "cat" / "leak.png").write_bytes(whole)
     code, out, err = run(capsys, "data", "check", "pets")
     assert code == 1 and "1 in more than one split: a leak" in out and "leak between splits" in err

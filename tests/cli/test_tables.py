@@ -57,7 +57,7 @@ def test_speed_ups_are_against_the_slowest_on_the_same_question_in_the_same_cach
     assert [row["speed-up"] for row in rows] == ["1.0×", "4.0×", "1.0×", "2.0×"]
     assert [row["cache"] for row in rows] == ["cold", "cold", "warm", "warm"]
     assert rows[0]["spread"] == "± 2\u00a0%"
-    assert not {"store", "image size", "group", "doubts"} & rows[0].keys()
+    assert not {"store", "image size", "group", "noise"} & rows[0].keys()
 
 
 def test_a_cell_that_is_not_cold_though_asked_for_is_told_from_one_that_is_noisy():
@@ -67,7 +67,7 @@ def test_a_cell_that_is_not_cold_though_asked_for_is_told_from_one_that_is_noisy
         bench_cell("nested", "cold", 1.0, page_cache="warm", **doubted),
         bench_cell("shift", "cold", 1.0, **doubted),
     ]
-    assert [row["doubts"] for row in columns(methods_table(cells))] == ["", "not cold", "noisy"]
+    assert [row["noise"] for row in columns(methods_table(cells))] == ["", "not cold", "noisy"]
     assert noise_lines(cells).splitlines() == [
         "cold.pets.linear.nested: run 1: other work (and 1 more)",
         "cold.pets.linear.shift: run 1: other work (and 1 more)",

@@ -60,7 +60,7 @@ def test_a_sound_dataset_is_counted_and_measured(root, capsys):
     assert not (result.leaks or result.label_conflicts or result.copies or result.bad)
     assert check_failures(result) == []
     out = shown(check_table(result), capsys)
-    assert "24 of 24: 24 PNG" in out and "none twice" in out
+    assert "24 of 24: 24 PNG" in out and "duplicates     none" in out
     assert not any(word in out for word in ("small", "EXIF", "ImageNet", "dataset.json"))
 
 
@@ -184,7 +184,7 @@ def test_a_folder_that_changed_since_it_was_prepared_is_noticed(root, capsys):
     (root / CAT / "0.png").unlink()
     result = check(root)
     assert result.recorded_counts == {"train": 8, "val": 8, "test": 8} and result.is_sound
-    assert "promises train/val/test 8/8/8: it was changed since" in shown(check_table(result), capsys)
+    assert "records train/val/test 8/8/8; files have changed since" in shown(check_table(result), capsys)
 
 
 def test_few_classes_are_told_one_by_one_and_many_by_split(root, capsys):

@@ -1,0 +1,60 @@
+"""The options of `raysnap search`, each with its help; their bounds are those of `SearchOptions`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from raysnap.config.choices import Method, Proxy
+
+Data = Annotated[str, typer.Option("--data", metavar="DATASET", help="Name of a dataset, or path of an ImageFolder.")]
+SearchMethod = Annotated[Method, typer.Option("--method", help="How candidates are compared, see above.")]
+SearchProxy = Annotated[
+    Proxy, typer.Option("--proxy", help="Score of frozen features that stands in for fine-tuned accuracy.")
+]
+NumTrain = Annotated[
+    int | None, typer.Option("--num-train", metavar="N", min=1, help="Train items to fit probes on; default: all.")
+]
+NumTest = Annotated[
+    int | None, typer.Option("--num-test", metavar="N", min=1, help="Test items to score on; default: all.")
+]
+ImageSize = Annotated[
+    int | None,
+    typer.Option("--image-size", metavar="PIXELS", min=16, help="Edge of the images; default: each snapshot's own."),
+]
+BudgetBytes = Annotated[
+    int | None,
+    typer.Option(
+        "--budget", metavar="BYTES", min=1, help="Most memory for intermediate activations; default: no limit."
+    ),
+]
+Confidence = Annotated[
+    float,
+    typer.Option(
+        "--confidence",
+        metavar="P",
+        min=0,
+        help="How sure `nested` must be, below 1, that it drops no winner; 0 keeps just the better half.",
+    ),
+]
+Where = Annotated[
+    str | None,
+    typer.Option("--where", metavar="EXPRESSION", help='Rank only some snapshots, such as "accuracy > 0.8".'),
+]
+Seed = Annotated[int, typer.Option("--seed", metavar="N", min=0, help="Seed for drawing items and fitting probes.")]
+Workers = Annotated[
+    int, typer.Option("--workers", metavar="N", min=1, help="Number of processes; more than 1 run as Ray actors.")
+]
+FeatureCacheBytes = Annotated[
+    int,
+    typer.Option(
+        "--feature-cache",
+        metavar="BYTES",
+        min=0,
+        help="Size limit of the feature cache on disk, which speeds up later searches; 0 turns it off.",
+    ),
+]
+Explain = Annotated[
+    bool, typer.Option("--explain", help="Also show which blocks candidates share and what each rung did.")
+]
