@@ -31,7 +31,7 @@ def datasets_table(summaries: Iterable[DatasetSummary]) -> Table:
         elif dataset.path:
             note = f"of {official}" if official and official != counts else ""
         else:
-            note = f"--download, {plural(dataset.num_files, 'file')}" if dataset.num_files else "manual download"
+            note = f"--download, {plural(dataset.num_files, 'file')}" if dataset.num_files else "manual"
         mark = " [ImageNet overlap]" if dataset.overlap else ""
         rows.append((dataset.name, here, dataset.num_classes or "", counts or official, f"{note}{mark}".strip()))
     return simple_table(["dataset", "here", "classes", "train/val/test", "note"], rows, numeric=["classes"])
@@ -77,8 +77,8 @@ def check_table(result: CheckResult) -> Table:
         ("colours", _tally(result.modes)),
         ("width", _spread(result.width_px)),
         ("height", _spread(result.height_px)),
-        ("EXIF rotation", f"{count_text(result.num_rotated)} images, which are turned upright when read"),
-        ("small", f"{count_text(result.num_small)} images with a side under 64 px"),
+        ("EXIF rotation", f"{plural(result.num_rotated, 'image')}; read upright"),
+        ("small", f"{plural(result.num_small, 'image')} with a side under 64 px"),
         ("duplicates", _duplicates(result)),
         ("dataset.json", f"records train/val/test {_counts(result.recorded_counts or {})}; files have changed since"),
         ("ImageNet", _overlap(result)),

@@ -68,7 +68,8 @@ def lineage_tree(
     """
 
     def label(snapshot: Manifest | Summary, mark: str = "", style: str = "") -> Text:
-        dataset: str | None = getattr(snapshot.dataset, "name", snapshot.dataset)
+        recorded = snapshot.dataset
+        dataset = recorded if recorded is None or isinstance(recorded, str) else recorded.name
         index = snapshot.retrain_index
         retrained = None if index is None else f"{plural(index, 'block')} retrained"
         parts = [dataset, retrained, f"val {score_text(snapshot.accuracy)}"]

@@ -1,4 +1,4 @@
-"""A run directory as one self-contained HTML page, and its tables as CSV and Markdown files beside it.
+"""Write a run directory as one self-contained HTML page, and its tables as CSV and Markdown files beside it.
 
 The page loads nothing: style, script, charts and pictures are inline, and its content security policy forbids the rest.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -20,17 +21,19 @@ from raysnap.atomic import write_atomically
 from raysnap.config.choices import Role
 from raysnap.errors import UsageError
 from raysnap.humanize import bytes_text, count_text, plural, score_text, seconds_text, share_text
-from raysnap.report import headlines as summary
-from raysnap.report.search_section import search_section
+from raysnap.report.headlines import headline, key_figures, sentences
+from raysnap.report.predictions_section import predictions_section
+from raysnap.report.ranking_section import ranking_section
+from raysnap.report.speed_section import speed_section
 from raysnap.report.store_section import store_section
-from raysnap.report.sweep_section import predictions_section, sweep_section
-from raysnap.report.tables import Column, DataTable, Row, without_empty
-from raysnap.report.thumbnails import strips
+from raysnap.report.sweep_section import sweep_section
+from raysnap.report.tables import Chip, Column, DataTable, Row, without_empty
+from raysnap.report.thumbnails import dataset_strips
 from raysnap.report.training_section import training_section
 from raysnap.runs.json_fields import mapping, number
 from raysnap.runs.questions import short_dataset
 from raysnap.runs.run import Run, read_run
-from raysnap.runs.store_contents import read_holdings
+from raysnap.runs.store_contents import read_store_contents
 from raysnap.runs.trial_rows import TrialRow
 
 TEMPLATES_DIR = Path(__file__).resolve().parent / "templates"
@@ -38,25 +41,25 @@ TEMPLATES_DIR = Path(__file__).resolve().parent / "templates"
 
 @dataclass(frozen=True)
 class Report:
-    """A run as a page of HTML, and the tables that stand in it."""
+    """A run as a page of HTML, and the tables on it."""
 
     page: str
     tables: tuple[DataTable, ...]
 
 
 def write_report(run_dir: Path, out_path: Path | None = None) -> Path:
-    """The path of the page that shows `run_dir`: `out_path`, or report.html inside the run directory.
+    """Write the report of a run and return its path.
 
     The page's tables are written beside it, into the folder `<its name>_tables`. A reader sees an old file or the whole
     new one, never a part.
 
     Args:
-        run_dir: a run's folder; or what `search --json` printed, as a file or a folder of such files.
-        out_path: where to.
+        run_dir: a run's folder, or a file with the output of `search --json`, or a folder of such files.
+        out_path: file to write; by default report.html inside the run directory.
 
     Raises:
-        UsageError: `run_dir` is no folder, or the page can't be written.
-        DataError: the run directory holds no results, or broken ones.
+        UsageError: `run_dir` does not exist, or the page can't be written.
+        DataError: the run directory holds no results, or they can't be read.
     """
     report = render(read_run(run_dir))
     target = out_path or (run_dir / "report.html" if run_dir.is_dir() else run_dir.with_suffix(".html"))
@@ -77,12 +80,17 @@ def write_report(run_dir: Path, out_path: Path | None = None) -> Path:
 
 
 def render(run: Run) -> Report:
-    """The page as HTML, and its tables."""
-    holdings = read_holdings(run)
-    searches, sweep, seen = search_section(run, holdings[0]), sweep_section(run), predictions_section(run)
-    store = store_section(run, holdings) if run.config or run.trials else None
-    trials, failures = _trials_table(run), _failures_table(run)
-    sections = {"searches": searches, "sweep": sweep, "predictions": seen, "store": store}
+    """Return the page and its tables."""
+    stores = read_store_contents(run)
+    sections = {
+        "rankings": ranking_section(run, stores[0]),
+        "speed": speed_section(run),
+        "sweep": sweep_section(run),
+        "predictions": predictions_section(run),
+        "store": store_section(run, stores) if run.config or run.trials else None,
+        "failures": _failures_table(run),
+        "trials": _trials_table(run),
+    }
     page = (
         _environment()
         .get_template("report.html.j2")
@@ -90,23 +98,20 @@ def render(run: Run) -> Report:
             **sections,
             run=run,
             facts=_facts(run),
-            headline=summary.headline(run),
-            sentences=summary.sentences(run, holdings[0]),
-            key_figures=summary.key_figures(run, holdings[0]),
-            training=training_section(run, holdings[0]),
-            strips=strips(run),
-            failures=failures,
-            trials=trials,
+            headline=headline(run),
+            sentences=sentences(run, stores[0]),
+            key_figures=key_figures(run, stores[0]),
+            training=training_section(run, stores[0]),
+            strips=dataset_strips(run),
             environment=_environment_facts(run),
             **_script(),
         )
     )
-    found = [*_tables_in(sections), trials, failures]
-    return Report(page, tuple(table for table in found if table is not None and table.rows))
+    return Report(page, tuple(table for table in _tables_in(sections) if table.rows))
 
 
 def _tables_in(value: Any) -> list[DataTable]:
-    """Every table of the sections, in order, each once."""
+    """Return every table of the sections, in order, each once."""
     if isinstance(value, DataTable):
         return [value]
     children = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
@@ -140,7 +145,7 @@ def _script() -> dict[str, Any]:
 
 
 def _facts(run: Run) -> list[str]:
-    """When and on what the run ran, for the line above the headline."""
+    """Return when and on which CPU the run ran, for the line above the headline."""
     started, cpu = run.env.get("started"), run.env.get("cpu")
     when = [f"{started[:16].replace('T', ' ')} UTC"] if isinstance(started, str) and started else []
     return [*when, *([cpu] if isinstance(cpu, str) and cpu else [])]
@@ -152,19 +157,18 @@ def _trials_table(run: Run) -> DataTable | None:
         Column("trial", "trial", "name"),
         Column("dataset", "fine-tuned on", "name"),
         Column("architecture", "architecture"),
-        Column("retrain_index", "r", "count", "retrain index: blocks retrained below the head"),
-        Column("num_blocks", "of", "count", "blocks below the head"),
+        Column("retrain_index", "retrained", "count", "retrain index r: number of blocks retrained below the head"),
+        Column("num_blocks", "of blocks", "count", "number of blocks below the head"),
         Column("val_accuracy", "val acc.", "score"),
         Column("test_accuracy", "test acc.", "score"),
-        Column("train_s", "trained", "seconds"),
-        Column("total_s", "total", "seconds"),
-        Column("new_bytes", "new bytes", "bytes", "bytes of blocks the store did not have yet"),
+        Column("train_s", "training", "seconds"),
+        Column("total_s", "total", "seconds", "training and everything else"),
+        Column("new_bytes", "new in store", "bytes", "bytes of blocks that the store did not have yet"),
         Column("status", "status"),
     ]
-    names = dict.fromkeys(trial.status for trial in run.trials)
-    statuses = tuple((name, sum(trial.status == name for trial in run.trials)) for name in names)
-    columns = without_empty(columns, rows)
-    return DataTable("trials", "Every trial", columns, tuple(rows), None, statuses, True) if rows else None
+    statuses = tuple(Counter(trial.status for trial in run.trials).items())
+    shown = without_empty(columns, rows)
+    return DataTable("trials", "All trials", shown, tuple(rows), None, statuses, is_filtered=True) if rows else None
 
 
 def _trial_row(trial: TrialRow) -> Row:
@@ -181,14 +185,14 @@ def _trial_row(trial: TrialRow) -> Row:
         "new_bytes": trial.new_bytes,
         "status": trial.status,
     }
-    chips = {"dataset": (("base", ""),)} if trial.role == Role.BASE else {}
+    chips: dict[str, tuple[Chip, ...]] = {"dataset": (("base", ""),)} if trial.role == Role.BASE else {}
     hints = {"dataset": trial.dataset} if trial.dataset else {}
     css = "has-failed" if trial.has_failed else ""
     return Row(values, chips, {}, hints, css, {"data-trial": trial.name, "data-status": trial.status})
 
 
 def _failures_table(run: Run) -> DataTable | None:
-    """Everything that went wrong: trials, searches, and candidates that a search skipped."""
+    """Return everything that failed: trials, searches, and candidates that a search skipped."""
     rows = [
         _failure("trial", trial.name, trial.status, trial.error or "no reason was recorded")
         for trial in run.trials
@@ -205,9 +209,13 @@ def _failures_table(run: Run) -> DataTable | None:
         trial = run.trial_of.get(snapshot)
         name = f"{trial.name if trial else snapshot[:12]} ({', '.join(dict.fromkeys(methods))})"
         rows.append(_failure("candidate", name, "skipped", error))
-    columns = (Column("what", "what"), Column("name", "name", "name"), Column("status", "status"))
-    columns = (*columns, Column("reason", "reason", "name"))
-    return DataTable("failures", "What went wrong", columns, tuple(rows)) if rows else None
+    columns = (
+        Column("what", "what"),
+        Column("name", "name", "name"),
+        Column("status", "status"),
+        Column("reason", "reason", "name"),
+    )
+    return DataTable("failures", "Failures", columns, tuple(rows)) if rows else None
 
 
 def _failure(what: str, name: str, status: str, reason: str) -> Row:
@@ -215,11 +223,9 @@ def _failure(what: str, name: str, status: str, reason: str) -> Row:
 
 
 def _environment_facts(run: Run) -> list[tuple[str, str]]:
-    """(name, value) of what the run ran on and with."""
+    """Return (name, value) of the machine and the software of the run."""
     env = run.env
-    machines = [
-        mapping(one) for one in mapping(env.get("machines") or mapping(env.get("bench")).get("machines")).values()
-    ]
+    machines = mapping(env.get("machines") or mapping(env.get("bench")).get("machines")).values()
     rows = [
         ("started", env.get("started")),
         ("finished", env.get("finished")),
@@ -227,20 +233,21 @@ def _environment_facts(run: Run) -> list[tuple[str, str]]:
         ("seed", env.get("seed")),
         *_machine_facts(env, ""),
     ]
-    for place, machine in enumerate(machines, start=1):
-        rows += _machine_facts(machine, f", machine {place}" if len(machines) > 1 else "")
+    for index, machine in enumerate(machines, start=1):
+        suffix = f", machine {index}" if len(machines) > 1 else ""
+        rows += _machine_facts(mapping(machine), suffix)
     return list(dict.fromkeys((name, str(value)) for name, value in rows if value not in (None, "")))
 
 
-def _machine_facts(machine: dict[str, Any], which: str) -> Sequence[tuple[str, Any]]:
+def _machine_facts(machine: dict[str, Any], suffix: str) -> Sequence[tuple[str, Any]]:
     gpus, memory_bytes = machine.get("gpus"), number(machine.get("memory_bytes"))
     return [
-        (f"host{which}", machine.get("hostname")),
-        (f"commit{which}", machine.get("commit")),
-        (f"platform{which}", machine.get("platform")),
-        (f"CPU{which}", machine.get("cpu")),
-        (f"CPU cores{which}", machine.get("num_cpus")),
-        (f"memory{which}", bytes_text(memory_bytes) if memory_bytes else None),
-        (f"GPUs{which}", ", ".join(map(str, gpus)) or "none" if isinstance(gpus, list) else None),
-        *((f"{name}{which}", machine.get(name)) for name in ("raysnap", "python", "torch", "torchvision", "ray")),
+        (f"host{suffix}", machine.get("hostname")),
+        (f"commit{suffix}", machine.get("commit")),
+        (f"platform{suffix}", machine.get("platform")),
+        (f"CPU{suffix}", machine.get("cpu")),
+        (f"CPU cores{suffix}", machine.get("num_cpus")),
+        (f"memory{suffix}", bytes_text(memory_bytes) if memory_bytes else None),
+        (f"GPUs{suffix}", ", ".join(map(str, gpus)) or "none" if isinstance(gpus, list) else None),
+        *((f"{name}{suffix}", machine.get(name)) for name in ("raysnap", "python", "torch", "torchvision", "ray")),
     ]

@@ -1,4 +1,4 @@
-"""What a report says of stores: what sharing saves, the prefix tree of the snapshots, who holds which block."""
+"""What a report shows of stores: what sharing blocks saves, and which snapshots share which blocks."""
 
 from __future__ import annotations
 
@@ -9,108 +9,113 @@ from markupsafe import Markup
 
 from raysnap.config.choices import Role
 from raysnap.humanize import bytes_text, bytes_unit
-from raysnap.report import bar_charts, tree_charts
-from raysnap.report import headlines as summary
+from raysnap.report.charts.bars import Segment, StackedBar, stacked_bars
+from raysnap.report.charts.trees import MapColumn, MapRow, block_map, prefix_tree
 from raysnap.report.tables import Column, DataTable, Row
 from raysnap.runs.questions import short_dataset
 from raysnap.runs.run import Run
-from raysnap.runs.store_contents import HeldSnapshot, Holdings
+from raysnap.runs.store_contents import StoreContents, StoredSnapshot
 
 MAX_MAP_ROWS = 300
 MAX_FAMILIES = 8
 
 
-def store_section(run: Run, holdings: tuple[Holdings, ...]) -> dict[str, Any]:
-    """Everything that the page shows of the run's stores."""
-    added, copied = summary.recorded_bytes(run)
+def store_section(run: Run, contents: tuple[StoreContents, ...]) -> dict[str, Any]:
+    """Return everything that the page shows of the run's stores."""
+    added, copied = run.recorded_bytes
     return {
-        "stores": [_store(one, run) for one in holdings],
-        "recorded": (added, copied) if copied and not holdings[0].snapshots else None,
-        "savings_table": _savings_table(holdings),
+        "stores": [_store(store, run) for store in contents],
+        "recorded": (added, copied) if copied and not contents[0].snapshots else None,
+        "savings_table": _savings_table(contents),
     }
 
 
-def _store(holdings: Holdings, run: Run) -> dict[str, Any]:
-    own, once, copies = holdings.split_bytes()
+def _store(contents: StoreContents, run: Run) -> dict[str, Any]:
+    families = list(_by_architecture(contents.snapshots).items())[:MAX_FAMILIES]
     return {
-        "holdings": holdings,
-        "savings": Markup(_savings_chart(own, once, copies)) if holdings.snapshots else None,
-        "families": [_family(name, held, run) for name, held in _by_architecture(holdings.snapshots)[:MAX_FAMILIES]],
+        "contents": contents,
+        "savings": Markup(_savings_chart(contents)) if contents.snapshots else None,
+        "families": [_family(architecture, snapshots, run) for (architecture, _), snapshots in families],
     }
 
 
-def _savings_table(holdings: tuple[Holdings, ...]) -> DataTable | None:
+def _savings_table(contents: tuple[StoreContents, ...]) -> DataTable | None:
     rows = tuple(
         Row(
             {
-                "store": str(one.store_dir),
-                "num_snapshots": one.num_in_store,
-                "bytes_on_disk": one.bytes_on_disk,
-                "bytes_if_copied": one.bytes_if_copied,
-                "saved_share": one.saved_share,
+                "store": str(store.store_dir),
+                "num_snapshots": store.num_in_store,
+                "bytes_on_disk": store.bytes_on_disk,
+                "bytes_if_copied": store.bytes_if_copied,
+                "saved_share": store.saved_share,
             }
         )
-        for one in holdings
-        if one.bytes_if_copied
+        for store in contents
+        if store.bytes_if_copied
     )
     columns = (
         Column("store", "store", "name"),
         Column("num_snapshots", "snapshots", "count"),
         Column("bytes_on_disk", "on disk", "bytes"),
-        Column("bytes_if_copied", "as copies", "bytes"),
+        Column("bytes_if_copied", "as whole copies", "bytes"),
         Column("saved_share", "saved", "share"),
     )
     return DataTable("store_savings", "What sharing blocks saves", columns, rows) if rows else None
 
 
-def _savings_chart(own: int, once: int, copies: int) -> str:
+def _savings_chart(contents: StoreContents) -> str:
+    own, once, copies = contents.split_bytes()
     segments = (
-        bar_charts.Segment("shared", "blocks that several snapshots hold", "bytes-shared"),
-        bar_charts.Segment("own", "blocks of one snapshot", "bytes-own"),
+        Segment("shared", "blocks shared by several snapshots", "bytes-shared"),
+        Segment("own", "blocks of a single snapshot", "bytes-own"),
     )
     bars = [
-        bar_charts.StackedBar("as whole copies", {"shared": copies, "own": own}),
-        bar_charts.StackedBar("in the store", {"shared": once, "own": own}),
+        StackedBar("as whole copies", {"shared": copies, "own": own}),
+        StackedBar("in the store", {"shared": once, "own": own}),
     ]
-    title = "Bytes of the run's snapshots as whole copies and in the store"
-    return bar_charts.stacked_bars(bars, segments, title, "bytes of the run's snapshots", bytes_text, bytes_unit)
+    title = "Size of the run's snapshots as whole copies and in the store"
+    return stacked_bars(bars, segments, title, "size of the run's snapshots", bytes_text, bytes_unit)
 
 
-def _by_architecture(snapshots: Sequence[HeldSnapshot]) -> list[tuple[str, list[HeldSnapshot]]]:
-    groups: dict[tuple[str, tuple[str, ...]], list[HeldSnapshot]] = {}
+def _by_architecture(
+    snapshots: Sequence[StoredSnapshot],
+) -> dict[tuple[str, tuple[str, ...]], list[StoredSnapshot]]:
+    """Group snapshots by architecture and names of blocks."""
+    groups: dict[tuple[str, tuple[str, ...]], list[StoredSnapshot]] = {}
     for snapshot in snapshots:
         names = tuple(name for name, _, _ in snapshot.blocks)
         groups.setdefault((snapshot.architecture, names), []).append(snapshot)
-    return [(architecture, held) for (architecture, _), held in groups.items()]
+    return groups
 
 
-def _family(architecture: str, held: list[HeldSnapshot], run: Run) -> dict[str, Any]:
-    shown = held[:MAX_MAP_ROWS]
+def _family(architecture: str, snapshots: list[StoredSnapshot], run: Run) -> dict[str, Any]:
+    """Return what the page shows of snapshots that consist of the same blocks by name."""
+    drawn = snapshots[:MAX_MAP_ROWS]
     rows = [
-        tree_charts.MapRow(one.name, tuple(digest for _, digest, _ in one.blocks), _group_of(one, run)) for one in shown
+        MapRow(snapshot.name, tuple(digest for _, digest, _ in snapshot.blocks), _group_of(snapshot, run))
+        for snapshot in drawn
     ]
-    sizes = zip(*([num_bytes for _, _, num_bytes in one.blocks] for one in shown), strict=True)
-    names = [name for name, _, _ in shown[0].blocks]
-    columns = [tree_charts.MapColumn(name, bytes_text(max(size))) for name, size in zip(names, sizes, strict=True)]
-    num_unique = len({digest for row in rows for digest in row.digests})
+    sizes = zip(*([num_bytes for _, _, num_bytes in snapshot.blocks] for snapshot in drawn), strict=True)
+    names = [name for name, _, _ in drawn[0].blocks]
+    columns = [MapColumn(name, bytes_text(max(size))) for name, size in zip(names, sizes, strict=True)]
     what = f"{len(rows)} {architecture} snapshots"
-    title = f"Which of {what} share which of {len(columns)} blocks"
+    map_title = f"Which of {what} share which of {len(columns)} blocks"
     tree_title = f"Prefix tree of {what}: up to which block they are the same"
     return {
-        "tree": Markup(tree_charts.prefix_tree(rows, columns, tree_title)) if len(rows) > 1 else None,
+        "tree": Markup(prefix_tree(rows, columns, tree_title)) if len(rows) > 1 else None,
         "architecture": architecture,
-        "picture": Markup(tree_charts.block_map(rows, columns, title)),
+        "picture": Markup(block_map(rows, columns, map_title)),
         "num_rows": len(rows),
-        "num_snapshots": len(held),
-        "num_unique": num_unique,
+        "num_snapshots": len(snapshots),
+        "num_unique": len({digest for row in rows for digest in row.digests}),
         "num_cells": len(rows) * len(columns),
     }
 
 
-def _group_of(held: HeldSnapshot, run: Run) -> str:
-    """The colour's meaning in the tree: the dataset a snapshot was fine-tuned on, bases apart."""
-    trial = run.trial_of.get(held.id)
+def _group_of(snapshot: StoredSnapshot, run: Run) -> str:
+    """Return what gives a snapshot its colour in the tree: `base`, or the dataset it was fine-tuned on."""
+    trial = run.trial_of.get(snapshot.id)
     if trial and trial.role == Role.BASE:
         return "base"
-    dataset = held.dataset or (trial.dataset if trial else None)
+    dataset = snapshot.dataset or (trial.dataset if trial else None)
     return short_dataset(dataset) if dataset else ""

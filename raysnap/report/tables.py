@@ -1,4 +1,4 @@
-"""Tables of a report: the same rows as cells of the page, as CSV with raw values, and as Markdown to paste."""
+"""Tables of a report: the same rows as cells of the page, as CSV with raw values, and as Markdown."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import io
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 from raysnap.humanize import (
     NOTHING,
@@ -23,7 +23,7 @@ from raysnap.humanize import (
     share_text,
 )
 
-_TEXTS = {
+_FORMATTERS = {
     "seconds": seconds_text,
     "bytes": bytes_text,
     "count": count_text,
@@ -35,12 +35,19 @@ _TEXTS = {
 }
 _FORMULA = re.compile(r"^[=+\-@\t\r]")
 
+Chip: TypeAlias = tuple[str, str]
+"""A small label in a cell: its text and its CSS class."""
+
 
 @dataclass(frozen=True)
 class Column:
-    """A column: the key of its values, its heading, what they are, a hint.
+    """A column of a table.
 
-    `kind` is `text`, `name` (long words that may break) or a kind of number. What is not on the page is in the files.
+    Attributes:
+        key: of its values in the rows.
+        kind: `text`, `name` (a long word that may be broken) or a key of `_FORMATTERS`, a kind of number.
+        hint: shown when the pointer is over the heading.
+        is_on_page: whether the page shows it; the files hold every column.
     """
 
     key: str
@@ -52,21 +59,28 @@ class Column:
     @property
     def is_number(self) -> bool:
         """Whether its values are numbers."""
-        return self.kind in _TEXTS
+        return self.kind in _FORMATTERS
 
     def text(self, value: Any) -> str:
-        """A value as people read it."""
+        """Format a value."""
         if self.is_number:
-            return _TEXTS[self.kind](value)
+            return _FORMATTERS[self.kind](value)
         return NOTHING if value is None or value == "" else str(value)
 
 
 @dataclass(frozen=True)
 class Row:
-    """A row: raw values by column; chips (text, CSS class) by column; CSS class and data attributes of the row."""
+    """A row of a table.
+
+    Attributes:
+        values: raw values by column.
+        chips, bars, hints: by column: labels beside the value, the length of a bar (0 to 1), a tooltip.
+        css: CSS class of the row.
+        attributes: data attributes of the row.
+    """
 
     values: dict[str, Any]
-    chips: dict[str, tuple[tuple[str, str], ...]] = field(default_factory=dict)
+    chips: dict[str, tuple[Chip, ...]] = field(default_factory=dict)
     bars: dict[str, float] = field(default_factory=dict)
     hints: dict[str, str] = field(default_factory=dict)
     css: str = ""
@@ -75,11 +89,13 @@ class Row:
 
 @dataclass(frozen=True)
 class DataTable:
-    """A table: its file name without ending, what it holds in a line, columns and rows.
+    """A table.
 
     Attributes:
-        num_shown: how many rows stand on the page until it is asked for all; None is all.
-        statuses: (status, number of rows) to filter by, where the table is to be filtered.
+        name: of its files, without ending.
+        num_shown: rows that the page shows before "Show all" is clicked; None is all.
+        statuses: (status, number of rows) to filter by.
+        is_filtered: whether the page offers a filter.
     """
 
     name: str
@@ -91,7 +107,7 @@ class DataTable:
     is_filtered: bool = False
 
     def to_csv(self) -> str:
-        """Comma-separated values: raw numbers in base units, text that no spreadsheet takes for a formula."""
+        """Return comma-separated values: raw numbers in base units, and text that no spreadsheet runs as a formula."""
         out = io.StringIO()
         writer = csv.writer(out, lineterminator="\n")
         writer.writerow([_plain(column.key) for column in self.columns])
@@ -100,7 +116,7 @@ class DataTable:
         return out.getvalue()
 
     def to_markdown(self) -> str:
-        """A GitHub-flavoured Markdown table under its caption."""
+        """Return a GitHub-flavoured Markdown table under its caption."""
         lines = [
             [_escaped(column.heading) for column in self.columns],
             ["---:" if column.is_number else ":---" for column in self.columns],
@@ -114,8 +130,8 @@ class DataTable:
 
 
 def without_empty(columns: Sequence[Column], rows: Sequence[Row]) -> tuple[Column, ...]:
-    """The columns in which any row has a value."""
-    return tuple(one for one in columns if any(row.values.get(one.key) not in (None, "") for row in rows))
+    """Return the columns in which any row has a value."""
+    return tuple(column for column in columns if any(row.values.get(column.key) not in (None, "") for row in rows))
 
 
 def _raw(value: Any) -> str:
@@ -130,6 +146,6 @@ def _plain(text: str) -> str:
 
 
 def _escaped(text: str) -> str:
-    """The text in one line, nothing in it Markdown or HTML."""
+    """Return the text in one line, with all Markdown and HTML in it escaped."""
     text = html.escape(" ".join(clean(text).split()), quote=False)
     return re.sub(r"([\\`*\[\]|~#{}])", r"\\\1", text)

@@ -1,4 +1,4 @@
-"""Images inside a page: small JPEGs as data URIs, of datasets at a glance and of single files."""
+"""Images inside a page, as small JPEGs in data URIs: samples of datasets, and single files."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ JPEG_QUALITY = 82
 
 
 @dataclass(frozen=True)
-class Strip:
-    """A dataset at a glance: what is in it, and (data URI, class) of one image of some of its classes."""
+class DatasetStrip:
+    """Samples of a dataset: its counts per split, and (data URI, class) of an image of each of some classes."""
 
     name: str
     num_classes: int
@@ -34,25 +34,25 @@ class Strip:
 
 
 def thumbnails(paths: Sequence[Path]) -> list[str | None]:
-    """A data URI of each file's central square; None for those that are gone or no image."""
+    """Return a data URI of each file's central square; None for files that are missing or no images."""
     return for_each_image(lambda index: _data_uri(paths[index]), range(len(paths)))
 
 
-def strips(run: Run) -> list[Strip]:
-    """The datasets that the run trained on or asked about and that are still here, at most eight."""
+def dataset_strips(run: Run) -> list[DatasetStrip]:
+    """Return samples of the datasets that the run used and that are still there, of at most `MAX_DATASETS`."""
     if not isinstance(run.config.get("data_dir"), str):
         return []  # a dataset of the same name elsewhere may be another one
     named = [trial.dataset for trial in run.trials] + [search.dataset for search in run.searches]
     found = []
-    for name in list(dict.fromkeys(one for one in named if one))[:MAX_DATASETS]:
+    for name in list(dict.fromkeys(filter(None, named)))[:MAX_DATASETS]:
         dataset = _find(name, run)
         if dataset is not None:
             found.append(_strip(name, dataset))
-    return [one for one in found if one.images]
+    return [strip for strip in found if strip.images]
 
 
 def _find(name: str, run: Run) -> Dataset | None:
-    """The dataset where the run had it, or beside the run directory where both were moved together."""
+    """Find the dataset at its path, or beside a run directory that was moved with it."""
     data_dir = Path(run.config["data_dir"])
     here = run.run_dir.resolve()
     for folder in (data_dir, here.parent / data_dir.name, here.parent.parent / data_dir.name):
@@ -65,7 +65,7 @@ def _find(name: str, run: Run) -> Dataset | None:
     return None
 
 
-def _strip(name: str, dataset: Dataset) -> Strip:
+def _strip(name: str, dataset: Dataset) -> DatasetStrip:
     first = {item.label: item for item in reversed(dataset.splits["train"])}
     labels = evenly_chosen(len(dataset.classes), NUM_PER_DATASET)
     chosen = [first[label] for label in labels if label in first]
@@ -75,7 +75,7 @@ def _strip(name: str, dataset: Dataset) -> Strip:
     uris = thumbnails([item.path for item in chosen])
     images = [(uri, dataset.classes[item.label]) for uri, item in zip(uris, chosen, strict=True) if uri]
     counts = {split: len(items) for split, items in dataset.splits.items()}
-    return Strip(short_dataset(name), len(dataset.classes), counts, tuple(images))
+    return DatasetStrip(short_dataset(name), len(dataset.classes), counts, tuple(images))
 
 
 def _data_uri(path: Path) -> str | None:

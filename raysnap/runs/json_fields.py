@@ -1,4 +1,4 @@
-"""Values of a run's JSON rows, read leniently: what is missing or of another kind is unknown, never an error."""
+"""Read values of JSON rows leniently: a value that is missing or of another kind is unknown, never an error."""
 
 from __future__ import annotations
 
@@ -6,37 +6,38 @@ import math
 from typing import Any
 
 
-def number(value: Any) -> float | None:
-    """The value where it is a finite number, else `None`."""
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+def number(value: object) -> float | None:
+    """Return the value as a float; None if it is no finite number."""
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        return None
     try:
-        return float(value) if is_number and math.isfinite(value) else None
+        return float(value) if math.isfinite(value) else None
     except OverflowError:
         return None
 
 
-def whole(value: Any) -> int | None:
-    """The value as a whole number where it is a finite number, else `None`."""
+def whole(value: object) -> int | None:
+    """Return the value, rounded towards zero; None if it is no finite number."""
     found = number(value)
     return int(found) if found is not None else None
 
 
-def text(value: Any) -> str | None:
-    """The value where it is text that is not empty, else `None`."""
+def text(value: object) -> str | None:
+    """Return the value; None if it is no text, or empty text."""
     return value if isinstance(value, str) and value else None
 
 
 def mapping(value: Any) -> dict[str, Any]:
-    """The value where it is a JSON object, else an empty one."""
+    """Return the value; an empty dict if it is no JSON object."""
     return value if isinstance(value, dict) else {}
 
 
 def sequence(value: Any) -> list[Any]:
-    """The value where it is a JSON array, else an empty one."""
+    """Return the value; an empty list if it is no JSON array."""
     return value if isinstance(value, list) else []
 
 
 def numbers(value: Any) -> dict[str, float]:
-    """The finite numbers of a JSON object by key."""
-    found = {key: number(one) for key, one in mapping(value).items()}
-    return {key: one for key, one in found.items() if one is not None}
+    """Return the finite numbers of a JSON object by key."""
+    found = {key: number(child) for key, child in mapping(value).items()}
+    return {key: child for key, child in found.items() if child is not None}

@@ -1,4 +1,4 @@
-"""Whether the proxy told the truth: its scores beside the accuracy that candidates reached once fine-tuned."""
+"""Compare a proxy's scores with the accuracy that candidates reached once fine-tuned."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from scipy import stats
 
 from raysnap.runs.questions import Question, short_dataset
 from raysnap.runs.run import Run
-from raysnap.runs.store_contents import Holdings
+from raysnap.runs.store_contents import StoreContents
 
 
 @dataclass(frozen=True)
-class Transfer:
+class ProxyValidation:
     """Candidates whose fine-tuned accuracy on the searched dataset is known.
 
     Attributes:
         points: (name, proxy score, accuracy) of each.
         metric: which accuracy.
-        tau: Kendall's tau-b between the two; None where one of them is constant.
-        p_value: the chance of a tau as far from 0 without any relation.
-        regret: the best accuracy less that of the candidate the proxy put first.
+        tau: Kendall's tau-b between the two; None if one of them is constant.
+        p_value: the probability of a tau as far from 0 if the two were unrelated.
+        regret: the best accuracy minus that of the candidate with the highest score.
     """
 
     points: tuple[tuple[str, float, float], ...]
@@ -31,37 +31,38 @@ class Transfer:
     regret: float
 
 
-def transfer_of(question: Question, run: Run, holdings: Holdings) -> Transfer | None:
-    """What is known of the question's candidates as starts: of three at least, else None.
+def validate_proxy(question: Question, run: Run, contents: StoreContents) -> ProxyValidation | None:
+    """Compare the scores of a question's candidates with their fine-tuned accuracy; None if fewer than 3 are known.
 
-    Known are fine-tunes of this run or of its store that began from a candidate, on the dataset that was asked about.
+    The accuracy of a candidate is known from fine-tunes of this run or of its store that started from it, on the
+    question's dataset.
     """
     ranking = question.reference.median_run.ranking
-    scores = {one.snapshot: (one.name, one.score) for one in ranking if one.score is not None}
+    scores = {ranked.snapshot: (ranked.name, ranked.score) for ranked in ranking if ranked.score is not None}
     for metric in ("test_accuracy", "val_accuracy"):
         reached: dict[str, float] = {}
         for trial in run.done_trials:
             if trial.base in scores and short_dataset(trial.dataset) == short_dataset(question.dataset):
                 _keep_best(reached, trial.base, trial.metrics.get(metric))
-        for base, dataset, metrics in holdings.finetunes:
+        for base, dataset, metrics in contents.finetunes:
             if base in scores and dataset == short_dataset(question.dataset):
                 _keep_best(reached, base, metrics.get(metric))
         points = tuple((*scores[base], accuracy) for base, accuracy in reached.items())
         if len(points) >= 3:
-            return _transfer(points, metric.replace("_", " "))
+            return _validate(points, metric.replace("_", " "))
     return None
 
 
-def _keep_best(reached: dict[str, float], base: str, accuracy: float | None) -> None:
-    if accuracy is not None:
+def _keep_best(reached: dict[str, float], base: str | None, accuracy: float | None) -> None:
+    if base is not None and accuracy is not None:
         reached[base] = max(accuracy, reached.get(base, -math.inf))
 
 
-def _transfer(points: tuple[tuple[str, float, float], ...], metric: str) -> Transfer:
+def _validate(points: tuple[tuple[str, float, float], ...], metric: str) -> ProxyValidation:
     scores, accuracies = [score for _, score, _ in points], [accuracy for _, _, accuracy in points]
     tau = p_value = None
     if len(set(scores)) > 1 and len(set(accuracies)) > 1:
         found = stats.kendalltau(scores, accuracies)
         tau, p_value = float(found.statistic), float(found.pvalue)
     chosen = max(points, key=lambda point: point[1])
-    return Transfer(points, metric, tau, p_value, max(accuracies) - chosen[2])
+    return ProxyValidation(points, metric, tau, p_value, max(accuracies) - chosen[2])

@@ -1,7 +1,7 @@
-"""A run directory read back: its trials, its timed searches, its environment, and what they add up to.
+"""Read a run directory back: its trials, its timed searches, its environment, and their totals.
 
-Rows are read leniently: a field that is missing or no number is unknown, never an error, since a report must
-also stand for a run that went wrong. Only a run directory without any row is refused.
+Rows are read leniently: a field that is missing or no number is unknown, never an error, since runs that went wrong
+need a report, too. Only a run directory without any row is refused.
 """
 
 from __future__ import annotations
@@ -29,7 +29,14 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Run:
-    """Everything a run directory says."""
+    """Everything that a run directory records.
+
+    Attributes:
+        env: the environment; what the nested `bench` folder adds is under `bench`.
+        num_unfinished: planned trials that have no row.
+        remarks: sentences about files that could not be read.
+        trial_of: trials by the id of their snapshot.
+    """
 
     name: str
     run_dir: Path
@@ -45,7 +52,7 @@ class Run:
 
     @property
     def done_trials(self) -> list[TrialRow]:
-        """The trials that ran to their end, bases too."""
+        """The finished trials, bases included."""
         return [trial for trial in self.trials if trial.is_done]
 
     @property
@@ -54,35 +61,44 @@ class Run:
         return [trial for trial in self.trials if trial.role not in (Role.BASE, Role.SYNTHETIC)]
 
     @property
-    def timed_trials(self) -> list[TrialRow]:
-        """The fine-tunes that went from start to end in one run, so that their wall time is known."""
-        return [trial for trial in self.finetunes if trial.wall_s and trial.overhead_s is not None]
+    def finetune_times_s(self) -> list[tuple[float, float]]:
+        """(wall time, overhead) in seconds of each fine-tune that ran without interruption."""
+        known = [(trial.wall_s, trial.overhead_s) for trial in self.finetunes]
+        return [(wall_s, overhead_s) for wall_s, overhead_s in known if wall_s and overhead_s is not None]
 
     @property
     def training_share(self) -> float | None:
-        """Time in training over the wall time of the fine-tunes, starts of actors left out; None without any."""
-        wall_s = math.fsum(trial.wall_s for trial in self.timed_trials)
-        return 1 - math.fsum(trial.overhead_s for trial in self.timed_trials) / wall_s if wall_s else None
+        """Training's share of the fine-tunes' wall time, starts of actors excluded; None if no time is known."""
+        wall_s = math.fsum(wall_s for wall_s, _ in self.finetune_times_s)
+        return 1 - math.fsum(overhead_s for _, overhead_s in self.finetune_times_s) / wall_s if wall_s else None
+
+    @property
+    def recorded_bytes(self) -> tuple[float, float]:
+        """(bytes that the run's snapshots added to the store, bytes of whole copies), as its rows recorded them."""
+        known = [(trial.new_bytes, trial.snapshot_bytes) for trial in self.done_trials]
+        pairs = [(new, copied) for new, copied in known if new is not None and copied is not None]
+        return math.fsum(new for new, _ in pairs), math.fsum(copied for _, copied in pairs)
 
     @cached_property
     def questions(self) -> tuple[Question, ...]:
-        """What the finished searches were asked, each with the methods that answered."""
+        """The questions of the finished searches, each with the methods that answered it."""
         return questions_of(self.searches)
 
     @property
     def is_sweep(self) -> bool:
-        """Whether its trials differ in what a search space says."""
+        """Whether its trials were sampled from a search space."""
         return self.config.get("kind") == "sweep" or any(trial.point for trial in self.trials)
 
 
 def read_run(run_dir: Path) -> Run:
-    """What `run_dir`, and the `bench` folder nested in it, hold; or the searches that `search --json` printed.
+    """Read a run directory and the `bench` folder nested in it, or searches that `search --json` printed.
 
-    Those are told by a file ending in `.json`, or by a folder of such files that is no run directory.
+    Args:
+        run_dir: a run directory; a `.json` file with the output of a search; or a folder of such files.
 
     Raises:
         UsageError: there is no such folder.
-        DataError: it holds no results, or results that can't be read.
+        DataError: it holds no results, or its results can't be read.
     """
     remarks: list[str] = []
     parts = [part for part in (run_dir, run_dir / "bench") if (part / "results.jsonl").is_file()]
@@ -93,11 +109,13 @@ def read_run(run_dir: Path) -> Run:
             raise UsageError(f"{run_dir}: expected a run directory, found {found}")
         raise DataError(f"{run_dir}: expected a run directory with results.jsonl in it, found none; run the job first")
     trials = tuple(latest_trial_rows(rows))
-    searches = {(one.cell, one.repeat): one for one in map(SearchRow.read, _rows_with(rows, "method"))}
+    searches = {(search.cell, search.repeat): search for search in map(SearchRow.read, _rows_with(rows, "method"))}
     planned = _read_rows(run_dir / "trials.jsonl", remarks) if (run_dir / "trials.jsonl").is_file() else []
-    planned = [row for row in planned if row.get("role") != Role.BASE or row.get("dataset")]  # a drawn base is no trial
+    planned = [
+        row for row in planned if row.get("role") != Role.BASE or row.get("dataset")
+    ]  # a base that is only drawn is no trial
     unfinished = {str(row.get("id", row.get("trial"))) for row in planned} - {trial.name for trial in trials}
-    unfinished -= {one.cell for one in searches.values()}
+    unfinished -= {search.cell for search in searches.values()}
     if not trials and not searches and not unfinished:
         raise DataError(f"{run_dir}/results.jsonl: expected a row per trial or search, found none; run the job first")
     config, config_text = _read_config(parts[0]) if parts else ({}, "")
@@ -117,7 +135,7 @@ def read_run(run_dir: Path) -> Run:
 
 
 def _printed_searches(path: Path) -> list[dict[str, Any]]:
-    """Rows made of the documents of `search --json` in the file or folder `path`; none where there is none."""
+    """Return rows made of the documents of `search --json` in a file or folder; none if it holds none."""
     files = (
         sorted(path.glob("*.json")) if path.is_dir() else [path] if path.suffix == ".json" and path.is_file() else []
     )
@@ -138,15 +156,18 @@ def _rows_with(rows: list[dict[str, Any]], key: str) -> list[dict[str, Any]]:
 
 
 def _read_rows(path: Path, remarks: list[str]) -> list[dict[str, Any]]:
-    """The rows of a file of JSON lines; what a crash tore is left out with a remark."""
+    """Return the rows of a file of JSON lines; lines that a crash cut off are left out with a remark."""
     try:
         rows = read_rows(path)
         num_lines = sum(bool(line.strip()) for line in path.read_bytes().splitlines())
     except (OSError, RecursionError) as error:
         raise DataError(f"{path}: expected a file of JSON lines, found one that can't be read: {error}") from None
     if num_lines > len(rows):
-        torn = plural(num_lines - len(rows), "line")
-        remarks.append(f"{torn} of {path.name} can't be read, perhaps cut off by a crash, and left out.")
+        num_torn = num_lines - len(rows)
+        were = "was" if num_torn == 1 else "were"
+        remarks.append(
+            f"{plural(num_torn, 'line')} of {path.name} can't be read and {were} left out, perhaps cut off by a crash."
+        )
     return [_cleaned(row) for row in rows]
 
 
@@ -154,13 +175,13 @@ def _read_config(part: Path) -> tuple[dict[str, Any], str]:
     try:
         config = read_yaml(part / "config.yaml")
     except ConfigError as error:
-        logger.warning("the report goes without the configuration: %s", error)
+        logger.warning("the configuration is left out of the report: %s", error)
         return {}, ""
     return _cleaned(config), clean((part / "config.yaml").read_text("utf-8"))
 
 
 def _read_env(parts: list[Path], remarks: list[str]) -> dict[str, Any]:
-    """The environment of the run; what a nested part adds is kept under `bench`."""
+    """Return the environment of the run; what a nested part adds is under `bench`."""
     found = []
     for part in parts:
         try:
@@ -168,14 +189,14 @@ def _read_env(parts: list[Path], remarks: list[str]) -> dict[str, Any]:
         except FileNotFoundError:
             env = {}
         except (OSError, ValueError) as error:
-            remarks.append(f"env.json is unreadable and left out: {clean(str(error))}")
+            remarks.append(f"env.json can't be read and was left out: {clean(str(error))}")
             env = {}
         found.append(_cleaned(env) if isinstance(env, dict) else {})
     return found[0] | ({"bench": found[1]} if len(found) > 1 else {})
 
 
 def _cleaned(value: Any) -> Any:
-    """The JSON value with all text fit for UTF-8 and XML."""
+    """Return the JSON value with all text fit for UTF-8 and XML."""
     if isinstance(value, str):
         return clean(value)
     if isinstance(value, dict):

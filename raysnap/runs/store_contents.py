@@ -1,4 +1,4 @@
-"""What the model store holds of a run: which snapshots share which blocks, and the bytes that saves."""
+"""Read what model stores hold of a run: which snapshots share which blocks, and the bytes that saves."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class HeldSnapshot:
+class StoredSnapshot:
     """One snapshot of the store: its blocks as (name, digest, bytes)."""
 
     id: str
@@ -30,16 +30,16 @@ class HeldSnapshot:
 
 
 @dataclass(frozen=True)
-class Holdings:
-    """The snapshots of a run that its store holds, and the size of the whole store.
+class StoreContents:
+    """The snapshots of a run that a store holds, and the size of the whole store.
 
     Attributes:
-        problem: why nothing is known of the store, in a sentence; empty where it could be read.
+        problem: why nothing is known of the store, in a sentence; empty if it could be read.
         finetunes: (base, dataset, metrics) of the store's snapshots that started from one of the run's.
     """
 
     store_dir: Path | None
-    snapshots: tuple[HeldSnapshot, ...] = ()
+    snapshots: tuple[StoredSnapshot, ...] = ()
     num_in_store: int = 0
     bytes_on_disk: int = 0
     bytes_if_copied: int = 0
@@ -48,11 +48,11 @@ class Holdings:
 
     @property
     def saved_share(self) -> float | None:
-        """The share of the bytes of whole copies that the store does without."""
+        """The share of bytes that the store saves over whole copies; None if it holds nothing."""
         return 1 - self.bytes_on_disk / self.bytes_if_copied if self.bytes_if_copied else None
 
     def split_bytes(self) -> tuple[int, int, int]:
-        """(bytes of blocks that one snapshot holds, of shared blocks counted once, of shared blocks as copies)."""
+        """Return the bytes of blocks of one snapshot, of shared blocks counted once, of shared blocks as copies."""
         holders: Counter[str] = Counter()
         sizes: dict[str, int] = {}
         for snapshot in self.snapshots:
@@ -64,22 +64,21 @@ class Holdings:
         return own, once, sum(sizes[digest] * count for digest, count in holders.items() if count > 1)
 
 
-def read_holdings(run: Run) -> tuple[Holdings, ...]:
-    """What each store that the run names holds of the snapshots it made or searched; one at least."""
-    names = list(dict.fromkeys([*_named(run.config.get("store")), *_searched_stores(run)]))
+def read_store_contents(run: Run) -> tuple[StoreContents, ...]:
+    """Return what each store that the run names holds of the snapshots it made or searched; at least one item."""
+    names = list(dict.fromkeys([*_texts(run.config.get("store")), *_searched_stores(run)]))
     if not names:
         unknown = "The run's configuration names no store, so which snapshots share which blocks can't be shown."
-        return (Holdings(None, problem=unknown),)
+        return (StoreContents(None, problem=unknown),)
     found = [_read_store(name, run) for name in names]
-    told = [one for one in found if one.snapshots]
-    return tuple(told or found[:1])
+    return tuple([contents for contents in found if contents.snapshots] or found[:1])
 
 
-def _read_store(name: str, run: Run) -> Holdings:
+def _read_store(name: str, run: Run) -> StoreContents:
     store_dir = _find_store(name, run)
     if store_dir is None:
-        problem = f"No store stands at {name}, so which snapshots share which blocks can't be shown."
-        return Holdings(None, problem=problem)
+        problem = f"There is no store at {name}, so which snapshots share which blocks can't be shown."
+        return StoreContents(None, problem=problem)
     try:
         store = Store.open(store_dir)
         wanted = _snapshots_of(run)
@@ -88,9 +87,9 @@ def _read_store(name: str, run: Run) -> Holdings:
         started = _manifests(store, [one.id for one in summaries if one.base in wanted and one.dataset])
         names = {snapshot: name for name, snapshot in sorted(store.refs().items(), reverse=True)}
     except RaysnapError as error:
-        return Holdings(store_dir, problem=f"The store at {store_dir} can't be read: {error}")
+        return StoreContents(store_dir, problem=f"The store at {store_dir} can't be read: {error}")
     held = tuple(
-        HeldSnapshot(
+        StoredSnapshot(
             id=one.id,
             name=run.trial_of[one.id].name if one.id in run.trial_of else names.get(one.id, one.id[:12]),
             architecture=one.architecture,
@@ -101,7 +100,7 @@ def _read_store(name: str, run: Run) -> Holdings:
         )
         for one in manifests
     )
-    return Holdings(
+    return StoreContents(
         store_dir=store_dir,
         snapshots=held,
         num_in_store=stats["num_snapshots"],
@@ -112,7 +111,7 @@ def _read_store(name: str, run: Run) -> Holdings:
 
 
 def _manifests(store: Store, ids: list[str]) -> list[Manifest]:
-    """The manifests of these snapshots; damaged ones are logged and left out."""
+    """Return the manifests of these snapshots; damaged ones are logged and left out."""
     found = []
     for snapshot in ids:
         try:
@@ -123,7 +122,7 @@ def _manifests(store: Store, ids: list[str]) -> list[Manifest]:
 
 
 def _find_store(name: str, run: Run) -> Path | None:
-    """The store: as named, of the run's synthetic sets, or beside the run directory where both were moved."""
+    """Find a store: at its path, among the run's synthetic sets, or beside a run directory that was moved with it."""
     here = run.run_dir.resolve()
     if name in mapping(run.config.get("synthetic_sets")):
         return _synthetic_store(name, run)
@@ -132,25 +131,25 @@ def _find_store(name: str, run: Run) -> Path | None:
 
 
 def _synthetic_store(name: str, run: Run) -> Path | None:
-    """The one of the run's synthetic stores that holds a snapshot which was searched under this name."""
-    asked = (search for search in run.searches if dict(search.setting).get("store") == name)
-    held = {f"{one.snapshot}.json" for search in asked for one in search.ranking}
-    for folder in _named(run.config.get("synthetic_dir")):
+    """Find the synthetic store of the run that holds a snapshot which was searched under this name."""
+    searches = (search for search in run.searches if dict(search.setting).get("store") == name)
+    manifests = {f"{ranked.snapshot}.json" for search in searches for ranked in search.ranking}
+    for folder in _texts(run.config.get("synthetic_dir")):
         for place in (Path(folder), *(parent / Path(folder).name for parent in run.run_dir.resolve().parents[:2])):
             for path in sorted(place.glob("*/store")):
-                if not held.isdisjoint(file.name for file in (path / "snapshots").glob("*.json")):
+                if not manifests.isdisjoint(file.name for file in (path / "snapshots").glob("*.json")):
                     return path
     return None
 
 
-def _named(value: object) -> list[str]:
-    return [one for one in (value if isinstance(value, list) else [value]) if isinstance(one, str) and one]
+def _texts(value: object) -> list[str]:
+    return [name for name in (value if isinstance(value, list) else [value]) if isinstance(name, str) and name]
 
 
 def _searched_stores(run: Run) -> list[str]:
-    return [store for search in run.searches for store in _named(dict(search.setting).get("store"))]
+    return [store for search in run.searches for store in _texts(dict(search.setting).get("store"))]
 
 
 def _snapshots_of(run: Run) -> set[str]:
-    searched = {one.snapshot for search in run.searches for one in search.ranking}
+    searched = {ranked.snapshot for search in run.searches for ranked in search.ranking}
     return set(run.trial_of) | searched

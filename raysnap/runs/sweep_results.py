@@ -1,6 +1,6 @@
-"""A sweep read back: which parameters it varied, which trial is the best, and what each parameter is worth.
+"""Read a sweep back: which parameters it varied, which trial is best, and the effect of each parameter.
 
-What a parameter is worth is told from trials that differ in nothing else, as far as the space has such pairs.
+The effect of a parameter is measured on pairs of trials that differ in nothing else, if the space has such pairs.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from statistics import fmean, median
+from statistics import fmean, geometric_mean, median
 from typing import Any
 
 from raysnap.humanize import score_text
@@ -25,10 +25,10 @@ WIDE_RATIO = 50
 
 @dataclass(frozen=True)
 class Parameter:
-    """What trials differ in: its dotted key, a short name, its values in order, the scale they are drawn on.
+    """What trials differ in: its dotted key, a short label, its values in order, the scale for drawing them.
 
     Attributes:
-        dependents: the keys that are sampled only for some of its values.
+        dependents: keys that are sampled only for some of its values.
     """
 
     key: str
@@ -40,24 +40,25 @@ class Parameter:
 
     @property
     def is_categorical(self) -> bool:
-        """Whether its values are few enough to stand side by side."""
+        """Whether its values are few enough to be shown side by side."""
         return not self.is_numeric or len(self.values) <= MAX_COMPARED_VALUES
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """One value of a parameter against another.
+    """Two values of a parameter compared.
 
     Attributes:
-        num_pairs: pairs of finished trials that differ in nothing else; 0 where there are none, and the figures are
-            of the medians over all trials with each value.
-        gain: how much better the first is on average over the pairs, in the metric; least_gain and most_gain bound it.
-        time_ratio: its training time over the other's, geometric mean; None where it is not known.
+        better, worse: the values as text; `better` is better on average.
+        num_pairs: pairs of finished trials that differ in nothing else; 0 if there are none, and then `gain` compares
+            the medians over all trials with each value.
+        gain: mean gain over the pairs, in the metric; `least_gain` and `most_gain` are its extremes.
+        time_ratio: training time of `better` over that of `worse`, geometric mean; None if not known.
     """
 
     parameter: Parameter
-    better: Any
-    worse: Any
+    better: str
+    worse: str
     num_pairs: int
     num_better: int
     num_equal: int
@@ -81,7 +82,7 @@ class Sweep:
         """The trials whose objective is known, finished ones first, best first."""
         known = [trial for trial in self.trials if trial.objective is not None]
         sign = -1 if self.is_max else 1
-        return sorted(known, key=lambda trial: (not trial.is_done, sign * trial.objective, trial.name))
+        return sorted(known, key=lambda trial: (not trial.is_done, sign * objective_of(trial), trial.name))
 
     @property
     def best(self) -> TrialRow | None:
@@ -89,26 +90,26 @@ class Sweep:
         return self.ranked[0] if self.ranked and self.ranked[0].is_done else None
 
     def objective_text(self, value: float) -> str:
-        """A value of the metric: accuracies with three decimals, others with four figures."""
+        """Format a value of the metric: with three decimals if larger is better, else with four digits."""
         return score_text(value) if self.is_max else f"{value:.4g}"
 
     @property
     def metric_name(self) -> str:
-        """The metric as people say it."""
+        """The metric's name in words."""
         return self.metric.replace("_", " ")
 
     @cached_property
     def comparisons(self) -> list[Comparison]:
-        """Of each parameter with few values: the best one against each other."""
-        found = [_compare(self, one) for one in self.parameters if 2 <= len(one.values) <= MAX_COMPARED_VALUES]
-        return list(itertools.chain.from_iterable(found))
+        """For each parameter with few values: the best value against each other one."""
+        few = [parameter for parameter in self.parameters if 2 <= len(parameter.values) <= MAX_COMPARED_VALUES]
+        return list(itertools.chain.from_iterable(_compare(self, parameter) for parameter in few))
 
 
 def sweep_of(run: Run) -> Sweep | None:
-    """The run as a sweep; None where it is none."""
+    """Return the run as a sweep; None if it is none."""
     if not run.is_sweep:
         return None
-    trials = tuple(trial for trial in run.finetunes)
+    trials = tuple(run.finetunes)
     space = mapping(run.config.get("space"))
     keys = list(dict.fromkeys([*space, *(key for trial in trials for key in trial.point)]))
     metric = run.config.get("metric")
@@ -116,11 +117,18 @@ def sweep_of(run: Run) -> Sweep | None:
     mode = run.config.get("mode")
     parameters = [_parameter(key, _label(key, keys), trials, space) for key in keys]
     is_max = mode == "max" or (mode != "min" and not metric.endswith("loss"))
-    return Sweep(trials, tuple(one for one in parameters if len(one.values) > 1), metric, is_max)
+    return Sweep(trials, tuple(parameter for parameter in parameters if len(parameter.values) > 1), metric, is_max)
+
+
+def objective_of(trial: TrialRow) -> float:
+    """Return the objective of a trial for which it is known."""
+    if trial.objective is None:
+        raise ValueError(f"{trial.name}: its objective is not known")
+    return trial.objective
 
 
 def value_text(value: Any) -> str:
-    """A sampled value as people write it in YAML."""
+    """Format a sampled value as in YAML."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, float):
@@ -129,37 +137,37 @@ def value_text(value: Any) -> str:
 
 
 def point_text(trial: TrialRow, parameters: Sequence[Parameter]) -> str:
-    """What the sweep chose for a trial, in the order of the space."""
-    return ", ".join(
-        f"{one.label} = {value_text(trial.point[one.key])}" for one in parameters if one.key in trial.point
-    )
+    """List the values sampled for a trial, with their labels, in the order of the space."""
+    sampled = [parameter for parameter in parameters if parameter.key in trial.point]
+    return ", ".join(f"{parameter.label} = {value_text(trial.point[parameter.key])}" for parameter in sampled)
 
 
 def choice_text(trial: TrialRow, parameters: Sequence[Parameter]) -> str:
-    """The values alone that the sweep chose for a trial; numbers with their names."""
-    told = [one for one in parameters if one.key in trial.point]
-    words = [
-        f"{one.label} {value_text(trial.point[one.key])}" if one.is_numeric else value_text(trial.point[one.key])
-        for one in told
-    ]
+    """List the values sampled for a trial, only numbers with their labels; the trial's name if there are none."""
+    words = []
+    for parameter in parameters:
+        if parameter.key in trial.point:
+            value = value_text(trial.point[parameter.key])
+            words.append(f"{parameter.label} {value}" if parameter.is_numeric else value)
     return ", ".join(words) or trial.name
 
 
 def training_s(trial: TrialRow) -> float | None:
-    """Seconds spent on training a trial's model: epochs, their evaluation, and the cached outputs it used."""
-    parts = [trial.timings_s.get(key) for key in ("train", "evaluate", "prefix")]
-    return math.fsum(part for part in parts if part is not None) if parts[0] is not None else None
+    """Return the seconds spent on training a trial's model: training, evaluation, cached outputs of frozen blocks."""
+    if "train" not in trial.timings_s:
+        return None
+    return math.fsum(trial.timings_s.get(key, 0.0) for key in ("train", "evaluate", "prefix"))
 
 
 def _label(key: str, keys: Sequence[str]) -> str:
-    """The last part of the key; the whole one where another ends in the same."""
+    """Return the last part of the key; the whole key if another one ends in the same part."""
     last = key.rpartition(".")[2]
     return last if [other.rpartition(".")[2] for other in keys].count(last) == 1 else key
 
 
 def _entries(entry: Any) -> list[dict[str, Any]]:
-    """A key's entry of the space, as the list that it may be."""
-    return [mapping(one) for one in (entry if isinstance(entry, list) else [entry])]
+    """Return a key's entries of the space: one, or a list of conditional ones."""
+    return [mapping(child) for child in (entry if isinstance(entry, list) else [entry])]
 
 
 def _parameter(key: str, label: str, trials: Iterable[TrialRow], space: dict[str, Any]) -> Parameter:
@@ -169,39 +177,45 @@ def _parameter(key: str, label: str, trials: Iterable[TrialRow], space: dict[str
     if is_numeric:
         values.sort()
     is_wide = is_numeric and values[0] > 0 and values[-1] / values[0] >= WIDE_RATIO
-    is_log = is_wide or (is_numeric and values[0] > 0 and any("loguniform" in one for one in _entries(space.get(key))))
-    dependents = {other for other, entry in space.items() for one in _entries(entry) if key in mapping(one.get("when"))}
+    is_log = is_wide or (
+        is_numeric and values[0] > 0 and any("loguniform" in entry for entry in _entries(space.get(key)))
+    )
+    conditions = [(other, mapping(entry.get("when"))) for other in space for entry in _entries(space[other])]
+    dependents = {other for other, condition in conditions if key in condition}
     return Parameter(key, label, tuple(values), is_numeric, is_log, frozenset(dependents))
 
 
 def _compare(sweep: Sweep, parameter: Parameter) -> list[Comparison]:
-    key = parameter.key
-    done = [trial for trial in sweep.ranked if trial.is_done and key in trial.point]
-    by_value = {value_text(value): [] for value in parameter.values}
-    for trial in done:
-        by_value[value_text(trial.point[key])].append(trial)
-    present = {value: trials for value, trials in by_value.items() if trials}
-    if len(present) < 2:
+    """Compare the value with the best median against each other value that finished trials have."""
+    trials_of: dict[str, list[TrialRow]] = {value_text(value): [] for value in parameter.values}
+    for trial in sweep.ranked:
+        if trial.is_done and parameter.key in trial.point:
+            trials_of[value_text(trial.point[parameter.key])].append(trial)
+    medians = {value: _median(trials) for value, trials in trials_of.items() if trials}
+    if len(medians) < 2:
         return []
-    sign = 1 if sweep.is_max else -1
-    middle = {value: median(sign * trial.objective for trial in trials) for value, trials in present.items()}
-    best = max(middle, key=lambda value: middle[value])
-    return [_against(sweep, parameter, present, best, other, sign) for other in present if other != best]
+    best = (max if sweep.is_max else min)(medians, key=lambda value: medians[value])
+    return [_compare_values(sweep, parameter, trials_of, best, other) for other in medians if other != best]
 
 
-def _against(
-    sweep: Sweep, parameter: Parameter, trials_of: dict[str, list[TrialRow]], first: str, second: str, sign: int
+def _median(trials: Sequence[TrialRow]) -> float:
+    return median(objective_of(trial) for trial in trials)
+
+
+def _compare_values(
+    sweep: Sweep, parameter: Parameter, trials_of: dict[str, list[TrialRow]], first: str, second: str
 ) -> Comparison:
-    """The pair's comparison, put so that the one that is better on average comes first."""
-    others = {_rest(trial, parameter): trial for trial in trials_of[second]}
-    pairs = [(trial, others[rest]) for trial in trials_of[first] if (rest := _rest(trial, parameter)) in others]
-    gains = [sign * (one.objective - other.objective) for one, other in pairs]
-    ratios = [training_s(one) / training_s(other) for one, other in pairs if training_s(one) and training_s(other)]
+    """Compare two values; the one that is better on average becomes `better`."""
+    sign = 1 if sweep.is_max else -1
+    others = {_without(parameter, trial): trial for trial in trials_of[second]}
+    pairs = [(trial, others[rest]) for trial in trials_of[first] if (rest := _without(parameter, trial)) in others]
+    gains = [sign * (objective_of(one) - objective_of(other)) for one, other in pairs]
     if not pairs:
-        middles = [median(trial.objective for trial in trials_of[value]) for value in (first, second)]
-        gains = [sign * (middles[0] - middles[1])]
+        gains = [sign * (_median(trials_of[first]) - _median(trials_of[second]))]
     if fmean(gains) < 0:
-        return _against(sweep, parameter, trials_of, second, first, sign)
+        return _compare_values(sweep, parameter, trials_of, second, first)
+    times_s = [(training_s(one), training_s(other)) for one, other in pairs]
+    ratios = [time_s / other_s for time_s, other_s in times_s if time_s and other_s]
     return Comparison(
         parameter,
         first,
@@ -212,12 +226,12 @@ def _against(
         gain=fmean(gains),
         least_gain=min(gains),
         most_gain=max(gains),
-        time_ratio=math.exp(fmean(math.log(ratio) for ratio in ratios)) if ratios else None,
+        time_ratio=geometric_mean(ratios) if ratios else None,
     )
 
 
-def _rest(trial: TrialRow, parameter: Parameter) -> str:
-    """Everything about a trial's point but one parameter and what is sampled only because of it."""
+def _without(parameter: Parameter, trial: TrialRow) -> str:
+    """Return everything about a trial's point except one parameter and what is sampled only because of it."""
     left_out = {parameter.key, *parameter.dependents}
     others = {name: value for name, value in trial.point.items() if name not in left_out}
     return json.dumps([trial.architecture, trial.dataset, trial.sample, others], sort_keys=True)

@@ -491,7 +491,11 @@ def test_search_takes_a_path_and_shows_a_table(here, capsys):
 def test_search_explains_what_candidates_share_and_what_each_rung_did(here, capsys):
     out = run_text(capsys, "search", "--data", "pets", "--explain", "--feature-cache", "0")
     assert "resnet18 stem … layer4.1" in out and "2\u00a0candidates  100\u00a0% of the compute  → " in out
-    assert out.index("What candidates share") < out.index("block passes") < out.index("largest pretrained model would be the choice, base")
+    assert (
+        out.index("What candidates share")
+        < out.index("block passes")
+        < out.index("largest pretrained model would be the choice, base")
+    )
 
 
 def test_a_second_search_reads_what_the_first_left(here, capsys):

@@ -60,7 +60,7 @@ def test_a_sound_dataset_is_counted_and_measured(root, capsys):
     assert not (result.leaks or result.label_conflicts or result.copies or result.bad)
     assert check_failures(result) == []
     out = shown(check_table(result), capsys)
-    assert "24 of 24: 24 PNG" in out and "duplicates     none" in out
+    assert "24 of 24: 24 PNG" in out and "duplicates none" in out
     assert not any(word in out for word in ("small", "EXIF", "ImageNet", "dataset.json"))
 
 
@@ -152,7 +152,7 @@ def test_modes_formats_small_and_turned_images_are_counted(root, capsys):
     assert (result.num_rotated, result.num_small) == (3, 1)
     assert (result.width_px.min, result.height_px.max) == (63, 500)
     out = shown(check_table(result), capsys)
-    assert "1 with a side under 64 px" in out and "3; they are read upright" in out and "63 to 80 px" in out
+    assert "1 image with a side under 64 px" in out and "3 images; read upright" in out and "63 to 80 px" in out
 
 
 def test_files_named_as_images_of_imagenet_are_counted(root, capsys):
@@ -163,7 +163,7 @@ def test_files_named_as_images_of_imagenet_are_counted(root, capsys):
     result = check(root)
     assert (result.num_imagenet_train_names, result.num_imagenet_held_out_names) == (2, 1)
     assert result.overlap is None
-    assert "2 of 24 files named as ImageNet training images; 1 of 24" in shown(check_table(result), capsys)
+    assert "2 of 24 files named like ImageNet training images; 1 of 24" in shown(check_table(result), capsys)
 
 
 @pytest.mark.parametrize("by", ["record", "its name in the record", "folder"])
@@ -175,7 +175,7 @@ def test_a_dataset_that_is_known_to_overlap_says_so(root, capsys, by):
         (root / RECORD_NAME).write_text(json.dumps(record))
     result = check(root)
     assert result.overlap == "all images are ImageNet training images"
-    assert f"{result.overlap}; no file named as an image of ImageNet" in shown(check_table(result), capsys)
+    assert f"{result.overlap}; no file is named like an image of ImageNet" in shown(check_table(result), capsys)
 
 
 def test_a_folder_that_changed_since_it_was_prepared_is_noticed(root, capsys):

@@ -9,9 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from raysnap.humanize import bytes_unit, seconds_text, seconds_unit
-from raysnap.report import bar_charts, line_charts, sweep_charts, tree_charts
-from raysnap.report import dot_charts as charts
-from raysnap.report.svg import log_ticks, shorten, text_width, ticks, ticks_within
+from raysnap.report.charts import bars as bar_charts
+from raysnap.report.charts import dots as charts
+from raysnap.report.charts import lines as line_charts
+from raysnap.report.charts import sweeps as sweep_charts
+from raysnap.report.charts import trees as tree_charts
+from raysnap.report.charts.svg import log_ticks, shorten, text_width, ticks, ticks_within
 
 HOSTILE = "<script>alert('x')</script>&\"\x00\ud800 ‮]]>"
 SEGMENTS = (bar_charts.Segment("a", "first", "phase-plan"), bar_charts.Segment("b", "second", "phase-proxy"))
@@ -101,8 +104,8 @@ def threads(name: str = "one") -> str:
     words, place = sweep_charts.value_axis(name, [name, "b"])
     numbers, along = sweep_charts.numeric_axis(name, [1e-4, 1e-1], is_log=True)
     told = [
-        sweep_charts.Thread((place(name), along(1e-3)), name, 0.3),
-        sweep_charts.Thread((place("b"), None), name, 1.0, is_best=True),
+        sweep_charts.Trace((place(name), along(1e-3)), name, 0.3),
+        sweep_charts.Trace((place("b"), None), name, 1.0, is_best=True),
     ]
     return sweep_charts.parallel_coordinates([words, numbers], told, name)
 
@@ -165,8 +168,8 @@ def test_a_bound_is_a_line_across_its_bar_at_its_height_on_the_axis():
     svg = bar_charts.stacked_bars([row], SEGMENTS, "t", "time", seconds_text, seconds_unit)
     bar, bound = marks(svg)
     assert float(bound.get("x1")) == pytest.approx(float(bar.get("x")) + float(bar.get("width")) / 2, abs=0.02)
-    assert "2.00 × that" in bound.find("title").text
-    assert "bound" in texts(svg)
+    assert "took 2.00 × the lower bound" in bound.find("title").text
+    assert "lower bound" in texts(svg)
 
 
 def test_one_slow_run_does_not_make_all_bars_small():
@@ -182,8 +185,8 @@ def test_a_tree_collapses_chains_and_ends_in_every_snapshot_once():
         tree_charts.MapRow(str(n), tuple(f"{depth}:{n % 2 ** max(0, depth - 3)}" for depth in range(9)))
         for n in range(16)
     ]
-    ordered = tree_charts.tree_order(rows)
-    tree = tree_charts.branches(ordered)
+    ordered = tree_charts.sort_by_prefix(rows)
+    tree = tree_charts.collapse_tree(ordered)
     assert (tree.start, tree.end, tree.depth) == (0, 16, 4)
     leaves, waiting = [], [tree]
     while waiting:
@@ -209,7 +212,7 @@ def test_a_hundred_and_forty_names_beside_a_tree_do_not_overlap():
 
 def test_snapshots_that_are_equal_in_every_block_end_together():
     rows = [tree_charts.MapRow(name, ("a", "b")) for name in ("one", "two")]
-    tree = tree_charts.branches(rows)
+    tree = tree_charts.collapse_tree(rows)
     assert (tree.end, tree.children) == (2, ())
     svg = tree_charts.prefix_tree(rows, [tree_charts.MapColumn("x"), tree_charts.MapColumn("y")], "t")
     assert {"one", "two"} <= set(texts(svg))
@@ -267,9 +270,9 @@ def test_a_broken_line_ends_in_a_cross():
 def test_a_block_cell_is_as_tall_as_the_number_of_snapshots_that_share_it():
     svg = block_map()
     heights = {mark.find("title").text: float(mark.get("height")) for mark in marks(svg)}
-    shared = {text: height for text, height in heights.items() if "held once for" in text}
-    assert sorted(text.split("held once for ")[1] for text in shared) == ["2 snapshots", "3 snapshots"]
-    assert max(heights.values()) == shared["one (1 kB): held once for 3 snapshots"]
+    shared = {text: height for text, height in heights.items() if "stored once for" in text}
+    assert sorted(text.split("stored once for ")[1] for text in shared) == ["2 snapshots", "3 snapshots"]
+    assert max(heights.values()) == shared["one (1 kB): stored once for 3 snapshots"]
     assert {"3", "2"} <= set(texts(svg))
 
 

@@ -41,7 +41,7 @@ const paper = getComputedStyle(document.documentElement).backgroundColor;
 const found = {};
 const texts = "p, td, th, h1, h2, h3, a, li, dt, dd, .faint, svg text.tick, svg text.row";
 for (const one of document.querySelectorAll(texts)) {
-  if (one.closest(".chip, .parting-count")) continue;
+  if (one.closest(".chip, .fork-number")) continue;
   const style = getComputedStyle(one), ink = one.closest("svg") ? style.fill : style.color;
   const [a, b] = [light(ink), light(paper)];
   found[ink] = Math.min(found[ink] || 99, (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05));

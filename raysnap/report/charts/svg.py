@@ -1,4 +1,4 @@
-"""Pieces of SVG as strings: elements, escaped text, tick values. What charts.py draws with.
+"""Pieces of SVG as strings: elements, escaped text, tick values.
 
 Every piece is well-formed XML whatever the names in it hold; colours come from CSS classes of the page.
 """
@@ -11,14 +11,18 @@ import math
 from raysnap.humanize import clean
 
 FONT_PX = 12
-
-
-WIDTH = 960
-NUM_CATEGORIES = 8
+WIDTH = 960  # of a chart that fills the page, in pixels
+NUM_CATEGORIES = 8  # colours of series
 
 
 def tag(name: str, *children: str, **attributes: object) -> str:
-    """One element; attributes are escaped, children are markup. `class_` is `class`, `_` in a name is `-`."""
+    """Return one element.
+
+    Args:
+        name: the element's.
+        children: markup.
+        attributes: escaped here; `class_` is written `class`, and `_` in a name is `-`; None is left out.
+    """
     written = "".join(
         f' {key.rstrip("_").replace("_", "-")}="{html.escape(_attribute(value))}"'
         for key, value in attributes.items()
@@ -28,17 +32,17 @@ def tag(name: str, *children: str, **attributes: object) -> str:
 
 
 def label(x: float, y: float, text: str, css: str = "label", anchor: str = "start") -> str:
-    """A line of text that ends, starts or is centred at (x, y), the baseline."""
+    """Return a line of text whose baseline starts, ends or is centred at (x, y)."""
     return tag("text", escape(text), x=x, y=y, class_=css, text_anchor=anchor)
 
 
 def tooltip(text: str) -> str:
-    """The `<title>` of the element it stands in, which browsers show on hover."""
+    """Return a `<title>`, which browsers show when the pointer is over its parent element."""
     return tag("title", escape(text))
 
 
 def picture(width: float, height: float, title: str, *children: str, css: str = "chart") -> str:
-    """A whole inline `<svg>` that scales with its container and tells screen readers its title."""
+    """Return a whole inline `<svg>` that scales with its container and gives screen readers its title."""
     return tag(
         "svg",
         tooltip(title),
@@ -53,12 +57,12 @@ def picture(width: float, height: float, title: str, *children: str, css: str = 
 
 
 def escape(text: str) -> str:
-    """The text as XML character data."""
+    """Return the text as XML character data."""
     return html.escape(clean(text), quote=False)
 
 
 def shorten(text: str, max_chars: int) -> str:
-    """The text, its middle replaced by an ellipsis where it is longer than `max_chars`."""
+    """Return the text, its middle replaced by an ellipsis if it is longer than `max_chars`."""
     if len(text) <= max_chars:
         return text
     tail = (max_chars - 1) // 2
@@ -66,12 +70,12 @@ def shorten(text: str, max_chars: int) -> str:
 
 
 def text_width(text: str, font_px: float = FONT_PX) -> float:
-    """About how wide the text is in a sans-serif font, in pixels."""
+    """Estimate the width of the text in a sans-serif font, in pixels."""
     return len(text) * font_px * 0.56
 
 
 def ticks(low: float, high: float, num_ticks: int = 5) -> list[float]:
-    """Round values from at or below `low` to at or above `high`, about `num_ticks` of them."""
+    """Return about `num_ticks` round values, the first at or below `low`, the last at or above `high`."""
     if not high > low:
         high = low + 1
     raw_step = (high - low) / max(1, num_ticks - 1)
@@ -82,15 +86,17 @@ def ticks(low: float, high: float, num_ticks: int = 5) -> list[float]:
 
 
 def ticks_within(low: float, high: float, num_ticks: int = 5) -> list[float]:
-    """Those of the round values that lie between `low` and `high`."""
+    """Return the round values of `ticks` that are between `low` and `high`."""
     slack = (high - low) * 1e-9
     return [value for value in ticks(low, high, num_ticks) if low - slack <= value <= high + slack]
 
 
 def log_ticks(low: float, high: float, max_ticks: int = 10) -> list[float]:
-    """Values between `low` and `high`, both positive, for a logarithmic axis: 1, 2 and 5 of each power, or 1 alone."""
+    """Return ticks of a logarithmic axis between two positive values: 1, 2 and 5 times powers of ten, or fewer."""
+    found: list[float] = []
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    for factors in ((1, 2, 5), (1, 3), (1,)):
+    all_factors: tuple[tuple[int, ...], ...] = ((1, 2, 5), (1, 3), (1,))
+    for factors in all_factors:
         values = [float(f"{factor}e{power}") for power in powers for factor in factors]
         found = [value for value in values if low <= value <= high]
         if len(found) <= max_ticks:
@@ -105,5 +111,5 @@ def _attribute(value: object) -> str:
 
 
 def category(index: int, num_series: int) -> str:
-    """The CSS class of one of so many series; too many share one colour."""
+    """Return the CSS class of one of `num_series` series; more than there are colours share one."""
     return f"cat-{index}" if num_series <= NUM_CATEGORIES else "cat-many"

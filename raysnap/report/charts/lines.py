@@ -1,4 +1,4 @@
-"""Lines and points over an axis as SVG, from data."""
+"""Lines over epochs, and points over whole numbers."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from typing import TypeAlias
 
-from raysnap.report.svg import (
+from raysnap.report.charts.svg import (
     WIDTH,
     category,
     label,
@@ -22,10 +23,13 @@ from raysnap.report.svg import (
 
 MAX_LABELLED_SERIES = 20
 
+Place: TypeAlias = Callable[[float, float], tuple[float, float]]
+"""From a datum's (x, y) to its place in the picture, in pixels."""
+
 
 @dataclass(frozen=True)
 class Line:
-    """One line of a panel: (x, y) in order of x, its strength (0 to 1), whether it came to grief, its CSS class."""
+    """One line of a panel: (x, y) in order of x, its strength (0 to 1), whether its trial failed, its CSS class."""
 
     name: str
     points: tuple[tuple[float, float], ...]
@@ -36,7 +40,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Event:
-    """A moment of a panel: an epoch, what happened in it, its CSS class; with `y`, a ring at that height."""
+    """An event in a panel: its epoch, its name, its CSS class; with `y`, a ring at that height."""
 
     x: float
     name: str
@@ -53,7 +57,7 @@ class Series:
 
 
 def shared_range(values: Sequence[float]) -> tuple[float, float]:
-    """A round range that holds all the values, so that panels side by side share one scale."""
+    """Return a range between round numbers that contains all values, so that panels can share one scale."""
     if not values:
         return 0.0, 1.0
     marks = ticks(min(values), max(values))
@@ -69,16 +73,16 @@ def line_panel(
     chance: float | None = None,
     events: Sequence[Event] = (),
 ) -> str:
-    """One small multiple: lines over epochs on a shared scale, a dot per epoch, a cross where a line came to grief.
+    """Draw one of several panels: lines over epochs, a dot per epoch, a cross where a trial failed.
 
     Args:
         title: the panel's name.
-        note: what to know of it, under its name.
+        note: shown under the title.
         lines: drawn in order, so that the last lies on top.
         x_range: first and last epoch.
         y_range: lowest and highest value.
-        chance: the value that guessing reaches, drawn as a dashed line.
-        events: drawn as upright lines behind the lines, and rings on top.
+        chance: accuracy of guessing, drawn as a dashed line.
+        events: drawn as vertical lines behind the lines, and rings on top.
     """
     width, height, left, top, bottom = 300, 190, 36, 40, 152
     right = width - 10
@@ -100,27 +104,27 @@ def line_panel(
     if chance is not None and y_range[0] <= chance <= y_range[1]:
         y = place(x_range[0], chance)[1]
         parts.append(tag("line", x1=left, x2=right, y1=y, y2=y, class_="chance"))
-        parts.append(label(right, y - 4, "chance", "tick", "end"))
+        parts.append(label(right, y - 4, "guessing", "tick", "end"))
     parts.extend(_event_line(event, place, top, bottom) for event in events)
     parts.extend(_line(line, place) for line in lines)
-    parts.extend(_event_ring(event, place) for event in events if event.y is not None)
+    parts.extend(_event_ring(event, event.y, place) for event in events if event.y is not None)
     if not any(line.points for line in lines):
         parts.append(label((left + right) / 2, (top + bottom) / 2, "no finished epoch", "tick", "middle"))
     return picture(width, height, f"{title}: {note}", *parts, css="chart panel-chart")
 
 
-def _event_line(event: Event, place: Callable[[float, float], tuple[float, float]], top: float, bottom: float) -> str:
+def _event_line(event: Event, place: Place, top: float, bottom: float) -> str:
     x = place(event.x, 0)[0]
     hint = tooltip(f"{event.name} (epoch {event.x:g})")
     return tag("line", hint, x1=x, x2=x, y1=top - 4, y2=bottom, class_=f"mark event {event.css}")
 
 
-def _event_ring(event: Event, place: Callable[[float, float], tuple[float, float]]) -> str:
-    x, y = place(event.x, event.y)
-    return tag("circle", tooltip(f"{event.name}: {event.y:.4g}"), cx=x, cy=y, r=4.5, class_=f"mark ring {event.css}")
+def _event_ring(event: Event, height: float, place: Place) -> str:
+    x, y = place(event.x, height)
+    return tag("circle", tooltip(f"{event.name}: {height:.4g}"), cx=x, cy=y, r=4.5, class_=f"mark ring {event.css}")
 
 
-def _line(line: Line, place: Callable[[float, float], tuple[float, float]]) -> str:
+def _line(line: Line, place: Place) -> str:
     spots = [place(x, y) for x, y in line.points]
     path = " ".join(f"{x:.1f},{y:.1f}" for x, y in spots)
     parts = [tooltip(line.name)]
@@ -145,10 +149,10 @@ def point_chart(
     y_range: tuple[float, float],
     first_x_note: str = "",
 ) -> str:
-    """Points over whole numbers, a line through each series' means, its name beside its right end."""
+    """Draw points over whole numbers, with a line through each series' means and its name at the right."""
     left, top, bottom = 52, 34, 340
     named = series if len(series) <= MAX_LABELLED_SERIES else []
-    right = WIDTH - (40 + min(230, max((text_width(one.name) for one in named), default=0)) if named else 20)
+    right = WIDTH - (40 + min(230, max((text_width(points.name) for points in named), default=0)) if named else 20)
     x_span, y_span = max(1, x_range[1] - x_range[0]), (y_range[1] - y_range[0]) or 1
 
     def place(x: float, y: float) -> tuple[float, float]:
@@ -166,19 +170,19 @@ def point_chart(
     if first_x_note:
         parts.append(label(place(x_range[0], 0)[0], bottom + 33, first_x_note, "tick", "middle"))
     parts.append(label((left + right) / 2, bottom + 42, x_axis, "axis", "middle"))
-    label_ys = _spread([place(*_end_of(one))[1] for one in named], top, bottom, gap=15)
+    label_ys = _space_out([place(*_end_of(points))[1] for points in named], top, bottom, gap=15)
     dodge = min(5.0, 0.6 * (right - left - 48) / x_span / max(1, len(series)))
-    for index, one in enumerate(series):
+    for index, points in enumerate(series):
         shift = (index - (len(series) - 1) / 2) * dodge
-        parts.append(_points(one, category(index, len(series)), place, shift))
+        parts.append(_points(points, category(index, len(series)), place, shift))
         if named:
-            x, y = place(*_end_of(one))
-            parts.append(_end_name(one, category(index, len(series)), (x + shift, y), right, label_ys[index]))
+            x, y = place(*_end_of(points))
+            parts.append(_end_name(points, category(index, len(series)), (x + shift, y), right, label_ys[index]))
     return picture(WIDTH, bottom + 50, title, *parts)
 
 
-def _points(series: Series, css: str, place: Callable[[float, float], tuple[float, float]], shift: float) -> str:
-    """The series' points, moved by `shift` so that equal ones of several series stand beside each other."""
+def _points(series: Series, css: str, place: Place, shift: float) -> str:
+    """Draw a series' points, shifted sideways so that equal points of several series don't overlap."""
     parts = [tooltip(series.name)]
     means = _means(series)
     if len(means) > 1:
@@ -192,7 +196,7 @@ def _points(series: Series, css: str, place: Callable[[float, float], tuple[floa
 
 
 def _end_name(series: Series, css: str, end: tuple[float, float], right: float, y: float) -> str:
-    """The series' name beside the chart, with a thin line from its last point to it."""
+    """Draw a series' name beside the chart, with a thin line from its last point to it."""
     leader = f"{end[0] + 7:.1f},{end[1]:.1f} {right + 2:.1f},{y:.1f} {right + 12:.1f},{y:.1f}"
     return tag(
         "g",
@@ -203,7 +207,7 @@ def _end_name(series: Series, css: str, end: tuple[float, float], right: float, 
 
 
 def _means(series: Series) -> list[tuple[float, float]]:
-    """The mean y at each x, in order of x."""
+    """Return the mean y at each x, in order of x."""
     by_x = groupby(sorted((x, y) for x, y, _ in series.points), key=lambda point: point[0])
     groups = [(x, [y for _, y in group]) for x, group in by_x]
     return [(x, math.fsum(ys) / len(ys)) for x, ys in groups]
@@ -213,17 +217,17 @@ def _end_of(series: Series) -> tuple[float, float]:
     return _means(series)[-1]
 
 
-def _spread(wanted: Sequence[float], low: float, high: float, gap: float) -> list[float]:
-    """Positions near the wanted ones that keep their order and stand at least `gap` apart."""
+def _space_out(wanted: Sequence[float], low: float, high: float, gap: float) -> list[float]:
+    """Return positions near the wanted ones, in the same order, at least `gap` apart if there is room."""
     order = sorted(range(len(wanted)), key=lambda index: wanted[index])
     gap = min(gap, (high - low) / max(1, len(wanted) - 1))
-    spread = [0.0] * len(wanted)
+    placed = [0.0] * len(wanted)
     floor = low
     for index in order:
-        spread[index] = max(wanted[index], floor)
-        floor = spread[index] + gap
+        placed[index] = max(wanted[index], floor)
+        floor = placed[index] + gap
     ceiling = high
     for index in reversed(order):
-        spread[index] = min(spread[index], ceiling)
-        ceiling = spread[index] - gap
-    return spread
+        placed[index] = min(placed[index], ceiling)
+        ceiling = placed[index] - gap
+    return placed

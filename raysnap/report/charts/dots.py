@@ -1,8 +1,4 @@
-"""Charts of a report: pure functions from data to inline SVG, with axes, units, labels and tooltips.
-
-Every datum is one element of class `mark` that carries its own `<title>`. Colours are CSS classes, which
-templates/report.css gives their light, dark and print values.
-"""
+"""Dots on a logarithmic scale, and scatter plots."""
 
 from __future__ import annotations
 
@@ -10,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from raysnap.report.svg import (
+from raysnap.report.charts.svg import (
     WIDTH,
     category,
     label,
@@ -35,7 +31,7 @@ class DotRow:
 def dot_rows(
     rows: Sequence[DotRow], series: Sequence[str], title: str, axis: str, value_text: Callable[[float], str]
 ) -> str:
-    """A row per question and a dot per series on a logarithmic scale, with a line from its lowest to its highest."""
+    """Draw a row of dots per question on a logarithmic scale: a dot per series, a line over its range."""
     pitch, top = 22.0, 44.0
     left = min(400.0, max((text_width(row.name, 12) for row in rows), default=0) + 14)
     right, bottom = WIDTH - 30.0, top + pitch * len(rows)
@@ -78,7 +74,7 @@ def scatter(
     x_range: tuple[float, float],
     y_range: tuple[float, float],
 ) -> str:
-    """A dot per (x, y, tooltip)."""
+    """Draw a scatter plot with a dot per (x, y, tooltip)."""
     width, left, top, bottom = 560.0, 52.0, 30.0, 330.0
     right = width - 16
     parts = [label(0, 14, y_axis, "axis"), label((left + right) / 2, bottom + 40, x_axis, "axis", "middle")]

@@ -1,4 +1,4 @@
-"""Stacked bars as SVG, from data."""
+"""Horizontal stacked bars."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from raysnap.report.svg import WIDTH, label, picture, shorten, tag, text_width, ticks_within, tooltip
+from raysnap.report.charts.svg import WIDTH, label, picture, shorten, tag, text_width, ticks_within, tooltip
 
-MAX_OUTLIER = 1.6  # how far beyond the longest bar the axis reaches for the sake of single runs
+MAX_OUTLIER = 1.6  # how far the axis may extend beyond the longest bar to show single runs
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,14 @@ class Segment:
 
 @dataclass(frozen=True)
 class StackedBar:
-    """One bar: the value of each segment, the raw totals drawn as dots under it, a note at its end, a lower bound."""
+    """One bar.
+
+    Attributes:
+        values: of each segment, by key.
+        raw_totals: drawn as dots under the bar.
+        note: shown at its end.
+        bound: a lower bound of the total, drawn as a line across.
+    """
 
     name: str
     values: dict[str, float]
@@ -40,16 +47,16 @@ def stacked_bars(
     axis_unit: Callable[[float], tuple[str, float]],
     name_chars: int = 26,
 ) -> str:
-    """Horizontal bars whose segments add up: the total at the end, the bound as a line across, raw totals below.
+    """Draw horizontal bars whose segments add up, with the total at the end of each.
 
     Args:
         bars: from top to bottom.
         segments: from left to right; those that no bar has are left out.
-        title: what the chart shows, for those who can't see it.
-        axis: what the horizontal axis shows; its unit is added.
-        value_text: a value as text with its unit.
-        axis_unit: the unit for an axis up to a value, and what one of it is worth.
-        name_chars: how much of a bar's name is shown.
+        title: what the chart shows, for screen readers.
+        axis: label of the horizontal axis; the unit is added.
+        value_text: formats a value with its unit.
+        axis_unit: returns the unit for an axis up to a value, and the value of one unit.
+        name_chars: characters of a bar's name that are shown.
     """
     used = [segment for segment in segments if any(bar.values.get(segment.key, 0) > 0 for bar in bars)]
     top = max((max(_total(bar), bar.bound or 0.0) for bar in bars), default=0.0)
@@ -62,7 +69,7 @@ def stacked_bars(
     pitch = 50 if has_dots else 40
     bottom = 40 + pitch * len(bars)
     has_bound = any(bar.bound for bar in bars)
-    parts = [_legend(used, left, 14, dots="each run" if has_dots else "", bound="bound" if has_bound else "")]
+    parts = [_legend(used, left, 14, dots="single runs" if has_dots else "", bound="lower bound" if has_bound else "")]
     for value in ticks_within(0, (top or 1.0) / unit_worth, 6):
         x = left + value * unit_worth * per_value
         parts.append(tag("line", x1=x, x2=x, y1=34, y2=bottom, class_="grid"))
@@ -76,7 +83,12 @@ def stacked_bars(
 
 
 def _bar(
-    bar: StackedBar, segments: Sequence[Segment], y: float, left: float, per_value: float, value_text: Callable
+    bar: StackedBar,
+    segments: Sequence[Segment],
+    y: float,
+    left: float,
+    per_value: float,
+    value_text: Callable[[float], str],
 ) -> str:
     parts = []
     x = left
@@ -88,22 +100,21 @@ def _bar(
         if width > text_width(segment.name, 11) + 12:
             parts.append(label(x + 6, y + 16, segment.name, f"inside on-{segment.css}"))
         x += width
-    edge, beyond = WIDTH - 8.0, []
+    edge, outliers = WIDTH - 8.0, list[str]()
     for index, total in enumerate(bar.raw_totals, start=1):
         hint = tooltip(f"{bar.name}, run {index} of {len(bar.raw_totals)}: {value_text(total)}")
         at = left + total * per_value
         if at <= edge:
             parts.append(tag("circle", hint, cx=at, cy=y + 32, r=3, class_="mark dot"))
         else:  # one slow run must not make all the bars small
-            beyond.append(value_text(total))
+            outliers.append(value_text(total))
             parts.append(tag("path", hint, d=f"M{edge - 6:g} {y + 28:g}l6 4l-6 4z", class_="mark dot"))
-    if beyond:
-        parts.append(label(edge - 10, y + 36, ", ".join(beyond), "tick", "end"))
+    if outliers:
+        parts.append(label(edge - 10, y + 36, ", ".join(outliers), "tick", "end"))
     if bar.bound:
         at = left + bar.bound * per_value
-        hint = tooltip(
-            f"{bar.name}: at least {value_text(bar.bound)} for this work, {_total(bar) / bar.bound:.2f} × that taken"
-        )
+        ratio = f"{_total(bar) / bar.bound:.2f}"
+        hint = tooltip(f"{bar.name}: took {ratio} × the lower bound of {value_text(bar.bound)} for this work")
         parts.append(tag("line", hint, x1=at, x2=at, y1=y - 4, y2=y + 28, class_="mark bound"))
     parts.append(label(x + 8, y + 17, value_text(_total(bar)), "value"))
     if bar.note:

@@ -1,4 +1,4 @@
-"""Charts of snapshots that share blocks: the prefix tree as a dendrogram, and the map of who holds which block."""
+"""Snapshots that share blocks: the prefix tree as a dendrogram, and a map of which snapshot holds which block."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
-from raysnap.report.svg import NUM_CATEGORIES, WIDTH, category, label, picture, shorten, tag, text_width, tooltip
+from raysnap.report.charts.svg import NUM_CATEGORIES, WIDTH, category, label, picture, shorten, tag, text_width, tooltip
 
 MIN_NAMED_ROW_PX = 11
 MAX_KEYED_GROUPS = 8
@@ -16,7 +16,7 @@ MAX_KEYED_GROUPS = 8
 
 @dataclass(frozen=True)
 class MapRow:
-    """One snapshot: its name, the digest of each of its blocks, and the group whose colour it has in the tree."""
+    """One snapshot: its name, the digests of its blocks in order, and the group that gives its colour in the tree."""
 
     name: str
     digests: tuple[str, ...]
@@ -25,7 +25,7 @@ class MapRow:
 
 @dataclass(frozen=True)
 class MapColumn:
-    """A block's place: the block's name and, as text, how many bytes it has."""
+    """One block position: the block's name and its size as text."""
 
     name: str
     note: str = ""
@@ -33,7 +33,7 @@ class MapColumn:
 
 @dataclass(frozen=True)
 class Branch:
-    """A node of a collapsed tree: `rows` (first, past the last) share the blocks before `depth`, and no more."""
+    """A node of the collapsed tree: rows `start` to `end` (exclusive) share exactly the first `depth` blocks."""
 
     start: int
     end: int
@@ -41,8 +41,8 @@ class Branch:
     children: tuple[Branch, ...] = ()
 
 
-def branches(rows: Sequence[MapRow], start: int = 0, end: int | None = None, depth: int = 0) -> Branch:
-    """The tree of rows in tree order, its chains collapsed: a node stands where snapshots part, or end."""
+def collapse_tree(rows: Sequence[MapRow], start: int = 0, end: int | None = None, depth: int = 0) -> Branch:
+    """Return the tree of rows in tree order with its chains collapsed: each node is a fork or a leaf."""
     end = len(rows) if end is None else end
     num_blocks = len(rows[start].digests)
     while depth < num_blocks and len({row.digests[depth] for row in rows[start:end]}) == 1:
@@ -52,18 +52,18 @@ def branches(rows: Sequence[MapRow], start: int = 0, end: int | None = None, dep
     children, first = [], start
     for _, same in groupby(rows[start:end], key=lambda row: row.digests[depth]):
         past = first + len(list(same))
-        children.append(branches(rows, first, past, depth))
+        children.append(collapse_tree(rows, first, past, depth))
         first = past
     return Branch(start, end, depth, tuple(children))
 
 
 def prefix_tree(rows: Sequence[MapRow], columns: Sequence[MapColumn], title: str) -> str:
-    """Snapshots as leaves of the tree of the blocks they share, from the stem on the left to the heads on the right.
+    """Draw the tree of shared blocks, from the stem on the left to the snapshots on the right.
 
-    Snapshots run along one line up to the block where they part; a dot there says how many go on from it. Chains of
-    blocks without a parting are one line, which names its blocks when pointed at.
+    Snapshots that share blocks follow one line, which forks at the first block that differs; the number at a fork
+    counts the snapshots beyond it. A chain of blocks without a fork is one line, whose tooltip names its blocks.
     """
-    rows = tree_order(rows)
+    rows = sort_by_prefix(rows)
     groups = list(dict.fromkeys(row.group for row in rows if row.group))
     keyed = groups if len(groups) <= MAX_KEYED_GROUPS else []
     css_of = {group: category(index, len(groups)) for index, group in enumerate(groups)}
@@ -73,7 +73,7 @@ def prefix_tree(rows: Sequence[MapRow], columns: Sequence[MapColumn], title: str
     step = (right - left) / max(1, len(columns))
     bottom = top + len(rows) * pitch
     parts = [_group_key(keyed, css_of), _depth_axis(columns, left, step, top, bottom)]
-    tree = branches(rows)
+    tree = collapse_tree(rows)
     _draw_branch(tree, 0, rows, columns, (left, top, step, pitch), css_of, parts)
     for index, row in enumerate(rows):
         y = top + (index + 0.5) * pitch
@@ -92,7 +92,7 @@ def _draw_branch(
     css_of: dict[str, str],
     parts: list[str],
 ) -> float:
-    """Draws the line that leads to the node, and all below it; the node's height on the page comes back."""
+    """Append the line that leads to a node and everything beyond it to `parts`; return the node's y."""
     left, top, step, pitch = frame
     heights = [_draw_branch(child, branch.depth, rows, columns, frame, css_of, parts) for child in branch.children]
     y = (heights[0] + heights[-1]) / 2 if heights else top + ((branch.start + branch.end) / 2) * pitch
@@ -100,13 +100,20 @@ def _draw_branch(
     names = [column.name for column in columns[from_depth : branch.depth]]
     blocks = names[0] if len(names) == 1 else f"{names[0]} … {names[-1]}, {len(names)} blocks" if names else "no block"
     num_below = branch.end - branch.start
-    whose = f"shared by {num_below} snapshots" if num_below > 1 else f"only in {rows[branch.start].name}"
+    holders = f"shared by {num_below} snapshots" if num_below > 1 else f"only in {rows[branch.start].name}"
     group = rows[branch.start].group if num_below == 1 else ""
     css = f"branch {css_of.get(group, '')}" if num_below == 1 else "branch trunk"
     width = 1.6 + 5.4 * math.sqrt((num_below - 1) / max(1, len(rows) - 1)) if num_below > 1 else 1.6
     parts.append(
         tag(
-            "line", tooltip(f"{blocks}: {whose}"), x1=x_from, x2=x, y1=y, y2=y, stroke_width=width, class_=f"mark {css}"
+            "line",
+            tooltip(f"{blocks}: {holders}"),
+            x1=x_from,
+            x2=x,
+            y1=y,
+            y2=y,
+            stroke_width=width,
+            class_=f"mark {css}",
         )
     )
     if not branch.children:
@@ -123,15 +130,16 @@ def _draw_branch(
             )
         return y
     parts.append(tag("line", x1=x, x2=x, y1=heights[0], y2=heights[-1], class_="fork"))
-    hint = tooltip(f"{num_below} snapshots part after {columns[branch.depth - 1].name if branch.depth else 'nothing'}")
+    after = f"after {columns[branch.depth - 1].name}" if branch.depth else "from the first block on"
+    hint = tooltip(f"{num_below} snapshots differ {after}")
     radius = 7.0 if num_below < 10 else 9.0 if num_below < 100 else 11.0
-    parts.append(tag("circle", hint, cx=x, cy=y, r=radius, class_="mark parting"))
-    parts.append(label(x, y + 3.5, str(num_below), "parting-count", "middle"))
+    parts.append(tag("circle", hint, cx=x, cy=y, r=radius, class_="mark fork-count"))
+    parts.append(label(x, y + 3.5, str(num_below), "fork-number", "middle"))
     return y
 
 
 def _depth_axis(columns: Sequence[MapColumn], left: float, step: float, top: float, bottom: float) -> str:
-    """The blocks' names along the top, every n-th one where all would not fit, with a faint line under each."""
+    """Draw the blocks' names along the top, every n-th if they don't all fit, with a faint line under each."""
     longest = max((text_width(one.name, 11) for one in columns), default=0) + 8
     every = max(1, math.ceil(longest / step))
     parts = []
@@ -152,12 +160,12 @@ def _group_key(groups: Sequence[str], css_of: dict[str, str]) -> str:
 
 
 def block_map(rows: Sequence[MapRow], columns: Sequence[MapColumn], title: str) -> str:
-    """Snapshots by blocks: equal blocks above each other are one cell, pale where several snapshots hold it.
+    """Draw a map of snapshots (rows) and blocks (columns); equal blocks in adjacent rows are one cell.
 
-    The rows are put in the order of the prefix tree, so that a cell is as tall as the number of snapshots that
-    share the block with everything before it.
+    Rows are in the order of the prefix tree, so that a cell's height is the number of snapshots that share the block
+    and everything before it. Cells of blocks that several snapshots hold are pale.
     """
-    rows = tree_order(rows)
+    rows = sort_by_prefix(rows)
     holders = Counter(digest for row in rows for digest in set(row.digests))
     height = max(3.0, min(20.0, 900 / max(1, len(rows))))
     has_names = height >= MIN_NAMED_ROW_PX
@@ -186,9 +194,9 @@ def _cell(
 ) -> str:
     x, y, width, height = box
     size = f" ({column.note})" if column.note else ""
-    whose = f"only in {owner}" if owner else f"held once for {num_holders} snapshots"
+    holders = f"only in {owner}" if owner else f"stored once for {num_holders} snapshots"
     css = "mark own" if tone is None else f"mark shared tone-{tone}"
-    hint = tooltip(f"{column.name}{size}: {whose}")
+    hint = tooltip(f"{column.name}{size}: {holders}")
     height = max(height, 1.0)
     rect = tag("rect", hint, x=x, y=y, width=width, height=height, rx=min(3.0, height / 3), class_=css)
     fits = tone is not None and height >= 15 and width > text_width(str(num_holders), 11) + 4
@@ -197,7 +205,7 @@ def _cell(
 
 
 def _column_names(columns: Sequence[MapColumn], left: float, pitch: float) -> str:
-    """The names and notes above the columns, every n-th one where all would not fit."""
+    """Draw the names and notes above the columns, every n-th if they don't all fit."""
     longest = max((max(text_width(one.name, 11), text_width(one.note, 10.5)) for one in columns), default=0) + 6
     step = max(1, math.ceil(longest / pitch))
     parts = []
@@ -210,13 +218,13 @@ def _column_names(columns: Sequence[MapColumn], left: float, pitch: float) -> st
     return tag("g", *parts)
 
 
-def tree_order(rows: Sequence[MapRow]) -> list[MapRow]:
-    """The rows with equal prefixes beside each other, those that go along with the most others first."""
+def sort_by_prefix(rows: Sequence[MapRow]) -> list[MapRow]:
+    """Return the rows with equal prefixes next to each other, the largest groups first."""
     num_with: Counter[tuple[str, ...]] = Counter()
     for row in rows:
         num_with.update(row.digests[:length] for length in range(1, len(row.digests) + 1))
 
-    def key(row: MapRow) -> tuple:
+    def key(row: MapRow) -> tuple[tuple[int, str], ...]:
         prefixes = (row.digests[:length] for length in range(1, len(row.digests) + 1))
         return tuple((-num_with[prefix], prefix[-1]) for prefix in prefixes)
 

@@ -1,0 +1,108 @@
+"""What a report shows of rankings: which snapshot to start from, and whether the proxy predicts fine-tuned accuracy."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from markupsafe import Markup
+
+from raysnap.config.choices import Role
+from raysnap.report.charts.dots import scatter
+from raysnap.report.charts.lines import shared_range
+from raysnap.report.tables import Chip, Column, DataTable, Row, without_empty
+from raysnap.runs.proxy_validation import ProxyValidation, validate_proxy
+from raysnap.runs.questions import Question, short_dataset
+from raysnap.runs.run import Run
+from raysnap.runs.search_rows import RankingRow
+from raysnap.runs.store_contents import StoreContents
+
+MAX_RANKED_SHOWN = 12
+
+
+def ranking_section(run: Run, contents: StoreContents) -> list[dict[str, Any]]:
+    """Return each distinct ranking once, with all questions that it answers.
+
+    Questions that differ only in what changes no ranking, such as the state of the cache, share one.
+    """
+    by_answer: dict[tuple[Any, ...], list[Question]] = {}
+    for question in run.questions:
+        methods = sorted(question.methods, key=lambda runs: runs.method)
+        answers = tuple((runs.method, runs.median_run.ranking) for runs in methods)
+        by_answer.setdefault((question.dataset, question.proxy, answers), []).append(question)
+    return [_ranking(number, alike, run, contents) for number, alike in enumerate(by_answer.values(), start=1)]
+
+
+def _ranking(number: int, alike: list[Question], run: Run, contents: StoreContents) -> dict[str, Any]:
+    question = alike[0]
+    validation = validate_proxy(question, run, contents)
+    return {
+        "titles": [same.title for same in alike],
+        "proxy": question.proxy,
+        "reference": question.reference.method,
+        "num_others": len(question.methods) - 1,
+        "table": _ranking_table(number, question, run),
+        "static_baseline": question.reference.median_run.static_baseline,
+        "is_tied": any(ranked.is_tied for ranked in question.reference.median_run.ranking[1:]),
+        "validation": validation,
+        "validation_chart": Markup(_validation_chart(question, validation)) if validation else None,
+    }
+
+
+def _ranking_table(number: int, question: Question, run: Run) -> DataTable:
+    ranking = sorted(question.reference.median_run.ranking, key=lambda ranked: ranked.rank)
+    others = [runs for runs in question.methods if runs is not question.reference]
+    ranks = {runs.method: {ranked.snapshot: ranked.rank for ranked in runs.median_run.ranking} for runs in others}
+    scores = [ranked.score for ranked in ranking if ranked.score is not None]
+    low = min([0.0, *scores])
+    span = max([1.0 if low == 0 else 0.0, *scores]) - low
+    has_ties = any(ranked.is_tied for ranked in ranking[1:])
+    rows = []
+    for ranked in ranking:
+        share = 0.0 if ranked.score is None or not span else (ranked.score - low) / span
+        rows.append(_ranking_row(ranked, run, share, has_ties, ranks))
+    columns = [
+        Column("rank", "rank", "count"),
+        Column("score", f"{question.proxy} score", "score"),
+        Column("name", "snapshot", "name"),
+        Column("dataset", "fine-tuned on", "name"),
+        Column("retrain_index", "retrained", "count", "retrain index r: number of blocks retrained below the head"),
+        *(Column(f"rank_{method}", method, "count", f"rank by {method}") for method in ranks),
+        Column("snapshot", "id", is_on_page=False),
+    ]
+    return DataTable(
+        f"ranking_{number:02d}",
+        f"Candidates for {question.title}, ranked by {question.reference.method} with {question.proxy}",
+        without_empty(columns, rows),
+        tuple(rows),
+        num_shown=MAX_RANKED_SHOWN,
+    )
+
+
+def _ranking_row(ranked: RankingRow, run: Run, share: float, has_ties: bool, ranks: dict[str, dict[str, int]]) -> Row:
+    trial = run.trial_of.get(ranked.snapshot)
+    values = {
+        "rank": ranked.rank,
+        "score": ranked.score,
+        "name": ranked.name,
+        "dataset": short_dataset(trial.dataset) if trial and trial.dataset else None,
+        "retrain_index": trial.retrain_index if trial else None,
+        "snapshot": ranked.snapshot,
+    }
+    chips: dict[str, tuple[Chip, ...]] = {"name": (("tied", ""),)} if ranked.is_tied and has_ties else {}
+    if trial and trial.role == Role.BASE:
+        chips["dataset"] = (("base", ""),)
+    other_ranks = {f"rank_{method}": rank_of.get(ranked.snapshot) for method, rank_of in ranks.items()}
+    return Row(values | other_ranks, chips, {"score": share}, css="first" if ranked.rank == 1 else "")
+
+
+def _validation_chart(question: Question, validation: ProxyValidation) -> str:
+    points = validation.points
+    hints = [(x, y, f"{name}: {question.proxy} {x:.3f}, fine-tuned {y:.3f}") for name, x, y in points]
+    return scatter(
+        hints,
+        f"{question.proxy} score against fine-tuned accuracy on {question.title}",
+        f"{question.proxy} score",
+        f"{validation.metric} after fine-tuning",
+        shared_range([x for _, x, _ in points]),
+        shared_range([y for _, _, y in points]),
+    )

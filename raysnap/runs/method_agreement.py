@@ -1,0 +1,39 @@
+"""How far two search methods agree on one question: their rankings, their scores, their winners."""
+
+from __future__ import annotations
+
+from raysnap.runs.questions import Question
+from raysnap.runs.search_rows import RankingRow
+
+
+def best_of(question: Question) -> RankingRow | None:
+    """Return the snapshot that the reference method ranks first; None if it ranked nothing."""
+    return min(question.reference.median_run.ranking, key=lambda ranked: ranked.rank, default=None)
+
+
+def ranks_alike(question: Question, first: str, second: str) -> bool | None:
+    """Return whether two methods rank all candidates alike; None if one of them did not run."""
+    one, other = question.method(first), question.method(second)
+    if one is None or other is None:
+        return None
+    rankings = [[ranked.snapshot for ranked in runs.median_run.ranking] for runs in (one, other)]
+    return rankings[0] == rankings[1]
+
+
+def largest_difference(question: Question, first: str, second: str) -> float | None:
+    """Return the largest difference between the scores of two methods for one candidate; None if not comparable."""
+    one, other = question.method(first), question.method(second)
+    if one is None or other is None:
+        return None
+    scores, others = one.median_run.scores, other.median_run.scores
+    return max((abs(scores[key] - others[key]) for key in scores.keys() & others.keys()), default=None)
+
+
+def regret(question: Question, method: str) -> float | None:
+    """Return how much lower the reference method scores this method's winner than its own; None if unknown."""
+    scores = question.reference.median_run.scores
+    runs = question.method(method)
+    if runs is None or not scores or not runs.median_run.ranking:
+        return None
+    score = scores.get(min(runs.median_run.ranking, key=lambda ranked: ranked.rank).snapshot)
+    return None if score is None else max(scores.values()) - score
