@@ -37,10 +37,10 @@ def quickstart(
     ),
     as_json: AsJson = False,
 ) -> int:
-    """Try everything on built-in data, offline, in about two minutes.
+    """Try everything on built-in data, offline.
 
-    Trains a base model, fine-tunes it on several datasets, stores the snapshots, times the search methods and writes a
-    report. Run it again in the same folder to continue; finished work is not repeated.
+    Takes about two minutes: trains a base model, fine-tunes it on several datasets, stores the snapshots, times the
+    search methods and writes a report. Run it again in the same folder to continue; finished work is not repeated.
     """
     from raysnap.config.load import find_config, load_config
     from raysnap.config.quickstart import QuickstartConfig

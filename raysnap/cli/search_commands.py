@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from raysnap.search import SearchResult
 
 FEATURE_CACHE_BYTES = 2**30
-DEFAULT_CONFIDENCE = 0.95
+DEFAULT_CONFIDENCE = 0.95  # that of SearchOptions, which is imported late to keep `--help` fast
 
 
 def search(
