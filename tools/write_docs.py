@@ -1,4 +1,4 @@
-"""Write the parts of docs/ that follow from the code: the list of files, the options of commands, the keys of job files.
+"""Write the parts of docs/ that follow from the code: lists of files, of commands' options and of configuration keys.
 
 `python tools/write_docs.py` rewrites these parts in place; with `--check` it changes nothing, names the pages that are
 out of date and ends with exit code 1 if there are any. A part is what is between two marks in a page,
@@ -42,7 +42,8 @@ def main(arguments: list[str] | None = None) -> int:
             if not is_check:
                 path.write_text(after, encoding="utf-8")
     for page in outdated:
-        print(f"write_docs: {page} {'is out of date; run python tools/write_docs.py' if is_check else 'rewritten'}")
+        outcome = "is out of date; run python tools/write_docs.py" if is_check else "rewritten"
+        sys.stdout.write(f"write_docs: {page} {outcome}\n")
     return 1 if outdated and is_check else 0
 
 
