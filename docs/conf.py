@@ -40,13 +40,16 @@ def public_names() -> str:
     entries = []
     for name in raysnap.__all__:
         member = getattr(raysnap, name)
-        if not inspect.isclass(member):
-            directive = ["autofunction"] if callable(member) else ["autodata"]
-        elif hasattr(member, "model_fields"):
-            directive = ["autoclass", "   :no-index-entry:"]  # its keys are in configuration.md
+        if hasattr(member, "model_fields"):  # a pydantic model, whose signature nobody can read
+            kind = name.removesuffix("Config").lower()
+            purpose = (inspect.getdoc(member) or "").splitlines()[0]
+            keys = f"[Its keys](configuration.md#kind-{kind}) are those of a job file."
+            entries.append(f"```{{py:class}} raysnap.{name}\n{purpose} {keys}\n```")
+        elif inspect.isclass(member):
+            entries.append(f"```{{eval-rst}}\n.. autoclass:: raysnap.{name}\n   :members:\n```")
         else:
-            directive = ["autoclass", "   :members:"]
-        entries.append(f"```{{eval-rst}}\n.. {directive[0]}:: raysnap.{name}\n" + "\n".join(directive[1:]) + "\n```")
+            directive = "autofunction" if callable(member) else "autodata"
+            entries.append(f"```{{eval-rst}}\n.. {directive}:: raysnap.{name}\n```")
     return "\n\n".join(entries)
 
 
