@@ -1,24 +1,23 @@
 """What all tests share: a quiet, private Ray, started once and only where a test asks for it, and who runs what.
 
-scripts/test spreads the files over processes: all that take the Ray go to one of them, all that take the quickstart to
-another.
+scripts/test spreads the tests over processes: all that take the Ray go to one of them, all that take the quickstart to
+another, and of each other file all go to one.
 """
 
 import atexit
 import os
-import re
 import shutil
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
-from typing import Any
 
 import hypothesis
 import pytest
+
+pytest.register_assert_rewrite("tests.support")
 
 # Before anything imports ray, and for the processes that tests start: no token in the home folder, no reports.
 os.environ["RAY_AUTH_MODE"] = "disabled"
@@ -38,57 +37,60 @@ hypothesis.settings.load_profile("raysnap")
 
 OBJECT_STORE_BYTES = 200_000_000
 MAX_PROCESSES = 3  # Ray's and the quickstart's wait for half of their time
-SHARED = ("ray_local", "quickstart")
-TAKES_SHARED = re.compile(rf"(?:def \w+|usefixtures)\([^)]*\b({'|'.join(SHARED)})\b")
+SHARED = ("ray_local", "quickstart")  # fixtures that take so long to make that one process takes all who need them
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """As many test processes as there are files to test, up to a few; 0 is none beside this one."""
+    """Return as many test processes as there are files to test, up to a few; 0 is none beside this one."""
     files = {argument.split("::")[0] for argument in config.args}
     num_files = len(files) if all(file.endswith(".py") for file in files) else MAX_PROCESSES
     return min(num_files, MAX_PROCESSES) if num_files > 1 else 0
 
 
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Gives a process one file after the other, in their order; those that share what takes long are as one file."""
-    from xdist.scheduler import LoadFileScheduling
-
-    class Scheduling(LoadFileScheduling):
-        def _split_scope(self, nodeid: str) -> str:
-            file = super()._split_scope(nodeid)
-            return shared_by(config.rootpath / file) or file
-
-    config.option.loadscopereorder = False
-    return Scheduling(config, log)
-
-
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Where several processes test: begins with the files that share something, which together take longest."""
+    """Mark each test with its group for `--dist loadgroup`; the groups that take longest begin first.
+
+    A group is what one process runs: all tests of a shared fixture, else a file, whose fixtures are made once.
+    """
+    for item in items:
+        if item.get_closest_marker("xdist_group") is None:
+            fixtures = getattr(item, "fixturenames", ())
+            shared = next((name for name in SHARED if name in fixtures), None)
+            item.add_marker(pytest.mark.xdist_group(shared or item.nodeid.split("::")[0]))
     if hasattr(config, "workerinput"):
         import torch
 
         torch.set_num_threads(1)  # each process would have one per core
-        items.sort(key=lambda item: (*SHARED, None).index(shared_by(item.path)))
+        slow = {group_of(item) for item in items if item.get_closest_marker("slow")}
+        items.sort(key=lambda item: ((*SHARED, group_of(item)).index(group_of(item)), group_of(item) not in slow))
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Of several processes, those that others wait for go first."""
-    if hasattr(item.config, "workerinput") and shared_by(item.path) is None and os.nice(0) == 0:
+    """Of several processes, let those go first that the run waits for."""
+    if hasattr(item.config, "workerinput") and group_of(item) not in SHARED and os.nice(0) == 0:
         os.nice(5)
 
 
-@cache
-def shared_by(path: Path) -> str | None:
-    """Which of the fixtures that a test process makes once a test or fixture of the file takes."""
-    found = TAKES_SHARED.search(path.read_text(encoding="utf-8"))
-    return found[1] if found else None
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Take the group off the name of a test, where xdist appends it: what is shown can be run."""
+    name, mark, group = report.nodeid.rpartition("@")
+    if mark and "]" not in group:
+        report.nodeid = name
+
+
+def group_of(item: pytest.Item) -> str:
+    """Return the name of what one process runs as a whole, this test in it."""
+    mark = item.get_closest_marker("xdist_group")
+    assert mark is not None
+    return mark.args[0]
 
 
 @pytest.fixture(scope="session")
 def ray_local() -> Iterator[None]:
-    """The one Ray of this test run, with 2 CPUs on this machine; starting it takes about 10 s."""
+    """Start the one Ray of this test run, with 2 CPUs on this machine; it takes about 10 s."""
     import ray
 
     ray.init(
@@ -112,7 +114,7 @@ class Quickstart:
     verb: str = "quickstart"
 
     def run(self) -> subprocess.CompletedProcess:
-        """The same command again, in the same folder."""
+        """Run the same command again, in the same folder."""
         return _run_quickstart(self.directory)
 
 
@@ -123,6 +125,6 @@ def _run_quickstart(directory: Path) -> subprocess.CompletedProcess:
 
 @pytest.fixture(scope="session")
 def quickstart(tmp_path_factory: pytest.TempPathFactory) -> Quickstart:
-    """One finished quickstart for the whole test run; it takes about two minutes on two cores."""
+    """Return the one quickstart of this test run, finished; it takes about two minutes on two cores."""
     directory = tmp_path_factory.mktemp("quickstart") / "quickstart"
     return Quickstart(directory, _run_quickstart(directory))

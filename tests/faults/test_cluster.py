@@ -164,6 +164,7 @@ def head(checkpoint_dir: Path) -> dict[str, torch.Tensor]:
     return decode(memoryview(bytearray(path.read_bytes())), path.name)
 
 
+@pytest.mark.xdist_group("ray_local")  # nodes of its own, beside which no other Ray may run
 def test_trials_spread_over_two_nodes_and_outlive_the_death_of_one(tmp_path):
     script = SUPPORT / "fault_cluster.py"
     command = [sys.executable, str(script), str(tmp_path)]
