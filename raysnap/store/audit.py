@@ -1,29 +1,49 @@
-"""What is damaged in a store: every manifest, ref and block read whole, and files that belong nowhere."""
+"""Find what is damaged in a store: every manifest, ref and block is read whole, and stray files are listed."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from raysnap.errors import SnapshotNotFound, StoreDamaged, WeightsError
 from raysnap.store.catalog import is_manifest_name, manifest_path, read_manifest, resolve, snapshot_ids
 from raysnap.store.files import Files, entries_in, names_in
 from raysnap.store.manifest import is_digest, is_ref_name
 
-Fault = dict[str, str]
+class DamagedBlock(TypedDict):
+    """A damaged block: its digest, the ids of the snapshots that need it, and what is wrong."""
+
+    block: str
+    snapshots: list[str]
+    reason: str
 
 
-def verify(files: Files) -> dict[str, Any]:
-    """What is damaged, with the store left as it is.
+class DamagedFile(TypedDict):
+    """A damaged manifest or ref, or a stray file: its path inside the store, and what is wrong."""
 
-    Returns:
-        `ok`; `damaged`, a list of {block, snapshots, reason}; `damaged_files`, a list of {file, reason} of manifests,
-        refs and strays; `num_snapshots`, `num_blocks`, `checked_bytes`.
-    """
+    file: str
+    reason: str
+
+
+class Verification(TypedDict):
+    """What `verify` found; the keys are those of `raysnap store verify --json`."""
+
+    ok: bool
+    damaged: list[DamagedBlock]
+    damaged_files: list[DamagedFile]
+    num_snapshots: int
+    num_blocks: int
+    checked_bytes: int
+
+
+def verify(files: Files) -> Verification:
+    """Read every byte of the store and return what is damaged, changing nothing."""
     holders, damaged_files, num_snapshots = _check_manifests(files)
     on_disk = {entry.name for entry in files.objects()}
-    damaged, checked_bytes = [], 0
+    damaged: list[DamagedBlock] = []
+    checked_bytes = 0
     for digest in sorted(on_disk | holders.keys()):
         num_bytes, fault = _examine_block(files, digest, holders.get(digest, []))
         checked_bytes += num_bytes
@@ -39,10 +59,10 @@ def verify(files: Files) -> dict[str, Any]:
     }
 
 
-def _check_manifests(files: Files) -> tuple[dict[str, list[str]], list[Fault], int]:
-    """The snapshots that hold each block, the manifests that can't be read, the number of all."""
+def _check_manifests(files: Files) -> tuple[dict[str, list[str]], list[DamagedFile], int]:
+    """Return the snapshots that contain each block, the manifests that can't be read, and the number of all."""
     holders: dict[str, list[str]] = {}
-    faults: list[Fault] = []
+    faults: list[DamagedFile] = []
     snapshots = sorted(snapshot_ids(files))
     for snapshot in snapshots:
         path = manifest_path(files, snapshot)
@@ -58,17 +78,17 @@ def _check_manifests(files: Files) -> tuple[dict[str, list[str]], list[Fault], i
     return holders, faults, len(snapshots)
 
 
-def _examine_block(files: Files, digest: str, holders: list[str]) -> tuple[int, dict[str, Any] | None]:
-    """The bytes that were read of the block, and what is wrong with it.
+def _examine_block(files: Files, digest: str, holders: list[str]) -> tuple[int, DamagedBlock | None]:
+    """Return how many bytes of the block were read, and what is wrong with it.
 
-    Looked at twice: what others removed, collected or put again while this ran is not damage.
+    A fault counts if it is found twice: what others removed, collected or rewrote while this ran is not damage.
     """
-    fault = None
+    fault: DamagedBlock | None = None
     for _ in range(2):
         try:
             return _check_block(files, digest), None
         except StoreDamaged as error:
-            snapshots = [one for one in holders if manifest_path(files, one).exists()]
+            snapshots = [snapshot for snapshot in holders if manifest_path(files, snapshot).exists()]
             if not snapshots and not files.object_path(digest).exists():
                 return 0, None
             fault = {"block": digest, "snapshots": snapshots, "reason": str(error)}
@@ -76,27 +96,28 @@ def _examine_block(files: Files, digest: str, holders: list[str]) -> tuple[int, 
 
 
 def _check_block(files: Files, digest: str) -> int:
-    """The length of the block's file, when its bytes are sound."""
-    from raysnap.models import tensor_bytes as objects  # torch comes with it, which an empty store does without
+    """Read the block's file, verify it and return its length."""
+    from raysnap.models.tensor_bytes import parse_header  # imports torch, which checking an empty store can spare
 
     buffer = files.read_object(digest)
     try:
-        objects.parse_header(buffer, f"block {digest}")
+        parse_header(buffer, f"block {digest}")
     except WeightsError as error:
         raise StoreDamaged(str(error)) from None
     return len(buffer)
 
 
-def _check_refs(files: Files) -> list[Fault]:
-    faults = []
+def _check_refs(files: Files) -> list[DamagedFile]:
+    faults: list[DamagedFile] = []
     for name in sorted(filter(is_ref_name, names_in(files.refs_dir))):
         reason = _examine_ref(files, name)
-        faults += [{"file": f"refs/{name}", "reason": reason}] if reason else []
+        if reason:
+            faults.append({"file": f"refs/{name}", "reason": reason})
     return faults
 
 
 def _examine_ref(files: Files, name: str) -> str | None:
-    """What is wrong with the name; looked at twice, because others may move it or take it away while this runs."""
+    """Return what is wrong with the name; checked twice, as others may move or remove it while this runs."""
     reason = None
     for _ in range(2):
         try:
@@ -110,16 +131,16 @@ def _examine_ref(files: Files, name: str) -> str | None:
     return reason
 
 
-def _find_strays(files: Files) -> list[Fault]:
-    """Files where only blocks, manifests and refs belong, and that are none of them."""
+def _find_strays(files: Files) -> list[DamagedFile]:
+    """Return the files in the folders of blocks, manifests and refs that are none of these."""
 
-    def strays(folder: Path, belongs: re.Pattern | Any) -> list[Path]:
+    def strays(folder: Path, belongs: Callable[[str], object]) -> list[Path]:
         return [folder / name for name in names_in(folder) if not belongs(name)]
 
     found = strays(files.snapshots_dir, is_manifest_name) + strays(files.refs_dir, is_ref_name)
     found += strays(files.objects_dir, re.compile("[0-9a-f]{2}").fullmatch)
     for shard in (Path(entry.path) for entry in entries_in(files.objects_dir)):
         if shard.is_dir():
-            found += strays(shard, lambda name, prefix=shard.name: is_digest(name) and name.startswith(prefix))
+            found += [shard / name for name in names_in(shard) if not (is_digest(name) and name.startswith(shard.name))]
     reason = "does not belong here; remove it"
     return [{"file": str(path.relative_to(files.root)), "reason": reason} for path in sorted(found)]

@@ -26,32 +26,32 @@ ABSENT = ""
 
 
 def is_manifest_name(name: str) -> bool:
-    """Whether a file in `snapshots` is called as a manifest is: its id and `.json`."""
+    """Return whether a file in `snapshots` has the name of a manifest: an id and `.json`."""
     return name.endswith(".json") and is_digest(name.removesuffix(".json"))
 
 
 def manifest_path(files: Files, snapshot: str) -> Path:
-    """Where the manifest of this id lies; the id is checked before it becomes a path."""
+    """Return the path of the manifest with this id, which is checked before it becomes a path."""
     return files.snapshots_dir / f"{check_digest(snapshot, 'snapshot id')}.json"
 
 
 def snapshot_ids(files: Files) -> list[str]:
-    """The ids of all snapshots, in no order."""
+    """Return the ids of all snapshots, in no particular order."""
     return [name.removesuffix(".json") for name in names_in(files.snapshots_dir) if is_manifest_name(name)]
 
 
 def read_manifest(path: Path) -> Manifest:
-    """The manifest in a file named by its id.
+    """Read the manifest in a file named by its id.
 
     Raises:
         FileNotFoundError: there is no such manifest.
-        StoreDamaged: it can't be read, is too large or not the manifest of that id.
+        StoreDamaged: it can't be read, is too large or not the manifest with that id.
     """
     return parse_manifest(read_manifest_bytes(path), str(path), expected_id=path.stem)
 
 
 def read_manifest_bytes(path: Path) -> bytes:
-    """The bytes of a manifest's file, not yet checked.
+    """Read the bytes of a manifest's file without checking them.
 
     Raises:
         FileNotFoundError: there is no such manifest.
@@ -64,11 +64,11 @@ def read_manifest_bytes(path: Path) -> bytes:
 
 
 def read_ref(path: Path) -> str:
-    """The snapshot id in a ref's file.
+    """Read the snapshot id in a ref's file.
 
     Raises:
         FileNotFoundError: there is no such ref.
-        StoreDamaged: the file holds something else than an id.
+        StoreDamaged: the file holds something other than an id.
     """
     raw = _read(path, REF_BYTES)
     text = raw.decode("ascii", errors="replace")
@@ -87,7 +87,7 @@ def _read(path: Path, max_bytes: int) -> bytes:
 
 
 def snapshots_with(files: Files, digests: Iterable[str]) -> dict[str, list[str]]:
-    """For each digest the ids of the snapshots that hold this block, sorted."""
+    """Return, for each digest, the sorted ids of the snapshots that contain this block."""
     holders: dict[str, list[str]] = {digest: [] for digest in digests}
     for snapshot in sorted(snapshot_ids(files)):
         with suppress(FileNotFoundError, StoreDamaged):
@@ -98,45 +98,48 @@ def snapshots_with(files: Files, digests: Iterable[str]) -> dict[str, list[str]]
 
 
 def resolve(files: Files, name_or_id: str) -> str:
-    """The full id of the snapshot that goes by this name, id or beginning of an id.
+    """Return the full id of the snapshot with this name, id or prefix of an id (6 characters or more).
 
     Raises:
         SnapshotNotFound: there is none, or more than one.
-        StoreDamaged: the name's ref is damaged or its snapshot is gone.
+        StoreDamaged: the name's ref is damaged or its snapshot is missing.
     """
     if is_ref_name(name_or_id):
         path = files.refs_dir / name_or_id
         with suppress(FileNotFoundError):
             snapshot = read_ref(path)
             if not manifest_path(files, snapshot).exists():
-                raise StoreDamaged(f"{path}: names snapshot {snapshot}, which is not in the store; set the name again")
+                raise StoreDamaged(
+                    f"{path}: refers to snapshot {snapshot}, which is not in the store; set the name again"
+                )
             return snapshot
     if is_digest(name_or_id) and manifest_path(files, name_or_id).exists():
         return name_or_id
     ids = sorted(snapshot_ids(files))
-    found = [one for one in ids if one.startswith(name_or_id)] if re.fullmatch("[0-9a-f]{6,63}", name_or_id) else []
+    is_prefix = re.fullmatch("[0-9a-f]{6,63}", name_or_id) is not None
+    found = [snapshot for snapshot in ids if snapshot.startswith(name_or_id)] if is_prefix else []
     if len(found) == 1:
         return found[0]
     if found:
-        shown = ", ".join(one[:16] for one in found[:4])
-        raise SnapshotNotFound(f"{files.root}: {name_or_id!r} is the beginning of {len(found)} ids: {shown}, …")
+        shown = ", ".join(snapshot[:16] for snapshot in found[:4])
+        raise SnapshotNotFound(f"{files.root}: {name_or_id!r} is a prefix of {len(found)} ids: {shown}, …")
     known = [*filter(is_ref_name, names_in(files.refs_dir)), *ids]
-    hint = suggest(name_or_id[:200], known) or "; `raysnap store ls` lists what is there"
-    raise SnapshotNotFound(f"{files.root}: no snapshot goes by {name_or_id[:200]!r}{hint}")
+    hint = suggest(name_or_id[:200], known) or "; `raysnap store ls` lists the snapshots"
+    raise SnapshotNotFound(f"{files.root}: no snapshot has the name or id {name_or_id[:200]!r}{hint}")
 
 
 def set_ref(files: Files, name: str, snapshot: str, expected: str | None = None) -> None:
-    """Makes `name` stand for the snapshot with this id.
+    """Make `name` refer to the snapshot with this id.
 
     Args:
         files: the store's files.
         name: letters, digits, '.', '_', '-'.
         snapshot: the id.
-        expected: the id it must stand for until now, `ABSENT` for a new name, None for whatever.
+        expected: the id that it must refer to now; `ABSENT` for a new name; None for any.
 
     Raises:
         SnapshotNotFound: there is no such snapshot.
-        StoreError: the name stands for another snapshot than `expected`; nothing is changed.
+        StoreError: the name refers to another snapshot than `expected`; nothing is changed.
     """
     path = files.refs_dir / check_ref_name(name)
     with files.ref_lock():
@@ -149,11 +152,11 @@ def set_ref(files: Files, name: str, snapshot: str, expected: str | None = None)
 
 
 def remove_ref(files: Files, name: str, expected: str | None = None) -> None:
-    """Takes the name away, whatever or `expected` it stands for; the snapshot stays.
+    """Remove the name, if it refers to `expected` (None for any); the snapshot stays.
 
     Raises:
         SnapshotNotFound: there is no such name.
-        StoreError: it stands for another snapshot than `expected`.
+        StoreError: it refers to another snapshot than `expected`; nothing is changed.
     """
     path = files.refs_dir / check_ref_name(name)
     with files.ref_lock():
@@ -163,7 +166,7 @@ def remove_ref(files: Files, name: str, expected: str | None = None) -> None:
 
 
 def remove_snapshot(files: Files, snapshot: str) -> None:
-    """Takes away the manifest of this id and all its names; the lock keeps anyone from naming it meanwhile."""
+    """Remove the manifest with this id and all its names; the lock prevents others from naming it meanwhile."""
     with files.ref_lock():
         for name in filter(is_ref_name, names_in(files.refs_dir)):
             with suppress(FileNotFoundError):
@@ -173,7 +176,7 @@ def remove_snapshot(files: Files, snapshot: str) -> None:
 
 
 def _compare_ref(path: Path, expected: str | None) -> str | None:
-    """What the ref holds, None for nothing readable, when that is what is expected."""
+    """Return what the ref holds, None for nothing readable, if that is what is expected."""
     current = None
     try:
         current = read_ref(path)
@@ -183,6 +186,6 @@ def _compare_ref(path: Path, expected: str | None) -> str | None:
         if expected is not None:
             raise
     if expected is not None and (current or ABSENT) != expected:
-        wanted, found = expected or "nothing yet", current or "nothing"
-        raise StoreError(f"{path}: expected it to name {wanted}, found {found}; nothing is changed")
+        wanted, found = expected or "no snapshot yet", current or "none"
+        raise StoreError(f"{path}: expected it to refer to {wanted}, found {found}; nothing is changed")
     return current

@@ -1,4 +1,4 @@
-"""The store's files: staged in STORE/tmp, published by one rename, opened, set aside and put back.
+"""The store's files: staged in STORE/tmp, published by one rename, opened, set aside and restored.
 
 Nothing here knows what a block or a manifest means. `publish` is the one place where a file becomes visible.
 """
@@ -16,13 +16,22 @@ import stat
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TypeAlias
 
 from blake3 import blake3
 
 from raysnap.atomic import sync_dir
 from raysnap.errors import StoreDamaged, StoreError
 from raysnap.store.manifest import check_digest, is_digest
+
+OnRead: TypeAlias = Callable[[str, int, float], None]
+"""Called after each piece of an object is read; it may block to slow reading down.
+
+Arguments: the object's digest, the piece's number of bytes, and when reading the object began, in seconds of
+`time.perf_counter`.
+"""
+
+Chunk: TypeAlias = bytes | memoryview
 
 CHUNK_BYTES = 2**20
 MAX_ATTEMPTS = 10
@@ -33,14 +42,9 @@ _SET_ASIDE = re.compile(r"gone-[0-9a-f]{16}-([0-9a-f]{64})")
 
 
 class Files:
-    """The folders of one store and what may be done to the files in them.
+    """The folders of one store and the operations on the files in them."""
 
-    Attributes:
-        on_read: called after each piece of an object that was read, with the object's digest, the piece's bytes and
-            the time at which reading the object began, in seconds of `time.perf_counter`; it may wait.
-    """
-
-    def __init__(self, root: Path, on_read: Callable[[str, int, float], None] | None = None):
+    def __init__(self, root: Path, on_read: OnRead | None = None):
         self.root = root
         self.on_read = on_read
         self.objects_dir = root / "objects"
@@ -49,9 +53,9 @@ class Files:
         self.tmp_dir = root / "tmp"
 
     def create_folders(self) -> None:
-        """Makes the store's folders, all shards included, so that a published object never waits for its folder."""
+        """Create the store's folders, including all shards, so that publishing an object need not create one."""
         made = [self.root, *(folder for folder in self.root.parents if not folder.exists())]
-        with explained(self.root):
+        with translate_write_errors(self.root):
             for folder in (self.objects_dir, self.snapshots_dir, self.refs_dir, self.tmp_dir):
                 folder.mkdir(parents=True, exist_ok=True)
             for shard in _SHARDS:
@@ -62,12 +66,12 @@ class Files:
                 sync_dir(folder.parent)
 
     def object_path(self, digest: str) -> Path:
-        """Where the object of this digest lies; the digest is checked before it becomes a path."""
+        """Return the path of the object with this digest, which is checked before it becomes a path."""
         check_digest(digest, "block digest")
         return self.objects_dir / digest[:2] / digest
 
-    def stage(self, kind: str, chunks: Iterable[Any], digest: str | None = None) -> Path:
-        """A new file in STORE/tmp with these bytes, on the disk but not yet visible.
+    def stage(self, kind: str, chunks: Iterable[Chunk], digest: str | None = None) -> Path:
+        """Write these bytes to a new file in STORE/tmp: on the disk, but not yet visible.
 
         Raises:
             StoreError: it can't be written, or its bytes are not those of `digest`: they changed since it was computed.
@@ -75,7 +79,7 @@ class Files:
         path = self.tmp_dir / f"{kind}-{os.getpid()}-{secrets.token_hex(8)}"
         hasher = blake3()
         try:
-            with explained(path), path.open("xb") as file:
+            with translate_write_errors(path), path.open("xb") as file:
                 for chunk in chunks:
                     file.write(chunk)
                     hasher.update(chunk)
@@ -89,8 +93,8 @@ class Files:
         return path
 
     @contextlib.contextmanager
-    def staged(self, kind: str, chunks: Iterable[Any], digest: str | None = None) -> Iterator[Path]:
-        """As `stage`; what was not published when the block ends is removed."""
+    def staged(self, kind: str, chunks: Iterable[Chunk], digest: str | None = None) -> Iterator[Path]:
+        """Do as `stage`, and remove the file at the end of the `with` block unless it was published."""
         path = self.stage(kind, chunks, digest)
         try:
             yield path
@@ -98,12 +102,12 @@ class Files:
             discard(path)
 
     def publish(self, staged: Path, target: Path) -> bool:
-        """Makes a staged file visible as `target`; False when `gc` swept it away before.
+        """Make a staged file visible as `target`; return False if a `gc` removed it first.
 
         The promise: the bytes were fsynced by `stage`, so the rename shows all of them or nothing, and the folder is
-        fsynced before anyone is told, so what was reported survives a power cut.
+        fsynced before this returns, so what was reported as written survives a power cut.
         """
-        with explained(target):
+        with translate_write_errors(target):
             try:
                 staged.replace(target)
             except FileNotFoundError:
@@ -116,42 +120,42 @@ class Files:
         return True
 
     def write_new(self, target: Path, content: bytes) -> None:
-        """Makes `target` hold `content`, unless another process was faster.
+        """Create `target` with `content`, unless another process was faster.
 
-        What stands there is never replaced: `ref_lock` locks that very file, not whatever has its name.
+        An existing file is never replaced: `ref_lock` locks that very file, not whatever has its name.
         """
         for _ in range(MAX_ATTEMPTS):
-            with self.staged("file", [content]) as staged, explained(target):
+            with self.staged("file", [content]) as staged, translate_write_errors(target):
                 try:
                     os.link(staged, target)
                 except FileExistsError:
                     pass
                 except FileNotFoundError:
-                    continue  # a gc without grace swept the staged file away
+                    continue  # a gc without grace removed the staged file
                 except OSError as error:
                     if error.errno not in (errno.EPERM, errno.ENOTSUP):
                         raise
                     self.publish(staged, target)  # a file system without hard links, such as exFAT
                 self.sync(target)
                 return
-        raise swept_away(target)
+        raise gc_race_error(target)
 
     def write(self, target: Path, content: bytes) -> None:
-        """Makes `target` hold `content`, whatever stood there."""
+        """Write `content` to `target`, replacing any file there."""
         for _ in range(MAX_ATTEMPTS):
             with self.staged("file", [content]) as staged:
                 if self.publish(staged, target):
                     return
-        raise swept_away(target)
+        raise gc_race_error(target)
 
     def sync(self, target: Path) -> None:
-        """Makes sure of a file that is visible already: who renamed it may have been killed before the fsync."""
-        with explained(target):
+        """Fsync the folder of a visible file: the process that renamed it may have died before its own fsync."""
+        with translate_write_errors(target):
             sync_dir(target.parent)
 
     def remove(self, target: Path) -> bool:
-        """Whether `target` was there; it is not any more, and that is on the disk."""
-        with explained(target):
+        """Remove `target`, on the disk too, and return whether it was there."""
+        with translate_write_errors(target):
             try:
                 target.unlink()
             except FileNotFoundError:
@@ -160,9 +164,10 @@ class Files:
         return True
 
     def refresh(self, digest: str, num_bytes: int) -> bool:
-        """Whether the object is there in full length; if so, its age starts anew and `gc` leaves it for its grace.
+        """Touch the object, so that its grace restarts, and return whether it is there in full length.
 
-        Touching is the test for existence: what `gc` set aside a moment before can't be touched, and is put back here.
+        Touching is the test for existence: an object that a `gc` has just set aside can't be touched and is restored
+        here.
         """
         path = self.object_path(digest)
         for _ in range(MAX_ATTEMPTS):
@@ -170,21 +175,21 @@ class Files:
                 os.utime(path)
                 return path.stat().st_size == num_bytes
             except FileNotFoundError:
-                if not self.put_back(digest):
+                if not self.restore(digest):
                     return False
             except PermissionError:
                 return False
             except OSError as error:
-                raise unwritable(path, error) from error
+                raise write_error(path, error) from error
         return False
 
     def sync_shards(self, digests: Iterable[str]) -> None:
-        """Fsyncs the folders of these objects: another process may have renamed one, but not yet fsynced."""
+        """Fsync the folders of these objects: another process may have renamed one and not yet fsynced it."""
         for digest in {digest[:2]: digest for digest in digests}.values():
             self.sync(self.object_path(digest))
 
     def open_object(self, digest: str) -> io.FileIO:
-        """The object, open for reading, from where `gc` set it aside if need be.
+        """Open the object for reading, from where a `gc` set it aside if need be.
 
         Raises:
             StoreDamaged: it is in neither place, or can't be opened.
@@ -194,7 +199,7 @@ class Files:
             with contextlib.suppress(FileNotFoundError):
                 return open_regular(path)
             for _ in range(MAX_ATTEMPTS):
-                for candidate in (*self.set_aside(digest), path):
+                for candidate in (*self.find_set_aside(digest), path):
                     with contextlib.suppress(FileNotFoundError):
                         return open_regular(candidate)
         except OSError as error:
@@ -202,12 +207,13 @@ class Files:
         raise StoreDamaged("the file is missing")
 
     def read_object(self, digest: str, allocate: Callable[[int], memoryview] | None = None) -> memoryview:
-        """The object's bytes in memory of their own, after that memory was found to have this digest.
+        """Read the object into memory of its own, verify the digest of that memory and return it.
 
-        Read and hashed chunk by chunk, so that hashing finds the bytes in the CPU's cache.
+        Bytes are read and hashed chunk by chunk, so that hashing finds them in the CPU's cache.
 
         Args:
-            allocate: gives memory of a number of bytes, where any memory will not do.
+            digest: the object's digest.
+            allocate: returns memory of the given number of bytes, where a special kind is needed.
 
         Raises:
             StoreDamaged: it is missing, can't be read or has another digest.
@@ -221,7 +227,7 @@ class Files:
                 raise StoreDamaged(f"expected at most {MAX_OBJECT_BYTES} bytes, found {num_bytes}")
             hasher, num_read = blake3(), 0
             try:
-                buffer = allocate(num_bytes) if allocate else memoryview(np.empty(num_bytes, dtype=np.uint8))
+                buffer = allocate(num_bytes) if allocate else np.empty(num_bytes, dtype=np.uint8).data
                 while count := file.readinto(buffer[num_read : num_read + CHUNK_BYTES]):
                     hasher.update(buffer[num_read : num_read + count])
                     num_read += count
@@ -235,27 +241,27 @@ class Files:
             raise StoreDamaged(f"its {num_read} bytes have the BLAKE3 {hasher.hexdigest()}")
         return buffer
 
-    def set_aside(self, digest: str | None = None) -> list[Path]:
-        """The files in STORE/tmp that a `gc` took out of objects, of this digest or of any."""
+    def find_set_aside(self, digest: str | None = None) -> list[Path]:
+        """Return the files in STORE/tmp that a `gc` moved out of objects, those of this digest or all."""
         matches = (_SET_ASIDE.fullmatch(name) for name in names_in(self.tmp_dir))
         return [self.tmp_dir / match[0] for match in matches if match and digest in (None, match[1])]
 
-    def put_back(self, digest: str) -> bool:
-        """Whether an object that `gc` set aside lies in objects again."""
-        for path in self.set_aside(digest):
+    def restore(self, digest: str) -> bool:
+        """Move an object that a `gc` set aside back into objects, and return whether it is there now."""
+        for path in self.find_set_aside(digest):
             if self.publish(path, self.object_path(digest)):
                 return True
         return self.object_path(digest).exists()
 
-    def objects(self) -> Iterator[os.DirEntry]:
-        """Every file in objects whose name is a digest in its own shard."""
+    def objects(self) -> Iterator[os.DirEntry[str]]:
+        """Yield every file in objects whose name is a digest in its own shard."""
         present = set(names_in(self.objects_dir))
         for shard in filter(present.__contains__, _SHARDS):
             entries = entries_in(self.objects_dir / shard)
             yield from (entry for entry in entries if is_digest(entry.name) and entry.name.startswith(shard))
 
     def now_ns(self) -> int:
-        """The file system's own time, which is what ages of its files are measured by."""
+        """Return the file system's own time in nanoseconds, which the ages of its files are measured by."""
         probe = self.tmp_dir / f"clock-{os.getpid()}-{secrets.token_hex(8)}"
         try:
             with probe.open("xb") as file:
@@ -267,18 +273,18 @@ class Files:
 
     @contextlib.contextmanager
     def ref_lock(self) -> Iterator[None]:
-        """Held for the moment in which a ref is compared and moved; the kernel frees it when its holder dies.
+        """Hold the lock under which a ref is compared and moved; the kernel releases it if its holder dies.
 
         Blocks and manifests need no lock: their names follow from their content. A ref is the one name that can move.
         """
         path = self.root / "store.json"
-        with explained(path), path.open("r+b") as file:
+        with translate_write_errors(path), path.open("r+b") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
 
 
 def open_regular(path: Path) -> io.FileIO:
-    """The file, open for reading; a pipe in its place is refused, where `open` would wait for a writer."""
+    """Open the file for reading; refuse a pipe in its place, where `open` would wait for a writer."""
     return io.FileIO(path, opener=_open_regular)
 
 
@@ -286,12 +292,12 @@ def _open_regular(name: str, flags: int) -> int:
     descriptor = os.open(name, flags | os.O_NONBLOCK)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise OSError(errno.EINVAL, "it is no regular file", name)
+        raise OSError(errno.EINVAL, "it is not a regular file", name)
     return descriptor
 
 
 def read_bounded(path: Path, max_bytes: int) -> bytes:
-    """The file's bytes, at most one more than `max_bytes` of them.
+    """Read the file, but at most one byte more than `max_bytes`.
 
     Raises:
         OSError: it can't be read.
@@ -300,60 +306,60 @@ def read_bounded(path: Path, max_bytes: int) -> bytes:
         return file.read(min(os.fstat(file.fileno()).st_size, max_bytes) + 1)
 
 
-def entries_in(folder: Path) -> list[os.DirEntry]:
-    """All entries of one of the store's folders.
+def entries_in(folder: Path) -> list[os.DirEntry[str]]:
+    """Return all entries of one of the store's folders.
 
     Raises:
         StoreDamaged: the folder is missing or can't be read.
     """
-    with looked_at(folder), os.scandir(folder) as entries:
+    with translate_read_errors(folder), os.scandir(folder) as entries:
         return list(entries)
 
 
 def names_in(folder: Path) -> list[str]:
-    """The names of all entries of the folder; raises as `entries_in` does."""
+    """Return the names of all entries of the folder; raise as `entries_in` does."""
     return [entry.name for entry in entries_in(folder)]
 
 
 def discard(path: Path) -> None:
-    """Removes a staged file, if it is still there."""
+    """Remove a staged file, if it is still there."""
     with contextlib.suppress(OSError):
         path.unlink()
 
 
-def swept_away(target: Path) -> StoreError:
-    """The error for a file that a gc without grace removed each time it was about to be published."""
-    return StoreError(f"{target}: a gc swept it away {MAX_ATTEMPTS} times while it was written; repeat")
+def gc_race_error(target: Path) -> StoreError:
+    """Return the error for a file that a gc without grace removed every time it was about to be published."""
+    return StoreError(f"{target}: a gc removed it {MAX_ATTEMPTS} times while it was being written; try again")
 
 
 @contextlib.contextmanager
-def looked_at(folder: Path) -> Iterator[None]:
-    """Turns an OSError of looking at one of the store's folders into one line that names it."""
+def translate_read_errors(folder: Path) -> Iterator[None]:
+    """Turn an OSError from reading one of the store's folders into a StoreDamaged that names the folder."""
     try:
         yield
     except FileNotFoundError:
-        raise StoreDamaged(f"{folder}: expected a folder of the store, found none; make it again (mkdir)") from None
+        raise StoreDamaged(f"{folder}: expected a folder of the store, found none; recreate it (mkdir)") from None
     except OSError as error:
         raise StoreDamaged(f"{folder}: can't be read: {error.strerror}") from None
 
 
 @contextlib.contextmanager
-def explained(path: Path) -> Iterator[None]:
-    """Turns an OSError of a write into one line that says what is the matter with the store."""
+def translate_write_errors(path: Path) -> Iterator[None]:
+    """Turn an OSError from a write into a StoreError of one line that says what is wrong."""
     try:
         yield
     except OSError as error:
-        raise unwritable(path, error) from error
+        raise write_error(path, error) from error
 
 
-def unwritable(path: Path, error: OSError) -> StoreError:
-    """The error for a file of the store that can't be written."""
+def write_error(path: Path, error: OSError) -> StoreError:
+    """Return the error for a file of the store that can't be written."""
     hints = {
-        errno.ENOSPC: "the disk is full; free some space (`raysnap store gc`) and repeat",
-        errno.EDQUOT: "the disk quota is used up; free some space (`raysnap store gc`) and repeat",
-        errno.EFBIG: "the file would pass this process's size limit; raise it (ulimit -f) and repeat",
+        errno.ENOSPC: "the disk is full; free some space (`raysnap store gc`) and try again",
+        errno.EDQUOT: "the disk quota is used up; free some space (`raysnap store gc`) and try again",
+        errno.EFBIG: "the file would exceed this process's size limit; raise it (ulimit -f) and try again",
         errno.EROFS: "the file system is read-only; a store there can be read and searched, not written",
         errno.EACCES: "permission denied; a store without write permission can be read and searched, not written",
     }
-    hint = hints.get(error.errno, f"{error.strerror or error}")
+    hint = hints.get(error.errno or 0, f"{error.strerror or error}")
     return StoreError(f"{path}: can't be written: {hint}; the store is intact")

@@ -1,6 +1,6 @@
-"""Taking away the blocks that no manifest reaches, beside writers and without a lock.
+"""Delete the blocks that no manifest reaches, while others write and without a lock.
 
-Why no live block is ever lost, whatever the grace and however slow anyone is. A writer of a snapshot (`store`)
+Why no live block is ever lost, whatever the grace and however slow any process is. A writer of a snapshot (`store`)
 
   W1. stages its manifest in STORE/tmp (a draft: any `gc` can read which blocks it is about to need),
   W2. then touches each of its blocks in objects, which fails for a block that is not there,
@@ -10,16 +10,16 @@ A `gc` owns what it may delete:
 
   G1. it renames an unreached block out of objects, to a name in STORE/tmp that only this `gc` uses,
   G2. then reads the drafts, and after them the manifests, once more,
-  G3. then puts back what any of them needs and deletes the rest.
+  G3. then restores what any of them needs and deletes the rest.
 
 If W1 comes before G2, then G2 sees the draft, or its manifest (drafts are listed first, so a rename between the two
-listings can't hide it), and the block is put back. If W1 comes after G2, then W2 comes after G1: the touch fails, and
-the writer puts the block back itself or, where it is deleted already, writes it again before W3. So a manifest never
-becomes visible without its blocks. A draft that a `gc` sweeps away can't be renamed: its writer starts again at W1.
-Blocks that a dead `gc` left in STORE/tmp are taken over by the next one through the same three steps, and until then
+listings can't hide it), and the block is restored. If W1 comes after G2, then W2 comes after G1: the touch fails, and
+the writer restores the block itself or, if it is already deleted, writes it again before W3. So a manifest never
+becomes visible without its blocks. A draft that a `gc` removes can't be renamed: its writer starts again at W1.
+Blocks that a dead `gc` left in STORE/tmp are adopted by the next one through the same three steps, and until then
 readers and writers find them there.
 
-The grace only spares writers the work: it keeps blocks whose manifest is still to come.
+The grace only saves writers work: it keeps blocks whose manifest is not written yet.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ from pathlib import Path
 
 from raysnap.errors import StoreDamaged
 from raysnap.store.catalog import is_manifest_name, read_manifest_bytes
-from raysnap.store.files import Files, discard, entries_in, explained, names_in
+from raysnap.store.files import Files, discard, entries_in, names_in, translate_write_errors
 from raysnap.store.manifest import FORMAT, block_digests, check_manifest_bytes
 
 
 class Reached:
-    """The blocks that the store's manifests and drafts need; `look` adds those that came since the last look."""
+    """The blocks that the store's manifests and drafts need; `scan` adds those of files that are new since the last."""
 
     def __init__(self, files: Files):
         self._files = files
@@ -46,11 +46,11 @@ class Reached:
     def __contains__(self, digest: str) -> bool:
         return digest.encode() in self._digests
 
-    def look(self) -> None:
-        """Reads what is new; drafts before manifests, see the module's docstring.
+    def scan(self) -> None:
+        """Read new files, drafts before manifests; see the module's docstring.
 
         Raises:
-            StoreDamaged: a manifest or draft can't be read, so that no one knows which blocks it needs.
+            StoreDamaged: a manifest or draft can't be read, so the blocks that it needs are unknown.
         """
         for name in names_in(self._files.tmp_dir):
             if name.startswith("draft-"):
@@ -70,19 +70,22 @@ class Reached:
                 check_manifest_bytes(raw, str(path))
                 self._digests.update(block_digests(raw))
         except FileNotFoundError:
-            return  # removed, or a draft that was published or given up
+            return  # removed, or a draft that was published or abandoned
         except StoreDamaged as error:
             raise StoreDamaged(
-                f"{error}; nothing is deleted while a manifest is unreadable: restore it or remove that file"
+                f"{error}; nothing is deleted while a manifest is unreadable: restore it or remove the file"
             ) from None
 
 
 def collect_garbage(files: Files, grace_s: float) -> dict[str, int]:
-    """Deletes unreached blocks and abandoned temporary files older than the grace; what was done, in numbers.
+    """Delete unreached blocks and abandoned temporary files older than the grace, and return what was done.
 
     Args:
         files: the store's files.
-        grace_s: blocks touched within this time stay; 0 takes everything that nothing reaches now.
+        grace_s: blocks touched within this time stay; 0 deletes everything that nothing reaches now.
+
+    Returns:
+        `num_blocks_deleted`, `deleted_bytes`, `num_blocks_kept`, `num_files_swept` (temporary files removed).
 
     Raises:
         StoreDamaged: a manifest is damaged; nothing is deleted then.
@@ -90,24 +93,24 @@ def collect_garbage(files: Files, grace_s: float) -> dict[str, int]:
     """
     newest_ns = files.now_ns() - int(grace_s * 1e9) if grace_s > 0 else None
     reached = Reached(files)
-    with explained(files.root):
+    with translate_write_errors(files.root):
         # First, so that the draft of a dead writer does not keep its blocks for another round.
-        num_swept = _sweep(files, newest_ns)
-        reached.look()
+        num_stale = _remove_stale_files(files, newest_ns)
+        reached.scan()
         token = secrets.token_hex(8)
-        num_kept, taken = _set_aside(files, reached, newest_ns, token)
-        taken += _take_over(files, token)
+        num_kept, owned = _set_aside(files, reached, newest_ns, token)
+        owned += _adopt_abandoned(files, token)
         try:
-            reached.look()
+            reached.scan()
         except StoreDamaged:
-            for digest in taken:
-                files.publish(_aside(files, token, digest), files.object_path(digest))
+            for digest in owned:
+                files.publish(_aside_path(files, token, digest), files.object_path(digest))
             raise
         num_deleted, deleted_bytes = 0, 0
-        for digest in taken:
-            path = _aside(files, token, digest)
+        for digest in owned:
+            path = _aside_path(files, token, digest)
             with suppress(FileNotFoundError):
-                # Looked at again: a touch between the first look at its age and its renaming counts.
+                # Checked again: a touch between the first check of its age and its renaming counts.
                 status = path.stat()
                 if digest in reached or not _is_old(status, newest_ns):
                     num_kept += files.publish(path, files.object_path(digest))
@@ -119,11 +122,11 @@ def collect_garbage(files: Files, grace_s: float) -> dict[str, int]:
         "num_blocks_deleted": num_deleted,
         "deleted_bytes": deleted_bytes,
         "num_blocks_kept": num_kept,
-        "num_files_swept": num_swept,
+        "num_files_swept": num_stale,
     }
 
 
-def _aside(files: Files, token: str, digest: str) -> Path:
+def _aside_path(files: Files, token: str, digest: str) -> Path:
     return files.tmp_dir / f"gone-{token}-{digest}"
 
 
@@ -132,37 +135,37 @@ def _is_old(status: os.stat_result, newest_ns: int | None) -> bool:
 
 
 def _set_aside(files: Files, reached: Reached, newest_ns: int | None, token: str) -> tuple[int, list[str]]:
-    """Step G1 for all old blocks that nothing reaches: how many stay, and the digests of those set aside."""
-    num_kept, taken = 0, []
+    """Do step G1 for all old blocks that nothing reaches; return how many stay, and the digests of those set aside."""
+    num_kept, owned = 0, []
     for entry in files.objects():
         with suppress(FileNotFoundError):
             if entry.name in reached or not _is_old(entry.stat(), newest_ns):
                 num_kept += 1
                 continue
-            Path(entry.path).replace(_aside(files, token, entry.name))
-            taken.append(entry.name)
-    return num_kept, taken
+            Path(entry.path).replace(_aside_path(files, token, entry.name))
+            owned.append(entry.name)
+    return num_kept, owned
 
 
-def _take_over(files: Files, token: str) -> list[str]:
-    """Makes this `gc` the owner of blocks that another one set aside and left; their digests."""
-    taken = []
-    for path in files.set_aside():
+def _adopt_abandoned(files: Files, token: str) -> list[str]:
+    """Make this `gc` the owner of blocks that another one set aside and left; return their digests."""
+    owned = []
+    for path in files.find_set_aside():
         digest = path.name[-64:]
         if path.name.startswith(f"gone-{token}-"):
             continue
         with suppress(FileNotFoundError):
-            path.replace(_aside(files, token, digest))
-            taken.append(digest)
-    return taken
+            path.replace(_aside_path(files, token, digest))
+            owned.append(digest)
+    return owned
 
 
-def _sweep(files: Files, newest_ns: int | None) -> int:
-    """Removes what dead writers left in STORE/tmp; the number of files."""
-    num_swept = 0
+def _remove_stale_files(files: Files, newest_ns: int | None) -> int:
+    """Remove what dead writers left in STORE/tmp, and return the number of files."""
+    num_stale = 0
     for entry in entries_in(files.tmp_dir):
         with suppress(FileNotFoundError):
             if not entry.name.startswith("gone-") and entry.is_file() and _is_old(entry.stat(), newest_ns):
                 discard(Path(entry.path))
-                num_swept += 1
-    return num_swept
+                num_stale += 1
+    return num_stale

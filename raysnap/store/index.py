@@ -1,7 +1,7 @@
 """The rebuildable index: what listing and filtering need of every manifest and ref, in one small SQLite file.
 
-A cache and nothing more: it is read whole, checked, compared with the folders it mirrors, brought up to date in memory
-and published whole like any other file of the store. So it needs no SQLite lock, and a damaged one is just rebuilt.
+It is only a cache: read whole, checked, compared with the folders that it mirrors, updated in memory and published
+whole like any other file of the store. So it needs no SQLite lock, and a damaged one is simply rebuilt.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ import zlib
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from raysnap.errors import StoreDamaged, StoreError
 from raysnap.store.catalog import read_manifest, read_ref
-from raysnap.store.files import Files, entries_in, looked_at, read_bounded
+from raysnap.store.files import Files, entries_in, read_bounded, translate_read_errors
 from raysnap.store.manifest import is_digest, is_ref_name
 from raysnap.store.where import compile_where
 
@@ -41,10 +41,14 @@ _CHECKSUM, _APPLICATION = slice(60, 64), slice(68, 72)
 _SUMMARY = (
     "id, architecture, dataset, retrain_index, accuracy, num_classes, num_blocks, num_bytes, base, trial, created"
 )
+_METRICS = "SELECT id, metrics FROM snapshots"
 
 
-class Summary(NamedTuple):
-    """What a listing shows of one snapshot."""
+SqlRow: TypeAlias = tuple[str | int | float | None, ...]
+
+
+class SnapshotSummary(NamedTuple):
+    """What a listing shows of one snapshot; a field is as in its `Manifest`, `names` are its refs in order."""
 
     id: str
     architecture: str
@@ -60,8 +64,8 @@ class Summary(NamedTuple):
     names: tuple[str, ...]
 
 
-def list_summaries(files: Files, where: str | None = None) -> list[Summary]:
-    """The snapshots that `where` admits, oldest first.
+def list_summaries(files: Files, where: str | None = None) -> list[SnapshotSummary]:
+    """Return the snapshots that match `where`, oldest first.
 
     Raises:
         UsageError: `where` is not an expression over snapshots.
@@ -77,31 +81,37 @@ def list_summaries(files: Files, where: str | None = None) -> list[Summary]:
             ).fetchall()
         except sqlite3.OperationalError as error:
             raise StoreError(f"where {where!r}: SQLite {sqlite3.sqlite_version} can't run it: {error}") from None
-    return [Summary(*row, tuple(names.get(row[0], ()))) for row in rows]
+    return [SnapshotSummary._make((*row, tuple(names.get(row[0], ())))) for row in rows]
+
+
+def list_metrics(files: Files) -> dict[str, dict[str, float]]:
+    """Return the metrics of every snapshot by its id."""
+    with _connect(files) as connection:
+        return {snapshot: json.loads(metrics) for snapshot, metrics in connection.execute(_METRICS)}
 
 
 def list_refs(files: Files) -> dict[str, str]:
-    """Every name and the snapshot id it stands for; damaged refs are logged and left out."""
+    """Return the snapshot id of every name, in alphabetical order; damaged refs are logged and left out."""
     with _connect(files) as connection:
         return dict(connection.execute("SELECT name, id FROM refs ORDER BY name"))
 
 
 @contextmanager
 def _connect(files: Files) -> Iterator[sqlite3.Connection]:
-    """The index, up to date, as a database in memory."""
+    """Open the index, up to date, as a database in memory."""
     with closing(sqlite3.connect(":memory:")) as connection:
         path = files.root / "index.sqlite"
         _load(connection, path)
-        if _refresh(connection, files):
-            with suppress(StoreError):  # a store that can't be written is listed all the same
-                files.write(path, _sealed(connection))
+        if _update(connection, files):
+            with suppress(StoreError):  # a read-only store can still be listed
+                files.write(path, _serialize(connection))
         for file, reason in connection.execute("SELECT file, reason FROM damaged ORDER BY file"):
             logger.warning("%s is left out of the list: %s", file, reason)
         yield connection
 
 
 def _load(connection: sqlite3.Connection, path: Path) -> None:
-    """Fills the connection with the file's tables, or with empty ones when the file is missing or not intact."""
+    """Fill the connection with the file's tables, or with empty ones if the file is missing or damaged."""
     try:
         content = bytearray(read_bounded(path, MAX_INDEX_BYTES))
         stored = bytes(content[_CHECKSUM])
@@ -118,8 +128,8 @@ def _load(connection: sqlite3.Connection, path: Path) -> None:
     connection.executescript(_SCHEMA + f"PRAGMA application_id = {_SCHEMA_ID};")
 
 
-def _sealed(connection: sqlite3.Connection) -> bytes:
-    """The database's bytes, with their CRC-32 in the header field that SQLite leaves to its users."""
+def _serialize(connection: sqlite3.Connection) -> bytes:
+    """Return the database's bytes, with their CRC-32 in the header field that SQLite reserves for its users."""
     connection.execute("PRAGMA user_version = 0")
     connection.commit()
     content = bytearray(connection.serialize())
@@ -127,19 +137,19 @@ def _sealed(connection: sqlite3.Connection) -> bytes:
     return bytes(content)
 
 
-def _refresh(connection: sqlite3.Connection, files: Files) -> bool:
-    """Brings the tables up to date; whether the file deserves to be written again."""
+def _update(connection: sqlite3.Connection, files: Files) -> bool:
+    """Bring the tables up to date, and return whether the file should be written again."""
     known = {name: rest for name, *rest in connection.execute("SELECT name, mtime_ns, is_settled FROM folders")}
     has_damage = connection.execute("SELECT 1 FROM damaged").fetchone() is not None
     changed = False
     for table, folder in (("snapshots", files.snapshots_dir), ("refs", files.refs_dir)):
-        with looked_at(folder):
+        with translate_read_errors(folder):
             mtime_ns = folder.stat().st_mtime_ns
         if known.get(table) == [mtime_ns, 1] and not has_damage:
             continue
-        # A file may come within the same tick of the clock as the listing; only an older folder time proves no change.
+        # A file may appear in the same tick of the clock as the listing; only an older folder time proves no change.
         is_settled = int(files.now_ns() - mtime_ns > SETTLED_NS)
-        num_changes = _mirror(connection, table, folder)
+        num_changes = _update_table(connection, table, folder)
         if num_changes or known.get(table) != [mtime_ns, is_settled]:
             connection.execute("INSERT OR REPLACE INTO folders VALUES (?, ?, ?)", (table, mtime_ns, is_settled))
             changed = True
@@ -147,8 +157,8 @@ def _refresh(connection: sqlite3.Connection, files: Files) -> bool:
     return changed
 
 
-def _mirror(connection: sqlite3.Connection, table: str, folder: Path) -> int:
-    """Makes the table's rows those of the folder's files; the number of files that were new, changed or gone."""
+def _update_table(connection: sqlite3.Connection, table: str, folder: Path) -> int:
+    """Make the table's rows match the folder's files, and return how many files were new, changed or gone."""
     key = "id" if table == "snapshots" else "name"
     rows = dict(connection.execute(f"SELECT {key}, stamp FROM {table}"))
     prefix = f"{folder.name}/"
@@ -173,7 +183,7 @@ def _mirror(connection: sqlite3.Connection, table: str, folder: Path) -> int:
 
 
 def _stamps(folder: Path) -> dict[str, str]:
-    """For each snapshot or ref in the folder, what changes when its file is replaced."""
+    """Return, for each snapshot or ref in the folder, a stamp that changes when its file is replaced."""
     is_snapshots = folder.name == "snapshots"
     stamps = {}
     for entry in entries_in(folder):
@@ -186,7 +196,7 @@ def _stamps(folder: Path) -> dict[str, str]:
     return stamps
 
 
-def _snapshot_row(folder: Path, snapshot: str, stamp: str) -> tuple:
+def _snapshot_row(folder: Path, snapshot: str, stamp: str) -> SqlRow:
     manifest = read_manifest(folder / f"{snapshot}.json")
     return (
         manifest.id,
@@ -205,5 +215,5 @@ def _snapshot_row(folder: Path, snapshot: str, stamp: str) -> tuple:
     )
 
 
-def _ref_row(folder: Path, name: str, stamp: str) -> tuple:
+def _ref_row(folder: Path, name: str, stamp: str) -> SqlRow:
     return (name, stamp, read_ref(folder / name))

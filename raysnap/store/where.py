@@ -1,12 +1,13 @@
-"""Filter expressions over snapshots, `architecture == 'resnet18' and accuracy > 0.8`, as SQL conditions.
+"""Filter expressions over snapshots, such as `architecture == 'resnet18' and accuracy > 0.8`, compiled to SQL.
 
 Python's parser reads the text, a small set of its nodes is allowed, and nothing is ever evaluated: constants become
-SQL parameters, names must be fields.
+SQL parameters, and names must be fields.
 """
 
 from __future__ import annotations
 
 import ast
+from typing import TypeAlias
 
 from raysnap.errors import UsageError
 from raysnap.humanize import suggest
@@ -30,19 +31,27 @@ EXAMPLE = "architecture == 'resnet18' and retrain_index <= 4 and accuracy > 0.8"
 MAX_EXPRESSION_CHARS = 10_000
 MAX_CONSTANTS = 500
 
-_ORDER = {ast.Lt: "<", ast.LtE: "<=", ast.Gt: ">", ast.GtE: ">="}
-_MIRRORED = {ast.Lt: ast.Gt, ast.LtE: ast.GtE, ast.Gt: ast.Lt, ast.GtE: ast.LtE, ast.Eq: ast.Eq, ast.NotEq: ast.NotEq}
+_ORDER: dict[type[ast.cmpop], str] = {ast.Lt: "<", ast.LtE: "<=", ast.Gt: ">", ast.GtE: ">="}
+_MIRRORED: dict[type[ast.cmpop], type[ast.cmpop]] = {
+    ast.Lt: ast.Gt,
+    ast.LtE: ast.GtE,
+    ast.Gt: ast.Lt,
+    ast.GtE: ast.LtE,
+    ast.Eq: ast.Eq,
+    ast.NotEq: ast.NotEq,
+}
 
-Parameters = list["str | int | float | None"]
+Constant: TypeAlias = str | int | float | None
+Parameters: TypeAlias = list[Constant]
 
 
 def compile_where(expression: str) -> tuple[str, Parameters]:
-    """The SQL condition on the table `snapshots` that `expression` means, and its parameters.
+    """Compile the expression to an SQL condition on the table `snapshots`, and its parameters.
 
-    A field that a snapshot lacks is None: equal to None only, and neither smaller nor larger than anything.
+    A field that a snapshot lacks is None: equal only to None, and neither smaller nor larger than anything.
 
     Raises:
-        UsageError: the expression is not one, or names a field that does not exist.
+        UsageError: it is not a valid expression, or names a field that does not exist.
     """
     if len(expression) > MAX_EXPRESSION_CHARS:
         raise _error(expression, f"expected at most {MAX_EXPRESSION_CHARS} characters, found {len(expression)}")
@@ -64,8 +73,11 @@ def _error(expression: str, problem: str) -> UsageError:
     return UsageError(f"where {shown!r}: {problem}")
 
 
+Field: TypeAlias = ast.Name | ast.Attribute
+
+
 class _Compiler:
-    """Turns one parsed expression into SQL; constants go to `parameters`, in order."""
+    """Turns one parsed expression into SQL; constants are appended to `parameters`, in order."""
 
     def __init__(self, expression: str, parameters: Parameters):
         self.expression = expression
@@ -87,9 +99,9 @@ class _Compiler:
         raise self.fail(f"expected comparisons joined by and, or, not; found {_shown(node)}; for example: {EXAMPLE}")
 
     def comparison(self, left: ast.expr, op: ast.cmpop, right: ast.expr) -> str:
-        if not _is_field(left) and type(op) in _MIRRORED:
+        if not isinstance(left, Field) and type(op) in _MIRRORED:
             left, op, right = right, _MIRRORED[type(op)](), left
-        if not _is_field(left):
+        if not isinstance(left, Field):
             raise self.fail(f"expected a field to compare, found {_shown(left)}; fields: {', '.join(FIELDS)}")
         column, kind = self.field(left)
         if isinstance(op, ast.In | ast.NotIn):
@@ -97,7 +109,7 @@ class _Compiler:
             return f"(NOT {sql})" if isinstance(op, ast.NotIn) else sql
         if isinstance(op, ast.Is | ast.IsNot) and not (isinstance(right, ast.Constant) and right.value is None):
             raise self.fail(f"`is` compares with None only; use == for {_shown(right)}")
-        if _is_field(right):
+        if isinstance(right, Field):
             return self.between_fields(column, kind, op, right)
         value = self.constant(right, kind)
         if value is None and type(op) in _ORDER:
@@ -107,7 +119,7 @@ class _Compiler:
         sql = _some(column, "IS", value, self.parameters)
         return f"(NOT {sql})" if isinstance(op, ast.NotEq | ast.IsNot) else sql
 
-    def between_fields(self, column: str, kind: str, op: ast.cmpop, right: ast.expr) -> str:
+    def between_fields(self, column: str, kind: str, op: ast.cmpop, right: Field) -> str:
         other, other_kind = self.field(right)
         if "name" in (column, other) or kind != other_kind:
             raise self.fail(f"{_shown(right)} can't be compared with that field; compare it with a constant")
@@ -121,8 +133,8 @@ class _Compiler:
         values = [self.constant(element, kind) for element in right.elts]
         return "(" + " OR ".join([_some(column, "IS", value, self.parameters) for value in values] or ["0"]) + ")"
 
-    def field(self, node: ast.expr) -> tuple[str, str]:
-        """The SQL column and the kind of a field; `metrics.NAME` is any metric of the manifest."""
+    def field(self, node: Field) -> tuple[str, str]:
+        """Return the SQL column and the kind of a field; `metrics.NAME` is any metric of the manifest."""
         if isinstance(node, ast.Attribute):
             if not (isinstance(node.value, ast.Name) and node.value.id == "metrics"):
                 raise self.fail(f"unknown field {_shown(node)}; only metrics have parts, as in metrics.val_loss")
@@ -134,24 +146,26 @@ class _Compiler:
             raise self.fail(f"unknown field {name!r}{hint}")
         return ("name" if name == "name" else f"snapshots.{name}"), FIELDS[name]
 
-    def constant(self, node: ast.expr, kind: str) -> str | int | float | None:
-        negative = isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub)
-        inner = node.operand if negative else node
+    def constant(self, node: ast.expr, kind: str) -> Constant:
+        inner, sign = node, 1
+        if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
+            inner, sign = node.operand, -1
         if not isinstance(inner, ast.Constant):
             raise self.fail(f"expected a constant such as 'resnet18' or 0.8, found {_shown(node)}")
         value = inner.value
-        if value is None and not negative:
+        if value is None and sign == 1:
             return None
-        allowed = str if kind == TEXT else (int, float)
-        if isinstance(value, bool) or not isinstance(value, allowed) or (negative and isinstance(value, str)):
+        if kind == TEXT and isinstance(value, str) and sign == 1:
+            return value
+        if kind == TEXT or isinstance(value, bool) or not isinstance(value, int | float):
             raise self.fail(f"expected {'text in quotes' if kind == TEXT else 'a number'}, found {_shown(node)}")
         if isinstance(value, int) and abs(value) >= 2**63:
             raise self.fail(f"{_shown(node)} is too large")
-        return -value if negative else value
+        return sign * value
 
 
-def _some(column: str, operator: str, value: str | int | float | None, parameters: Parameters) -> str:
-    """`column operator value`, never NULL; of a snapshot's names it is enough that one fits."""
+def _some(column: str, operator: str, value: Constant, parameters: Parameters) -> str:
+    """Return the SQL of `column operator value`, never NULL; if the column is `name`, one matching name is enough."""
     if column != "name":
         parameters.append(value)
         return f"COALESCE({column} {operator} ?, 0)"
@@ -160,9 +174,6 @@ def _some(column: str, operator: str, value: str | int | float | None, parameter
     parameters.append(value)
     return f"EXISTS (SELECT 1 FROM refs WHERE refs.id = snapshots.id AND refs.name {operator} ?)"
 
-
-def _is_field(node: ast.expr) -> bool:
-    return isinstance(node, ast.Name | ast.Attribute)
 
 
 def _shown(node: ast.expr) -> str:

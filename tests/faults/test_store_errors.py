@@ -270,7 +270,7 @@ def test_a_block_past_the_file_size_limit_ends_the_command_with_an_error(empty_d
     store = Store.open(empty_dir / "store", create=True)
     ended = run_limited(64, sys.executable, "-m", "raysnap", *add_command(store.path, weights_path))
     assert ended.returncode == 2, ended.stderr
-    assert "would pass this process's size limit" in ended.stderr
+    assert "would exceed this process's size limit" in ended.stderr
     assert "Traceback" not in ended.stderr
     assert store.verify()["ok"]
     assert store.manifests() == []
@@ -297,7 +297,7 @@ def test_a_manifest_or_index_past_the_file_size_limit_leaves_the_store_as_it_was
     put(store, seed=1)
     ended = run_limited(8, sys.executable, "-c", LIMITED, store.path, what)
     assert (ended.returncode == 0) == (what == "index"), ended.stderr
-    assert ("would pass this process's size limit" in ended.stderr) == (what == "manifest")
+    assert ("would exceed this process's size limit" in ended.stderr) == (what == "manifest")
     assert store.verify()["ok"]
     assert len(store.manifests()) == (1 if what == "manifest" else 2)
     put(store, seed=2)

@@ -121,7 +121,7 @@ def test_a_snapshot_published_after_the_mark_keeps_its_blocks(store, monkeypatch
 def test_a_snapshot_published_after_its_blocks_were_set_aside_gets_them_back(store, monkeypatch):
     for _, tensors in make_blocks():
         store.put_block(tensors)
-    during(monkeypatch, garbage, "_take_over", lambda: put(store))
+    during(monkeypatch, garbage, "_adopt_abandoned", lambda: put(store))
     store.gc(grace_s=0)
     assert equal(read(store, store.manifests()[0].id), make_blocks())
     assert store.verify()["ok"]
@@ -131,7 +131,7 @@ def test_a_draft_counts_as_a_manifest(store, monkeypatch):
     """A collector runs between a writer's touch and its publication."""
     for _, tensors in make_blocks():
         store.put_block(tensors)
-    monkeypatch.setattr(garbage, "_sweep", lambda *_: 0)
+    monkeypatch.setattr(garbage, "_remove_stale_files", lambda *_: 0)
     during(monkeypatch, Files, "sync_shards", lambda: garbage.collect_garbage(Files(store.path), 0))
     put(store)
     assert store.verify()["ok"]
@@ -153,7 +153,7 @@ def test_a_writer_whose_draft_was_swept_starts_again(store, monkeypatch):
 def test_a_block_touched_between_the_look_at_its_age_and_its_renaming_stays(store, monkeypatch):
     digest = store.put_block(make_blocks()[0][1]).digest
     age(store, 7200)
-    during(monkeypatch, garbage, "_aside", lambda: os.utime(object_path(store, digest)))
+    during(monkeypatch, garbage, "_aside_path", lambda: os.utime(object_path(store, digest)))
     report = store.gc()
     assert (report["num_blocks_deleted"], report["num_blocks_kept"]) == (0, 1)
     assert object_path(store, digest).exists()
