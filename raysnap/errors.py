@@ -1,51 +1,110 @@
 """The errors that raysnap raises on purpose: each says where, what was expected, what was found and what to do.
 
-Every error holds nothing but its message and plain values, so that it survives pickling between Ray processes.
+An error holds only its message and plain values, so that it can be pickled between Ray processes.
 """
 
 
 class RaysnapError(Exception):
-    """An error whose message is meant for the user; `exit_code` is the command's exit code."""
+    """The base of all errors that raysnap raises on purpose; the message is one line for the user.
+
+    >>> try:
+    ...     raysnap.Store.open("no/such/store")
+    ... except raysnap.RaysnapError as error:
+    ...     print(type(error).__name__, error)
+    StoreError no/such/store: expected a model store, found nothing there
+
+    Attributes:
+        exit_code: the exit code of a command that ends with this error.
+    """
 
     exit_code = 2
 
 
 class UsageError(RaysnapError):
-    """A command line or a call asks for something that does not exist, or for options that exclude each other."""
+    """An argument names something that does not exist, or arguments do not fit together.
+
+    >>> raysnap.Store.open("store").summaries("acuracy > 0.8")
+    Traceback (most recent call last):
+    raysnap.errors.UsageError: where 'acuracy > 0.8': unknown field 'acuracy'; did you mean 'accuracy'?
+    """
 
 
 class ConfigError(RaysnapError):
-    """A configuration file or a `key=value` override is wrong."""
+    """A configuration file or a `key=value` override is wrong.
+
+    >>> raysnap.load_config("configs/synthesize.yaml", ["num_snapshot=3"], raysnap.SynthesizeConfig)
+    Traceback (most recent call last):
+    raysnap.errors.ConfigError: configs/synthesize.yaml: num_snapshot: unknown key; did you mean 'num_snapshots'?
+    """
 
 
 class DataError(RaysnapError):
-    """A dataset is missing, malformed or too small for the job."""
+    """A dataset is missing, malformed or too small for its use.
+
+    >>> raysnap.open_dataset("shapes-shape-x", "data")
+    Traceback (most recent call last):
+    raysnap.errors.DataError: dataset 'shapes-shape-x': expected a folder in data or a known name, found neither; ...
+    """
 
 
 class ArchitectureError(RaysnapError):
-    """An architecture is unknown or can't be split into blocks."""
+    """An architecture is unknown or can't be split into blocks.
+
+    >>> recipe = raysnap.SynthesizeConfig(architectures=["resnet19"], store="other", run_dir="runs/other")
+    >>> raysnap.synthesize(recipe)
+    Traceback (most recent call last):
+    raysnap.errors.ArchitectureError: architecture 'resnet19': torchvision has no such classification model; did you ...
+    """
 
 
 class WeightsError(RaysnapError):
-    """Weights are missing, unreadable or do not fit the architecture."""
+    """Weights are missing, unreadable or do not fit the architecture.
+
+    >>> recipe = raysnap.SynthesizeConfig(base={"weights": "mine.pth"}, store="other", run_dir="runs/other")
+    >>> raysnap.synthesize(recipe)
+    Traceback (most recent call last):
+    raysnap.errors.WeightsError: mine.pth: expected a file of weights, found nothing there
+    """
 
 
 class StoreError(RaysnapError):
-    """A store can't be opened, read or written."""
+    """A store can't be opened or written.
+
+    >>> raysnap.Store.open("data")
+    Traceback (most recent call last):
+    raysnap.errors.StoreError: data: expected a model store, found a folder without store.json
+    """
 
 
 class SnapshotNotFound(RaysnapError):
-    """No snapshot of the store has this id or name."""
+    """No snapshot of the store has this name or id.
+
+    >>> raysnap.Store.open("store").manifest("base-mobilenet_v3_small-randon")
+    Traceback (most recent call last):
+    raysnap.errors.SnapshotNotFound: store: no snapshot has the name or id 'base-mobilenet_v3_small-randon'; did you ...
+    """
 
 
 class StoreDamaged(RaysnapError):
-    """Bytes in a store are not what their digest or format promises."""
+    """Bytes in a store do not match their digest or format.
+
+    >>> try:
+    ...     model = raysnap.Store.open("store").load_model("base-mobilenet_v3_small-random")
+    ... except raysnap.StoreDamaged as error:
+    ...     print(f"restore it from a backup: {error}")
+    """
 
     exit_code = 3
 
 
 class BlockDamaged(StoreDamaged):
     """A block is missing, or its bytes do not match its digest.
+
+    >>> try:
+    ...     raysnap.Store.open("store").read_block("0" * 64)
+    ... except raysnap.BlockDamaged as error:
+    ...     print(error.snapshots)
+    ()
 
     Attributes:
         block: the block's digest.
@@ -62,7 +121,7 @@ class BlockDamaged(StoreDamaged):
 
 
 class FrozenBlockChanged(RaysnapError):
-    """A block that should have stayed frozen differs from the base's after a fine-tune."""
+    """A frozen block differs from the base's after a fine-tune."""
 
     exit_code = 1
 
@@ -80,6 +139,6 @@ class OutOfMemory(RaysnapError):
 
 
 def describe_failure(error: BaseException) -> str:
-    """Describe an error in one line, for a row: raysnap's own message, or the type and message of any other error."""
+    """Return in one line, for a row, what went wrong: raysnap's own message, or any other error's type and message."""
     message = str(error) if isinstance(error, RaysnapError) else f"{type(error).__name__}: {error}"
     return " ".join(message.split())

@@ -1,4 +1,4 @@
-"""The shape of one block: its name, what it holds and what it computes."""
+"""The shape of one block: its name, its bytes and its FLOPs."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class BlockShape:
-    """What one block costs, known without weights.
+    """What one block costs, without weights.
 
     Attributes:
         name: the block's name.
         output_shape: shape of the output for one item, without the batch dimension.
-        flops: FLOPs per item of convolutions and matrix products (a multiply-add is two).
+        flops: FLOPs per item of convolutions and matrix products (a multiply-add counts as two).
         num_parameter_bytes: bytes of parameters and buffers.
     """
 
@@ -24,5 +24,5 @@ class BlockShape:
 
     @property
     def output_bytes(self) -> int:
-        """Bytes of one item's float32 output."""
+        """The number of bytes of one item's float32 output."""
         return 4 * math.prod(self.output_shape)

@@ -1,16 +1,17 @@
 """An architecture as a sequence of blocks: stem, body blocks, head; their composition is torchvision's forward.
 
-What stands after the last body block and before the head's linear layer (pooling, a final norm, flatten) belongs to
-the last body block, so its output is the features and the head is what a new dataset replaces. Blocks are cut from a
-weightless model on the meta device; only the blocks that are asked for ever get tensors.
+Whatever comes between the last body block and the head's linear layer (pooling, a final norm, flatten) belongs to the
+last body block, so its output is the features, and the head is what a new dataset replaces. Blocks are cut from a
+weightless model on the meta device; only the blocks that are built get tensors.
 """
 
 from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -23,8 +24,12 @@ from raysnap.errors import ArchitectureError, WeightsError
 from raysnap.humanize import suggest
 from raysnap.models.block_shape import BlockShape
 
-Steps = list["str | nn.Module"]
-Tensors = dict[str, Tensor]
+Steps: TypeAlias = Sequence[str | nn.Module]
+"""What a block runs, in order: modules by their torchvision paths, and modules of our own."""
+
+Tensors: TypeAlias = dict[str, Tensor]
+
+Shape: TypeAlias = tuple[int, ...]
 
 HEAD = "head"
 STEM = "stem"
@@ -50,7 +55,7 @@ class Block(nn.Module):
         return x
 
     def tensors(self) -> Tensors:
-        """Parameters and buffers under torchvision's full names, detached, not copied."""
+        """Return parameters and buffers under torchvision's full names, detached, not copied."""
         return {
             (f"{path}.{key}" if path else key): value.detach()
             for path, step in zip(self.paths, self.steps, strict=True)
@@ -58,7 +63,7 @@ class Block(nn.Module):
         }
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Takes `tensors` as its parameters and buffers, without a copy.
+        """Adopt `tensors` as the parameters and buffers, without copying them.
 
         Raises:
             WeightsError: a tensor is missing, unknown or of another shape.
@@ -73,26 +78,37 @@ class Block(nn.Module):
 
 
 class _VisionTransformerStem(nn.Module):
-    """Patches to tokens, the class token and the position embedding, as `VisionTransformer.forward` does it."""
+    """Patches to tokens, the class token and the position embedding, as in `VisionTransformer.forward`."""
 
     def __init__(self, model: models.VisionTransformer):
         super().__init__()
-        self.conv_proj = model.conv_proj
-        self.class_token = model.class_token
-        self.encoder = nn.Module()
-        self.encoder.pos_embedding = model.encoder.pos_embedding
-        self.encoder.dropout = model.encoder.dropout
+        self.conv_proj: nn.Module = model.conv_proj
+        self.class_token: nn.Parameter = model.class_token
+        self.encoder = _PositionEmbedding(model.encoder.pos_embedding, model.encoder.dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        tokens = self.conv_proj(x).flatten(2).permute(0, 2, 1)
+        tokens: Tensor = self.conv_proj(x).flatten(2).permute(0, 2, 1)
         expected = self.encoder.pos_embedding.shape[1]
         if tokens.shape[1] + 1 != expected:
             raise ArchitectureError(
                 f"this vision transformer expects {expected - 1} patches, found {tokens.shape[1]} in images of "
-                f"{x.shape[-2]}x{x.shape[-1]} px; use the image_size it was made for (224 for vit_b, vit_l)"
+                f"{x.shape[-2]}x{x.shape[-1]} px; use the image_size it was designed for (224 for vit_b, vit_l)"
             )
-        tokens = torch.cat([self.class_token.expand(x.shape[0], -1, -1), tokens], dim=1)
-        return self.encoder.dropout(tokens + self.encoder.pos_embedding)
+        embedded: Tensor = self.encoder(torch.cat([self.class_token.expand(x.shape[0], -1, -1), tokens], dim=1))
+        return embedded
+
+
+class _PositionEmbedding(nn.Module):
+    """The position embedding and the dropout that begin torchvision's encoder, under the encoder's names."""
+
+    def __init__(self, pos_embedding: nn.Parameter, dropout: nn.Module):
+        super().__init__()
+        self.pos_embedding = pos_embedding
+        self.dropout = dropout
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        embedded: Tensor = self.dropout(tokens + self.pos_embedding)
+        return embedded
 
 
 class _ClassToken(nn.Module):
@@ -106,50 +122,55 @@ def _children(model: nn.Module, path: str) -> list[str]:
     return [f"{path}.{name}" for name, _ in model.get_submodule(path).named_children()]
 
 
+def _single_step_blocks(paths: Iterable[str]) -> list[list[str | nn.Module]]:
+    return [[path] for path in paths]
+
+
 def _resnet(model: nn.Module) -> list[Steps]:
-    body = [[path] for stage in range(1, 5) for path in _children(model, f"layer{stage}")]
+    body = _single_step_blocks(path for stage in range(1, 5) for path in _children(model, f"layer{stage}"))
     body[-1] += ["avgpool", nn.Flatten(1)]
     return [["conv1", "bn1", "relu", "maxpool"], *body, ["fc"]]
 
 
 def _mobilenet_v2(model: nn.Module) -> list[Steps]:
-    stem, *body = [[path] for path in _children(model, "features")]
+    stem, *body = _single_step_blocks(_children(model, "features"))
     body[-1] += [nn.AdaptiveAvgPool2d(1), nn.Flatten(1)]
     return [stem, *body, ["classifier.0", "classifier.1"]]
 
 
 def _mobilenet_v3(model: nn.Module) -> list[Steps]:
-    stem, *body = [[path] for path in _children(model, "features")]
+    stem, *body = _single_step_blocks(_children(model, "features"))
     body[-1] += ["avgpool", nn.Flatten(1), "classifier.0", "classifier.1"]
     return [stem, *body, ["classifier.2", "classifier.3"]]
 
 
 def _efficientnet(model: nn.Module) -> list[Steps]:
     stem, *stages, last = _children(model, "features")
-    body = [[path] for stage in stages for path in _children(model, stage)] + [[last]]
+    body = _single_step_blocks([*(path for stage in stages for path in _children(model, stage)), last])
     body[-1] += ["avgpool", nn.Flatten(1)]
     return [[stem], *body, ["classifier.0", "classifier.1"]]
 
 
 def _regnet(model: nn.Module) -> list[Steps]:
-    body = [[path] for stage in _children(model, "trunk_output") for path in _children(model, stage)]
+    body = _single_step_blocks(path for stage in _children(model, "trunk_output") for path in _children(model, stage))
     body[-1] += ["avgpool", nn.Flatten(1)]
     return [["stem"], *body, ["fc"]]
 
 
 def _vision_transformer(model: nn.Module) -> list[Steps]:
-    body = [[path] for path in _children(model, "encoder.layers")]
+    body = _single_step_blocks(_children(model, "encoder.layers"))
     body[-1] += ["encoder.ln", _ClassToken()]
     return [[_VisionTransformerStem(model)], *body, _children(model, "heads")]
 
 
 def _staged(model: nn.Module, tail: Steps, head: Steps) -> list[Steps]:
-    """Swin's and ConvNeXt's form: stages with downsampling between them, which joins the block after it."""
+    """Split as Swin and ConvNeXt are built: stages with downsampling between them, which joins the block after it."""
     stem, *stages = _children(model, "features")
-    body: list[Steps] = []
+    body: list[list[str | nn.Module]] = []
     for stage, downsampling in zip(stages[::2], [None, *stages[1::2]], strict=True):
-        blocks: list[Steps] = [[path] for path in _children(model, stage)]
-        blocks[0] = [*([downsampling] if downsampling else []), *blocks[0]]
+        blocks = _single_step_blocks(_children(model, stage))
+        if downsampling:
+            blocks[0].insert(0, downsampling)
         body += blocks
     body[-1] += tail
     return [[stem], *body, head]
@@ -176,28 +197,34 @@ _SPLITTERS: dict[type[nn.Module], Callable[[nn.Module], list[Steps]]] = {
 
 
 def list_architectures() -> list[str]:
-    """The names of all torchvision classification builders, sorted; not each of them can be split."""
+    """Return the sorted names of all torchvision classification builders; not all of them can be split."""
     return sorted(models.list_models(module=models))
 
 
-class _Weightless(TorchFunctionMode):
-    """Parameters made inside go to the meta device; what RegNet and Swin calculate their shapes with stays real."""
+class Weightless(TorchFunctionMode):
+    """Put parameters created inside on the meta device; tensors that RegNet and Swin compute shapes with stay real."""
 
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        kwargs = dict(kwargs or {})
-        if func in (torch.empty, torch.zeros, torch.ones) and kwargs.get("device") is None:
-            kwargs["device"] = "meta"
-        return func(*args, **kwargs)
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Iterable[type],
+        args: Iterable[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        keywords = dict(kwargs or {})
+        if func in (torch.empty, torch.zeros, torch.ones) and keywords.get("device") is None:
+            keywords["device"] = "meta"
+        return func(*args, **keywords)
 
 
 @lru_cache(maxsize=32)
 def _skeleton(architecture: str) -> tuple[Block, ...]:
-    """The architecture's blocks on the meta device, with a head of 1000 classes, in eval mode."""
+    """Return the architecture's blocks on the meta device, with a head of 1000 classes, in eval mode."""
     known = list_architectures()
     if architecture not in known:
-        hint = suggest(architecture, known) or "; torchvision.models.list_models() names them"
+        hint = suggest(architecture, known) or "; torchvision.models.list_models() lists them"
         raise ArchitectureError(f"architecture {architecture!r}: torchvision has no such classification model{hint}")
-    with _Weightless(), warnings.catch_warnings():
+    with Weightless(), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         model = models.get_model(architecture, weights=None).to("meta").eval()
     splitter = _SPLITTERS.get(type(model))
@@ -209,7 +236,7 @@ def _skeleton(architecture: str) -> tuple[Block, ...]:
     cuts = splitter(model)
     names = [
         STEM,
-        *(max((s for s in cut if isinstance(s, str)), key=lambda path: path.count(".")) for cut in cuts[1:-1]),
+        *(max((step for step in cut if isinstance(step, str)), key=lambda path: path.count(".")) for cut in cuts[1:-1]),
     ]
     return tuple(
         Block(name, [(step, model.get_submodule(step)) if isinstance(step, str) else ("", step) for step in cut])
@@ -218,7 +245,7 @@ def _skeleton(architecture: str) -> tuple[Block, ...]:
 
 
 def block_names(architecture: str) -> tuple[str, ...]:
-    """The names of the architecture's blocks from stem to head.
+    """Return the names of the architecture's blocks from stem to head.
 
     Raises:
         ArchitectureError: torchvision has no such model, or it can't be split.
@@ -227,12 +254,12 @@ def block_names(architecture: str) -> tuple[str, ...]:
 
 
 def feature_dim(architecture: str) -> int:
-    """The width D of the features `[N, D]` that the head takes."""
+    """Return the width D of the features `[N, D]` that the head takes."""
     return _linear(_skeleton(architecture)[-1]).in_features
 
 
 def build_block(architecture: str, index: int, tensors: Mapping[str, Tensor]) -> Block:
-    """Block `index` alone, in eval mode, holding `tensors` without a copy; a head takes its width from them.
+    """Build block `index` in eval mode around `tensors`, without copying them; they give a head its width.
 
     Raises:
         WeightsError: the tensors aren't this block's.
@@ -245,17 +272,17 @@ def build_block(architecture: str, index: int, tensors: Mapping[str, Tensor]) ->
 
 
 def block_skeleton(architecture: str, index: int) -> Block:
-    """Block `index` in eval mode on the meta device, without weights; the caller's own."""
+    """Return a new copy of block `index` in eval mode on the meta device, without weights."""
     return copy.deepcopy(_skeleton(architecture)[index])
 
 
 def build_model(architecture: str, tensors: Sequence[Mapping[str, Tensor]]) -> nn.Sequential:
-    """All blocks of a model in eval mode, one after the other; its forward equals torchvision's."""
+    """Build all blocks of a model in eval mode as a sequence; its forward equals torchvision's."""
     return nn.Sequential(*(build_block(architecture, index, block) for index, block in enumerate(tensors)))
 
 
 def split_state_dict(architecture: str, state_dict: Mapping[str, Tensor]) -> list[tuple[str, Tensors]]:
-    """The tensors of a torchvision state dict by block, from stem to head, under their full names; any head width.
+    """Split a torchvision state dict into blocks from stem to head, under the full names; any head width is allowed.
 
     Raises:
         WeightsError: tensors are missing, unknown or of another shape.
@@ -273,7 +300,7 @@ def split_state_dict(architecture: str, state_dict: Mapping[str, Tensor]) -> lis
 
 
 def random_tensors(architecture: str, num_classes: int, seed: int) -> list[tuple[str, Tensors]]:
-    """Freshly initialised tensors of every block by name, as torchvision initialises them; equal for equal seeds."""
+    """Initialise every block's tensors as torchvision does; equal seeds give equal tensors."""
     block_names(architecture)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -282,7 +309,7 @@ def random_tensors(architecture: str, num_classes: int, seed: int) -> list[tuple
 
 
 def random_head(architecture: str, num_classes: int, seed: int) -> Tensors:
-    """A freshly initialised head for `num_classes` classes (`nn.Linear`'s own initialisation)."""
+    """Initialise a head for `num_classes` classes, as `nn.Linear` does."""
     block = block_skeleton(architecture, -1)
     _resize_head(block, num_classes)
     with torch.random.fork_rng(devices=[]):
@@ -293,7 +320,7 @@ def random_head(architecture: str, num_classes: int, seed: int) -> Tensors:
 
 
 def num_classes_of(head_tensors: Mapping[str, Tensor]) -> int:
-    """The number of classes that a head's tensors are for."""
+    """Return the number of classes that a head's tensors are for."""
     widths = {value.shape[0] if value.dim() else 0 for value in head_tensors.values()}
     if len(widths) != 1 or min(widths) < 1:
         raise WeightsError(f"block {HEAD}: expected a weight and a bias of one width, found widths {sorted(widths)}")
@@ -301,7 +328,7 @@ def num_classes_of(head_tensors: Mapping[str, Tensor]) -> int:
 
 
 def measure_blocks(architecture: str, image_size: int) -> tuple[BlockShape, ...]:
-    """Output shape, FLOPs and bytes of every block for square images of `image_size` pixels.
+    """Measure output shape, FLOPs and bytes of every block for square images of `image_size` pixels.
 
     Raises:
         ArchitectureError: the architecture can't take images of that size.
@@ -332,8 +359,8 @@ def _resize_head(head: Block, num_classes: int) -> None:
             head.steps[index] = nn.Linear(step.in_features, num_classes, device="meta")
 
 
-def _difference(expected: Mapping[str, tuple], found: Mapping[str, tuple]) -> str:
-    """The first few names or shapes in which two sets of tensors differ, in words."""
+def _difference(expected: Mapping[str, Shape], found: Mapping[str, Shape]) -> str:
+    """Describe the first few names or shapes in which two sets of tensors differ."""
     missing = [name for name in expected if name not in found]
     unknown = [name for name in found if name not in expected]
     if missing or unknown:

@@ -1,7 +1,8 @@
-"""What a file of `torch.save` would make `torch.load` do, looked at before it does anything.
+"""Check what a file of `torch.save` would make `torch.load` do, before it does it.
 
-`weights_only=True` keeps foreign code from running. It does not keep a file of some hundred bytes from taking all
-memory or all time: a deflated archive, an allocation, a value that holds itself twice, fifty times over. They end here.
+`weights_only=True` prevents foreign code from running. It does not prevent a file of some hundred bytes from taking
+all memory or all time: a compressed archive, an allocation, a value that contains itself twice, fifty levels deep.
+Such files are rejected here.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import pickletools
 import re
 import zipfile
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, TypeAlias
 
 from raysnap.errors import WeightsError
 
@@ -20,7 +21,7 @@ MAX_OPCODES = 500_000
 NUM_LEGACY_PICKLES = 5
 
 _ZIP_MAGIC = b"PK\3\4"
-# What a dict of tensors and plain values is made of; nothing here allocates more than the file brings.
+# What a dict of tensors and plain values consists of; nothing here allocates more than the file contains.
 _HARMLESS = re.compile(
     r"collections (OrderedDict|Counter)|torch\._utils _rebuild_(tensor(_v2|_v3)?|parameter(_with_state)?)"
     r"|torch(\.storage)? [A-Za-z0-9]+Storage|torch (Size|device|bool|(b?float|u?int|complex)[0-9a-z_]+)"
@@ -31,15 +32,17 @@ _FROM_MARK = ("TUPLE", "APPENDS", "SETITEMS")
 _TAKES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3, "REDUCE": 2, "NEWOBJ": 2, "BINPERSID": 1}
 _TAKES_INTO = {"APPEND": 1, "SETITEM": 2, "BUILD": 1}
 
-Node = list  # a value that holds others, as the list of what it holds
+Node: TypeAlias = list[Any]
+"""A value that contains others, as the list of these."""
+
 _MARK = object()
 
 
 def check_checkpoint(path: Path) -> None:
-    """Looks through a file for `torch.load` without unpickling anything.
+    """Check a file for `torch.load` without unpickling anything.
 
     Raises:
-        WeightsError: it is no checkpoint, or would take more than it brings.
+        WeightsError: it is not a checkpoint of tensors, or loading would take more memory than the file has bytes.
     """
     try:
         with path.open("rb") as file:
@@ -55,38 +58,38 @@ def check_checkpoint(path: Path) -> None:
         ) from None
 
 
-def _check_archive(file: BinaryIO, file_bytes: int) -> None:
+def _check_archive(file: IO[bytes], file_bytes: int) -> None:
     with zipfile.ZipFile(file) as archive:
         members = archive.infolist()
-        if any(one.compress_type != zipfile.ZIP_STORED for one in members) or (
-            sum(one.file_size for one in members) > file_bytes
+        if any(member.compress_type != zipfile.ZIP_STORED for member in members) or (
+            sum(member.file_size for member in members) > file_bytes
         ):
-            raise ValueError("an archive whose members are compressed or overlap; torch.save makes none")
-        # torch finds members whatever the case of their names.
-        if len({one.orig_filename.lower() for one in members}) != len(members):
-            raise ValueError("an archive in which a name stands twice")
+            raise ValueError("an archive whose members are compressed or overlap; torch.save writes none")
+        # torch ignores the case of members' names.
+        if len({member.orig_filename.lower() for member in members}) != len(members):
+            raise ValueError("an archive in which two members have the same name")
         for member in members:
             if ".pkl" in member.orig_filename.lower():
                 with archive.open(member) as pickle_file:
                     _check_pickle(pickle_file)
 
 
-def _check_legacy(file: BinaryIO) -> None:
+def _check_legacy(file: IO[bytes]) -> None:
     for _ in range(NUM_LEGACY_PICKLES - 2):
         _check_pickle(file)
     _, needed = _check_pickle(file)
     keys, _ = _check_pickle(file)
-    # torch leaves the memory of a storage that is not listed as it was.
-    if not isinstance(keys, Node) or not needed <= {key for key in keys if isinstance(key, str)}:
+    # torch leaves the memory of a storage that is not listed uninitialised.
+    if not isinstance(keys, list) or not needed <= {key for key in keys if isinstance(key, str)}:
         raise ValueError("a tensor whose values are not in the file")
 
 
-def _check_pickle(file: BinaryIO) -> tuple[Any, set[Any]]:
-    """Follows a pickle's opcodes without doing what they say: its value in outline, and the keys of its storages."""
+def _check_pickle(file: IO[bytes]) -> tuple[Any, set[str]]:
+    """Follow a pickle's opcodes without executing them; return its value in outline and the keys of its storages."""
     stack: list[Any] = []
-    memo: dict[int, Any] = {}
+    memo: dict[object, Any] = {}
     made: list[Node] = []
-    storage_keys: set[Any] = set()
+    storage_keys: set[str] = set()
     for number, (opcode, argument, _) in enumerate(pickletools.genops(file)):
         name = opcode.name
         if number > MAX_OPCODES:
@@ -98,9 +101,9 @@ def _check_pickle(file: BinaryIO) -> tuple[Any, set[Any]]:
         elif name == "MARK":
             stack.append(_MARK)
         elif name not in ("PROTO", "FRAME", "STOP"):
-            if name == "GLOBAL" and not _HARMLESS.fullmatch(argument):
-                raise ValueError(f"{argument.replace(' ', '.', 1)[:80]!r}, which is no part of a tensor")
-            if name == "BINPERSID" and isinstance(stack[-1], Node) and len(stack[-1]) > 2:
+            if name == "GLOBAL" and not _HARMLESS.fullmatch(str(argument)):
+                raise ValueError(f"{str(argument).replace(' ', '.', 1)[:80]!r}, which is not part of a tensor")
+            if name == "BINPERSID" and isinstance(stack[-1], list) and len(stack[-1]) > 2:
                 storage_keys.update(key for key in stack[-1][2:3] if isinstance(key, str))
             _take_and_make(opcode, argument, stack, made)
     _check_expansion(made)
@@ -120,9 +123,9 @@ def _take_and_make(opcode: pickletools.OpcodeInfo, argument: Any, stack: list[An
         taken = stack[len(stack) - count :]
         del stack[len(stack) - count :]
         if len(taken) < count or _MARK in taken:
-            raise ValueError(f"a pickle that takes more than it made at {name}")
+            raise ValueError(f"a pickle that takes more values than it made at {name}")
     if name in _TAKES_INTO or name in ("APPENDS", "SETITEMS"):
-        if not isinstance(stack[-1], Node):
+        if not isinstance(stack[-1], list):
             raise ValueError(f"a pickle that adds to a plain value at {name}")
         stack[-1].extend(taken)
     elif name in _TAKES or name in ("TUPLE", "GLOBAL") or name.startswith("EMPTY_"):
@@ -135,7 +138,7 @@ def _take_and_make(opcode: pickletools.OpcodeInfo, argument: Any, stack: list[An
 
 
 def _check_expansion(made: list[Node]) -> None:
-    """Bounds depth and number of the values if each were written out where it stands, as hashing and printing do."""
+    """Bound depth and number of the values as hashing and printing meet them: written out wherever they occur."""
     sizes: dict[int, tuple[int, int]] = {}
     on_path: set[int] = set()
     for root in made:
@@ -144,15 +147,15 @@ def _check_expansion(made: list[Node]) -> None:
             node, is_done = pending.pop()
             if is_done:
                 on_path.discard(id(node))
-                children = [sizes.get(id(child), (1, 1)) if isinstance(child, Node) else (1, 1) for child in node]
+                children = [sizes.get(id(child), (1, 1)) if isinstance(child, list) else (1, 1) for child in node]
                 depth = 1 + max((depth for depth, _ in children), default=0)
                 count = 1 + sum(count for _, count in children)
                 if depth > MAX_DEPTH or count > MAX_VALUES:
-                    raise ValueError("values nested too deeply, or one in another too often")
+                    raise ValueError("values nested too deeply, or one contained in others too often")
                 sizes[id(node)] = depth, count
             elif id(node) in on_path:
-                raise ValueError("a value that holds itself")
+                raise ValueError("a value that contains itself")
             elif id(node) not in sizes:
                 on_path.add(id(node))
                 pending.append((node, True))
-                pending.extend((child, False) for child in node if isinstance(child, Node) and id(child) not in sizes)
+                pending.extend((child, False) for child in node if isinstance(child, list) and id(child) not in sizes)

@@ -1,4 +1,4 @@
-"""How a fine-tune computes: its precision, memory layout and determinism, chosen per device from the configuration."""
+"""How a fine-tune computes: precision, memory layout and determinism, chosen per device from the configuration."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from raysnap.config.train import TrainConfig
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _CPU_BFLOAT16 = ("avx512_bf16", "amx_bf16", "sve_bf16", "bf16")
-_CUBLAS_WORKSPACE = ":4096:8"  # without it cuBLAS adds up in an order of its own
+_CUBLAS_WORKSPACE = ":4096:8"  # without it the order of cuBLAS's sums varies
 
 
 @dataclass(frozen=True)
@@ -24,10 +24,10 @@ class Numerics:
     """How blocks compute.
 
     Attributes:
-        dtype: what convolutions and matrix products take and give; parameters stay float32.
-        channels_last: whether images lie with their channels together.
+        dtype: input and output type of convolutions and matrix products; parameters stay float32.
+        channels_last: whether images are stored with the channels of a pixel together.
         deterministic: whether only deterministic kernels may run.
-        tries_kernels: whether cuDNN times its kernels on each new shape of inputs, which epochs of equal batches repay.
+        tries_kernels: whether cuDNN times its kernels on each new input shape, which pays over epochs of equal batches.
     """
 
     device: torch.device
@@ -38,7 +38,7 @@ class Numerics:
 
     @classmethod
     def choose(cls, config: TrainConfig, device: torch.device) -> Numerics:
-        """What the configuration asks for, or what is best on the device where it leaves that open."""
+        """Return what the configuration asks for, or what is best on the device if it doesn't say."""
         is_gpu = device.type == "cuda"
         if config.precision != "auto":
             dtype = _DTYPES[config.precision]
@@ -49,11 +49,11 @@ class Numerics:
 
     @classmethod
     def for_inference(cls, precision: Precision, device: torch.device, *, deterministic: bool = False) -> Numerics:
-        """How blocks run that nobody trains: in what the device is fastest at, channels together.
+        """Return how blocks run that are not trained: in the device's fastest type, with channels together.
 
-        Left to `auto`, a CPU takes bfloat16 where it multiplies it in hardware: ResNet-18 at 224 px runs twice as fast
-        in it on AMD EPYC of the fourth generation, and channels together save a fifth in either precision. Rungs see
-        few batches of any one size: trying kernels would take seconds of what is a second on an H100.
+        With `auto`, a CPU uses bfloat16 if it multiplies it in hardware: ResNet-18 at 224 px runs twice as fast in it
+        on a fourth-generation AMD EPYC, and channels together save a fifth in either precision. A rung has few batches
+        of any one size: trying kernels would take seconds where the whole rung takes one second on an H100.
         """
         if precision != "auto":
             return cls(device, _DTYPES[precision], True, deterministic)
@@ -62,7 +62,7 @@ class Numerics:
 
     @property
     def fingerprint(self) -> str:
-        """What the last bits of outputs depend on, weights and inputs aside."""
+        """What the last bits of outputs depend on, apart from weights and inputs."""
         if self.device.type == "cuda":
             name = torch.cuda.get_device_name(self.device)
         else:
@@ -71,29 +71,29 @@ class Numerics:
 
     @property
     def scales_gradients(self) -> bool:
-        """Whether gradients would vanish without a scale, as they do in float16."""
+        """Whether gradients need scaling, as they would vanish in float16."""
         return self.dtype == torch.float16
 
     def autocast(self) -> torch.autocast:
-        """The context in which blocks run."""
+        """Return the context in which blocks run."""
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
 
     @property
     def memory_format(self) -> torch.memory_format:
-        """How images and the parameters of convolutions lie in memory."""
+        """The memory layout of images and of the parameters of convolutions."""
         return torch.channels_last if self.channels_last else torch.contiguous_format
 
     def lay_out(self, blocks: nn.Module) -> None:
-        """Puts the parameters of convolutions in the chosen memory layout."""
+        """Convert the parameters of convolutions to the chosen memory layout, in place."""
         blocks.to(memory_format=self.memory_format)
 
     def lay_out_images(self, images_N3HW: Tensor) -> Tensor:
-        """The images in the chosen memory layout."""
+        """Return the images in the chosen memory layout."""
         return images_N3HW.contiguous(memory_format=self.memory_format)
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """The settings of the process that this needs; they are put back afterwards."""
+        """Apply the process-wide settings that this needs, and restore the previous ones afterwards."""
         was_strict = torch.are_deterministic_algorithms_enabled()
         only_warned = torch.is_deterministic_algorithms_warn_only_enabled()
         searched = torch.backends.cudnn.benchmark
@@ -109,13 +109,13 @@ class Numerics:
 
 
 def _half_precision(device: torch.device) -> torch.dtype:
-    """The type of two bytes that the device computes in."""
+    """Return the two-byte type that the device computes in."""
     if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
         return torch.float16
     return torch.bfloat16
 
 
 def _multiplies_bfloat16() -> bool:
-    """Whether this CPU has instructions for bfloat16; older torch can't tell."""
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    """Return whether this CPU has instructions for bfloat16; False if torch is too old to know."""
+    capabilities: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
     return any(capabilities.get(name, False) for name in _CPU_BFLOAT16)

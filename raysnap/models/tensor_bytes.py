@@ -1,7 +1,7 @@
 """Tensors as bytes and back: the canonical safetensors form of a block, and a strict parser.
 
-The canonical form is raysnap's own promise, not a library's: digests made today must be made by every later version.
-The header is parsed here too: the safetensors library accepts more than is safe, such as a key that stands twice.
+The canonical form is raysnap's own promise, not a library's: every later version must compute today's digests.
+The header is parsed here too: the safetensors library accepts more than is safe, such as a duplicate key.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 @dataclass(frozen=True)
 class TensorSpan:
-    """Where one tensor lies: `start` and `stop` count from the file's first byte."""
+    """Where one tensor's bytes are: `start` and `stop` count from the file's first byte."""
 
     dtype: torch.dtype
     shape: tuple[int, ...]
@@ -59,13 +59,13 @@ class TensorSpan:
 
 
 def encode(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> list[memoryview]:
-    """The chunks of bytes whose concatenation is the safetensors file of `tensors`; tensors are not copied.
+    """Encode `tensors` as chunks of bytes whose concatenation is a safetensors file; tensors are not copied.
 
     Without metadata this is the canonical form: tensors ordered by descending element width, then by name; the header
     is JSON without blanks, keys in the order dtype, shape, data_offsets, padded with spaces to a multiple of 8 bytes.
 
     Raises:
-        WeightsError: there is no tensor, or one that safetensors can't hold.
+        WeightsError: there is no tensor, or one that safetensors can't represent.
     """
     if not tensors:
         raise WeightsError("a block without tensors can't be stored; expected at least one tensor")
@@ -79,7 +79,7 @@ def encode(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = N
         stop = offset + tensor.numel() * tensor.element_size()
         header[name] = {"dtype": _NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [offset, stop]}
         if stop > offset:
-            chunks.append(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))
+            chunks.append(tensor.reshape(-1).view(torch.uint8).numpy().data)
         offset = stop
     try:
         text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
@@ -90,7 +90,7 @@ def encode(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = N
 
 
 def _plain(name: str, tensor: Tensor) -> Tensor:
-    """The tensor as contiguous memory of the CPU; the same memory where it already is."""
+    """Return the tensor in contiguous CPU memory, without a copy if it is there already."""
     if not isinstance(name, str) or name == "__metadata__":
         raise WeightsError(f"tensor name: expected text other than '__metadata__', found {name!r}")
     if not isinstance(tensor, Tensor) or tensor.layout != torch.strided or tensor.is_meta:
@@ -102,12 +102,12 @@ def _plain(name: str, tensor: Tensor) -> Tensor:
 
 
 def num_bytes(chunks: list[memoryview]) -> int:
-    """The bytes that the chunks hold together."""
+    """Return the total number of bytes of the chunks."""
     return sum(chunk.nbytes for chunk in chunks)
 
 
 def digest(chunks: list[memoryview]) -> str:
-    """The BLAKE3 of the chunks' concatenation, in hexadecimal."""
+    """Return the BLAKE3 of the chunks' concatenation, in hexadecimal."""
     hasher = blake3()
     for chunk in chunks:
         hasher.update(chunk)
@@ -115,22 +115,22 @@ def digest(chunks: list[memoryview]) -> str:
 
 
 def canonical_block_bytes(tensors: Mapping[str, Tensor]) -> bytes:
-    """The bytes of the block's file."""
+    """Return the bytes of the block's file."""
     return b"".join(encode(tensors))
 
 
 def block_digest(tensors: Mapping[str, Tensor]) -> str:
-    """The block's digest, which is also its file's name; needs no store."""
+    """Return the block's digest, which is also its file's name in every store."""
     return digest(encode(tensors))
 
 
 def decode(buffer: memoryview, where: str, device: torch.device | None = None) -> dict[str, Tensor]:
-    """The tensors in a safetensors file's bytes, as views of that memory.
+    """Return the tensors in a safetensors file's bytes, as views of that memory.
 
     Args:
-        buffer: the whole file, in memory that is writable and no one else's.
+        buffer: the whole file, in memory that is writable and not used elsewhere.
         where: the file, for messages.
-        device: views of a single copy there, which count a change of one as a change of all, as autograd sees it.
+        device: if given, tensors are views of a single copy there; to autograd, a change of one changes all.
 
     Raises:
         WeightsError: the bytes are not a valid safetensors file.
@@ -143,8 +143,8 @@ def decode(buffer: memoryview, where: str, device: torch.device | None = None) -
 
 
 def pinned_memory(num_bytes: int) -> memoryview:
-    """Memory that stays where it is, so that a GPU copies from it on its own; freed, it is kept for the next call."""
-    return memoryview(torch.empty(num_bytes, dtype=torch.uint8, pin_memory=True).numpy())
+    """Allocate page-locked memory, which a GPU can copy from directly; torch caches it for the next call when freed."""
+    return torch.empty(num_bytes, dtype=torch.uint8, pin_memory=True).numpy().data
 
 
 def _view(memory: np.ndarray | Tensor, span: TensorSpan, where: str) -> Tensor:
@@ -159,7 +159,7 @@ def _view(memory: np.ndarray | Tensor, span: TensorSpan, where: str) -> Tensor:
 
 
 def parse_header(buffer: memoryview, where: str) -> dict[str, TensorSpan]:
-    """Where each tensor lies in a safetensors file; the spans tile its data without hole or overlap.
+    """Return where each tensor is in a safetensors file; the spans tile its data without hole or overlap.
 
     Raises:
         WeightsError: the header is not valid.
@@ -179,14 +179,16 @@ def _read_header(buffer: memoryview) -> tuple[dict[str, object], int]:
         raise ValueError(f"expected at least 8 bytes, found {len(buffer)}")
     length = int.from_bytes(buffer[:8], "little")
     if not 2 <= length <= min(MAX_HEADER_BYTES, len(buffer) - 8):
-        raise ValueError(f"its header claims {length} bytes of a file of {len(buffer)} (at most {MAX_HEADER_BYTES})")
+        raise ValueError(
+            f"its header claims {length} bytes in a file of {len(buffer)} bytes (at most {MAX_HEADER_BYTES})"
+        )
     text = bytes(buffer[8 : 8 + length])
     if text[:1] != b"{" or text.rstrip(b" ")[-1:] != b"}":
         raise ValueError("expected a header that is a JSON object padded with spaces")
     header = parse_json(text)
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        raise ValueError("expected __metadata__ to hold text only")
+        raise ValueError("expected __metadata__ to contain text only")
     if len(header) > MAX_TENSORS:
         raise ValueError(f"expected at most {MAX_TENSORS} tensors, found {len(header)}")
     return header, 8 + length
@@ -200,7 +202,7 @@ def _span(name: str, value: object, data_start: int, file_bytes: int) -> TensorS
     if not isinstance(dtype_name, str) or dtype_name not in DTYPES:
         raise ValueError(f"{name[:80]!r}: unknown dtype {str(dtype_name)[:40]!r}")
     if not _are_counts(shape) or len(shape) > MAX_DIMENSIONS or any(size > MAX_DIMENSION for size in shape):
-        raise ValueError(f"{name[:80]!r}: absurd shape {str(shape)[:80]}")
+        raise ValueError(f"{name[:80]!r}: impossible shape {str(shape)[:80]}")
     if not _are_counts(offsets) or len(offsets) != 2 or not offsets[0] <= offsets[1] <= file_bytes - data_start:
         raise ValueError(f"{name[:80]!r}: data_offsets {str(offsets)[:80]} are not within the file")
     dtype = DTYPES[dtype_name]

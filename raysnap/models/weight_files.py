@@ -14,30 +14,19 @@ import torch
 from torch import Tensor
 
 from raysnap.errors import WeightsError
-from raysnap.models import tensor_bytes as objects
 from raysnap.models.blocks import block_names, split_state_dict
 from raysnap.models.foreign_pickles import check_checkpoint
+from raysnap.models.tensor_bytes import decode
 
 SAFETENSORS_SUFFIX = ".safetensors"
-
-
 TORCH_SUFFIXES = (".pth", ".pt", ".bin")
-
-
 MAX_NAME_CHARACTERS = 500
 
-
 _WRAPPERS = ("state_dict", "model", "model_state_dict")
-
-
 _PREFIXES = ("module.", "_orig_mod.")
-
-
-# The buffers of torchvision's models that hold whole numbers.
-_WHOLE = ("num_batches_tracked", "relative_position_index")
-
-
-# What torch.load raises on bytes that are no checkpoint of tensors; BLE001 forbids naming them all at once.
+# The buffers of torchvision's models that contain integers.
+_INTEGER_BUFFERS = ("num_batches_tracked", "relative_position_index")
+# What torch.load raises on bytes that are not a checkpoint of tensors; BLE001 forbids catching all exceptions.
 _UNREADABLE = (
     pickle.UnpicklingError,
     RuntimeError,
@@ -56,12 +45,12 @@ _UNREADABLE = (
 
 
 def load_state_dict(path: Path) -> dict[str, Tensor]:
-    """The state dict in a `.safetensors` or `.pth` file, under torchvision's names, on the CPU.
+    """Read the state dict in a `.safetensors` or `.pth` file, under torchvision's names, onto the CPU.
 
-    Wrappers such as `{"state_dict": …}` and the `module.` prefixes of `nn.DataParallel` are taken off.
+    Wrappers such as `{"state_dict": …}` and the `module.` prefixes of `nn.DataParallel` are removed.
 
     Raises:
-        WeightsError: the file is missing, of another kind, malformed, or holds anything but tensors.
+        WeightsError: the file is missing, of another kind, malformed, or contains anything but tensors.
     """
     if not path.is_file():
         raise WeightsError(
@@ -73,7 +62,7 @@ def load_state_dict(path: Path) -> dict[str, Tensor]:
         state_dict = _read_torch(path)
     else:
         known = ", ".join((SAFETENSORS_SUFFIX, *TORCH_SUFFIXES))
-        raise WeightsError(f"{path}: expected a file called {known}, found {path.suffix or 'no suffix'!r}")
+        raise WeightsError(f"{path}: expected a file ending in {known}, found {path.suffix or 'no suffix'!r}")
     for wrapper in _WRAPPERS:
         if isinstance(state_dict, Mapping) and isinstance(state_dict.get(wrapper), Mapping):
             state_dict = state_dict[wrapper]
@@ -83,7 +72,7 @@ def load_state_dict(path: Path) -> dict[str, Tensor]:
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
-        return objects.decode(memoryview(np.fromfile(path, dtype=np.uint8)), str(path))
+        return decode(np.fromfile(path, dtype=np.uint8).data, str(path))
     except (OSError, MemoryError) as error:
         raise WeightsError(f"{path}: can't be read: {error}") from None
 
@@ -98,7 +87,7 @@ def _read_torch(path: Path) -> Any:
         reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
         raise WeightsError(
             f"{path}: expected a checkpoint of tensors only (torch.save of a state_dict()), found one that "
-            f"torch.load(weights_only=True) refuses: {reason}"
+            f"torch.load(weights_only=True) rejects: {reason}"
         ) from None
 
 
@@ -111,7 +100,10 @@ def _check_tensors(state_dict: Any, path: Path) -> dict[str, Tensor]:
         if not isinstance(name, str) or not isinstance(value, Tensor):
             raise WeightsError(f"{path}: expected tensors by name, found {str(name)[:80]!r}: {type(value).__name__}")
         if len(name) > MAX_NAME_CHARACTERS or not name.isprintable():
-            raise WeightsError(f"{path}: expected names of tensors in one short line, found {name[:80]!r}")
+            raise WeightsError(
+                f"{path}: expected printable tensor names of at most {MAX_NAME_CHARACTERS} characters, found "
+                f"{name[:80]!r}"
+            )
         if value.layout != torch.strided or value.is_meta or value.nbytes > file_bytes:
             raise WeightsError(f"{path}: {name[:80]!r}: expected a dense tensor with its values in the file")
     return {name: value.detach() for name, value in state_dict.items()}
@@ -125,31 +117,32 @@ def _strip_prefixes(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def read_blocks(path: Path, architecture: str) -> list[tuple[str, dict[str, Tensor]]]:
-    """The tensors in a file of weights by block, fit to be a snapshot of the architecture.
+    """Read a file of weights into blocks that can be stored as a snapshot of the architecture.
 
     Raises:
         ArchitectureError: the architecture is unknown or can't be split.
-        WeightsError: the file can't be read, doesn't fit the architecture or holds NaN, infinity or another kind of
-            numbers.
+        WeightsError: the file can't be read, doesn't fit the architecture, or contains NaN, infinity or another kind
+            of numbers.
     """
     block_names(architecture)
     state_dict = _with_batch_counts(load_state_dict(path))
     blocks = split_state_dict(architecture, state_dict)
     for name, tensor in state_dict.items():
-        if not (_is_whole(tensor) if name.endswith(_WHOLE) else tensor.is_floating_point()):
-            kind = "whole" if name.endswith(_WHOLE) else "floating-point"
-            raise WeightsError(f"{path}: {name}: expected {kind} numbers, found {tensor.dtype}")
+        is_integer_buffer = name.endswith(_INTEGER_BUFFERS)
+        if not (_is_integer(tensor) if is_integer_buffer else tensor.is_floating_point()):
+            kind = "integers" if is_integer_buffer else "floating-point numbers"
+            raise WeightsError(f"{path}: {name}: expected {kind}, found {tensor.dtype}")
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor.float()).all()):
             raise WeightsError(f"{path}: {name}: expected finite weights, found NaN or infinity")
     return blocks
 
 
-def _is_whole(tensor: Tensor) -> bool:
+def _is_integer(tensor: Tensor) -> bool:
     return not (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool)
 
 
 def _with_batch_counts(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The state dict with BatchNorm's batch counts; files from before PyTorch 0.4.1 lack them, torch adds zeros too."""
+    """Add BatchNorm's batch counts where they are missing, as torch does; files from before PyTorch 0.4.1 lack them."""
     suffix = "running_var"
     counts = {name.removesuffix(suffix) + "num_batches_tracked" for name in state_dict if name.endswith(suffix)}
     return {name: torch.tensor(0) for name in counts} | state_dict

@@ -12,6 +12,7 @@ from raysnap.store.catalog import is_manifest_name, manifest_path, read_manifest
 from raysnap.store.files import Files, entries_in, names_in
 from raysnap.store.manifest import is_digest, is_ref_name
 
+
 class DamagedBlock(TypedDict):
     """A damaged block: its digest, the ids of the snapshots that need it, and what is wrong."""
 

@@ -1,7 +1,7 @@
 """Weights in and out of the store: files that other tools wrote, and plain torchvision state dicts for them to read.
 
-Nothing here unpickles anything but tensors: `.pth` goes through `torch.load(weights_only=True)`, safetensors through
-the strict parser of `objects`.
+Nothing but tensors is ever unpickled: `.pth` files go through `torch.load(weights_only=True)`, safetensors files
+through the strict parser of `tensor_bytes`.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from torch import Tensor
 
 from raysnap.atomic import replacing
 from raysnap.errors import StoreError, WeightsError
-from raysnap.models import tensor_bytes as objects
-from raysnap.models.blocks import num_classes_of, split_state_dict
+from raysnap.models.blocks import num_classes_of
+from raysnap.models.tensor_bytes import block_digest, encode
 from raysnap.models.weight_files import SAFETENSORS_SUFFIX, TORCH_SUFFIXES, read_blocks
 from raysnap.store.catalog import ABSENT
 from raysnap.store.manifest import DatasetRecord, Manifest, Preprocessing, check_ref_name, snapshot_id
@@ -46,22 +46,24 @@ def add_file(
     preprocessing: Preprocessing | None = None,
     metrics: Mapping[str, float] | None = None,
 ) -> SnapshotWrite:
-    """The snapshot of the weights in a file, in the store; any number of classes is fine.
+    """Store the weights in a file as a snapshot; they may have any number of classes.
 
-    Given its `base`, its retrain index is what the blocks say: how many below the head differ from the base's.
+    Given its `base`, its retrain index follows from the blocks: how many below the head differ from the base's.
 
     Raises:
-        WeightsError: the file can't be read, doesn't fit the architecture or holds NaN or infinity.
-        StoreError: `name` stands for another snapshot already, or the store can't be written.
+        WeightsError: the file can't be read, doesn't fit the architecture or contains NaN or infinity.
+        StoreError: `name` already refers to another snapshot, or the store can't be written.
     """
     if name is not None:
         check_ref_name(name)
     blocks = read_blocks(path, architecture)
     retrain_index = None if base is None else _retrain_index(store.manifest(base), architecture, blocks)
     if name is not None and (current := store.refs().get(name)) is not None:
-        found = snapshot_id(architecture, [(block_name, objects.block_digest(block)) for block_name, block in blocks])
+        found = snapshot_id(architecture, [(block_name, block_digest(block)) for block_name, block in blocks])
         if current != found:
-            raise StoreError(f"{store.path}: the name {name!r} stands for snapshot {current[:12]}; choose another name")
+            raise StoreError(
+                f"{store.path}: the name {name!r} already refers to snapshot {current[:12]}; choose another name"
+            )
     written = store.put_snapshot(
         architecture=architecture,
         blocks=blocks,
@@ -78,34 +80,19 @@ def add_file(
 
 
 def _retrain_index(base: Manifest, architecture: str, blocks: list[tuple[str, dict[str, Tensor]]]) -> int | None:
-    """How many blocks below the head came after the first that is not the base's; None where none is the base's."""
+    """Return the number of blocks below the head from the first that differs from the base's; None if all differ."""
     if base.architecture != architecture:
         raise WeightsError(f"base {base.id[:12]}: expected the architecture {architecture}, found {base.architecture}")
     pairs = zip(base.blocks, blocks, strict=True)
-    num_equal = len(list(itertools.takewhile(lambda pair: pair[0].digest == objects.block_digest(pair[1][1]), pairs)))
+    num_equal = len(list(itertools.takewhile(lambda pair: pair[0].digest == block_digest(pair[1][1]), pairs)))
     return max(0, len(blocks) - 1 - num_equal) if num_equal else None
 
 
-def snapshot_state_dict(store: Store, manifest: Manifest) -> dict[str, Tensor]:
-    """The snapshot's tensors in torchvision's order: what `load_state_dict(strict=True)` takes.
-
-    Raises:
-        BlockDamaged: a block is missing or damaged.
-        StoreDamaged: the blocks are sound, but not those of the architecture.
-    """
-    tensors: dict[str, Tensor] = {}
-    for entry in manifest.blocks:
-        tensors |= store.read_block(entry.digest)
-    return {
-        name: value for _, block in split_state_dict(manifest.architecture, tensors) for name, value in block.items()
-    }
-
-
 def export_snapshot(store: Store, name_or_id: str, to: Path) -> Export:
-    """Writes a snapshot as a plain torchvision state dict, `.safetensors` or `.pth`, and a model card beside it.
+    """Write a snapshot as a plain torchvision state dict, `.safetensors` or `.pth`, and a model card beside it.
 
-    Files appear whole or not at all. A README.md that is not one of our cards is left alone; the card is then called
-    after the weights.
+    Files appear whole or not at all. The card is README.md; if that exists and was not written by raysnap, it is left
+    alone and the card is named after the weights.
 
     Raises:
         SnapshotNotFound: there is no such snapshot.
@@ -115,11 +102,11 @@ def export_snapshot(store: Store, name_or_id: str, to: Path) -> Export:
     if to.suffix != SAFETENSORS_SUFFIX and to.suffix not in TORCH_SUFFIXES:
         raise WeightsError(f"{to}: expected a file called .safetensors or .pth, found {to.suffix or 'no suffix'!r}")
     manifest = store.manifest(name_or_id)
-    state_dict = snapshot_state_dict(store, manifest)
+    state_dict = store.read_state_dict(manifest.id)
     card_path = _card_path(to)
     with _writing(to) as file:
         if to.suffix == SAFETENSORS_SUFFIX:
-            for chunk in objects.encode(state_dict, metadata={"format": "pt", "architecture": manifest.architecture}):
+            for chunk in encode(state_dict, metadata={"format": "pt", "architecture": manifest.architecture}):
                 file.write(chunk)
         else:
             torch.save(state_dict, file)
@@ -141,7 +128,7 @@ def _card_path(to: Path) -> Path:
 
 @contextlib.contextmanager
 def _writing(path: Path) -> Iterator[BinaryIO]:
-    """Open a file that replaces `path`, whose folder is made if needed; what goes wrong is a WeightsError."""
+    """Open a file that replaces `path`, creating its folder if needed; raise WeightsError if that fails."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as file:

@@ -45,7 +45,7 @@ class BlockEntry:
 
 
 class Record(BaseModel):
-    """A frozen part of a manifest that rejects unknown keys; not a `Config`, which takes as long to import as a listing."""
+    """A frozen part of a manifest that rejects unknown keys; a `Config` takes too long to import."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -66,7 +66,7 @@ class Preprocessing(Record):
     """How an image becomes the model's input; the default is torchvision's for ImageNet.
 
     >>> raysnap.Preprocessing.cropping(64)
-    Preprocessing(resize_size=73, image_size=64, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), interpolation='bilinear')
+    Preprocessing(resize_size=73, image_size=64, mean=(0.485, 0.456, 0.406), ...)
     """
 
     resize_size: int = Field(256, ge=1, le=65_536, description="Length of the shorter side after resizing, in pixels.")

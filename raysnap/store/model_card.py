@@ -6,13 +6,11 @@ from raysnap.models.weight_files import SAFETENSORS_SUFFIX
 from raysnap.store.manifest import Manifest
 
 CARD_NAME = "README.md"
-
-
 CARD_MARK = "<!-- model card written by raysnap -->"
 
 
 def model_card(manifest: Manifest, lineage: list[Manifest], names: list[str], file_name: str) -> str:
-    """The README of an exported snapshot: what it is, where it comes from, how good it is, how to load it."""
+    """Return the README of an exported snapshot: what it is, its origin, its metrics and how to load it."""
     dataset = manifest.dataset
     shape = manifest.preprocessing
     lines = [
@@ -48,7 +46,7 @@ def model_card(manifest: Manifest, lineage: list[Manifest], names: list[str], fi
         "```",
     ]
     if dataset and dataset.classes:
-        lines += ["", "## Classes", "", *[f"{index}. {_code(one)}" for index, one in enumerate(dataset.classes)]]
+        lines += ["", "## Classes", "", *[f"{index}. {_code(name)}" for index, name in enumerate(dataset.classes)]]
     return "\n".join(lines) + "\n"
 
 
@@ -77,6 +75,6 @@ def _or_unknown(value: int | None) -> str:
 
 
 def _code(value: object) -> str:
-    """Any text as Markdown code on one line, so that no name can become markup."""
+    """Return any text as Markdown code on one line, so that no name can become markup."""
     text = "".join(character if character.isprintable() else " " for character in str(value)).replace("`", "'")
     return f"`{text.replace('|', '/')}`"

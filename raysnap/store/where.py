@@ -175,7 +175,6 @@ def _some(column: str, operator: str, value: Constant, parameters: Parameters) -
     return f"EXISTS (SELECT 1 FROM refs WHERE refs.id = snapshots.id AND refs.name {operator} ?)"
 
 
-
 def _shown(node: ast.expr) -> str:
     text = ast.unparse(node)
     return text if len(text) <= 60 else text[:57] + "..."

@@ -1,43 +1,48 @@
-"""What is known of an architecture without torch: the same as with it, found out once."""
+"""Facts about an architecture without torch: the same as with it, measured once per version."""
 
 import json
 import subprocess
 import sys
 
 import pytest
+from blake3 import blake3
 
 from raysnap.errors import ArchitectureError
-from raysnap.models import block_facts as anatomy
+from raysnap.models import block_facts
 from raysnap.models.blocks import block_names, measure_blocks
 
 
 @pytest.fixture
 def cache_dir(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    for function in (anatomy.num_body_blocks, anatomy.block_shapes, anatomy.weights_files):
-        function.cache_clear()
-    yield tmp_path / "raysnap" / "anatomy"
-    for function in (anatomy.num_body_blocks, anatomy.block_shapes, anatomy.weights_files):
-        function.cache_clear()
+    forget()
+    yield tmp_path / "raysnap" / "block_facts"
+    forget()
 
 
 def forget() -> None:
-    anatomy.num_body_blocks.cache_clear()
-    anatomy.block_shapes.cache_clear()
+    functions = (
+        block_facts.num_body_blocks,
+        block_facts.block_shapes,
+        block_facts.weights_files,
+        block_facts._versions,
+    )
+    for function in functions:
+        function.cache_clear()
 
 
 @pytest.mark.parametrize("architecture", ["resnet18", "efficientnet_b0", "swin_t"])
-def test_what_is_remembered_is_what_was_measured(cache_dir, architecture):
+def test_cached_facts_equal_measured_ones(cache_dir, architecture):
     for _ in range(2):
-        assert anatomy.num_body_blocks(architecture) == len(block_names(architecture)) - 2
-        assert anatomy.block_shapes(architecture, 64) == measure_blocks(architecture, 64)
+        assert block_facts.num_body_blocks(architecture) == len(block_names(architecture)) - 2
+        assert block_facts.block_shapes(architecture, 64) == measure_blocks(architecture, 64)
         forget()
     assert len(list(cache_dir.rglob("*.json"))) == 2
 
 
-def test_a_second_look_needs_no_torch(cache_dir):
-    anatomy.block_shapes("resnet18", 64)
-    anatomy.weights_files("resnet18")
+def test_cached_facts_need_no_torch(cache_dir):
+    block_facts.block_shapes("resnet18", 64)
+    block_facts.weights_files("resnet18")
     code = (
         "import sys; from raysnap.models.block_facts import block_shapes, weights_files\n"
         "print(len(block_shapes('resnet18', 64)), weights_files('resnet18')['ResNet18_Weights.DEFAULT'])\n"
@@ -48,24 +53,43 @@ def test_a_second_look_needs_no_torch(cache_dir):
 
 
 @pytest.mark.parametrize("content", [b"", b"[{", b"\xff"])
-def test_a_torn_file_is_made_anew(cache_dir, content):
-    expected = anatomy.block_shapes("resnet18", 64)
+def test_a_damaged_file_is_written_again(cache_dir, content):
+    expected = block_facts.block_shapes("resnet18", 64)
     (path,) = cache_dir.rglob("*.json")
     path.write_bytes(content)
     forget()
-    assert anatomy.block_shapes("resnet18", 64) == expected
+    assert block_facts.block_shapes("resnet18", 64) == expected
     assert len(json.loads(path.read_bytes())) == 10
 
 
-def test_a_cache_that_can_not_be_written_is_done_without(cache_dir):
+def test_facts_are_known_without_a_writable_cache(cache_dir):
     cache_dir.parent.write_text("a file where the folder would be")
-    assert anatomy.num_body_blocks("resnet18") == 8
+    assert block_facts.num_body_blocks("resnet18") == 8
 
 
 @pytest.mark.parametrize("name", ["resnet19", "../../resnet18", "", "resnet18/x"])
-def test_an_unknown_architecture_is_refused_and_leaves_no_file(cache_dir, name):
+def test_unknown_architectures_leave_no_file(cache_dir, name):
     with pytest.raises(ArchitectureError):
-        anatomy.num_body_blocks(name)
+        block_facts.num_body_blocks(name)
     with pytest.raises(ArchitectureError):
-        anatomy.block_shapes(name, 64)
+        block_facts.block_shapes(name, 64)
     assert not list(cache_dir.rglob("*.json"))
+
+
+def test_another_version_of_the_facts_measures_again(cache_dir, monkeypatch):
+    block_facts.num_body_blocks("resnet18")
+    monkeypatch.setattr(block_facts, "FACTS_VERSION", block_facts.FACTS_VERSION + 1)
+    forget()
+    block_facts.num_body_blocks("resnet18")
+    assert len(list(cache_dir.rglob("*.json"))) == 2
+
+
+def test_the_version_names_these_facts():
+    """If this fails because blocks are cut or measured otherwise on purpose, increase FACTS_VERSION with the digest."""
+    shapes = [
+        (shape.name, shape.output_shape, shape.num_parameter_bytes)  # FLOPs are torch's to count
+        for architecture in ("resnet18", "mobilenet_v3_small", "regnet_y_400mf", "convnext_tiny", "vit_b_16", "swin_t")
+        for shape in measure_blocks(architecture, 224)
+    ]
+    digest = blake3(json.dumps(shapes).encode()).hexdigest()[:16]
+    assert (block_facts.FACTS_VERSION, digest) == (1, "3b9940fd3dbccec0")

@@ -252,7 +252,7 @@ def test_the_beginning_of_several_ids_is_refused(store, monkeypatch):
     for index, snapshot in enumerate(ids):
         path = store.path / "snapshots" / f"{snapshot}.json"
         path.rename(path.with_name(f"{common}{index:08d}.json"))
-    with pytest.raises(SnapshotNotFound, match="beginning of 2 ids"):
+    with pytest.raises(SnapshotNotFound, match="prefix of 2 ids"):
         store.resolve("abcdef")
 
 
