@@ -1,4 +1,4 @@
-"""Switches off the store's protections one at a time, and finds out whether the tests notice.
+"""Switch off the protections of files one at a time, and find out whether the tests notice.
 
 Each mutant is a copy of the package with one line changed, the tests that must fail for it, and words of the failure
 that show they fail for this reason. A line per mutant, one JSON line last; exit code 1 where a mutant survives.
@@ -21,17 +21,19 @@ from tempfile import TemporaryDirectory
 
 ROOT = Path(__file__).resolve().parents[1]
 NUM_JOBS = 2
+FOLDERS = ("raysnap", "tests", "configs", "scripts", "benchmarks", "tools", "docs")
 FAILED = 1  # pytest's exit code for tests that failed, and not for its own trouble
 
-POWER = "test_store_crashes.py::test_a_power_cut_leaves_the_old_state_or_the_new_and_all_that_was_reported"
-FLIPPED = "test_store_damage.py::test_every_flipped_bit_is_found"
-HOSTILE = "test_objects.py::test_a_hostile_file_is_refused"
+POWER = "faults/test_store_crashes.py::test_a_power_cut_leaves_the_old_state_or_the_new_and_all_that_was_reported"
+FLIPPED = "faults/test_store_damage.py::test_every_flipped_bit_is_found"
+HOSTILE = "models/test_tensor_bytes.py::test_a_hostile_file_is_refused"
+SYNCED = "test_atomic.py::test_file_and_folder_are_synced_around_the_rename"
 NOT_RAISED = "DID NOT RAISE"
 
 
 @dataclass(frozen=True)
 class Mutant:
-    """One protection: where it stands, what takes its place, the test that needs it and how that test must fail."""
+    """One protection: where it is, what replaces it, the test that needs it and how that test must fail."""
 
     name: str
     file: str
@@ -43,8 +45,48 @@ class Mutant:
 
 MUTANTS = [
     Mutant(
+        "fsync of a replaced file before its renaming",
+        "atomic.py",
+        "            os.fsync(file.fileno())\n        partial_path",
+        "        partial_path",
+        SYNCED,
+        r"assert \['rename', ",
+    ),
+    Mutant(
+        "fsync of the folder of a replaced file",
+        "atomic.py",
+        "        sync_dir(path.parent)\n    finally",
+        "    finally",
+        SYNCED,
+        r"assert \['file', 'rename'\]",
+    ),
+    Mutant(
+        "a replaced file appears whole",
+        "atomic.py",
+        '    partial_path = path.with_name(f".{path.name}.{secrets.token_hex(8)}.partial")\n',
+        "    partial_path = path\n    path.unlink(missing_ok=True)\n",
+        "test_atomic.py::test_readers_see_the_old_file_until_the_block_ends",
+        r"== b'old'",
+    ),
+    Mutant(
+        "names of unfinished files are unique",
+        "atomic.py",
+        "{path.name}.{secrets.token_hex(8)}.partial",
+        "{path.name}.partial",
+        "test_atomic.py::test_two_writers_at_once_do_not_mix",
+        r"FileExistsError",
+    ),
+    Mutant(
+        "a cache evicts nothing that is in use",
+        "datasets/disk_cache.py",
+        "if not _is_held(usage.path)), None)",
+        "if True), None)",
+        "datasets/test_disk_cache.py::test_a_held_entry_stays_until_it_is_let_go",
+        r"assert not True",
+    ),
+    Mutant(
         "fsync of a file before its renaming",
-        "files.py",
+        "store/files.py",
         "                os.fsync(file.fileno())\n",
         "",
         f"{POWER}[beside shared blocks]",
@@ -52,7 +94,7 @@ MUTANTS = [
     ),
     Mutant(
         "fsync of the folder after a renaming",
-        "files.py",
+        "store/files.py",
         "            sync_dir(target.parent)\n        return True\n\n    def write",
         "        return True\n\n    def write",
         f"{POWER}[under an old name]",
@@ -60,15 +102,15 @@ MUTANTS = [
     ),
     Mutant(
         "a new store's marker replaces no other",
-        "store.py",
+        "store/store.py",
         "store._files.write_new(path / STORE_FILE",
         "store._files.write(path / STORE_FILE",
-        "test_store_concurrency.py::test_a_store_that_another_process_makes_and_fills_meanwhile_is_opened_as_it_is",
+        "laws/test_store_concurrency.py::test_a_store_that_another_process_makes_and_fills_meanwhile_is_opened_as_it_is",
         r"assert \[\d+\] == \[\d+\]",
     ),
     Mutant(
         "fsync of the folders above a new store",
-        "files.py",
+        "store/files.py",
         "            for folder in made:\n                sync_dir(folder.parent)\n",
         "",
         f"{POWER}[in no store]",
@@ -76,31 +118,31 @@ MUTANTS = [
     ),
     Mutant(
         "fsync of the folders of blocks that others wrote",
-        "store.py",
+        "store/store.py",
         "                self._files.sync_shards(entry.digest for entry in manifest.blocks)\n",
         "",
-        "test_store.py::test_folders_of_blocks_that_others_wrote_are_on_the_disk_before_the_manifest",
+        "store/test_store.py::test_folders_of_blocks_that_others_wrote_are_on_the_disk_before_the_manifest",
         r"assert set\(\) ==|assert set\(synced",
     ),
     Mutant(
         "fsync of a manifest that a killed writer published",
-        "store.py",
+        "store/store.py",
         "                    self._files.sync(target)\n",
         "",
-        "test_store_crashes.py::test_what_a_killed_writer_left_unsynced_is_on_the_disk_once_it_is_put_again",
+        "faults/test_store_crashes.py::test_what_a_killed_writer_left_unsynced_is_on_the_disk_once_it_is_put_again",
         r"which is not in the store|assert found in allowed",
     ),
     Mutant(
         "fsync of a name that a killed writer published",
-        "catalog.py",
+        "store/catalog.py",
         "            files.sync(path)\n",
         "            pass\n",
-        "test_store_crashes.py::test_what_a_killed_writer_left_unsynced_is_on_the_disk_once_it_is_put_again",
+        "faults/test_store_crashes.py::test_what_a_killed_writer_left_unsynced_is_on_the_disk_once_it_is_put_again",
         r"assert found in allowed",
     ),
     Mutant(
         "digest of what is read",
-        "files.py",
+        "store/files.py",
         "if num_read != num_bytes or hasher.hexdigest() != digest:",
         "if num_read != num_bytes:",
         f"{FLIPPED}[block]",
@@ -108,119 +150,119 @@ MUTANTS = [
     ),
     Mutant(
         "digest of what is written",
-        "files.py",
+        "store/files.py",
         "if digest is not None and hasher.hexdigest() != digest:",
         "if False:",
-        "test_store.py::test_tensors_that_change_while_they_are_written_are_not_stored",
+        "store/test_store.py::test_tensors_that_change_while_they_are_written_are_not_stored",
         NOT_RAISED,
     ),
     Mutant(
         "checksum of a manifest",
-        "manifest.py",
+        "store/manifest.py",
         "    if found.hexdigest() != member[1].decode():",
         "    if False:",
-        "test_garbage.py::test_nothing_is_deleted_while_a_manifest_is_damaged",
+        "store/test_garbage.py::test_nothing_is_deleted_while_a_manifest_is_damaged",
         NOT_RAISED,
     ),
     Mutant(
         "a manifest's id follows from its blocks",
-        "manifest.py",
+        "store/manifest.py",
         "        if self.id != expected:",
         "        if False:",
-        "test_manifest.py::test_a_hostile_manifest_with_a_sound_checksum_is_refused",
+        "store/test_manifest.py::test_a_hostile_manifest_with_a_sound_checksum_is_refused",
         NOT_RAISED,
     ),
     Mutant(
         "a manifest lies under its own id",
-        "manifest.py",
+        "store/manifest.py",
         "    if expected_id is not None and manifest.id != expected_id:",
         "    if False:",
-        "test_manifest.py::test_another_snapshots_manifest_under_this_id_is_refused",
+        "store/test_manifest.py::test_another_snapshots_manifest_under_this_id_is_refused",
         NOT_RAISED,
     ),
     Mutant(
         "gc stops at a manifest of another id",
-        "garbage.py",
+        "store/garbage.py",
         "            if not is_draft and f'",
         "            if False and f'",
-        "test_store_damage.py::test_a_file_that_is_not_what_it_was_is_found[manifest-swapped]",
+        "faults/test_store_damage.py::test_a_file_that_is_not_what_it_was_is_found[manifest-swapped]",
         NOT_RAISED,
     ),
     Mutant(
         "gc stops at a draft that it can't read",
-        "garbage.py",
+        "store/garbage.py",
         "        except FileNotFoundError:\n            return  #",
         "        except (FileNotFoundError, *[StoreDamaged] * is_draft):\n            return  #",
-        "test_garbage.py::test_nothing_is_deleted_while_a_draft_can_not_be_read",
+        "store/test_garbage.py::test_nothing_is_deleted_while_a_draft_can_not_be_read",
         NOT_RAISED,
     ),
     Mutant(
         "grace",
-        "garbage.py",
+        "store/garbage.py",
         "    return newest_ns is None or status.st_mtime_ns <= newest_ns",
         "    return True",
-        "test_garbage.py::test_what_is_younger_than_the_grace_stays",
+        "store/test_garbage.py::test_what_is_younger_than_the_grace_stays",
         r"assert 1 == 0",
     ),
     Mutant(
         "a touch starts a block's age anew",
-        "files.py",
+        "store/files.py",
         "                os.utime(path)\n",
         "                path.stat()\n",
-        "test_garbage.py::test_putting_a_block_again_starts_its_age_anew",
+        "store/test_garbage.py::test_putting_a_block_again_starts_its_age_anew",
         r"assert 1 == 0",
     ),
     Mutant(
         "gc looks a second time",
-        "garbage.py",
+        "store/garbage.py",
         "        try:\n            reached.look()\n",
         "        try:\n            pass\n",
-        "test_garbage.py::test_a_snapshot_published_after_the_mark_keeps_its_blocks",
+        "store/test_garbage.py::test_a_snapshot_published_after_the_mark_keeps_its_blocks",
         r"assert 3 == 0",
     ),
     Mutant(
         "drafts keep their blocks",
-        "garbage.py",
+        "store/garbage.py",
         '            if name.startswith("draft-"):\n',
         "            if False:\n",
-        "test_garbage.py::test_a_draft_counts_as_a_manifest",
+        "store/test_garbage.py::test_a_draft_counts_as_a_manifest",
         r"assert False",
     ),
     Mutant(
         "drafts of the dead are swept before the first look",
-        "garbage.py",
+        "store/garbage.py",
         "        num_swept = _sweep(files, newest_ns)\n        reached.look()\n",
         "        reached.look()\n        num_swept = _sweep(files, newest_ns)\n",
-        "test_garbage.py::test_a_dead_writers_draft_keeps_no_block_from_collection",
+        "store/test_garbage.py::test_a_dead_writers_draft_keeps_no_block_from_collection",
         r"assert",
     ),
     Mutant(
         "what a gc set aside is put back",
-        "files.py",
+        "store/files.py",
         "                if not self.put_back(digest):\n                    return False\n",
         "                return False\n",
-        "test_garbage.py::test_a_writer_puts_back_what_a_collector_set_aside",
+        "store/test_garbage.py::test_a_writer_puts_back_what_a_collector_set_aside",
         r"new_blocks",
     ),
     Mutant(
         "no manifest before its blocks",
-        "store.py",
+        "store/store.py",
         "if not self._files.refresh(entry.digest, entry.num_bytes)]",
         "if False]",
-        "test_garbage.py::test_a_write_by_digest_that_came_too_late_leaves_no_manifest",
+        "store/test_garbage.py::test_a_write_by_digest_that_came_too_late_leaves_no_manifest",
         NOT_RAISED,
     ),
     Mutant(
         "a header's tensors tile the file",
-        "objects.py",
+        "models/tensor_bytes.py",
         "        if span.start != end:",
         "        if False:",
         HOSTILE,
         NOT_RAISED,
     ),
     Mutant(
-        "no key stands twice",
-        "manifest.py",
+        "no key appears twice",
+        "canonical_json.py",
         "    if len(result) != len(pairs):",
         "    if False:",
         HOSTILE,
@@ -228,7 +270,7 @@ MUTANTS = [
     ),
     Mutant(
         "cap on the number of tensors",
-        "objects.py",
+        "models/tensor_bytes.py",
         "    if len(header) > MAX_TENSORS:",
         "    if False:",
         HOSTILE,
@@ -236,47 +278,47 @@ MUTANTS = [
     ),
     Mutant(
         "cap on the bytes of a manifest",
-        "store.py",
+        "store/store.py",
         "            if len(content) > MAX_MANIFEST_BYTES:",
         "            if False:",
-        "test_store.py::test_a_snapshot_that_can_not_be_described_is_refused",
+        "store/test_store.py::test_a_snapshot_that_can_not_be_described_is_refused",
         NOT_RAISED,
     ),
     Mutant(
         "a name moves from what is expected",
-        "catalog.py",
+        "store/catalog.py",
         "    if expected is not None and (current or ABSENT) != expected:",
         "    if False:",
-        "test_store.py::test_a_name_moves_only_from_what_is_expected",
+        "store/test_store.py::test_a_name_moves_only_from_what_is_expected",
         NOT_RAISED,
     ),
     Mutant(
         "a digest is checked before it is a path",
-        "files.py",
+        "store/files.py",
         '        check_digest(digest, "block digest")\n',
         "",
-        "test_store.py::test_a_digest_that_is_a_path_opens_nothing",
+        "store/test_store.py::test_a_digest_that_is_a_path_opens_nothing",
         r"raise StoreDamaged|BlockDamaged|NotADirectory|" + NOT_RAISED,
     ),
     Mutant(
         "a name is checked before it is a path",
-        "catalog.py",
+        "store/catalog.py",
         "    path = files.refs_dir / check_ref_name(name)\n    with files.ref_lock():\n        if not",
         "    path = files.refs_dir / name\n    with files.ref_lock():\n        if not",
-        "test_store.py::test_a_name_moves_only_from_what_is_expected",
+        "store/test_store.py::test_a_name_moves_only_from_what_is_expected",
         NOT_RAISED,
     ),
     Mutant(
         "a newer format is left alone",
-        "store.py",
+        "store/store.py",
         "    if type(found) is int and found > FORMAT:",
         "    if False:",
-        "test_store.py::test_a_newer_format_is_refused_without_touching_anything",
+        "store/test_store.py::test_a_newer_format_is_refused_without_touching_anything",
         r"StoreDamaged",
     ),
     Mutant(
         "checksum of the index",
-        "index.py",
+        "store/index.py",
         ' and zlib.crc32(content).to_bytes(4, "big") == stored:',
         ":",
         f"{FLIPPED}[index]",
@@ -284,7 +326,7 @@ MUTANTS = [
     ),
     Mutant(
         "nothing is unpickled",
-        "weights.py",
+        "models/weight_files.py",
         """    check_checkpoint(path)
     try:
         with warnings.catch_warnings():
@@ -296,38 +338,52 @@ MUTANTS = [
             warnings.simplefilter("ignore")
             return torch.load(path, map_location="cpu", weights_only=False)
 """,
-        "test_weights.py::test_a_checkpoint_that_would_run_code_does_not",
+        "store/test_exchange.py::test_a_checkpoint_that_would_run_code_does_not",
         r"pickle|canary|" + NOT_RAISED,
     ),
 ]
 
 
 def copy_project(target: Path) -> None:
-    """Puts what the tests need into a folder where it may be changed."""
+    """Copy what the tests need into a folder where it may be changed."""
     ignored = shutil.ignore_patterns("__pycache__", "*.pyc")
-    for name in ("raysnap", "tests", "configs", "scripts"):
+    for name in FOLDERS:
         shutil.copytree(ROOT / name, target / name, ignore=ignored)
-    shutil.copy(ROOT / "pyproject.toml", target)
+    for path in (path for path in ROOT.iterdir() if path.is_file()):
+        shutil.copy(path, target)
 
 
-def run_tests(project: Path, tests: list[str]) -> subprocess.CompletedProcess:
-    """Runs the tests on the package of this folder, up to the first that fails."""
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *(f"tests/{one}" for one in tests)]
+def run_tests(project: Path, tests: list[str]) -> subprocess.CompletedProcess[str]:
+    """Run tests on the package of this folder, up to the first that fails."""
+    paths = [f"tests/{test}" for test in tests]
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-n", "0", "-p", "no:cacheprovider", *paths]
     environment = {key: value for key, value in os.environ.items() if not key.startswith("RAYSNAP_")}
     environment |= {"PYTHONPATH": str(project), "PYTHONDONTWRITEBYTECODE": "1"}
     return subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True, check=False)
 
 
+def misfit(mutant: Mutant) -> str | None:
+    """Return why this mutant can't be tried on the code as it is; None if it can."""
+    path, (test_file, _, test) = ROOT / "raysnap" / mutant.file, mutant.test.partition("::")
+    if not path.is_file():
+        return f"expected a file {path.relative_to(ROOT)}, found none"
+    if (count := path.read_text().count(mutant.old)) != 1:
+        return f"{mutant.file}: expected the line {mutant.old!r} once, found it {count} times"
+    test_path, name = ROOT / "tests" / test_file, test.partition("[")[0]
+    if not test_path.is_file() or f"def {name}(" not in test_path.read_text():
+        return f"tests/{test_file}: expected a test {name}, found none"
+    return None
+
+
 def try_mutant(mutant: Mutant) -> str:
-    """`caught`, or what happened instead."""
+    """Return `caught`, or what happened instead."""
     with TemporaryDirectory(prefix="raysnap-mutant-") as folder:
         project = Path(folder)
         copy_project(project)
+        if fault := misfit(mutant):
+            return f"no mutant: {fault}"
         path = project / "raysnap" / mutant.file
-        text = path.read_text()
-        if text.count(mutant.old) != 1:
-            return f"no mutant: {mutant.file} holds the line {text.count(mutant.old)} times, expected once"
-        path.write_text(text.replace(mutant.old, mutant.new))
+        path.write_text(path.read_text().replace(mutant.old, mutant.new))
         ended = run_tests(project, [mutant.test])
     if ended.returncode == 0:
         return "survived"
@@ -339,7 +395,7 @@ def try_mutant(mutant: Mutant) -> str:
 
 
 def main(words: list[str]) -> int:
-    """Tries the mutants after making sure that all is well without them."""
+    """Try the mutants after making sure that the tests pass without them."""
     started = time.perf_counter()
     chosen = [mutant for mutant in MUTANTS if not words or any(word in mutant.name for word in words)]
     with TemporaryDirectory(prefix="raysnap-mutant-") as folder:

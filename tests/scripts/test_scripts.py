@@ -34,13 +34,18 @@ echo "raysnap $*"
 END
 cat >"$PROJECT/.venv/bin/ruff" <<'END'
 #!/bin/sh
-echo "ruff $*"
-exit "${{RUFF_STATUS:-0}}"
+name="${{0##*/}}"
+echo "$name $*"
+[ "$name" != "${{FAILING_CHECK:-}}" ]
 END
 chmod +x "$PROJECT/.venv/bin/raysnap" "$PROJECT/.venv/bin/ruff"
+cp "$PROJECT/.venv/bin/ruff" "$PROJECT/.venv/bin/lint-imports"
+cp "$PROJECT/.venv/bin/ruff" "$PROJECT/.venv/bin/mypy"
 cd "$PROJECT"/.venv/lib/python3*/site-packages
 echo 'import sys; print("pytest", *sys.argv[1:]); sys.exit(3 if "--fail" in sys.argv else 0)' >pytest.py
 """
+
+PYTEST = "pytest -n auto --dist loadgroup --no-loadscope-reorder"
 
 OLD_PYTHON = """#!/bin/sh
 case "$2" in *exit*) exit 1 ;; *) echo 3.8 ;; esac
@@ -285,17 +290,22 @@ def test_quickstart_passes_its_arguments_on_and_stays_in_the_callers_folder(proj
 
 def test_test_passes_its_arguments_to_pytest(project):
     done = project.run("test", "-k", "store")
-    assert (done.returncode, done.stdout) == (0, "pytest -n auto -k store\n")
+    assert (done.returncode, done.stdout) == (0, f"{PYTEST} -k store\n")
     assert project.run("test", "--fail").returncode == 3
 
 
-def test_test_without_arguments_checks_the_style_too(project):
+def test_test_without_arguments_runs_the_checks_too(project):
     done = project.run("test")
     assert done.returncode == 0
-    assert done.stdout.splitlines() == ["ruff check", "ruff format --check --quiet", "pytest -n auto"]
-    ugly = project.run("test", RUFF_STATUS="1")
-    assert ugly.returncode == 1
-    assert "pytest" in ugly.stdout
+    checks = ["ruff check", "ruff format --check --quiet", "lint-imports --no-cache", "mypy "]
+    assert done.stdout.splitlines() == [*checks, PYTEST]
+
+
+@pytest.mark.parametrize("name", ["ruff", "lint-imports", "mypy"])
+def test_a_failing_check_fails_test_after_the_tests_ran(project, name):
+    done = project.run("test", FAILING_CHECK=name)
+    assert done.returncode == 1
+    assert done.stdout.splitlines()[-1] == PYTEST
 
 
 ENTRY_SCRIPTS = sorted(path.name for path in (ROOT / "scripts").glob("*.py") if "ray submit" in path.read_text())
