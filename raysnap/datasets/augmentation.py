@@ -1,7 +1,7 @@
-"""What happens to pixels on the device, per batch: augmentation and normalisation.
+"""Augmentation and normalisation of a batch of pixels, on the device.
 
-Each image is augmented by five random numbers of its own, a function of (seed, epoch, item), so that its view does not
-depend on the batch it comes in. With `epoch` counted modulo K an item has K fixed views.
+Each image is augmented by five random numbers that are a function of (seed, epoch, item), so its view does not depend
+on the batch around it. With `epoch` counted modulo K, an item has K fixed views.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ CROP_AREA = (0.35, 1.0)
 CROP_ASPECT = (3 / 4, 4 / 3)
 NUM_DRAWS = 5
 
-# A CPU takes a batch in steps so small that their memory is used again and not faulted in anew: 0.5 ms per image of
-# 256 pixels in place of 1.3.
+# A CPU works in steps so small that their memory is reused instead of faulted in again: 0.5 ms per image of 256 pixels
+# instead of 1.3.
 CPU_STEP_BYTES = 2 * 1024 * 1024
 
 
@@ -33,9 +33,9 @@ def normalise(
     std: Sequence[float] = IMAGENET_STD,
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """uint8 pixels as `(pixels / 255 - mean) / std` per channel, computed in float32 and given as `dtype`.
+    """Return uint8 pixels as `(pixels / 255 - mean) / std` per channel, computed in float32 and cast to `dtype`.
 
-    In float32 equal to torchvision's `ToDtype(float32, scale=True)` and `Normalize(mean, std)`.
+    In float32 the result equals torchvision's `ToDtype(float32, scale=True)` and `Normalize(mean, std)`.
     """
     mean_311, std_311 = (_per_channel(values, pixels_N3HW.device) for values in (mean, std))
     return pixels_N3HW.to(torch.float32).mul_(1 / 255).sub_(mean_311).div_(std_311).to(dtype)
@@ -53,16 +53,16 @@ def augment_and_normalise(
     memory_format: torch.memory_format = torch.contiguous_format,
     out: Tensor | None = None,
 ) -> Tensor:
-    """A random resized crop of each uint8 image, half of them mirrored, normalised: `[N, 3, crop_size, crop_size]`.
+    """Crop, resize, mirror and normalise each uint8 image at random: `[N, 3, crop_size, crop_size]` of `dtype`.
 
-    Each image has its own crop of a share of the area in `crop_area`, with a side ratio of 3:4 to 4:3, cut where it
-    would leave the image. It is sampled bilinearly without a filter, so a crop that is shrunk to less than half is
-    shown jagged: keep `resize_size` below twice `crop_size`.
+    Each crop covers a share of the area in `crop_area` with an aspect ratio of 3:4 to 4:3, clipped to the image; half
+    are mirrored. Sampling is bilinear without antialiasing, so crops that shrink to less than half look jagged: keep
+    `resize_size` below twice `crop_size`.
 
     Args:
         draws_N5: the items' `item_draws`.
-        out: a batch of this shape, `dtype` and memory format that is done with, to be written over. On a CPU the pages
-            of a new one take a third of the time.
+        out: a used batch of this shape, `dtype` and memory format to overwrite. On a CPU allocating a new one takes a
+            third of the time.
     """
     num_images, _, height, width = pixels_N3HW.shape
     device = pixels_N3HW.device
@@ -87,9 +87,9 @@ def augment_and_normalise(
 
 
 def item_draws(seed: int, epoch: int, items: Sequence[int] | Tensor) -> Tensor:
-    """What chance holds for each item in an epoch: float32 `[len(items), 5]` in [0, 1), on the CPU.
+    """Return each item's random numbers for an epoch: float32 `[len(items), 5]` in [0, 1), on the CPU.
 
-    A function of (seed, epoch, item) alone: SplitMix64 (https://doi.org/10.1145/2714064.2660195) over all three.
+    They are SplitMix64 (https://doi.org/10.1145/2714064.2660195) of (seed, epoch, item).
     """
     key = np.zeros(1, dtype=np.uint64)
     for number in (seed, epoch):
@@ -101,17 +101,17 @@ def item_draws(seed: int, epoch: int, items: Sequence[int] | Tensor) -> Tensor:
 
 
 def _for_each(task: Callable[[slice], None], parts: list[slice]) -> None:
-    """`task` of every part, on threads of our own that torch does not divide further.
+    """Run `task` for every part, on threads of our own that torch does not subdivide.
 
-    Torch's threads wait for each other after each operation. On a machine that is busy otherwise that is ten times as
-    slow as one thread.
+    Torch's own threads wait for each other after each operation, which on a busy machine is ten times slower than one
+    thread.
     """
     num_threads = torch.get_num_threads()
     try:
         with ThreadPoolExecutor(num_threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
             list(pool.map(task, parts))
     finally:
-        torch.set_num_threads(num_threads)  # else threads that begin later would have the one of ours
+        torch.set_num_threads(num_threads)  # threads that start later would inherit the 1
 
 
 def _per_channel(values: Sequence[float], device: torch.device) -> Tensor:
@@ -119,9 +119,9 @@ def _per_channel(values: Sequence[float], device: torch.device) -> Tensor:
 
 
 def _crop_boxes(draws_N5: Tensor, height: int, width: int, crop_area: tuple[float, float]) -> Tensor:
-    """Centre and half extent across, then down, in grid_sample's units, where the image reaches from -1 to 1: `[N, 4]`.
+    """Return centre and half extent in x, then in y, in grid_sample's units (the image is -1 to 1): `[N, 4]`.
 
-    Of a mirrored crop the extent across is negative.
+    A mirrored crop has a negative extent in x.
     """
     area, aspect, shift_x, shift_y, mirror = draws_N5.unbind(1)
     area = crop_area[0] + (crop_area[1] - crop_area[0]) * area
@@ -135,7 +135,7 @@ def _crop_boxes(draws_N5: Tensor, height: int, width: int, crop_area: tuple[floa
 
 
 def _grid(boxes_N4: Tensor, crop_size: int) -> Tensor:
-    """Where the pixels of each crop lie in its image, `[N, crop_size, crop_size, 2]`."""
+    """Return where the pixels of each crop lie in its image, `[N, crop_size, crop_size, 2]`."""
     steps_S = (2 * torch.arange(crop_size, device=boxes_N4.device, dtype=torch.float32) + 1) / crop_size - 1
     grid = torch.empty((len(boxes_N4), crop_size, crop_size, 2), device=boxes_N4.device)
     grid[..., 0] = (boxes_N4[:, 0:1] + boxes_N4[:, 1:2] * steps_S)[:, None, :]
@@ -144,7 +144,7 @@ def _grid(boxes_N4: Tensor, crop_size: int) -> Tensor:
 
 
 def _mixed(numbers: np.ndarray) -> np.ndarray:
-    """SplitMix64's output function of each number."""
+    """Apply SplitMix64's output function to each number."""
     numbers = numbers + np.uint64(0x9E3779B97F4A7C15)
     numbers = (numbers ^ (numbers >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     numbers = (numbers ^ (numbers >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

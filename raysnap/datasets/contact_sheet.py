@@ -1,6 +1,6 @@
-"""A contact sheet of a dataset, one PNG to see what is in it: a row per class, a group of columns per split.
+"""A contact sheet of a dataset, one PNG that shows what is in it: a row per class, a group of columns per split.
 
-Which classes and images are shown is drawn from a seed; a class's bad files come first, as crossed tiles.
+Classes are picked evenly and images from a seed; a class's bad files come first, as crossed-out tiles.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import unicodedata
 from collections.abc import Collection, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from PIL import Image, ImageDraw, ImageFont
 
@@ -28,29 +28,31 @@ MAX_BAD_PER_CELL = 2
 TILE_PX, GAP_PX, ROW_GAP_PX, SPLIT_GAP_PX = 112, 6, 14, 26
 MARGIN_PX, LABEL_PX, HEADER_PX = 36, 250, 104
 
+Colour: TypeAlias = tuple[int, int, int]
+
 PAPER, INK, QUIET, LINE = (250, 250, 248), (28, 30, 34), (122, 126, 134), (226, 227, 229)
 BAD, BAD_PAPER = (192, 57, 43), (252, 236, 233)
 
 
 class Cell(NamedTuple):
-    """The images of one class and split that are shown, and how many there are."""
+    """The images of one class and split that are shown, and how many there are in all."""
 
     items: tuple[Item, ...]
     num_items: int
 
 
 def check_sheet_path(path: Path) -> None:
-    """Raises DataError where no PNG can be written at this path, before any work is done for it."""
+    """Raise DataError where no PNG can be written at this path, before any work is done for it."""
     if path.suffix.lower() != ".png":
-        raise DataError(f"--sheet {path}: expected a file name that ends in .png, found {path.suffix or 'no ending'}")
+        raise DataError(f"--sheet {path}: expected a file name that ends in .png, found {path.suffix or 'no suffix'}")
     if not path.parent.is_dir():
-        raise DataError(f"--sheet {path}: expected a folder to write it in, found no {path.parent}; make it (mkdir)")
+        raise DataError(f"--sheet {path}: expected an existing folder, found no {path.parent}; create it")
     if path.is_dir():
-        raise DataError(f"--sheet {path}: expected a file's name, found a folder")
+        raise DataError(f"--sheet {path}: expected a file name, found a folder")
 
 
 def write_contact_sheet(dataset: Dataset, bad_paths: Collection[Path], out_path: Path, seed: int = 0) -> None:
-    """Draw the sheet into `out_path`, at most 20 classes of 10 images; `bad_paths` are known to be undecodable.
+    """Draw the sheet into `out_path`: at most 20 classes of 10 images; `bad_paths` can't be decoded.
 
     Raises:
         DataError: the file can't be written.
@@ -74,14 +76,14 @@ def write_contact_sheet(dataset: Dataset, bad_paths: Collection[Path], out_path:
 
 
 def evenly_chosen(num_all: int, num_wanted: int) -> list[int]:
-    """At most so many of the indices below `num_all`, first and last among them, at even distances."""
+    """Return at most `num_wanted` of the indices below `num_all`, evenly spaced, including the first and the last."""
     if num_all <= num_wanted:
         return list(range(num_all))
     return [round(i * (num_all - 1) / (num_wanted - 1)) for i in range(num_wanted)]
 
 
 def _num_columns(splits: Sequence[str]) -> dict[str, int]:
-    """How many images of each split stand in a row: train gets the most."""
+    """Return how many images of each split a row shows: train gets the most."""
     if len(splits) == 1:
         return {splits[0]: NUM_COLUMNS}
     num_other = 3 if len(splits) == 2 else 2
@@ -98,7 +100,7 @@ def _cell(dataset: Dataset, split: str, label: int, num_shown: int, bad: frozens
 
 
 def square_tile(path: Path) -> Image.Image | None:
-    """The image's central square, 112 pixels wide; None when it is bad. Small images keep their pixels' edges."""
+    """Return the image's central square, 112 pixels wide, without smoothing small images; None where it is bad."""
     try:
         image = read_image(path)
     except DataError:
@@ -159,7 +161,7 @@ def _draw_header(
 
 
 def _draw_label(canvas: ImageDraw.ImageDraw, name: str, counts: str, top: int) -> None:
-    """The class's name in at most three lines, and its counts below, centred beside the row."""
+    """Write the class's name in at most three lines and its counts below, centred beside the row."""
     lines = _wrapped(name, 18, LABEL_PX - 22)
     y = top + (TILE_PX - len(lines) * 23 - 22) // 2
     for line in lines:
@@ -180,7 +182,7 @@ def _draw_bad(canvas: ImageDraw.ImageDraw, file_name: str, corner: tuple[int, in
 
 
 def _class_names(dataset: Dataset) -> list[str]:
-    """The classes as their makers call them; one that Pillow's font can't write has its number besides."""
+    """Return the classes' original names; one that Pillow's font can't write gets its number too."""
     try:
         originals = json.loads((dataset.root / CLASS_NAMES_NAME).read_bytes())
     except (OSError, ValueError, RecursionError):
@@ -189,12 +191,12 @@ def _class_names(dataset: Dataset) -> list[str]:
     names = []
     for label, folder_name in enumerate(dataset.classes):
         name = _writable(str(originals.get(folder_name, folder_name)))
-        is_readable = any(one.isalnum() for one in name)
+        is_readable = any(character.isalnum() for character in name)
         names.append(name if "·" not in name else f"class {label}: {name}" if is_readable else f"class {label}")
     return names
 
 
-def _write(canvas: ImageDraw.ImageDraw, corner: tuple[int, int], text: str, text_px: int, colour: tuple) -> None:
+def _write(canvas: ImageDraw.ImageDraw, corner: tuple[int, int], text: str, text_px: int, colour: Colour) -> None:
     canvas.text(corner, _writable(text), fill=colour, font=_font(text_px))
 
 
@@ -203,8 +205,9 @@ def _length(text: str, text_px: int) -> int:
 
 
 def _wrapped(text: str, text_px: int, width_px: int, max_lines: int = 3) -> list[str]:
-    """The text in lines of at most that width, broken after spaces, `_` and `-`, or within a word that is too long."""
-    lines, rest = [], text.strip()
+    """Break the text into lines of at most that width: after spaces, `_` and `-`, or within a word that is too long."""
+    lines: list[str] = []
+    rest = text.strip()
     while rest and len(lines) < max_lines - 1 and _length(rest, text_px) > width_px:
         end = next(end for end in range(len(rest) - 1, 0, -1) if _length(rest[:end], text_px) <= width_px or end == 1)
         breaks = [i + 1 for i in range(end) if rest[i] in " _-"]
@@ -215,7 +218,7 @@ def _wrapped(text: str, text_px: int, width_px: int, max_lines: int = 3) -> list
 
 
 def _fitting(text: str, text_px: int, width_px: int) -> str:
-    """The text, or as much of it as fits with an ellipsis."""
+    """Return the text, cut with an ellipsis where it does not fit."""
     if _length(text, text_px) <= width_px:
         return text
     end = next((end for end in range(len(text), 0, -1) if _length(f"{text[:end]}…", text_px) <= width_px), 0)
@@ -223,18 +226,22 @@ def _fitting(text: str, text_px: int, width_px: int) -> str:
 
 
 def _writable(text: str) -> str:
-    """The text in what Pillow's own font has figures for: without accents it lacks, a middle dot for other letters."""
-    return "".join(" " if one.isspace() else one if _has_figure(one) else _plain(one) for one in text)
+    """Return the text in characters of Pillow's own font: without accents it lacks, a middle dot for other letters."""
+    return "".join(map(_writable_character, text))
 
 
-def _plain(character: str) -> str:
+def _writable_character(character: str) -> str:
+    if character.isspace():
+        return " "
+    if _has_glyph(character):
+        return character
     plain = unicodedata.normalize("NFKD", character)[0]
-    return plain if plain != character and _has_figure(plain) else "·"
+    return plain if plain != character and _has_glyph(plain) else "·"
 
 
 @lru_cache(maxsize=4096)
-def _has_figure(character: str) -> bool:
-    mask, missing = (_font(16).getmask(one) for one in (character, "\uffff"))
+def _has_glyph(character: str) -> bool:
+    mask, missing = (_font(16).getmask(shown) for shown in (character, "\uffff"))
     return (mask.size, bytes(mask)) != (missing.size, bytes(missing))
 
 

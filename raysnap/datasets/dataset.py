@@ -1,4 +1,4 @@
-"""Datasets on disk: image folders `<name>/{train,val,test}/<class>/<image>`, opened, checked for sense and split.
+"""Datasets on disk: image folders `<name>/{train,val,test}/<class>/<image>`, found, listed and checked.
 
 Nothing here reads a pixel: a dataset is a listing. `raysnap.datasets.pixel_cache` decodes what the listing names.
 """
@@ -39,8 +39,8 @@ class Dataset:
     """One image folder: only the splits that exist, items sorted by class and file.
 
     Attributes:
-        digest: what `dataset.json` says of the content; None for a folder that raysnap did not make.
-        num_ignored: files among the images that are none (other suffixes, links that lead nowhere).
+        digest: digest of the content as `dataset.json` states it; None for a folder that raysnap did not make.
+        num_ignored: number of files in class folders that are not images (other suffixes, dangling links).
     """
 
     name: str
@@ -52,13 +52,14 @@ class Dataset:
 
 
 def open_dataset(name_or_path: str, data_dir: Path, shapes: ShapesConfig | None = None) -> Dataset:
-    """The dataset in `data_dir/<name>` or in the folder at that path; a `shapes` task is drawn on first use.
+    """Open the dataset in `data_dir/<name>` or in the folder at that path; draw a `shapes` task on first use.
 
-    `shapes` says how large a task is drawn, and what one that is there already must have been drawn with; None accepts
-    any and draws the default.
+    Args:
+        shapes: how to draw a `shapes` task; one that exists must have been drawn the same way. None accepts any and
+            draws with the defaults.
 
     Raises:
-        DataError: no such dataset, or one that nothing can be trained on.
+        DataError: there is no such dataset, or no model can be trained on it.
     """
     root = find_dataset(name_or_path, data_dir)
     if root is None:
@@ -70,13 +71,15 @@ def open_dataset(name_or_path: str, data_dir: Path, shapes: ShapesConfig | None 
 
 
 def find_dataset(name_or_path: str, data_dir: Path) -> Path | None:
-    """The folder a name or path stands for; None for a `shapes` task that is not drawn yet.
+    """Return the folder of a dataset by name or path; None for a `shapes` task that is not drawn yet.
 
     Raises:
-        DataError: it stands for nothing, or for a file.
+        DataError: there is no such dataset, or there is a file in its place.
     """
     if not name_or_path:
-        raise DataError("dataset '': expected a name or a path, found nothing there; `raysnap data ls` lists the names")
+        raise DataError(
+            "dataset '': expected a name or a path, found an empty string; `raysnap data ls` lists the names"
+        )
     is_name = name_or_path not in (".", "..") and Path(name_or_path).name == name_or_path
     try:
         if data_dir.exists() and not data_dir.is_dir():
@@ -87,7 +90,7 @@ def find_dataset(name_or_path: str, data_dir: Path) -> Path | None:
             if path.exists():
                 raise DataError(f"dataset {path}: expected a folder with train/<class>/<image>, found a file")
     except OSError as error:
-        raise DataError(f"dataset {name_or_path!r}: expected a folder, found a fault: {error.strerror}") from None
+        raise DataError(f"dataset {name_or_path!r}: can't be opened: {error.strerror}") from None
     if name_or_path in TASKS:
         return None
     if name_or_path in SOURCES:
@@ -96,18 +99,18 @@ def find_dataset(name_or_path: str, data_dir: Path) -> Path | None:
             f"{SOURCES[name_or_path]} and run `raysnap data prepare {name_or_path} --source PATH`"
         )
     if not is_name:
-        raise DataError(f"dataset {name_or_path!r}: expected a folder with train/<class>/<image>, found nothing there")
+        raise DataError(f"dataset {name_or_path!r}: expected a folder with train/<class>/<image>, found no folder")
     known = [*TASKS, *SOURCES, *folders_in(data_dir)]
     hint = suggest(name_or_path, known) or "; `raysnap data ls` lists the names"
     raise DataError(f"dataset {name_or_path!r}: expected a folder in {data_dir} or a known name, found neither{hint}")
 
 
 def read_folder(root: Path) -> Dataset:
-    """The dataset in the image folder `root`.
+    """List the dataset in the image folder `root`.
 
     Raises:
-        DataError: no train split, no or one class, a class with fewer than two training images, a class that only
-            val or test has, an empty split, a folder that can't be read.
+        DataError: there is no train split, fewer than two classes, a class with fewer than two training images, a
+            class that only val or test has, an empty split, or a folder that can't be read.
     """
     num_ignored = Counter[str]()
     listing = {
@@ -115,7 +118,7 @@ def read_folder(root: Path) -> Dataset:
         for split in SPLITS
         if (root / split).is_dir()
     }
-    _refuse_senseless(root, listing)
+    _check_listing(root, listing)
     classes = tuple(listing["train"])
     labels = {name: label for label, name in enumerate(classes)}
     splits = {
@@ -126,19 +129,19 @@ def read_folder(root: Path) -> Dataset:
     digest = record.get("digest")
     name = root.name if root.name not in ("", "..") else root.resolve().name
     if num_ignored.total():
-        log.info("%s: %d files that are no images are left out", root, num_ignored.total())
+        log.info("%s: ignoring %d files that are not images", root, num_ignored.total())
     return Dataset(name, root, classes, splits, digest if isinstance(digest, str) else None, num_ignored.total())
 
 
 def folders_in(data_dir: Path) -> list[str]:
-    """The names of the dataset folders in `data_dir`, sorted; none where it does not exist."""
+    """Return the names of the dataset folders in `data_dir`, sorted; none where it does not exist."""
     if not data_dir.is_dir():
         return []
     return sorted(path.name for path in data_dir.iterdir() if not path.name.startswith(".") and path.is_dir())
 
 
 def image_files(root: Path) -> list[Path]:
-    """Every image of every split of the folder `root`, sorted by split, class and file."""
+    """Return every image of every split of the folder `root`, sorted by split, class and file."""
     return [
         path
         for split in SPLITS
@@ -149,7 +152,7 @@ def image_files(root: Path) -> list[Path]:
 
 
 def _class_folders(split_dir: Path) -> dict[str, Path]:
-    """The class folders of a split, sorted; dot-folders and `__MACOSX` are no classes."""
+    """Return the class folders of a split by name, sorted; dot-folders and `__MACOSX` are not classes."""
     try:
         names = sorted(
             entry.name
@@ -162,7 +165,7 @@ def _class_folders(split_dir: Path) -> dict[str, Path]:
 
 
 def _image_paths(class_dir: Path, num_ignored: Counter[str]) -> tuple[Path, ...]:
-    """The images anywhere below `class_dir`, sorted; what else is there is counted by suffix."""
+    """Return the images anywhere below `class_dir`, sorted; count other files by suffix in `num_ignored`."""
 
     def refuse(error: OSError) -> None:
         raise DataError(f"{error.filename}: can't be listed: {error.strerror}; check its permissions") from None
@@ -183,13 +186,13 @@ def _image_paths(class_dir: Path, num_ignored: Counter[str]) -> tuple[Path, ...]
     return tuple(sorted(walk()))
 
 
-def _refuse_senseless(root: Path, listing: dict[str, dict[str, tuple[Path, ...]]]) -> None:
+def _check_listing(root: Path, listing: dict[str, dict[str, tuple[Path, ...]]]) -> None:
     where = f"dataset {root}"
     if "train" not in listing:
         found = ", ".join([*folders_in(root)[:3], *(["…"] if len(folders_in(root)) > 3 else [])])
         raise DataError(
             f"{where}: expected a folder train/ with a folder of images per class, found "
-            f"{f'only {found}' if found else 'no folders'}; the form is {{train,val,test}}/<class>/<image>"
+            f"{f'only {found}' if found else 'no folders'}; the layout is {{train,val,test}}/<class>/<image>"
         )
     train = listing["train"]
     if len(train) < 2:
@@ -202,11 +205,11 @@ def _refuse_senseless(root: Path, listing: dict[str, dict[str, tuple[Path, ...]]
                 f"add some ({', '.join(sorted(IMAGE_SUFFIXES))}) or remove the folder"
             )
     for split in listing:
-        strangers = sorted(set(listing[split]) - set(train))
-        if strangers:
+        unknown = sorted(set(listing[split]) - set(train))
+        if unknown:
             raise DataError(
-                f"{where}/{split}/{strangers[0]}: expected a class that train/ has too, found none there; "
-                f"add it to train/ or remove it from {split}/{suggest(strangers[0], train)}"
+                f"{where}/{split}/{unknown[0]}: expected a class that train/ has too, found none there; "
+                f"add it to train/ or remove it from {split}/{suggest(unknown[0], train)}"
             )
         if not any(listing[split].values()):
             raise DataError(f"{where}/{split}: expected images, found none; fill the folder or remove it")
@@ -217,8 +220,8 @@ def _refuse_other_drawing(name: str, root: Path, shapes: ShapesConfig) -> None:
     wanted = drawing_record(name, shapes)
     keys = ("drawing_version", "drawing")
     if any(record.get(key) != wanted[key] for key in keys):
-        found, expected = (", ".join(f"{key}={r.get(key)}" for key in keys) for r in (record, wanted))
+        found, expected = (", ".join(f"{key}={facts.get(key)}" for key in keys) for facts in (record, wanted))
         raise DataError(
             f"dataset {root}: expected {RECORD_NAME} with {expected}, found {found}; "
-            f"delete that folder to have it drawn anew, or choose another data_dir"
+            f"delete that folder to draw it again, or choose another data_dir"
         )

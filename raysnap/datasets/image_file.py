@@ -1,8 +1,8 @@
-"""One image file as upright RGB pixels, or one line that says why not.
+"""Read one image file as upright RGB pixels, or say in one line why it can't be read.
 
-Modes become RGB as torchvision's default loader makes them (`convert("RGB")`: transparency is dropped, a palette is
-looked up, of several frames the first is taken), with two differences. EXIF's orientation is honoured, so that a
-phone's photo is upright. And what has more than 8 bits is scaled to 8, where `convert` cuts it off at 255.
+Modes become RGB as in torchvision's default loader (`convert("RGB")`: transparency is dropped, palettes are resolved,
+only the first frame counts), with two differences: EXIF's orientation is applied, so that a phone's photo is upright,
+and samples of more than 8 bits are scaled to 8, where `convert` clips them at 255.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from raysnap.errors import DataError
 from raysnap.system import num_cpus
 
-# A decoder holds up to about 10 bytes per pixel: CMYK beside RGB, or the coefficients of a progressive JPEG.
+# A decoder holds up to about 10 bytes per pixel: CMYK and RGB at once, or the coefficients of a progressive JPEG.
 MAX_PIXELS = 100_000_000
-# Pillow reads a chunk of a file at once, and a sparse file of nothing can claim any length.
+# Pillow reads each chunk of a file as a whole, and an empty sparse file can claim any length.
 MAX_FILE_BYTES = 512 * 1024 * 1024
 MAX_DECODERS = 16
 MAX_BAD_FRACTION = 0.001
 
-# No format that another program is started for (EPS), and none that isn't found in image folders.
+# No format for which Pillow starts another program (EPS), and none that isn't found in image folders.
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "PPM", "TIFF", "WEBP", "MPO", "AVIF", "JPEG2000")
 
 # What Pillow's decoders were seen to raise on hostile bytes.
@@ -53,13 +53,13 @@ Result = TypeVar("Result")
 
 
 def read_image(path: Path) -> Image.Image:
-    """The image in `path`, decoded, upright and as RGB; the first frame where there are several.
+    """Return the image in `path`, decoded, upright and as RGB; the first frame where there are several.
 
     Raises:
-        DataError: it is no regular file, can't be opened or decoded, or exceeds `MAX_PIXELS` or `MAX_FILE_BYTES`.
+        DataError: it is not a regular file, can't be opened or decoded, or exceeds `MAX_PIXELS` or `MAX_FILE_BYTES`.
     """
     try:
-        _refuse_no_file(path)
+        _check_file(path)
         with Image.open(path, formats=_formats()) as image:
             width, height = image.size
             if width * height > MAX_PIXELS:
@@ -67,17 +67,19 @@ def read_image(path: Path) -> Image.Image:
             image.load()
             return to_rgb(_upright(image))
     except UnidentifiedImageError:
-        raise DataError(f"{path}: expected an image, found bytes of no known image format") from None
+        raise DataError(f"{path}: expected an image, found an unknown file format") from None
     except DECODING_ERRORS as error:
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        raise DataError(f"{path}: expected an image, found a fault in it: {reason.splitlines()[0]}") from None
+        raise DataError(
+            f"{path}: expected an image, found one that can't be decoded: {reason.splitlines()[0]}"
+        ) from None
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """A decoded image of any mode as RGB; samples of more than 8 bits are scaled to 8.
+    """Return a decoded image of any mode as RGB; samples of more than 8 bits are scaled to 8.
 
-    Of 16 bits the upper 8 stay, as Pillow itself reads RGB of 16 bits; so do those of 32-bit integers that only use 16.
-    Floats within 0..1 or 0..255 have that range. What lies outside is stretched from its least to its greatest.
+    Of 16 bits the upper 8 are kept, as Pillow itself reads RGB of 16 bits, also in 32-bit integers that use only 16.
+    Floats within 0..1 or 0..255 are taken to have that range; other samples are scaled from minimum to maximum.
     """
     if image.mode == "RGB":
         return image
@@ -89,30 +91,34 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def resize_shorter_side(image: Image.Image, resize_size: int) -> Image.Image:
-    """The image with its shorter side `resize_size`, equal to torchvision's `Resize(resize_size)` bit for bit.
+    """Return the image with its shorter side `resize_size`, equal to torchvision's `Resize(resize_size)` bit for bit.
 
     Raises:
-        DataError: it is so long and thin that the result would have more than `MAX_PIXELS` pixels.
+        DataError: the image is so long and thin that the result would have more than `MAX_PIXELS` pixels.
     """
     width, height = image.size
     longer = int(resize_size * max(width, height) / min(width, height))
     new_width, new_height = (resize_size, longer) if width <= height else (longer, resize_size)
     if new_width * new_height > MAX_PIXELS:
-        raise DataError(f"expected a side ratio that fits {MAX_PIXELS:,} pixels, found {width} x {height}")
+        raise DataError(f"expected an aspect ratio that fits {MAX_PIXELS:,} pixels, found {width} x {height}")
     if (new_width, new_height) == (width, height):
         return image
     return image.resize((new_width, new_height), Image.Resampling.BILINEAR)
 
 
 def num_bad_allowed(num_images: int, max_bad: float) -> int:
-    """How many of so many images may be bad: the fraction `max_bad` of them, but one at least unless that is 0."""
+    """Return how many of `num_images` images may be bad: the fraction `max_bad`, but at least one unless that is 0.
+
+    Raises:
+        ValueError: `max_bad` is not a fraction.
+    """
     if not 0 <= max_bad <= 1:
         raise ValueError(f"max_bad: expected a fraction from 0 to 1, found {max_bad}")
     return max(1, int(max_bad * num_images)) if max_bad else 0
 
 
 def for_each_image(task: Callable[[int], Result], indices: Iterable[int]) -> list[Result]:
-    """`task` of every index, in order, on a thread per CPU; Pillow's warnings on odd files are kept quiet."""
+    """Return `task(index)` for every index, in order, on a thread per CPU; silence Pillow's warnings."""
     with catch_warnings():
         simplefilter("ignore")
         with ThreadPoolExecutor(min(MAX_DECODERS, num_cpus())) as pool:
@@ -121,16 +127,16 @@ def for_each_image(task: Callable[[int], Result], indices: Iterable[int]) -> lis
 
 @cache
 def _formats() -> tuple[str, ...]:
-    """Those of `FORMATS` that the installed Pillow can read."""
+    """Return those of `FORMATS` that the installed Pillow can read."""
     Image.init()
     return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
-def _refuse_no_file(path: Path) -> None:
-    """Let regular files pass; opening a named pipe would wait for ever."""
+def _check_file(path: Path) -> None:
+    """Check that a file is regular, not empty and not too large; opening a named pipe would block."""
     facts = path.stat()
     if not stat.S_ISREG(facts.st_mode):
-        kind = "a folder" if stat.S_ISDIR(facts.st_mode) else "no regular file"
+        kind = "a folder" if stat.S_ISDIR(facts.st_mode) else "a pipe, socket or device"
         raise DataError(f"{path}: expected an image, found {kind}")
     if facts.st_size == 0:
         raise DataError(f"{path}: expected an image, found an empty file")
@@ -139,9 +145,9 @@ def _refuse_no_file(path: Path) -> None:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """The image as its EXIF orientation says it is to be seen; as it is where EXIF says nothing or can't be read."""
+    """Turn the image upright as its EXIF orientation says; leave it where there is none or it can't be read."""
     try:
-        transpose = _UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation))
+        transpose = _UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))
     except DECODING_ERRORS:
         return image
     return image if transpose is None else image.transpose(transpose)
@@ -152,7 +158,7 @@ def _gray(samples_HW: np.ndarray) -> Image.Image:
 
 
 def _to_8_bits(samples_HW: np.ndarray) -> np.ndarray:
-    """Integers or floats of 32 bits as 0..255; what is not finite becomes black."""
+    """Scale 32-bit integers or floats to 0..255; samples that are not finite become 0."""
     is_float = samples_HW.dtype.kind == "f"
     values = np.nan_to_num(samples_HW.astype(np.float32), copy=False, posinf=0.0, neginf=0.0)
     low, high = float(values.min()), float(values.max())

@@ -1,6 +1,6 @@
-"""Image folders that raysnap makes itself: they appear whole or not at all, with a `dataset.json` beside the splits.
+"""Image folders that raysnap writes: they appear whole or not at all, with a `dataset.json` beside the splits.
 
-The drawing of `shapes` and the converters of named datasets write through here; `datasets.dataset` reads the result.
+The `shapes` datasets and the converters of published ones write through here; `datasets.dataset` reads the result.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ log = logging.getLogger(__name__)
 
 
 class FolderWriter:
-    """The folder being made: images go in one by one, digests and counts are kept on the way.
+    """A folder being written: takes images one by one and keeps their digests and counts.
 
     Attributes:
-        partial_dir: where the folder is until it is whole.
-        details: what else `dataset.json` shall say, known only once the images are in.
+        partial_dir: where the folder is until it is complete.
+        details: further facts for `dataset.json` that are known only once the images are in.
     """
 
     def __init__(self, partial_dir: Path):
@@ -46,9 +46,9 @@ class FolderWriter:
         self._made_dirs: set[str] = set()
 
     def add_class(self, split: str, class_name: str, original: str | None = None) -> str:
-        """The folder name that stands for `class_name`; `split/<that name>` exists afterwards.
+        """Create the folder of a class in a split if needed; return its name.
 
-        `original` is what the source calls the class, where that is another name; `classes.json` keeps it.
+        `original` is what the source calls the class, where that differs; `classes.json` keeps it.
 
         Raises:
             DataError: another class has the same folder name.
@@ -57,7 +57,7 @@ class FolderWriter:
         original = class_name if original is None else original
         if self._original_names.setdefault(slug, original) != original:
             raise DataError(
-                f"class {original!r}: expected a folder name of its own, found that {self._original_names[slug]!r} "
+                f"class {original!r}: expected a unique folder name, found that {self._original_names[slug]!r} "
                 f"is called {slug!r} too; rename one of them at the source"
             )
         folder = f"{split}/{slug}"
@@ -75,9 +75,9 @@ class FolderWriter:
         original: str | None = None,
         link_to: Path | None = None,
     ) -> None:
-        """Put one image file into `split` and the class's folder.
+        """Write one image file into the folder of its split and class.
 
-        `link_to` is a file with that content: it gets a second name instead of a copy where the file system can.
+        `link_to` is an existing file with that content, which is hard-linked instead of copied where possible.
         """
         slug = self.add_class(split, class_name, original)
         relative_path = f"{split}/{slug}/{file_name}"
@@ -90,7 +90,7 @@ class FolderWriter:
         by_class[slug] = by_class.get(slug, 0) + 1
 
     def finish(self, record: dict[str, Any]) -> None:
-        """Write `dataset.json` (counts and digest are added to `record`), and `classes.json` where a name changed."""
+        """Write `dataset.json`, which is `record` with counts and digest, and `classes.json` where a name changed."""
         listing = "".join(f"{path}\0{digest}\n" for path, digest in sorted(self._digests.items()))
         full_record = record | {
             "digest": blake3(listing.encode()).hexdigest(),
@@ -103,15 +103,15 @@ class FolderWriter:
         _write_json(self.partial_dir / RECORD_NAME, full_record)
 
     def counts_per_class(self) -> dict[str, dict[str, int]]:
-        """Images so far, by split and class folder, sorted by class."""
+        """Return the number of images so far by split and class folder, sorted by class."""
         return {split: dict(sorted(by_class.items())) for split, by_class in self._counts.items()}
 
 
 @contextmanager
 def new_folder(final_dir: Path, record: dict[str, Any]) -> Iterator[FolderWriter]:
-    """A writer whose folder becomes `final_dir` when the block ends well and vanishes when it doesn't.
+    """Open a writer whose folder becomes `final_dir` when the block ends, and is removed when the block fails.
 
-    Where another process made `final_dir` in the meantime, that one stays and ours vanishes.
+    Where another process creates `final_dir` meanwhile, that one stays and ours is removed.
 
     Raises:
         DataError: the folder can't be written.
@@ -134,10 +134,10 @@ def new_folder(final_dir: Path, record: dict[str, Any]) -> Iterator[FolderWriter
 
 
 def read_record(dataset_dir: Path) -> dict[str, Any] | None:
-    """What `dataset.json` says; None where there is none.
+    """Return the contents of `dataset.json`; None where there is none.
 
     Raises:
-        DataError: it is there and is not a JSON object.
+        DataError: it is not a JSON object.
     """
     path = dataset_dir / RECORD_NAME
     try:
@@ -153,13 +153,13 @@ def read_record(dataset_dir: Path) -> dict[str, Any] | None:
 
 
 def class_slug(class_name: str) -> str:
-    """A folder name for a class: what a file system or a shell would stumble over becomes `_`."""
+    """Return a folder name for a class: characters that trouble file systems or shells become `_`."""
     slug = re.sub(r'[\\/:*?"<>|\x00-\x1f\x7f]', "_", class_name).strip(" ")
     return re.sub(r"^\.+|\.+$", "_", slug) or "_"
 
 
 def _is_linked(existing: Path, path: Path) -> bool:
-    """Whether `path` became another name of the file `existing`; file systems may refuse it."""
+    """Hard-link `path` to the file `existing`; return False where the file system can't."""
     try:
         os.link(existing.resolve(), path)
     except FileExistsError:
@@ -175,11 +175,11 @@ def _publish(partial_dir: Path, final_dir: Path) -> None:
     except OSError as error:
         if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
             raise
-        log.info("%s was made by another process in the meantime", final_dir)
+        log.info("%s was created by another process meanwhile", final_dir)
 
 
 def _remove_stale(final_dir: Path) -> None:
-    """Remove what a killed process left: partial folders of this dataset that nobody touched for a day."""
+    """Remove what a killed process left: partial folders of this dataset that have not changed for a day."""
     for partial_dir in final_dir.parent.glob(f".{final_dir.name}.*.partial"):
         with suppress(FileNotFoundError):
             if time.time() - partial_dir.stat().st_mtime > STALE_PARTIAL_S:

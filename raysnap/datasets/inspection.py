@@ -1,7 +1,7 @@
-"""A full look at one dataset, every byte and pixel of it: `data check`.
+"""A full check of one dataset, every byte and pixel of it: `data check`.
 
-Duplicates are told apart by what they spoil: a picture in two splits makes scores too good, one in two classes is a
-wrong label, one twice in a class only counts double. Two files are the same picture when their decoded RGB pixels are
+Duplicates are grouped by what they spoil: a picture in two splits inflates scores (a leak), one in two classes is a
+wrong label, one twice in a class only counts double. Two files are the same picture if their decoded RGB pixels are
 equal, whatever their format or metadata.
 """
 
@@ -35,8 +35,8 @@ _IMAGENET_TRAIN = re.compile(r"n\d{8}_\d+\.jpe?g", re.IGNORECASE)
 _IMAGENET_HELD_OUT = re.compile(r"ILSVRC2012_(val|test)_\d{8}\.jpe?g", re.IGNORECASE)
 
 
-class Facts(NamedTuple):
-    """What one file is; `fault` says why it is no good image, and then only its place is known."""
+class FileFacts(NamedTuple):
+    """What one file holds; where it is no good image, only `fault` is set and says why."""
 
     fault: str | None = None
     content: bytes = b""
@@ -58,7 +58,7 @@ class BadFile:
 
 @dataclass(frozen=True)
 class SamePicture:
-    """Files that hold one picture, sorted by split, class and name; `equal` says how much of them is the same."""
+    """Files that hold the same picture, sorted by split, class and name; `equal` says what is the same in them."""
 
     equal: Literal["bytes", "pixels"]
     paths: tuple[Path, ...]
@@ -66,7 +66,7 @@ class SamePicture:
 
 @dataclass(frozen=True)
 class Spread:
-    """Smallest, middle and largest of some numbers."""
+    """Minimum, median and maximum of some numbers."""
 
     min: float
     median: float
@@ -75,24 +75,24 @@ class Spread:
 
 @dataclass(frozen=True)
 class CheckResult:
-    """What a full look at one dataset found; of bad files nothing but their reason is known.
+    """What a full check of one dataset found; of bad files only the reason is known.
 
     Attributes:
         counts: images per split and class, bad ones too.
-        num_ignored: files in class folders that are no images.
+        num_ignored: number of files in class folders that are not images.
         bad: files that can't be decoded.
         leaks: pictures that are in more than one split.
         label_conflicts: pictures that are in more than one class of one split.
-        copies: pictures that are more than once in one class of one split.
+        copies: pictures that appear more than once in one class of one split.
         modes: good images per Pillow mode: RGB, L (gray), CMYK, RGBA, …
         formats: good images per file format, whatever their names end in.
-        width_px: of the good images, as stored; None where there are none.
-        num_rotated: good images whose EXIF says that they are to be turned or mirrored.
-        num_small: good images with a side under `SMALL_PX` pixels.
-        overlap: why the dataset is known to share images with ImageNet, or None.
-        num_imagenet_train_names: files called like images of ImageNet's train split.
-        num_imagenet_held_out_names: files called like images of ImageNet's val or test split.
-        recorded_counts: images per split that `dataset.json` promises, where they are others than found.
+        width_px: widths of the good images, as stored; None where there are none.
+        num_rotated: number of good images that EXIF says to rotate or mirror.
+        num_small: number of good images with a side under `SMALL_PX` pixels.
+        overlap: why the dataset shares images with ImageNet, or None where that is not known.
+        num_imagenet_train_names: number of files named like images of ImageNet's train split.
+        num_imagenet_held_out_names: number of files named like images of ImageNet's val or test split.
+        recorded_counts: images per split as `dataset.json` states them, where they differ from those found.
     """
 
     name: str
@@ -117,32 +117,32 @@ class CheckResult:
 
     @property
     def is_sound(self) -> bool:
-        """Whether no file is bad and nothing of one split is in another."""
+        """Whether no file is bad and no picture is in more than one split."""
         return not self.bad and not self.leaks
 
     @property
     def num_images(self) -> int:
-        """Images of all splits, bad ones too."""
+        """Number of images in all splits, including bad ones."""
         return sum(self.num_per_split.values())
 
     @property
     def num_per_split(self) -> dict[str, int]:
-        """Images per split, bad ones too."""
+        """Number of images per split, including bad ones."""
         return {split: sum(by_class.values()) for split, by_class in self.counts.items()}
 
     def to_dict(self) -> dict[str, Any]:
-        """The result as JSON has it."""
+        """Return the result as plain values for JSON."""
         return {"ok": self.is_sound, "num_images": self.num_images, **asdict(self)}
 
 
 def check_dataset(dataset: Dataset, on_progress: OnProgress | None = None) -> CheckResult:
-    """Counts, bad files, duplicates and the facts people ask for; every file is read and decoded on all cores.
+    """Read and decode every file of a dataset on all CPUs; report counts, bad files, duplicates and image formats.
 
-    Memory holds a few hundred bytes per file and as many decoded images as there are cores.
+    Memory holds a few hundred bytes per file and one decoded image per CPU.
     """
     located = [(split, item) for split in SPLITS for item in dataset.splits.get(split, ())]
-    facts = _all_facts([item.path for _, item in located], on_progress)
-    good = [one for one in facts if one.fault is None]
+    facts = _inspect_files([item.path for _, item in located], on_progress)
+    good = [file for file in facts if file.fault is None]
     same = _same_pictures(located, facts)
     names = [item.path.name for _, item in located]
     record = read_record(dataset.root) or {}
@@ -153,35 +153,35 @@ def check_dataset(dataset: Dataset, on_progress: OnProgress | None = None) -> Ch
         classes=dataset.classes,
         counts=_counts(dataset),
         num_ignored=dataset.num_ignored,
-        bad=tuple(BadFile(item.path, one.fault) for (_, item), one in zip(located, facts, strict=True) if one.fault),
+        bad=tuple(BadFile(item.path, file.fault) for (_, item), file in zip(located, facts, strict=True) if file.fault),
         leaks=tuple(same["leaks"]),
         label_conflicts=tuple(same["label_conflicts"]),
         copies=tuple(same["copies"]),
-        modes=dict(Counter(one.mode for one in good).most_common()),
-        formats=dict(Counter(one.file_format for one in good).most_common()),
-        width_px=_spread([one.width for one in good]),
-        height_px=_spread([one.height for one in good]),
-        num_rotated=sum(one.is_rotated for one in good),
-        num_small=sum(min(one.width, one.height) < SMALL_PX for one in good),
+        modes=dict(Counter(file.mode for file in good).most_common()),
+        formats=dict(Counter(file.file_format for file in good).most_common()),
+        width_px=_spread([file.width for file in good]),
+        height_px=_spread([file.height for file in good]),
+        num_rotated=sum(file.is_rotated for file in good),
+        num_small=sum(min(file.width, file.height) < SMALL_PX for file in good),
         overlap=_overlap(dataset, record),
         num_imagenet_train_names=sum(_IMAGENET_TRAIN.fullmatch(name) is not None for name in names),
         num_imagenet_held_out_names=sum(_IMAGENET_HELD_OUT.fullmatch(name) is not None for name in names),
-        recorded_counts=_other_counts(record, found),
+        recorded_counts=_differing_counts(record, found),
     )
 
 
-def _all_facts(paths: Sequence[Path], on_progress: OnProgress | None) -> list[Facts]:
+def _inspect_files(paths: Sequence[Path], on_progress: OnProgress | None) -> list[FileFacts]:
     num_at_once = max(IMAGES_AT_ONCE, -(-len(paths) // MAX_PROGRESS_CALLS))
-    facts: list[Facts] = []
+    facts: list[FileFacts] = []
     for start in range(0, len(paths), num_at_once):
         portion = paths[start : start + num_at_once]
-        facts += for_each_image(lambda i, portion=portion: _look_at(portion[i]), range(len(portion)))
+        facts += for_each_image(lambda index: _inspect_file(paths[index]), range(start, start + len(portion)))
         if on_progress and len(portion) < len(paths):
             on_progress("Check", len(facts), len(paths), "")
     return facts
 
 
-def _look_at(path: Path) -> Facts:
+def _inspect_file(path: Path) -> FileFacts:
     try:
         pixels = _pixel_digest(read_image(path))
         content = blake3()
@@ -189,7 +189,7 @@ def _look_at(path: Path) -> Facts:
             while chunk := file.read(CHUNK_BYTES):
                 content.update(chunk)
         with Image.open(path) as header:
-            return Facts(
+            return FileFacts(
                 content=content.digest(),
                 pixels=pixels,
                 file_format=header.format or "",
@@ -199,13 +199,13 @@ def _look_at(path: Path) -> Facts:
                 is_rotated=_is_rotated(header),
             )
     except DataError as error:
-        return Facts(str(error))
+        return FileFacts(str(error))
     except DECODING_ERRORS as error:
-        return Facts(f"{path}: was read a moment ago and can't be read again: {error}")
+        return FileFacts(f"{path}: was readable a moment ago and no longer is: {error}")
 
 
 def _pixel_digest(image: Image.Image) -> bytes:
-    """A digest over an RGB image's extent and pixels; of a large one no copy of all of it is made."""
+    """Return a digest of an RGB image's size and pixels, without copying a large image as a whole."""
     width, height = image.size
     digest = blake3(f"{width} {height}\n".encode())
     num_rows = max(1, PIXELS_AT_ONCE // width)
@@ -217,19 +217,19 @@ def _pixel_digest(image: Image.Image) -> bytes:
 
 def _is_rotated(header: Image.Image) -> bool:
     if header.format == "PNG" and "exif" not in header.info:
-        return False  # getexif() would decode all of it to look behind the pixels
+        return False  # getexif() would decode the whole image to look for metadata after it
     try:
         return header.getexif().get(ExifTags.Base.Orientation) in range(2, 9)
     except DECODING_ERRORS:
         return False
 
 
-def _same_pictures(located: Sequence[tuple[str, Item]], facts: Sequence[Facts]) -> dict[str, list[SamePicture]]:
-    """The groups of good files with equal pixels, in the order of their first files, by what they spoil."""
+def _same_pictures(located: Sequence[tuple[str, Item]], facts: Sequence[FileFacts]) -> dict[str, list[SamePicture]]:
+    """Group good files with equal pixels by what they spoil, in the order of their first files."""
     groups: dict[bytes, list[int]] = defaultdict(list)
-    for index, one in enumerate(facts):
-        if one.fault is None:
-            groups[one.pixels].append(index)
+    for index, file in enumerate(facts):
+        if file.fault is None:
+            groups[file.pixels].append(index)
     same: dict[str, list[SamePicture]] = defaultdict(list)
     for indices in groups.values():
         if len(indices) == 1:
@@ -237,7 +237,7 @@ def _same_pictures(located: Sequence[tuple[str, Item]], facts: Sequence[Facts]) 
         splits = {located[i][0] for i in indices}
         labels = {located[i][1].label for i in indices}
         kind = "leaks" if len(splits) > 1 else "label_conflicts" if len(labels) > 1 else "copies"
-        equal = "bytes" if len({facts[i].content for i in indices}) == 1 else "pixels"
+        equal: Literal["bytes", "pixels"] = "bytes" if len({facts[i].content for i in indices}) == 1 else "pixels"
         same[kind].append(SamePicture(equal, tuple(located[i][1].path for i in indices)))
     return same
 
@@ -255,14 +255,14 @@ def _spread(numbers: Sequence[int]) -> Spread | None:
 
 
 def _overlap(dataset: Dataset, record: dict[str, Any]) -> str | None:
-    """What dataset.json says of images shared with ImageNet, or else what is known of the dataset of that name."""
+    """Say why a dataset shares images with ImageNet: from `dataset.json`, or from what is known of its name."""
     if isinstance(record.get("overlap"), str):
         return record["overlap"]
     source = SOURCES.get(record["name"] if isinstance(record.get("name"), str) else dataset.name)
     return source.overlap if source else None
 
 
-def _other_counts(record: dict[str, Any], found: Counter[str]) -> dict[str, int] | None:
+def _differing_counts(record: dict[str, Any], found: Counter[str]) -> dict[str, int] | None:
     recorded = record.get("counts")
     if not isinstance(recorded, dict) or all(found[split] == recorded.get(split, 0) for split in SPLITS):
         return None

@@ -1,8 +1,8 @@
-"""What datasets there are, what is missing and where it can be had: `data ls`."""
+"""Which datasets exist, which are missing and how to get them: `data ls`."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from raysnap.datasets.dataset import SPLITS, folders_in, read_folder
@@ -16,14 +16,14 @@ class DatasetSummary:
     """One line of `data ls`.
 
     Attributes:
-        path: the folder, or None when the dataset is not there.
-        counts: images per split; empty when it is not there or `fault` is set.
+        path: the dataset's folder; None where it does not exist.
+        counts: images per split; empty where the folder does not exist or `fault` is set.
         official_counts: images per split of the whole dataset; empty where not known for sure.
-        note: what it is, or how to get it.
-        page: where a person can get it, or None.
-        num_files: how many files `data prepare --download` fetches; 0 where it can't.
+        note: what the dataset is, or how to get it.
+        page: web page where a person can get it, or None.
+        num_files: number of files that `data prepare --download` fetches; 0 where it can't.
         licence: the terms in a sentence, or None.
-        overlap: why its images are shared with ImageNet, or None.
+        overlap: why it shares images with ImageNet, or None.
         fault: why the folder can't be used, or None.
     """
 
@@ -41,7 +41,7 @@ class DatasetSummary:
 
 
 def list_datasets(data_dir: Path) -> list[DatasetSummary]:
-    """Every dataset known by name or found in `data_dir`, sorted by family and name; nothing is drawn.
+    """List every dataset known by name or found in `data_dir`, sorted by family and name; draw nothing.
 
     Raises:
         DataError: `data_dir` is a file.
@@ -54,7 +54,7 @@ def list_datasets(data_dir: Path) -> list[DatasetSummary]:
 
 
 def how_to_get(name: str) -> str:
-    """In a few words how a named dataset is had: by a download, or by hand from its page."""
+    """Say in a few words how to get a named dataset: by a download, or by hand from its page."""
     source = SOURCES[name]
     if not source.is_downloadable:
         return f"get {', '.join(file.name for file in source.files)} from {source.page} and pass --source PATH"
@@ -64,31 +64,33 @@ def how_to_get(name: str) -> str:
 
 def _summary(name: str, root: Path) -> DatasetSummary:
     is_there = root.is_dir()
-    known, counts, num_classes, fault = _known(name, is_there), {}, 0, None
-    if is_there:
-        try:
-            dataset = read_folder(root)
-            counts = {split: len(dataset.splits.get(split, ())) for split in SPLITS}
-            num_classes = len(dataset.classes)
-        except DataError as error:
-            fault = str(error)
-    found = {"counts": counts, "num_classes": num_classes, "fault": fault} if is_there else {}
-    return DatasetSummary(name=name, path=root if is_there else None, **known | found)
+    known = _known(name, is_there)
+    if not is_there:
+        return known
+    try:
+        dataset = read_folder(root)
+    except DataError as error:
+        return replace(known, path=root, num_classes=0, fault=str(error))
+    counts = {split: len(dataset.splits.get(split, ())) for split in SPLITS}
+    return replace(known, path=root, counts=counts, num_classes=len(dataset.classes))
 
 
-def _known(name: str, is_there: bool) -> dict[str, object]:
-    """What is known of a name before its folder is looked into."""
+def _known(name: str, is_there: bool) -> DatasetSummary:
+    """Return what is known of a name without reading its folder."""
     if name in TASKS:
-        return {"note": "built in" if is_there else "drawn on first use", "num_classes": len(TASKS[name].classes)}
+        note = "built in" if is_there else "drawn on first use"
+        return DatasetSummary(name, None, note, num_classes=len(TASKS[name].classes))
     if name not in SOURCES:
-        return {"note": "a folder of yours"}
+        return DatasetSummary(name, None, "your own folder")
     source = SOURCES[name]
-    return {
-        "note": source.title if is_there else how_to_get(name),
-        "official_counts": dict(source.counts),
-        "num_classes": source.num_classes,
-        "page": source.page,
-        "num_files": len(source.files) if source.is_downloadable else 0,
-        "licence": source.licence,
-        "overlap": source.overlap,
-    }
+    return DatasetSummary(
+        name,
+        None,
+        source.title if is_there else how_to_get(name),
+        official_counts=dict(source.counts),
+        num_classes=source.num_classes,
+        page=source.page,
+        num_files=len(source.files) if source.is_downloadable else 0,
+        licence=source.licence,
+        overlap=source.overlap,
+    )

@@ -1,14 +1,14 @@
 """Decode once: the resized pixels of a dataset's images in a memory map that every process on the machine reads.
 
-A cache is a folder of two sparse files, `pixels.bin` with a slot of equal length for every image of the dataset and
-`index.bin` with a record per slot. A slot holds the central square of the resized image and one row or column more,
-which is all that centre crops of any extent can ask for. The cache's name is a digest over every file's path, byte
-count, times and inode, and over the preprocessing, so a changed dataset gets another cache.
+A cache is a folder of two sparse files: `pixels.bin` with a slot of equal length for every image of the dataset, and
+`index.bin` with a record per slot. A slot holds the central square of the resized image and one more row or column,
+which is all that centre crops of any size need. The cache's name is a digest of every file's path, size, times and
+inode, and of the preprocessing, so a changed dataset gets another cache.
 
-Any number of processes may fill one cache at once without a lock: they write equal bytes, begin at different images
-and leave out what another recorded in the meantime, so they share the work. A record says "here" only after the pixels
-reached the disk, so a crash leaves images to be decoded again and never wrong ones. The disk works on one portion
-while the next is decoded.
+Any number of processes may fill one cache at once without a lock: they write equal bytes, start at different images
+and skip what another has recorded meanwhile, so they share the work. A record is marked present only after its pixels
+reached the disk, so a crash leaves images to decode again, never wrong ones. The disk writes one portion while the next
+is decoded.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -31,7 +32,7 @@ from blake3 import blake3
 
 from raysnap.atomic import sync_data
 from raysnap.datasets.dataset import Item, image_files
-from raysnap.datasets.decoding import Job, Shape, decode_into, kept
+from raysnap.datasets.decoding import DecodeJob, Shape, decode_into, kept_range
 from raysnap.datasets.image_file import MAX_BAD_FRACTION, num_bad_allowed
 from raysnap.errors import DataError
 from raysnap.system import cache_places
@@ -40,19 +41,19 @@ FORMAT = 2
 FLUSH_BYTES = 64 * 1024 * 1024
 
 _RECORD = np.dtype([("height", "<u4"), ("width", "<u4"), ("state", "<u4"), ("format", "<u4")])
-_HERE = 1
+_PRESENT = 1
 
 log = logging.getLogger(__name__)
 
 
 @dataclass
 class PixelCache:
-    """The pixels of a list of items, shorter side resized; indices are positions in that list.
+    """The pixels of a list of items, resized on the shorter side; indices are positions in that list.
 
     Attributes:
-        num_decoded: images that this object decoded.
+        num_decoded: number of images that this object decoded.
         decode_s: wall time that took, in seconds.
-        max_bad: fraction of the images asked for that may be bad; one may be unless it is 0.
+        max_bad: fraction of the requested images that may be bad; one always may unless this is 0.
         bad: images that can't be decoded, by index, each with its file and the reason.
     """
 
@@ -71,11 +72,11 @@ class PixelCache:
     def open(
         cls, items: Sequence[Item], dataset_root: Path, resize_size: int, max_bad: float = MAX_BAD_FRACTION
     ) -> PixelCache:
-        """The cache of the items' dataset, made empty where it is not there yet; nothing is decoded.
+        """Open the cache of the items' dataset, creating an empty one if needed; decode nothing.
 
         Raises:
             DataError: an item is not in the dataset's folder, or no place for the cache can be written.
-            ValueError: `max_bad` is no fraction.
+            ValueError: `max_bad` is not a fraction.
         """
         num_bad_allowed(len(items), max_bad)
         paths = image_files(dataset_root)
@@ -95,24 +96,26 @@ class PixelCache:
         return cls(tuple(items), resize_size, directory, slots, records, pixels, max_bad)
 
     def load(self, indices: Sequence[int]) -> list[int]:
-        """Those of `indices` whose pixels are in the cache now; what was missing is decoded first.
+        """Decode the missing ones of `indices`; return those whose pixels are in the cache now.
 
         Raises:
-            DataError: more of the images asked for are bad than `max_bad` allows, or the disk is full.
+            DataError: more of the requested images are bad than `max_bad` allows, or the disk is full.
         """
         indices = list(indices)
         state = self._records["state"][self._slots[indices]]
-        missing = [i for i, is_here in zip(indices, state == _HERE, strict=True) if not is_here and i not in self.bad]
+        missing = [
+            i for i, is_here in zip(indices, state == _PRESENT, strict=True) if not is_here and i not in self.bad
+        ]
         if missing:
             self._decode(sorted(set(missing)))
         good = [i for i in indices if i not in self.bad]
-        self._refuse_many_bad(indices)
+        self._check_num_bad(indices)
         return good
 
     def read(self, indices: Sequence[int], crop_size: int) -> torch.Tensor:
-        """The centre crops of images that `load` called good: uint8 `[len(indices), 3, crop_size, crop_size]`.
+        """Return the centre crops of images that `load` returned: uint8 `[len(indices), 3, crop_size, crop_size]`.
 
-        Equal to torchvision's `Resize(resize_size)` and `CenterCrop(crop_size)` of the upright RGB image.
+        They equal torchvision's `Resize(resize_size)` and `CenterCrop(crop_size)` of the upright RGB image.
 
         Raises:
             DataError: an image is bad.
@@ -123,7 +126,7 @@ class PixelCache:
         good = self.load(indices)
         if len(good) < len(indices):
             bad = next(i for i in indices if i in self.bad)
-            raise DataError(f"{self.bad[bad]}; leave out what load() leaves out")
+            raise DataError(f"{self.bad[bad]}; read only what load() returns")
         crops = torch.empty((len(good), 3, crop_size, crop_size), dtype=torch.uint8)
         slots = self._slots[good]
         records = self._records[slots]
@@ -134,27 +137,27 @@ class PixelCache:
         return crops
 
     def _window(self, slot: int, height: int, width: int, crop_size: int) -> np.ndarray:
-        """The centre crop `[3, crop_size, crop_size]` of the image in a slot, as a view."""
-        top, num_rows = kept(height, self.resize_size)
-        left, num_columns = kept(width, self.resize_size)
+        """Return the centre crop `[3, crop_size, crop_size]` of the image in a slot, as a view."""
+        top, num_rows = kept_range(height, self.resize_size)
+        left, num_columns = kept_range(width, self.resize_size)
         planes = self._pixels[slot, : 3 * num_rows * num_columns].reshape(3, num_rows, num_columns)
-        # round() of a half goes to the even neighbour, in torchvision's CenterCrop as here.
+        # round() rounds halves to even, as torchvision's CenterCrop does.
         first_row = round((height - crop_size) / 2.0) - top
         first_column = round((width - crop_size) / 2.0) - left
         return planes[:, first_row : first_row + crop_size, first_column : first_column + crop_size]
 
     def _decode(self, missing: list[int]) -> None:
-        """Decode images into their slots, in portions that are flushed before their records say so."""
+        """Decode images into their slots, in portions that are flushed before they are recorded."""
         started_s = time.perf_counter()
         slot_bytes = self._pixels.shape[1]
         num_at_once = max(64, FLUSH_BYTES // slot_bytes)
         first = random.SystemRandom().randrange(len(missing))
-        indices_of: dict[Job, list[int]] = defaultdict(list)
+        indices_of: dict[DecodeJob, list[int]] = defaultdict(list)
         for i in missing[first:] + missing[:first]:
-            indices_of[Job(str(self.items[i].path), int(self._slots[i]) * slot_bytes)].append(i)
+            indices_of[DecodeJob(str(self.items[i].path), int(self._slots[i]) * slot_bytes)].append(i)
 
-        def is_done(job: Job) -> bool:
-            return self._records["state"][job.offset // slot_bytes] == _HERE
+        def is_done(job: DecodeJob) -> bool:
+            return self._records["state"][job.offset // slot_bytes] == _PRESENT
 
         flushed: list[Future[None]] = []
         portion: list[tuple[int, Shape]] = []
@@ -182,13 +185,13 @@ class PixelCache:
         self.decode_s += time.perf_counter() - started_s
 
     def _flush(self, file: int, portion: list[tuple[int, Shape]]) -> None:
-        """Sees the pixels in the portion's slots to the disk, then records them."""
+        """Flush the pixels in the portion's slots to the disk, then record them."""
         sync_data(file)
         for slot, (height, width) in portion:
-            self._records[slot] = (height, width, _HERE, FORMAT)
+            self._records[slot] = (height, width, _PRESENT, FORMAT)
         self.num_decoded += len(portion)
 
-    def _refuse_many_bad(self, indices: list[int]) -> None:
+    def _check_num_bad(self, indices: list[int]) -> None:
         bad = [self.bad[i] for i in indices if i in self.bad]
         max_bad = num_bad_allowed(len(indices), self.max_bad)
         if len(bad) > max_bad:
@@ -200,7 +203,7 @@ class PixelCache:
 
 
 def cache_files(dataset_root: Path, resize_sizes: Iterable[int]) -> list[Path]:
-    """The files of the dataset's pixel caches of these sizes, wherever they lie; none where nothing was decoded yet."""
+    """Return the files of the dataset's pixel caches of these sizes, wherever they lie."""
     return [
         path
         for parent in cache_places(dataset_root, "pixels")
@@ -217,12 +220,12 @@ def _cache_name(dataset_root: Path, paths: list[Path], resize_size: int) -> str:
             facts = (stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino)
             digest.update(f"{path.relative_to(dataset_root)}\0{facts}\n".encode(errors="surrogateescape"))
     except OSError as error:
-        raise DataError(f"{error.filename}: was there a moment ago and can't be read: {error.strerror}") from None
+        raise DataError(f"{error.filename}: existed a moment ago and can't be read: {error.strerror}") from None
     return f"{resize_size}-{digest.hexdigest()[:32]}"
 
 
 def _make_cache(dataset_root: Path, name: str, resize_size: int) -> Path:
-    """The cache's folder, beside the dataset or else in the user's cache folder; older ones of its kind are removed."""
+    """Create the cache's folder, in the dataset or the user's cache folder; remove outdated ones of that size."""
     faults = []
     for parent in cache_places(dataset_root, "pixels"):
         directory = parent / name
@@ -237,17 +240,17 @@ def _make_cache(dataset_root: Path, name: str, resize_size: int) -> Path:
         if is_new:
             for stale_dir in parent.glob(f"{resize_size}-*"):
                 if stale_dir.name != name:
-                    log.info("removing the stale pixel cache %s", stale_dir)
+                    log.info("removing the outdated pixel cache %s", stale_dir)
                     shutil.rmtree(stale_dir, ignore_errors=True)
         return directory
     raise DataError(
-        f"dataset {dataset_root}: expected a place for its pixel cache, found none that can be written "
-        f"({'; '.join(faults)}); set XDG_CACHE_HOME to a folder that can"
+        f"dataset {dataset_root}: expected a writable folder for its pixel cache, found none "
+        f"({'; '.join(faults)}); set XDG_CACHE_HOME to a writable folder"
     )
 
 
-def _map(path: Path, dtype: np.dtype, shape: tuple[int, ...], mode: str) -> np.memmap:
-    """The file as a shared array; it grows to its length where it is shorter, which makes no process wait."""
+def _map(path: Path, dtype: np.dtype[Any], shape: tuple[int, ...], mode: Literal["r", "r+"]) -> np.memmap[Any, Any]:
+    """Map the file as a shared array, growing it first where it is shorter; no process has to wait for another."""
     num_bytes = dtype.itemsize * int(np.prod(shape))
     if path.stat().st_size < num_bytes:
         os.truncate(path, num_bytes)

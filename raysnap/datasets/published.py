@@ -1,7 +1,7 @@
 """The nine named datasets: who publishes them, in which files, with which digests, counts and terms.
 
-Facts are those of the publishers and of torchvision's readers. A digest that nobody publishes is None: what was found
-at the first `data prepare` is kept in `dataset.json`. A URL stands here only if it is https; `page` names other places.
+Facts are those of the publishers and of torchvision's readers. A digest that nobody publishes is None: the one found
+by the first `data prepare` is kept in `dataset.json`. Only https URLs are listed; `page` leads to other sources.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ class SourceFile:
     """One published file.
 
     Attributes:
-        url: where it can be fetched over https, or None.
+        url: https address of the file, or None.
         digest: "md5:<hex>" or "sha256:<hex>" as published, or None.
     """
 
@@ -26,15 +26,15 @@ class SourceFile:
 
 @dataclass(frozen=True)
 class DatasetSource:
-    """What is known of one named dataset before any file of it is there.
+    """What is known of one named dataset before any of its files is fetched.
 
     Attributes:
-        page: where a person can read about it and get it.
-        files: all files that make the dataset.
+        page: web page where a person can read about it and get it.
+        files: all files that make up the dataset.
         licence: the terms, in one sentence.
         counts: official images per split of the prepared folder; empty where not known for sure.
-        overlap: why its images are shared with ImageNet, or None.
-        variants: files that serve in place of `files`, the same images at another size.
+        overlap: why it shares images with ImageNet, or None.
+        variants: files that may replace `files`: the same images at another size.
     """
 
     title: str
@@ -73,7 +73,7 @@ SOURCES: dict[str, DatasetSource] = {
         licence="Images of many owners on Flickr: non-commercial research and education only.",
         num_classes=200,
         counts={"train": 5_994, "test": 5_794},
-        overlap="some test images are ImageNet training images, as its makers warn",
+        overlap="some test images are ImageNet training images, as its authors warn",
     ),
     "food-101": DatasetSource(
         title="Food-101",
@@ -118,7 +118,7 @@ SOURCES: dict[str, DatasetSource] = {
             SourceFile("car_devkit.tgz", digest="md5:c3b158d763b6e2245038c8ad08e45376"),
             SourceFile("cars_test_annos_withlabels.mat", digest="md5:b0a2b23655a3edd16d84508592a98d10"),
         ),
-        licence="Images from the web, in the makers' words for research purposes only.",
+        licence="Images from the web; its authors permit use for research purposes only.",
         num_classes=196,
         counts={"train": 8_144, "test": 8_041},
     ),

@@ -1,11 +1,11 @@
 """The built-in `shapes` datasets: JPEG files drawn from a seed, offline, some tasks related and some not.
 
-Every image shows one figure that varies in all factors (figure, texture, colour, orientation, and place, extent,
-background and noise besides); a task's name says which factor decides the class. Tasks `-a` and `-b` of one factor
-share no class, so what one learns helps the other while their heads have nothing in common.
+Every image shows one figure that varies in all factors (figure, texture, colour, orientation, position, size,
+background and noise); a task's name says which factor decides the class. Tasks `-a` and `-b` of one factor share no
+class, so features transfer between them while their heads have nothing in common.
 
-All arithmetic on pixels is on integers and all randomness comes from `random.Random.random`, so equal seeds give equal
-bytes wherever Pillow is equal.
+All pixel arithmetic is on integers and all randomness comes from `random.Random.random`, so equal seeds give equal
+bytes with equal versions of Pillow.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Look:
-    """Everything that is drawn in one image; lengths are fractions of the image's edge, angles are degrees."""
+    """Everything that one image shows; lengths are fractions of the image's edge, angles are in degrees."""
 
     figure: str
     texture: str
@@ -87,7 +87,7 @@ def _rectangle(half_width: float, half_height: float) -> list[Point]:
     return [(w, h), (-w, h), (-w, -h), (w, -h)]
 
 
-# A figure is a list of outlines inside the unit circle; the first is filled, the others are cut out of it.
+# A figure is a list of outlines in the unit circle: the first is filled, the others are cut out of it.
 FIGURES: dict[str, list[list[Point]]] = {
     "disc": [_circle()],
     "triangle": [_circle(3, turn=0.25)],
@@ -105,7 +105,7 @@ FIGURES: dict[str, list[list[Point]]] = {
 
 
 def _triangle_wave(phase: np.ndarray) -> np.ndarray:
-    """The distance to the middle of the period: 0..512 for phases in 0..1023."""
+    """Return the distance to the middle of the period: 0..512 for phases in 0..1023."""
     return np.abs((phase & 1023) - 512)
 
 
@@ -114,7 +114,7 @@ def _distance(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def _edge(distance: np.ndarray) -> np.ndarray:
-    """A soft step: 0 well below zero, 255 well above."""
+    """Return a soft step: 0 well below zero, 255 well above."""
     return np.clip(distance + 128, 0, 255)
 
 
@@ -155,10 +155,10 @@ TASKS: dict[str, Task] = {
 
 
 def draw_task(name: str, directory: Path, config: ShapesConfig) -> None:
-    """Draw the dataset `name` as the image folder `directory`; it appears whole or not at all.
+    """Draw the dataset `name` as the image folder `directory`, which appears whole or not at all.
 
     Raises:
-        DataError: the folder can't be written, or so few training images leave a class with fewer than two.
+        DataError: the folder can't be written, or there would be fewer than two training images of a class.
     """
     num_needed = 2 * len(TASKS[name].classes)
     if config.num_train < num_needed:
@@ -173,7 +173,7 @@ def draw_task(name: str, directory: Path, config: ShapesConfig) -> None:
 
 
 def drawing_record(name: str, config: ShapesConfig) -> dict[str, Any]:
-    """What `dataset.json` says of a drawing before counts and digest: enough to draw it again."""
+    """Return what `dataset.json` says about a drawing, without counts and digest: enough to draw it again."""
     return {
         "name": name,
         "source": "drawn by raysnap",
@@ -184,7 +184,7 @@ def drawing_record(name: str, config: ShapesConfig) -> dict[str, Any]:
 
 
 def draw_jpeg(name: str, split: str, index: int, config: ShapesConfig) -> tuple[str, bytes]:
-    """The class and the JPEG bytes of one image; classes take turns, so that every split is balanced."""
+    """Draw one image; return its class and its JPEG bytes. Classes take turns, so that every split is balanced."""
     task = TASKS[name]
     class_name = list(task.classes)[index % len(task.classes)]
     key = f"{config.seed}/{name}/{split}/{index}".encode()
@@ -196,7 +196,7 @@ def draw_jpeg(name: str, split: str, index: int, config: ShapesConfig) -> tuple[
 
 
 def sample_look(task: Task, class_name: str, rng: random.Random) -> Look:
-    """A look in which the task's factor follows the class and everything else is random."""
+    """Draw a look at random in which the task's factor follows the class."""
 
     def between(low: float, high: float) -> float:
         return low + (high - low) * rng.random()
@@ -240,7 +240,7 @@ def sample_look(task: Task, class_name: str, rng: random.Random) -> Look:
 
 
 def draw_look(look: Look, image_size: int, rng: random.Random) -> Image.Image:
-    """The RGB image of a look; `rng` gives the noise."""
+    """Draw the RGB image of a look; `rng` supplies the noise."""
     share = _texture_share(look, image_size)[..., None]
     light = _rgb(look.hue, look.saturation, look.light_value)
     dark = _rgb(look.hue, look.saturation, look.dark_value)
@@ -256,7 +256,7 @@ def draw_look(look: Look, image_size: int, rng: random.Random) -> Image.Image:
 
 
 def _figure_mask(look: Look, image_size: int) -> np.ndarray:
-    """How much of each pixel the figure covers, 0..255 as int64 `[image_size, image_size]`."""
+    """Return how much of each pixel the figure covers, 0..255 as int64 `[image_size, image_size]`."""
     edge = image_size * SUPERSAMPLING
     cos, sin = math.cos(math.radians(look.angle)), math.sin(math.radians(look.angle))
     scale = look.radius * edge
@@ -273,7 +273,7 @@ def _figure_mask(look: Look, image_size: int) -> np.ndarray:
 
 
 def _texture_share(look: Look, image_size: int) -> np.ndarray:
-    """The share of the light colour in each pixel, 0..255 as int64 `[image_size, image_size]`."""
+    """Return the share of the light colour in each pixel, 0..255 as int64 `[image_size, image_size]`."""
     period = look.texture_period * image_size
     cos = round(1024 / period * math.cos(math.radians(look.texture_angle)))
     sin = round(1024 / period * math.sin(math.radians(look.texture_angle)))

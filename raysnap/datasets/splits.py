@@ -23,30 +23,30 @@ def training_splits(
     num_val: int | None = None,
     num_test: int | None = None,
 ) -> dict[str, tuple[Item, ...]]:
-    """The items to fine-tune with: train, val, and test where there is one, each in stratified order.
+    """Return the items to fine-tune on: train, val, and test where there is one, each in stratified order.
 
-    A dataset with no val gives a fifth of train for it. Counts cut each split to a seeded, stratified subset; None is
-    all, and so is more than there is.
+    Without a val split, a fifth of train is held out for it. Counts limit each split to a seeded, stratified subset;
+    None is all items.
 
     Raises:
         DataError: the training subset holds fewer than two classes.
     """
     train, val = dataset.splits["train"], dataset.splits.get("val")
     if val is None:
-        train, val = _without_fifth(train, seed)
+        train, val = _hold_out_fifth(train, seed)
     chosen = {"train": _subset(train, seed, num_train), "val": _subset(val, seed, num_val)}
     if "test" in dataset.splits:
         chosen["test"] = _subset(dataset.splits["test"], seed, num_test)
-    _refuse_one_class(dataset, chosen["train"])
+    _check_classes(dataset, chosen["train"])
     return chosen
 
 
 def probe_splits(
     dataset: Dataset, seed: int, num_train: int | None = None, num_test: int | None = None
 ) -> tuple[tuple[Item, ...], tuple[Item, ...]]:
-    """The items that probes train on and score on, each in stratified order, so that every prefix is a fair subset.
+    """Return the items that probes fit and score on, in stratified order, so that every prefix is a fair subset.
 
-    Scored is val; test where there is no val; a fifth of train where there is neither.
+    Probes score on val, on test where there is no val, and on a fifth of train where there is neither.
 
     Raises:
         DataError: the training subset holds fewer than two classes.
@@ -54,17 +54,17 @@ def probe_splits(
     train = dataset.splits["train"]
     score = dataset.splits.get("val") or dataset.splits.get("test")
     if score is None:
-        train, score = _without_fifth(train, seed)
+        train, score = _hold_out_fifth(train, seed)
     train = _subset(train, seed, num_train)
-    _refuse_one_class(dataset, train)
+    _check_classes(dataset, train)
     return train, _subset(score, seed, num_test)
 
 
 def stratified_order(labels: Sequence[int], seed: int) -> list[int]:
-    """A seeded order of the indices of `labels` in which every prefix holds the classes in proportion.
+    """Return a seeded order of the indices of `labels` in which every prefix holds the classes in proportion.
 
-    Each class is spread evenly over [0, 1) with jitter: its k-th of n items falls into [k/n, (k+1)/n). Of m items in
-    a prefix, a class with share s of all N therefore has s m, give or take 1 + s times the number of classes.
+    Each class is spread evenly over [0, 1) with jitter: its k-th of n items falls into [k/n, (k+1)/n). A class with
+    share s of all items therefore has s m of the first m, plus or minus 1 + s times the number of classes.
     """
     labels_N = np.asarray(labels, dtype=np.int64)
     num_items = len(labels_N)
@@ -76,10 +76,11 @@ def stratified_order(labels: Sequence[int], seed: int) -> list[int]:
     _, starts, counts = np.unique(sorted_labels, return_index=True, return_counts=True)
     rank_in_class = np.arange(num_items) - np.repeat(starts, counts)
     positions = (rank_in_class + jitter) / np.repeat(counts, counts)
-    return by_class[np.argsort(positions, kind="stable")].tolist()
+    order: list[int] = by_class[np.argsort(positions, kind="stable")].tolist()
+    return order
 
 
-def _without_fifth(items: tuple[Item, ...], seed: int) -> tuple[tuple[Item, ...], tuple[Item, ...]]:
+def _hold_out_fifth(items: tuple[Item, ...], seed: int) -> tuple[tuple[Item, ...], tuple[Item, ...]]:
     order = stratified_order([item.label for item in items], seed)
     num_val = max(1, round(VAL_FRACTION * len(items)))
     return tuple(items[i] for i in sorted(order[num_val:])), tuple(items[i] for i in sorted(order[:num_val]))
@@ -90,7 +91,7 @@ def _subset(items: tuple[Item, ...], seed: int, num_items: int | None) -> tuple[
     return tuple(items[i] for i in order[:num_items])
 
 
-def _refuse_one_class(dataset: Dataset, train: tuple[Item, ...]) -> None:
+def _check_classes(dataset: Dataset, train: tuple[Item, ...]) -> None:
     num_found = len({item.label for item in train})
     if num_found < 2:
         raise DataError(
@@ -99,5 +100,9 @@ def _refuse_one_class(dataset: Dataset, train: tuple[Item, ...]) -> None:
         )
     if num_found < len(dataset.classes):
         log.warning(
-            "%s: %d training items hold %d of its %d classes", dataset.name, len(train), num_found, len(dataset.classes)
+            "%s: the %d training items cover only %d of its %d classes",
+            dataset.name,
+            len(train),
+            num_found,
+            len(dataset.classes),
         )

@@ -124,9 +124,9 @@ def test_a_names_file_that_makes_no_sense_is_passed_over(tmp_path):
     ("name", "message"),
     [
         ("sheet.jpg", "expected a file name that ends in .png, found .jpg"),
-        ("sheet", "found no ending"),
-        ("none/sheet.png", "expected a folder to write it in"),
-        ("folder.png", "expected a file's name, found a folder"),
+        ("sheet", "found no suffix"),
+        ("none/sheet.png", "expected an existing folder, found no .*; create it"),
+        ("folder.png", "expected a file name, found a folder"),
     ],
 )
 def test_a_place_where_no_sheet_can_be_is_told_before_the_work(tmp_path, name, message):

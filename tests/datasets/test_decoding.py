@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from raysnap.datasets import decoding
-from raysnap.datasets.decoding import Job, decode_into
+from raysnap.datasets.decoding import DecodeJob, decode_into
 from raysnap.errors import DataError
 from tests.support.bad_images import noise_image
 
@@ -20,13 +20,13 @@ NUM_IMAGES = 40
 
 
 @pytest.fixture
-def jobs(tmp_path) -> list[Job]:
+def jobs(tmp_path) -> list[DecodeJob]:
     """As many images as two processes take in several runs each; the third is empty, the fifth's name is odd."""
     made = []
     for index in range(NUM_IMAGES):
         path = tmp_path / ("\udcff ü\n.png" if index == 4 else f"{index}.png")
         noise_image(20 + index % 3 * 10, 30, index).save(path)
-        made.append(Job(str(path), index * SLOT_BYTES))
+        made.append(DecodeJob(str(path), index * SLOT_BYTES))
     Path(made[2].path).write_bytes(b"")
     return made
 
@@ -39,13 +39,13 @@ def processes(monkeypatch) -> None:
     monkeypatch.setattr(decoding, "num_cpus", lambda: 2)
 
 
-def nobody_else(job: Job) -> bool:
+def nobody_else(job: DecodeJob) -> bool:
     return False
 
 
 def decode(
-    folder: Path, jobs: list[Job], is_done: Callable[[Job], bool] = nobody_else
-) -> tuple[dict[Job, decoding.Outcome], bytes]:
+    folder: Path, jobs: list[DecodeJob], is_done: Callable[[DecodeJob], bool] = nobody_else
+) -> tuple[dict[DecodeJob, decoding.Outcome], bytes]:
     """The outcomes by job, and what the file holds."""
     with (folder / "slots.bin").open("w+b", buffering=0) as file:
         with closing(decode_into(file.fileno(), jobs, RESIZE_SIZE, is_done)) as done:
@@ -100,12 +100,12 @@ def test_a_process_that_is_killed_at_work_is_replaced_and_nothing_is_lost(tmp_pa
     expected = decode(tmp_path, jobs)
     give, killed = decoding._Worker.give, []
 
-    def give_and_kill(worker: decoding._Worker, run: list[Job]) -> None:
+    def give_and_kill(worker: decoding._Worker, batch: list[DecodeJob]) -> None:
         if len(killed) < 3:
             killed.append(worker.process.pid)
             worker.process.kill()
             worker.process.wait()
-        give(worker, run)
+        give(worker, batch)
 
     monkeypatch.setattr(decoding._Worker, "give", give_and_kill)
     assert decode(tmp_path, jobs) == expected
@@ -117,15 +117,15 @@ def test_an_image_that_ends_every_process_is_bad_and_the_others_are_not(tmp_path
     outcomes, _ = decode(tmp_path, jobs)
     bad = {job for job, outcome in outcomes.items() if isinstance(outcome, str)}
     assert bad == {jobs[2], jobs[7]}
-    assert outcomes[jobs[7]].startswith(f"{jobs[7].path}: expected an image, found one whose decoding ends its process")
+    assert outcomes[jobs[7]].startswith(f"{jobs[7].path}: expected an image, found one that crashes the decoder")
     assert "signal 9, Killed" in outcomes[jobs[7]]
 
 
 @pytest.mark.parametrize(
     ("code", "reason"),
     [
-        ("os._exit(3)", r"found one that ended as it began \(exit code 3\); is there enough free memory"),
-        (f"os.pwrite = lambda *args: {KILL}", r"found 4 that ended at work \(signal 9, Killed\)"),
+        ("os._exit(3)", r"found one that died at the start \(exit code 3\); check for free memory"),
+        (f"os.pwrite = lambda *args: {KILL}", r"found 4 that died at work \(signal 9, Killed\)"),
     ],
 )
 def test_processes_that_all_die_are_an_error_that_says_how(tmp_path, jobs, processes, monkeypatch, code, reason):

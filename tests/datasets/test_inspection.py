@@ -75,7 +75,7 @@ def test_bad_files_and_strays_are_named_with_reasons(root):
     assert [str(one.path.relative_to(root)) for one in result.bad] == [
         "train/cat/0.png", "train/dog/1.png", "val/dog/2.png",
     ]  # fmt: skip
-    assert ["an empty file" in result.bad[0].reason, "no known image format" in result.bad[1].reason] == [True, True]
+    assert ["an empty file" in result.bad[0].reason, "an unknown file format" in result.bad[1].reason] == [True, True]
     assert result.num_ignored == 1 and result.num_images == 24
     assert result.formats == {"PNG": 21}
     assert [row["error"] for row in check_failures(result)] == [one.reason for one in result.bad]

@@ -36,7 +36,7 @@ def test_what_is_there_is_listed_with_its_counts_or_its_fault(tmp_path):
     by_name = {summary.name: summary for summary in list_datasets(tmp_path)}
     assert by_name["mine"].counts == by_name["shapes-shape-a"].counts == {"train": 8, "val": 4, "test": 4}
     assert by_name["mine"].num_classes == 4
-    assert by_name["mine"].note == "a folder of yours"
+    assert by_name["mine"].note == "your own folder"
     assert "found no folders" in by_name["broken"].fault
 
 

@@ -152,7 +152,9 @@ def test_where_the_dataset_cant_be_written_the_users_cache_folder_serves(tmp_pat
     assert cache.directory.is_relative_to(tmp_path / "cache" / "raysnap")
     assert torch.equal(cache.read(range(len(FORMS)), 32), torchvision_pixels(dataset, 32, 32))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "it" / ".raysnap"))
-    with pytest.raises(DataError, match="none that can be written.*set XDG_CACHE_HOME"):
+    with pytest.raises(
+        DataError, match="expected a writable folder for its pixel cache, found none.*set XDG_CACHE_HOME"
+    ):
         open_cache(dataset)
 
 
@@ -232,7 +234,7 @@ def test_what_another_process_decodes_meanwhile_is_not_decoded_again(tmp_path, m
     monkeypatch.setattr(decoding, "read_image", read_after_other)
     assert mine.load(indices) == indices
     assert other.num_decoded == 50
-    assert 50 <= mine.num_decoded <= 51 + decoding.RUN_LENGTH
+    assert 50 <= mine.num_decoded <= 51 + decoding.BATCH_LENGTH
     assert torch.equal(mine.read(indices, 32), torchvision_pixels(dataset, 32, 32))
 
 
@@ -249,7 +251,7 @@ def test_a_bad_image_is_named_and_left_out(tmp_path, kind):
     assert cache.bad[2].startswith(f"{path}: ")
     assert reason in cache.bad[2]
     assert cache.num_decoded == 3
-    with pytest.raises(DataError, match="leave out what load"):
+    with pytest.raises(DataError, match=r"read only what load\(\) returns"):
         cache.read([2], 32)
 
 
@@ -268,7 +270,7 @@ def test_an_image_too_long_and_thin_to_be_resized_is_bad(tmp_path):
     Image.new("1", (4_000_000, 1)).save(dataset.splits["train"][2].path)
     cache = open_cache(dataset)
     assert cache.load([1, 2]) == [1]
-    assert cache.bad[2].startswith(f"{dataset.splits['train'][2].path}: expected a side ratio that fits")
+    assert cache.bad[2].startswith(f"{dataset.splits['train'][2].path}: expected an aspect ratio that fits")
 
 
 def test_a_file_that_went_missing_is_a_bad_image(tmp_path):

@@ -84,8 +84,8 @@ HTML = b"<!DOCTYPE html><html><head><title>404 Not Found</title></head></html>"
 SVG = b'<?xml version="1.0"?><svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"><rect/></svg>'
 EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n"
 
-FAULT = "found a fault in it: "
-UNKNOWN = "bytes of no known image format"
+FAULT = "found one that can't be decoded: "
+UNKNOWN = "found an unknown file format"
 
 BAD: dict[str, tuple[Maker, str]] = {
     "empty": (bytes_of(b""), "an empty file"),
@@ -141,8 +141,8 @@ BAD: dict[str, tuple[Maker, str]] = {
     "PPM that claims more than it has": (bytes_of(b"P6 9000 9000 255\n" + bytes(100)), FAULT),
     "PPM of a huge number": (bytes_of(b"P6 " + b"9" * 4000 + b" 1 255\n"), "expected an image"),
     "folder": (lambda path: path.mkdir(), "a folder"),
-    "named pipe": (os.mkfifo, "no regular file"),
-    "device": (lambda path: path.symlink_to("/dev/zero"), "no regular file"),
+    "named pipe": (os.mkfifo, "found a pipe, socket or device"),
+    "device": (lambda path: path.symlink_to("/dev/zero"), "found a pipe, socket or device"),
     "link to itself": (lambda path: path.symlink_to(path), "symbolic links|No such file"),
     "link to nothing": (lambda path: path.symlink_to(path.with_name("nowhere")), "No such file"),
     "missing": (lambda path: None, "No such file"),
