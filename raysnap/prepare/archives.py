@@ -1,12 +1,11 @@
-"""The files inside a .tar, .tgz or .zip, one after the other: nothing is unpacked, nothing is written.
+"""Read the files in a .tar, .tgz or .zip one after the other, without unpacking the archive.
 
-An archive comes from anywhere, so it is read as if it meant harm. A caller gets names that were checked and contents
-that were bounded; where an image goes on the disk is decided by the caller, never by the archive. Links are skipped:
-none is followed and none is made. Devices, pipes, sparse files, encrypted entries, names that leave the folder, names
-that are there twice (in any case) and what is larger than `Limits` says are refused before they are held in memory.
+Archives are untrusted. Callers get checked names and bounded contents, and decide themselves where an image goes on the
+disk. Links are skipped, neither followed nor created. Devices, pipes, sparse files, encrypted entries, path traversal,
+duplicate names (in any case) and whatever exceeds `Limits` are rejected before they are held in memory.
 
-`tarfile`'s own filters are not relied on (Python 3.11.2 has none), and two of its habits are mended here: it reads a
-long name or a sparse map of any length into memory, and takes a broken header within a file for the file's end.
+`tarfile`'s own filters are not relied on (Python 3.11.2 has none), and two of its weaknesses are mended here: it reads
+a long name or a sparse map of any length into memory, and takes a broken header within a file for the end of the file.
 """
 
 from __future__ import annotations
@@ -25,24 +24,30 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Protocol
 
 from raysnap.errors import DataError
 
 CHUNK_BYTES = 1 << 20
-MOST_BETWEEN_ENTRIES_BYTES = 1 << 20
-MOST_AFTER_END_BYTES = 16 << 20
-MOST_DIRECTORY_BYTES = 16 << 20
-MOST_NAME_LETTERS, MOST_PART_BYTES, MOST_PARTS = 1024, 255, 32
+MAX_BETWEEN_ENTRIES_BYTES = 1 << 20
+MAX_AFTER_END_BYTES = 16 << 20
+MAX_DIRECTORY_BYTES = 16 << 20
+MAX_NAME_LETTERS, MAX_PART_BYTES, MAX_PARTS = 1024, 255, 32
 RATIO_FREE_BYTES = 16 << 20
 
-# What tarfile, zipfile, gzip and zlib were seen to raise on hostile bytes.
+# What tarfile, zipfile, gzip and zlib raise on hostile bytes, as observed.
 READING_ERRORS = (
     OSError, EOFError, ValueError, OverflowError, IndexError, KeyError, TypeError, AttributeError, RuntimeError,
     NotImplementedError, MemoryError, tarfile.TarError, zipfile.BadZipFile, zlib.error,
 )  # fmt: skip
 
+Packed = io.BufferedReader | zipfile.ZipExtFile
+
 log = logging.getLogger(__name__)
+
+
+class _Readable(Protocol):
+    def read(self, num_bytes: int, /) -> bytes: ...
 
 
 @dataclass(frozen=True)
@@ -50,9 +55,9 @@ class Limits:
     """How much an archive may hold; the largest named dataset is Food-101 with 101,000 images in 5 GB.
 
     Attributes:
-        total_bytes: what all entries come to, unpacked.
-        entry_bytes: what one entry comes to, unpacked.
-        ratio: unpacked bytes per packed byte, once more than `RATIO_FREE_BYTES` were unpacked; photos are about 1.
+        total_bytes: bound on the unpacked size of all entries together.
+        entry_bytes: bound on the unpacked size of one entry.
+        ratio: bound on unpacked bytes per packed byte after the first `RATIO_FREE_BYTES`; photos are at about 1.
     """
 
     num_entries: int = 300_000
@@ -63,7 +68,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Entry:
-    """One regular file of an archive; `read` and `entries` work until the next one is asked for."""
+    """One regular file of an archive; `read` and `entries` work until the next entry is requested."""
 
     name: str
     num_bytes: int
@@ -72,13 +77,13 @@ class Entry:
 
 
 def read_archive(path: Path, limits: Limits = Limits()) -> Iterator[Entry]:
-    """The regular files of the archive at `path`, in its order; `Entry.entries` reads an archive within it.
+    """Yield the regular files of the archive at `path` in its order; `Entry.entries` reads a nested archive.
 
     Raises:
-        DataError: it is no archive, is damaged, or holds what is refused; the message names the entry.
+        DataError: it is not an archive, is damaged, or holds what is rejected; the message names the entry.
     """
     where = str(path)
-    with _refusing(where), _BoundedReads(io.FileIO(path), CHUNK_BYTES) as file:
+    with _refusing(where), _BoundedReads(path) as file:
         if file.read(4) in (b"PK\x03\x04", b"PK\x05\x06"):
             yield from _zip_entries(file, where, limits)
         else:
@@ -86,64 +91,64 @@ def read_archive(path: Path, limits: Limits = Limits()) -> Iterator[Entry]:
             yield from _tar_entries(file, where, limits)
 
 
-def unpack_gzip(content: bytes, where: str, most_bytes: int) -> bytes:
-    """What the gzip stream `content` holds.
+def unpack_gzip(content: bytes, where: str, max_bytes: int) -> bytes:
+    """Return the contents of the gzip stream `content`.
 
     Raises:
-        DataError: it is no gzip stream, is damaged, or holds more than `most_bytes`.
+        DataError: it is not a gzip stream, is damaged, or holds more than `max_bytes`.
     """
     with _refusing(where):
-        meter = _Meter(gzip.GzipFile(fileobj=io.BytesIO(content)), None, where, Limits(total_bytes=most_bytes))
-        meter.allow(most_bytes)
+        meter = _Meter(gzip.GzipFile(fileobj=io.BytesIO(content)), None, where, Limits(total_bytes=max_bytes))
+        meter.allow(max_bytes)
         return b"".join(iter(lambda: meter.read(CHUNK_BYTES), b""))
 
 
 def checked_name(name: str, where: str) -> str:
-    """The name of a file below a folder, without `.` and empty parts.
+    """Return the name of a file below a folder, without `.` and empty parts.
 
     Raises:
-        DataError: it leaves the folder, or is none that every file system could hold.
+        DataError: the name leaves the folder, or some file system could not hold it.
     """
     parts = [part for part in name.split("/") if part not in ("", ".")]
     faults = {
         "an absolute path": name.startswith("/"),
-        "a way out of the folder": ".." in parts,
+        "a path out of the folder": ".." in parts,
         "a backslash": "\\" in name,
         "a drive": re.match(r"[A-Za-z]:", name) is not None,
         "control characters": any(unicodedata.category(letter) == "Cc" for letter in name),
-        "bytes that are no UTF-8": any("\ud800" <= letter <= "\udfff" for letter in name),
+        "bytes that are not UTF-8": any("\ud800" <= letter <= "\udfff" for letter in name),
         "no name": not parts,
-        f"{len(name)} letters": len(name) > MOST_NAME_LETTERS,
-        f"{len(parts)} folders": len(parts) > MOST_PARTS,
+        f"{len(name)} letters": len(name) > MAX_NAME_LETTERS,
+        f"{len(parts)} folders": len(parts) > MAX_PARTS,
     }
     found = [fault for fault, is_there in faults.items() if is_there]
-    if not found and any(len(part.encode()) > MOST_PART_BYTES for part in parts):
-        found = [f"a part of more than {MOST_PART_BYTES} bytes"]
+    if not found and any(len(part.encode()) > MAX_PART_BYTES for part in parts):
+        found = [f"a part of more than {MAX_PART_BYTES} bytes"]
     if found:
         raise _refusal(where, name, f"expected a name below the archive's folder, found {found[0]}")
     return "/".join(parts)
 
 
 class _Meter:
-    """A stream that is read forwards only, counts, and refuses to give more than it was allowed to."""
+    """A stream that is read forwards only, counts bytes, and gives no more than it is allowed to."""
 
-    def __init__(self, stream: IO[bytes], packed: IO[bytes] | None, where: str, limits: Limits):
+    def __init__(self, stream: _Readable, packed: Packed | None, where: str, limits: Limits):
         self._stream, self._packed, self._where, self._limits = stream, packed, where, limits
         self._position = 0
         self._allowed = 0
         self.last = b""
 
     def allow(self, num_bytes: int) -> None:
-        """Let so many bytes be read from here on."""
+        """Allow reading this many more bytes."""
         self._allowed = self._position + num_bytes
 
     def read(self, num_bytes: int) -> bytes:
-        """The next bytes, fewer only at the end."""
+        """Read the next bytes; fewer only at the end."""
         chunks = []
         while num_bytes > 0 and (chunk := self._stream.read(min(num_bytes, CHUNK_BYTES))):
             num_bytes -= len(chunk)
             self._position += len(chunk)
-            self._refuse_excess()
+            self._check_position()
             chunks.append(chunk)
         self.last = chunks[0] if len(chunks) == 1 else b"".join(chunks)
         return self.last
@@ -153,11 +158,11 @@ class _Meter:
 
     def seek(self, position: int) -> None:
         if position < self._position:
-            raise DataError(f"{self._where}: expected entries one after the other, found one that points back")
+            raise DataError(f"{self._where}: expected consecutive entries, found one that points back")
         while self._position < position and self.read(min(CHUNK_BYTES, position - self._position)):
             pass
 
-    def _refuse_excess(self) -> None:
+    def _check_position(self) -> None:
         if self._position > self._limits.total_bytes:
             raise DataError(f"{self._where}: expected at most {self._limits.total_bytes:,} bytes unpacked, found more")
         if self._position > self._allowed:
@@ -167,7 +172,7 @@ class _Meter:
 
 
 class _Ledger:
-    """The names met so far: each once, in any case, and not too many."""
+    """The names seen so far: not too many, and no duplicates in any case."""
 
     def __init__(self, where: str, limits: Limits):
         self._where, self._limits = where, limits
@@ -175,7 +180,7 @@ class _Ledger:
         self._seen: dict[str, str] = {}
 
     def add(self, raw_name: str, num_bytes: int, is_file: bool) -> str:
-        """The checked name of the next entry."""
+        """Check the next entry; return its name."""
         self._num_entries += 1
         if self._num_entries > self._limits.num_entries:
             raise DataError(f"{self._where}: expected at most {self._limits.num_entries:,} entries, found more")
@@ -183,36 +188,39 @@ class _Ledger:
             return "."
         name = checked_name(raw_name, self._where)
         if not 0 <= num_bytes <= self._limits.total_bytes:
-            most = self._limits.total_bytes
-            raise _refusal(self._where, name, f"expected 0 to {most:,} bytes, found {num_bytes:,} announced")
+            max_bytes = self._limits.total_bytes
+            raise _refusal(self._where, name, f"expected 0 to {max_bytes:,} bytes, found {num_bytes:,} announced")
         if is_file:
             key = unicodedata.normalize("NFC", name).casefold()
             if key in self._seen:
-                raise _refusal(self._where, name, f"expected a name of its own, found {self._seen[key]!a} there too")
+                raise _refusal(self._where, name, f"expected a unique name, found {self._seen[key]!a} too")
             self._seen[key] = name
         return name
 
 
-def _tar_entries(file: IO[bytes], where: str, limits: Limits) -> Iterator[Entry]:
-    """The entries of a tar stream, gzip-packed or not; the stream is read once, forwards."""
+def _tar_entries(file: Packed, where: str, limits: Limits) -> Iterator[Entry]:
+    """Yield the entries of a tar stream, gzip-packed or not; the stream is read once, forwards."""
     is_packed = file.peek(2)[:2] == b"\x1f\x8b"
     meter = _Meter(gzip.GzipFile(fileobj=file) if is_packed else file, file if is_packed else None, where, limits)
     ledger = _Ledger(where, limits)
-    meter.allow(MOST_BETWEEN_ENTRIES_BYTES)
-    with tarfile.open(fileobj=meter, mode="r:", errors="surrogateescape") as tar:
+    meter.allow(MAX_BETWEEN_ENTRIES_BYTES)
+    # Reading needs neither `write` nor `close` of the stream, which the stubs ask for.
+    with tarfile.open(fileobj=meter, mode="r:", errors="surrogateescape") as tar:  # type: ignore[call-overload]
         while (member := tar.next()) is not None:
             tar.members.clear()
             name = ledger.add(member.name, member.size, member.isreg())
-            meter.allow(member.size + MOST_BETWEEN_ENTRIES_BYTES)
+            meter.allow(member.size + MAX_BETWEEN_ENTRIES_BYTES)
             if member.issparse() or not (member.isreg() or member.isdir() or member.issym() or member.islnk()):
                 raise _refusal(where, name, f"expected a file, found {_tar_kind(member)}")
             if member.isreg():
                 yield _tar_entry(tar, member, name, where, limits)
             elif not member.isdir():
-                log.info("%s: the link %a is skipped", where, name)
+                log.info("%s: skipping the link %a", where, name)
     if meter.last != bytes(tarfile.BLOCKSIZE):
-        raise DataError(f"{where}: expected the end mark of a tar file, found none: it is cut or damaged; get it anew")
-    meter.allow(MOST_AFTER_END_BYTES)
+        raise DataError(
+            f"{where}: expected a tar file's end mark, found none (truncated or damaged); download it again"
+        )
+    meter.allow(MAX_AFTER_END_BYTES)
     while is_packed and meter.read(CHUNK_BYTES):
         pass
 
@@ -221,9 +229,15 @@ def _tar_entry(tar: tarfile.TarFile, member: tarfile.TarInfo, name: str, where: 
     def read() -> bytes:
         _refuse_large(where, name, member.size, limits)
         with _refusing(where, name):
-            return tar.extractfile(member).read()
+            return _extract(tar, member).read()
 
-    return Entry(name, member.size, read, lambda: _nested(tar.extractfile(member), name, where, limits))
+    return Entry(name, member.size, read, lambda: _nested(_extract(tar, member), name, where, limits))
+
+
+def _extract(tar: tarfile.TarFile, member: tarfile.TarInfo) -> IO[bytes]:
+    file = tar.extractfile(member)
+    assert file is not None  # it is a regular file
+    return file
 
 
 def _tar_kind(member: tarfile.TarInfo) -> str:
@@ -235,12 +249,16 @@ def _tar_kind(member: tarfile.TarInfo) -> str:
 
 
 class _BoundedReads(io.BufferedReader):
-    """A zip file whose directory can't be read whole where that is too long: zipfile would do so."""
+    """An archive file that refuses to read a zip directory that is too long, which zipfile reads as a whole."""
+
+    def __init__(self, path: Path):
+        super().__init__(io.FileIO(path), CHUNK_BYTES)
+        self._path = path
 
     def read(self, num_bytes: int | None = -1, /) -> bytes:
-        if num_bytes is not None and num_bytes > MOST_DIRECTORY_BYTES:
+        if num_bytes is not None and num_bytes > MAX_DIRECTORY_BYTES:
             raise DataError(
-                f"{self.raw.name}: expected a directory of at most {MOST_DIRECTORY_BYTES:,} bytes, found {num_bytes:,}"
+                f"{self._path}: expected a directory of at most {MAX_DIRECTORY_BYTES:,} bytes, found {num_bytes:,}"
             )
         return super().read(num_bytes)
 
@@ -253,7 +271,7 @@ def _zip_entries(file: IO[bytes], where: str, limits: Limits) -> Iterator[Entry]
         if total_bytes > limits.total_bytes:
             raise DataError(f"{where}: expected at most {limits.total_bytes:,} bytes unpacked, found {total_bytes:,}")
         if sum(info.compress_size for info in infos) > os.fstat(file.fileno()).st_size:
-            raise DataError(f"{where}: expected entries one after the other, found some that share their bytes")
+            raise DataError(f"{where}: expected consecutive entries, found some that share their bytes")
         for info in infos:
             kind = stat.S_IFMT(info.external_attr >> 16)
             is_link = kind == stat.S_IFLNK
@@ -263,11 +281,11 @@ def _zip_entries(file: IO[bytes], where: str, limits: Limits) -> Iterator[Entry]
             if info.flag_bits & 1:
                 raise _refusal(where, name, "expected a file, found an encrypted one")
             if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-                raise _refusal(where, name, f"expected it stored or deflated, found method {info.compress_type}")
+                raise _refusal(where, name, f"expected a stored or deflated file, found method {info.compress_type}")
             if info.file_size > RATIO_FREE_BYTES:
                 _refuse_ratio(f"{where}: entry {name!a}", info.file_size, info.compress_size, limits)
             if is_link:
-                log.info("%s: the link %a is skipped", where, name)
+                log.info("%s: skipping the link %a", where, name)
             elif not info.is_dir():
                 yield _zip_entry(archive, info, name, where, limits)
 
@@ -285,21 +303,22 @@ def _zip_entry(archive: zipfile.ZipFile, info: zipfile.ZipInfo, name: str, where
 
 
 def _nested(file: IO[bytes], name: str, where: str, limits: Limits) -> Iterator[Entry]:
-    """The entries of a tar file that is itself an entry."""
+    """Yield the entries of a tar file that is itself an entry."""
     inner = f"{where}: {name}"
+    assert isinstance(file, Packed)  # what tarfile and zipfile open
     with _refusing(inner), file:
         yield from _tar_entries(file, inner, limits)
 
 
 @contextmanager
 def _refusing(where: str, name: str | None = None) -> Iterator[None]:
-    """What the standard library raises on hostile or torn bytes, as a DataError of one line."""
+    """Turn what the standard library raises on hostile or truncated bytes into a DataError of one line."""
     try:
         yield
     except READING_ERRORS as error:
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         entry = "" if name is None else f": entry {name!a}"
-        raise DataError(f"{where}{entry}: can't be read: {ascii(reason)[1:-1][:200]}; get it anew") from None
+        raise DataError(f"{where}{entry}: can't be read: {ascii(reason)[1:-1][:200]}; download it again") from None
 
 
 def _refuse_large(where: str, name: str, num_bytes: int, limits: Limits) -> None:
@@ -310,7 +329,7 @@ def _refuse_large(where: str, name: str, num_bytes: int, limits: Limits) -> None
 def _refuse_ratio(where: str, num_bytes: int, packed_bytes: int, limits: Limits) -> None:
     if num_bytes > limits.ratio * packed_bytes:
         raise DataError(
-            f"{where}: expected at most {limits.ratio} bytes from each packed one, "
+            f"{where}: expected at most {limits.ratio} unpacked bytes per packed byte, "
             f"found {num_bytes:,} from {packed_bytes:,}"
         )
 

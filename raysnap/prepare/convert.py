@@ -1,7 +1,7 @@
-"""Named datasets from the files their makers publish, as image folders: `data prepare`.
+"""Turn the published files of named datasets into image folders: `data prepare`.
 
-`layouts` says what each source becomes, `source_tree` reads it; here it is found, checked against what is
-published, and written: once, whole, and with a `dataset.json` that says from what.
+`layouts` maps each source to a plan and `source_tree` reads it; here the source is found, checked against the published
+facts, and written once, as a whole, with a `dataset.json` that says what it was made from.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from raysnap.config.parts import ShapesConfig
 from raysnap.datasets.dataset import SPLITS, Dataset, open_dataset, read_folder
@@ -31,14 +31,14 @@ from raysnap.prepare.source_tree import Tree, archive_stem, base_name, is_archiv
 
 CONVERTER_VERSION = 2
 MAX_BAD_FRACTION = 0.001
-ALLOW_HINT = "get it anew, or pass --allow-other-counts if it is meant to be so"
+ALLOW_HINT = "download it again, or pass --allow-other-counts if that is intended"
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class PrepareResult:
-    """A prepared dataset, its images per split, and how many images of the source were bad and left out."""
+    """A prepared dataset, its images per split, and how many bad images of the source were left out."""
 
     dataset: Dataset
     counts: dict[str, int]
@@ -55,59 +55,59 @@ def prepare_dataset(
     allow_other_counts: bool = False,
     max_bad: int | None = None,
 ) -> PrepareResult:
-    """The dataset `data_dir/<name>`, made from the files at `source` unless it was made from them before.
+    """Make the dataset `data_dir/<name>` from the files at `source`, unless it was made from them before.
 
-    Whether it was is decided by digests, which takes as long as reading the source once. Images of an unpacked folder
-    on the same file system are hard links: they take no space, and to edit one in place is to edit both.
+    Digests decide that, which takes as long as reading the source once. Images of an unpacked folder on the same file
+    system are hard-linked: they take no space, but editing one in place edits both.
 
     Args:
-        name: a named dataset or a `shapes` task; a task is drawn and has no source.
-        source: a published archive, a folder that holds the published files, or one where they were unpacked.
-        data_dir: where the dataset's folder goes.
-        shapes: how large a `shapes` task is drawn.
-        allow_other_counts: take a source whose counts or digests are not the published ones, and note how they differ.
-        max_bad: how many images may be none and are left out; None is one in a thousand, or one.
+        name: a named dataset or a `shapes` task, which is drawn and has no source.
+        source: a published archive, a folder with the published files, or one into which they were unpacked.
+        data_dir: the folder in which the dataset's folder is created.
+        shapes: how a `shapes` task is drawn.
+        allow_other_counts: accept a source whose counts or digests differ from the published ones, and record how.
+        max_bad: how many bad images may be left out; None is one in a thousand, but at least one.
 
     Raises:
-        DataError: unknown name, files missing, malformed, hostile or not the published ones, too many bad images, or
-            another dataset is in the way.
+        DataError: the name is unknown; files are missing, malformed, hostile or not the published ones; too many
+            images are bad; or another dataset is in the way.
     """
     if name in TASKS:
         if source is not None:
-            raise DataError(f"dataset {name!r}: expected no --source, found {source}; raysnap draws it itself")
+            raise DataError(f"dataset {name!r}: expected no --source, found {source}; raysnap draws this dataset")
         return _result(open_dataset(name, data_dir, shapes))
     _refuse_unknown(name)
     if source is None:
         raise DataError(f"dataset {name!r}: expected --source PATH; get the files from {SOURCES[name]}")
     if not source.exists():
-        raise DataError(f"--source {source}: expected the files of {name}, found nothing there")
+        raise DataError(f"--source {source}: expected the files of {name}, found no such file or folder")
     return _convert(name, open_tree(name, source), data_dir / name, allow_other_counts, max_bad)
 
 
 def _convert(name: str, tree: Tree, root: Path, is_other_allowed: bool, max_bad: int | None) -> PrepareResult:
-    plan, wanted = (None, frozenset()) if tree.folder is None else _look(name, tree)
+    plan, wanted = (None, frozenset[str]()) if tree.folder is None else _plan(name, tree)
     files = tree.records(wanted, _published_names(SOURCES[name]))
     notes = _refuse_other_digests(name, files, is_other_allowed)
     if root.exists():
         _refuse_other_source(root, files)
-        log.info("%s was made from these files before", root)
+        log.info("%s was already made from these files", root)
         return _result(read_folder(root))
     if plan is None:
-        plan, _ = _look(name, tree)
+        plan, _ = _plan(name, tree)
     notes += _refuse_other_counts(name, plan, is_other_allowed)
     with new_folder(root, _record(name, files, plan, notes)) as folder:
-        with warnings.catch_warnings():  # Pillow's on odd files
+        with warnings.catch_warnings():  # of Pillow, about odd files
             warnings.simplefilter("ignore")
             _write_images(folder, tree, plan, max_bad)
-        _refuse_senseless(folder, root)
+        _check_folder(folder, root)
     return _result(read_folder(root))
 
 
 def open_tree(name: str, source: Path) -> Tree:
-    """The files at `source`: one archive, several that belong together, or what was unpacked from them.
+    """Open the files at `source`: one archive, several that belong together, or what was unpacked from them.
 
     Raises:
-        DataError: there is nothing of that dataset.
+        DataError: no files of that dataset are found.
     """
     published, layout = SOURCES[name], LAYOUTS[name]
     names = _published_names(published)
@@ -132,18 +132,19 @@ def open_tree(name: str, source: Path) -> Tree:
     )
     if len(archives) > 1 and len(published.files) == 1:
         listing = ", ".join(path.name for path in archives)
-        raise DataError(f"{where}: expected one archive of {name}, found {listing}; name the one to use")
+        raise DataError(f"{where}: expected one archive of {name}, found {listing}; pass the one to use")
     if not archives:
         expected = ", ".join(file.name for file in published.files)
         raise DataError(
-            f"{where}: expected {expected}, or a folder where that was unpacked, found neither; get it from {published}"
+            f"{where}: expected {expected}, or a folder into which that was unpacked, found neither; "
+            f"get the files from {published}"
         )
     is_alone = len(published.files) == 1
     return Tree(where, None if is_alone else source, None, archives, layout.nested)
 
 
-def _look(name: str, tree: Tree) -> tuple[Plan, frozenset[str]]:
-    """The plan for a source, and the files of it that matter."""
+def _plan(name: str, tree: Tree) -> tuple[Plan, frozenset[str]]:
+    """Return the plan for a source, and the names of the files that matter for it."""
     survey = tree.survey(LAYOUTS[name].metadata)
     plan = LAYOUTS[name].plan(survey)
     if not plan.targets:
@@ -156,23 +157,23 @@ def _look(name: str, tree: Tree) -> tuple[Plan, frozenset[str]]:
             checked_name(target.file_name, tree.where).casefold(),
         )
         if places.setdefault(place, image) != image:
-            raise DataError(f"{tree.where}: expected a name of its own for {image!a}, found {places[place]!a} too")
+            raise DataError(f"{tree.where}: expected a unique name for {image!a}, found {places[place]!a} too")
     return plan, frozenset((*plan.targets, *survey.contents))
 
 
 def _write_images(folder: FolderWriter, tree: Tree, plan: Plan, max_bad: int | None) -> None:
-    """Write every image of the plan that is one; past `max_bad` that are none, raise."""
+    """Write the images of the plan and leave out bad ones; raise DataError for more than `max_bad` of them."""
     if max_bad is None:
         max_bad = max(1, int(MAX_BAD_FRACTION * len(plan.targets)))
     bad: list[str] = []
     for image, content, path in _contents(tree, plan):
         if (fault := _image_fault(content)) is not None:
             bad.append(f"{ascii(image)[1:-1]}: {fault}")
-            log.warning("%s: %s is left out", tree.where, bad[-1])
+            log.warning("%s: leaving out %s", tree.where, bad[-1])
             if len(bad) > max_bad:
                 raise DataError(
                     f"{tree.where}: expected at most {max_bad} of {len(plan.targets)} images to be bad, found more: "
-                    f"{'; '.join(bad[:3])}; get the dataset anew"
+                    f"{'; '.join(bad[:3])}; download the dataset again"
                 )
             continue
         target = plan.targets[image]
@@ -188,13 +189,13 @@ def _contents(tree: Tree, plan: Plan) -> Iterator[tuple[str, bytes, Path | None]
 
 
 def _image_fault(content: bytes) -> str | None:
-    """Why the bytes do not begin as an image does; None if they do, whatever their name says."""
+    """Say why the bytes are not an image; None where they begin like one, whatever their name says."""
     try:
         Image.open(io.BytesIO(content)).close()
     except DECODING_ERRORS as error:
         if not content:
             return "an empty file"
-        return "no known image format" if isinstance(error, Image.UnidentifiedImageError) else ascii(str(error))[1:-1]
+        return "an unknown file format" if isinstance(error, UnidentifiedImageError) else ascii(str(error))[1:-1]
     return None
 
 
@@ -207,17 +208,17 @@ def _result(dataset: Dataset) -> PrepareResult:
 def _refuse_unknown(name: str) -> None:
     if name not in LAYOUTS:
         hint = suggest(name, [*SOURCES, *TASKS]) or "; `raysnap data ls` lists the names"
-        raise DataError(f"dataset {name!r}: expected the name of a known dataset, found another{hint}")
+        raise DataError(f"dataset {name!r}: expected the name of a known dataset, found an unknown one{hint}")
 
 
 def _published_names(source: DatasetSource) -> frozenset[str]:
-    """The names of the published files, and of those that were packed alone, without `.gz`."""
+    """Return the names of the published files, and those of gzipped single files without `.gz` too."""
     names = [file.name for file in (*source.files, *source.variants)]
     return frozenset((*names, *(name.removesuffix(".gz") for name in names if not is_archive_name(name))))
 
 
 def _refuse_other_digests(name: str, files: list[dict[str, Any]], is_allowed: bool) -> list[str]:
-    """What differs from the published digests, as notes; an error unless that is allowed."""
+    """Return notes on what differs from the published digests; raise DataError unless that is allowed."""
     published = {file.name: file.digest for file in (*SOURCES[name].files, *SOURCES[name].variants) if file.digest}
     notes = []
     for file in files:
@@ -231,7 +232,7 @@ def _refuse_other_digests(name: str, files: list[dict[str, Any]], is_allowed: bo
 
 
 def _refuse_other_counts(name: str, plan: Plan, is_allowed: bool) -> list[str]:
-    """What differs from the published counts, as notes; an error unless that is allowed."""
+    """Return notes on what differs from the published counts; raise DataError unless that is allowed."""
     notes = []
     if plan.missing:
         num_listed = len(plan.missing) + len(plan.targets)
@@ -248,15 +249,15 @@ def _refuse_other_counts(name: str, plan: Plan, is_allowed: bool) -> list[str]:
         if found[split].total() != expected:
             notes.append(
                 f"{split}: expected {expected:,} images, found {found[split].total():,}"
-                + _odd_classes(found[split], sorted(classes), expected, source.num_classes)
+                + _uneven_classes(found[split], sorted(classes), expected, source.num_classes)
             )
     if notes and not is_allowed:
         raise DataError(f"dataset {name!r}: {'; '.join(notes)}; {ALLOW_HINT}")
     return notes
 
 
-def _odd_classes(found: Counter[str], classes: list[str], expected: int, num_classes: int) -> str:
-    """Which classes have too few or too many, where all have the same number: a split that divides evenly does."""
+def _uneven_classes(found: Counter[str], classes: list[str], expected: int, num_classes: int) -> str:
+    """List the classes with too few or too many images, in a split in which all should have equally many."""
     if expected % num_classes:
         return ""
     per_class = expected // num_classes
@@ -279,8 +280,8 @@ def _record(name: str, files: list[dict[str, Any]], plan: Plan, notes: list[str]
     }
 
 
-def _refuse_senseless(folder: FolderWriter, root: Path) -> None:
-    """Raise, before it can be seen, if nothing could be trained on the folder."""
+def _check_folder(folder: FolderWriter, root: Path) -> None:
+    """Check that models can be trained on the folder before it becomes visible."""
     try:
         read_folder(folder.partial_dir)
     except DataError as error:
@@ -290,10 +291,10 @@ def _refuse_senseless(folder: FolderWriter, root: Path) -> None:
 def _refuse_other_source(root: Path, files: list[dict[str, Any]]) -> None:
     found = read_record(root) if root.is_dir() else None
     if found is None:
-        raise DataError(f"{root}: expected nothing or what raysnap made there, found something else; move it away")
+        raise DataError(f"{root}: expected no folder or one that raysnap made, found something else; move it away")
     for key, expected in (("files", files), ("converter_version", CONVERTER_VERSION)):
         if found.get(key) != expected:
             raise DataError(
                 f"{root}: expected the dataset made from these files, found one with other {key} in dataset.json; "
-                f"delete that folder to have it made anew"
+                f"delete that folder to make it again"
             )

@@ -1,8 +1,8 @@
-"""Published files over https, into a folder: each appears whole and with the right digest, or not at all.
+"""Download published files over https: each appears whole and with the right digest, or not at all.
 
-What arrived lies in `<name>.part` beside what the server said of it, so a cut or a Ctrl-C costs nothing that was
-fetched: the next attempt asks for the rest, on the condition that the file is still the same. A file whose digest
-nobody publishes is pinned by its sha256 at first sight (`<name>.pin.json`) and must be the same ever after.
+What has arrived is kept in `<name>.part`, with what the server said about it beside, so an interruption loses nothing:
+the next attempt requests the rest, on condition that the file has not changed. A file without a published digest is
+pinned by its sha256 when first seen (`<name>.pin.json`) and must stay the same from then on.
 """
 
 from __future__ import annotations
@@ -45,18 +45,18 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Patience:
-    """How long a server is waited for, and how much is taken from it.
+    """How long to wait for a server, and how much to take from it.
 
     Attributes:
-        connect_s: for a connection.
-        read_s: for the next bytes of an answer.
-        window_s: over which at least `window_bytes` must arrive, so that a trickle ends too.
-        stall_s: in all, over any number of attempts, until `window_bytes` more are there than ever before.
-        num_attempts: in a row that brought less than `window_bytes`; one that brought more begins the count anew.
+        connect_s: limit for a connection.
+        read_s: limit for the next bytes of an answer.
+        window_s: period in which at least `window_bytes` must arrive, so that a trickle ends too.
+        stall_s: limit over all attempts until `window_bytes` more have arrived than ever before.
+        num_attempts: limit of consecutive attempts that brought less than `window_bytes`; more resets the count.
         backoff_s: pause after the first failed attempt; each further one doubles it.
         max_backoff_s: the longest pause, whatever the server asks for.
-        max_bytes: no file may be larger.
-        max_redirects: followed from one place to the next.
+        max_bytes: limit of a file's size.
+        max_redirects: limit of redirects in a row.
     """
 
     connect_s: float = 10.0
@@ -72,7 +72,7 @@ class Patience:
 
 
 class _PassingFault(Exception):
-    """An attempt failed in a way that another one may not; `wait_s` is how long the server asks to wait."""
+    """An attempt failed, but another one may succeed; `wait_s` is how long the server asks to wait."""
 
     def __init__(self, found: str, wait_s: float = 0.0):
         super().__init__(found)
@@ -82,19 +82,17 @@ class _PassingFault(Exception):
 def download_dataset(
     name: str, data_dir: Path, on_progress: OnProgress | None = None, patience: Patience | None = None
 ) -> Path:
-    """The folder `data_dir/.downloads/<name>` with all published files of a named dataset, which `data prepare` reads.
+    """Download all published files of a named dataset; return their folder, `data_dir/.downloads/<name>`.
 
     Raises:
-        DataError: it is no named dataset, is not to be had over https, or a file of it could not be fetched.
+        DataError: it is not a named dataset, is not published over https, or a file could not be downloaded.
     """
     source = SOURCES.get(name)
     if source is None:
-        raise DataError(
-            f"dataset {name!r}: expected a dataset that is published somewhere, one of {', '.join(SOURCES)}"
-        )
+        raise DataError(f"dataset {name!r}: expected a published dataset, one of {', '.join(SOURCES)}")
     if not source.is_downloadable:
         raise DataError(
-            f"dataset {name!r}: expected files that can be fetched over https, found none published; "
+            f"dataset {name!r}: expected files that are published over https, found none; "
             f"get {', '.join(file.name for file in source.files)} from {source.page} and pass --source PATH"
         )
     folder = data_dir / DOWNLOADS_DIR_NAME / name
@@ -102,30 +100,30 @@ def download_dataset(
         try:
             download(file, folder, on_progress, patience)
         except DataError as error:
-            raise DataError(f"{error}; or get it yourself from {source.page} and pass --source PATH") from None
+            raise DataError(f"{error}; or download it yourself from {source.page} and pass --source PATH") from None
     return folder
 
 
 def download(
     file: SourceFile, folder: Path, on_progress: OnProgress | None = None, patience: Patience | None = None
 ) -> Path:
-    """The file in `folder`, with the published digest or the pinned one; fetched unless it is there already.
+    """Download a file into `folder` unless it is there, with the published or the pinned digest; return its path.
 
-    Any number of processes may ask for one file at once: one fetches it, the others wait for that.
+    Any number of processes may call this for one file at once: one downloads it, the others wait.
 
     Raises:
-        DataError: it can't be had, is another file than expected, or can't be written; a partial file stays unless
-            its digest is wrong, and the next call goes on from there.
+        DataError: the file can't be downloaded or written, or is not the expected one; a partial file is kept for the
+            next call unless its digest is wrong.
     """
     if file.url is None:
         raise DataError(f"{file.name}: expected an https address, found none published")
-    fetch = _Fetch(file, folder, on_progress, patience or Patience())
+    fetch = _Fetch(file, file.url, folder, on_progress, patience or Patience())
     try:
-        if fetch.is_there():
+        if fetch.is_complete():
             return fetch.path
         folder.mkdir(parents=True, exist_ok=True)
         with _locked(fetch.part_path) as part:
-            if not fetch.is_there():
+            if not fetch.is_complete():
                 fetch.get(part)
                 fetch.publish()
     except OSError as error:
@@ -134,10 +132,11 @@ def download(
 
 
 class _Fetch:
-    """One file on its way into a folder, for as long as its lock is held."""
+    """The download of one file into a folder, for as long as its lock is held."""
 
-    def __init__(self, file: SourceFile, folder: Path, on_progress: OnProgress | None, patience: Patience):
+    def __init__(self, file: SourceFile, url: str, folder: Path, on_progress: OnProgress | None, patience: Patience):
         self.file = file
+        self.url = url
         self.path = folder / file.name
         self.part_path = folder / f"{file.name}.part"
         self._state_path = folder / f"{file.name}.part.json"
@@ -147,8 +146,8 @@ class _Fetch:
         self._reported_bytes = -1
         self._progressed_s = 0.0
 
-    def is_there(self) -> bool:
-        """Whether the finished file is there and is the right one."""
+    def is_complete(self) -> bool:
+        """Return whether the finished file exists and is the right one; pin it where no digest is known."""
         if not self.path.is_file():
             return False
         expected = self._expected_digest()
@@ -156,7 +155,7 @@ class _Fetch:
         if expected is None:
             self._pin(found, self.path.stat().st_size)
         elif found != expected:
-            log.warning("%s: expected %s, found %s; it is fetched anew", self.path, expected, found)
+            log.warning("%s: expected %s, found %s; downloading it again", self.path, expected, found)
             return False
         return True
 
@@ -164,9 +163,9 @@ class _Fetch:
         """Fill the partial file, in as many attempts as it takes.
 
         Raises:
-            DataError: the server says no, or too many attempts in a row brought nothing.
+            DataError: the server refuses, or too many consecutive attempts brought nothing.
         """
-        patience, num_failed, most_bytes = self._patience, 0, os.fstat(part.fileno()).st_size
+        patience, num_failed, max_seen_bytes = self._patience, 0, os.fstat(part.fileno()).st_size
         self._progressed_s = time.monotonic()
         with requests.Session() as session:
             while True:
@@ -174,27 +173,27 @@ class _Fetch:
                     return self._attempt(session, part)
                 except _PassingFault as fault:
                     num_bytes, num_failed = os.fstat(part.fileno()).st_size, num_failed + 1
-                    if num_bytes >= most_bytes + patience.window_bytes:
-                        self._progressed_s, num_failed, most_bytes = time.monotonic(), 1, num_bytes
+                    if num_bytes >= max_seen_bytes + patience.window_bytes:
+                        self._progressed_s, num_failed, max_seen_bytes = time.monotonic(), 1, num_bytes
                     wait_s = min(max(patience.backoff_s * 2 ** (num_failed - 1), fault.wait_s), patience.max_backoff_s)
                     if num_failed >= patience.num_attempts or self._rest_s() <= wait_s:
                         kept = (
-                            f"; {bytes_text(num_bytes)} are kept and the next call goes on there"
+                            f"; {bytes_text(num_bytes)} are kept and the next call resumes there"
                             if num_bytes and self._read_state()
                             else ""
                         )
                         raise DataError(
-                            f"{self.file.url}: expected the file, found {fault} ({plural(num_failed, 'attempt')} in a "
+                            f"{self.url}: expected the file, found {fault} ({plural(num_failed, 'attempt')} in a "
                             f"row); try again later{kept}"
                         ) from None
-                    log.warning("%s: found %s; trying again in %.0f s", self.file.url, fault, wait_s)
+                    log.warning("%s: found %s; trying again in %.0f s", self.url, fault, wait_s)
                     time.sleep(wait_s)
 
     def publish(self) -> None:
-        """Make the partial file the finished one, after its digest was found right on the disk.
+        """Make the partial file the finished one if its digest, read back from the disk, is right.
 
         Raises:
-            DataError: the digest is wrong; the partial file is gone.
+            DataError: the digest is wrong; the partial file is removed.
         """
         expected = self._expected_digest()
         found = _digest_of(self.part_path, expected.partition(":")[0] if expected else "sha256")
@@ -202,10 +201,10 @@ class _Fetch:
             self._forget()
             self.part_path.unlink()
             pinned = (
-                "" if self.file.digest else f" (seen at first; if it was replaced for good, delete {self._pin_path})"
+                "" if self.file.digest else f" (pinned; if the file was replaced on purpose, delete {self._pin_path})"
             )
             raise DataError(
-                f"{self.file.url}: expected {expected}{pinned}, found {found}; what was fetched is removed, try again"
+                f"{self.url}: expected {expected}{pinned}, found {found}; the download was deleted, try again"
             )
         if expected is None:
             self._pin(found, self.part_path.stat().st_size)
@@ -214,10 +213,10 @@ class _Fetch:
         self._forget()
 
     def _attempt(self, session: requests.Session, part: BinaryIO) -> None:
-        """Ask for what is missing and write it; returns when all of it is there."""
+        """Request the missing bytes and write them; return when the file is complete."""
         part.seek(0, os.SEEK_END)
         state = self._read_state() if part.tell() else None
-        headers = {"Accept-Encoding": "identity"}  # lengths and ranges are to be the file's own
+        headers = {"Accept-Encoding": "identity"}  # lengths and ranges must be those of the file itself
         if state:
             headers |= {"Range": f"bytes={part.tell()}-", "If-Range": state["validator"]}
         try:
@@ -227,7 +226,7 @@ class _Fetch:
                 ):
                     self._forget()
                     part.truncate(0)
-                    raise _PassingFault("another file than the one that was begun")
+                    raise _PassingFault("another file than the one that was started")
                 if response.status_code != 206:
                     part.seek(0)
                     part.truncate()
@@ -235,31 +234,32 @@ class _Fetch:
         except (requests.exceptions.RequestException, HTTPError) as error:
             if "CERTIFICATE_VERIFY_FAILED" in str(error):
                 raise DataError(
-                    f"{self.file.url}: expected a certificate that this machine trusts, found another; "
-                    f"REQUESTS_CA_BUNDLE names the certificates of a proxy, if there is one"
+                    f"{self.url}: expected a certificate that this machine trusts, found another; "
+                    f"behind a proxy, set REQUESTS_CA_BUNDLE to its certificates"
                 ) from None
             raise _PassingFault(self._reason(error)) from None
 
     @contextmanager
     def _open(self, session: requests.Session, headers: dict[str, str]) -> Iterator[requests.Response]:
-        """The answer to the request, from wherever https leads."""
-        url, patience = self.file.url, self._patience
+        """Send the request and follow redirects over https; yields the final answer."""
+        url, patience = self.url, self._patience
         for _ in range(patience.max_redirects + 1):
-            _refuse_unsafe(url, self.file.url)
+            _refuse_unsafe(url, self.url)
             with self._answer(session, url, headers) as response:
                 if not (response.is_redirect or response.is_permanent_redirect):
                     _refuse_status(response)
                     yield response
                     return
                 url = urljoin(url, response.headers["location"])
-        raise DataError(f"{self.file.url}: expected the file, found more than {patience.max_redirects} redirects")
+        raise DataError(f"{self.url}: expected the file, found more than {patience.max_redirects} redirects")
 
     def _answer(self, session: requests.Session, url: str, headers: dict[str, str]) -> requests.Response:
-        """The head of the answer of one address.
+        """Request one address; return once the header of its answer is there.
 
-        A timeout of a socket begins anew with each byte, so a head that trickles is waited for in another thread.
+        A socket's timeout restarts with each byte, so another thread waits for a header that trickles.
         """
-        timeout_s = tuple(min(limit_s, self._rest_s()) for limit_s in (self._patience.connect_s, self._patience.read_s))
+        rest_s = self._rest_s()
+        timeout_s = (min(self._patience.connect_s, rest_s), min(self._patience.read_s, rest_s))
         outcomes = SimpleQueue[requests.Response | Exception]()
 
         def ask() -> None:
@@ -278,7 +278,7 @@ class _Fetch:
         return outcome
 
     def _rest_s(self) -> float:
-        """How much longer nothing may arrive; a moment at least, which is what a timeout has to be."""
+        """Return how much longer nothing may arrive: at least a moment, since a timeout can't be 0."""
         return max(self._patience.stall_s - (time.monotonic() - self._progressed_s), 0.1)
 
     def _receive(self, response: requests.Response, part: BinaryIO) -> None:
@@ -289,7 +289,7 @@ class _Fetch:
         self._refuse_large(total_bytes or num_bytes)
         self._refuse_full_disk((total_bytes or num_bytes) - num_bytes)
         self._write_state(_validator(response))
-        window_began_s, window_bytes = time.monotonic(), 0
+        window_started_s, window_bytes = time.monotonic(), 0
         try:
             while chunk := response.raw.read1(CHUNK_BYTES, decode_content=False):
                 part.write(chunk)
@@ -297,12 +297,12 @@ class _Fetch:
                 window_bytes += len(chunk)
                 self._refuse_large(num_bytes)
                 self._report(num_bytes, total_bytes)
-                if time.monotonic() - window_began_s > self._patience.window_s:
+                if time.monotonic() - window_started_s > self._patience.window_s:
                     if window_bytes < self._patience.window_bytes:
                         raise _PassingFault(
                             f"{bytes_text(window_bytes)} within {self._patience.window_s:.0f} s, which is too slow"
                         )
-                    window_began_s, window_bytes = time.monotonic(), 0
+                    window_started_s, window_bytes = time.monotonic(), 0
                     self._refuse_full_disk(0)
         except DataError:
             self._forget()
@@ -317,19 +317,19 @@ class _Fetch:
         os.fsync(part.fileno())
 
     def _refuse_unverifiable(self, response: requests.Response, total_bytes: int | None) -> None:
-        """Raises for what would be pinned although it may be no more than a login page or a piece of the file."""
+        """Raise DataError for an answer that would be pinned but may be a login page or a piece of the file."""
         if self._expected_digest() is not None:
             return
         if response.headers.get("content-type", "").startswith("text/html"):
-            raise DataError(f"{self.file.url}: expected the file, found a web page; open it in a browser to see why")
+            raise DataError(f"{self.url}: expected the file, found a web page; open it in a browser to see why")
         if total_bytes is None and not response.raw.chunked:
-            raise DataError(f"{self.file.url}: expected an answer that says how long it is, found none of its length")
+            raise DataError(f"{self.url}: expected an answer with a known length, found one without")
 
     def _refuse_large(self, num_bytes: int) -> None:
         if num_bytes > self._patience.max_bytes:
             raise DataError(
-                f"{self.file.url}: expected at most {bytes_text(self._patience.max_bytes)}, found more "
-                f"({bytes_text(num_bytes)}); it is not what it should be"
+                f"{self.url}: expected at most {bytes_text(self._patience.max_bytes)}, found more "
+                f"({bytes_text(num_bytes)}); this can't be the right file"
             )
 
     def _refuse_full_disk(self, num_bytes: int) -> None:
@@ -340,7 +340,7 @@ class _Fetch:
             )
 
     def _report(self, num_bytes: int, total_bytes: int | None) -> None:
-        """Tell of progress in steps that are not too many for a log."""
+        """Report progress in few enough steps for a log."""
         step_bytes = PROGRESS_FRACTION * total_bytes if total_bytes else 50e6
         is_last = num_bytes == total_bytes
         if self._on_progress and (is_last or abs(num_bytes - self._reported_bytes) >= step_bytes):
@@ -351,46 +351,46 @@ class _Fetch:
             )
 
     def _reason(self, error: Exception) -> str:
-        """What went wrong on the network, in a few words."""
+        """Say in a few words what went wrong on the network."""
         if isinstance(error, requests.exceptions.ConnectTimeout):
             return f"no connection within {self._patience.connect_s:g} s"
         if isinstance(error, requests.exceptions.Timeout | ReadTimeoutError):
             return f"no answer within {self._patience.read_s:g} s"
         if "NameResolutionError" in str(error):
-            return f"no address of {urlsplit(self.file.url).hostname}: is this machine online?"
+            return f"no address of {urlsplit(self.url).hostname} (check the network)"
         if isinstance(error, requests.exceptions.ProxyError):
-            return "a proxy that gives no connection (HTTPS_PROXY)"
+            return "a proxy that does not connect (check HTTPS_PROXY)"
         if "refused" in str(error):
             return "a refused connection"
-        return "a connection that broke off"
+        return "a broken connection"
 
     def _expected_digest(self) -> str | None:
-        """The published digest, or else the one that was pinned at first sight, if any."""
+        """Return the published digest, or else the pinned one, if any."""
         return self.file.digest or (_read_json(self._pin_path) or {}).get("digest")
 
     def _pin(self, digest: str, num_bytes: int) -> None:
-        _write_json(self._pin_path, {"url": self.file.url, "digest": digest, "num_bytes": num_bytes})
+        _write_json(self._pin_path, {"url": self.url, "digest": digest, "num_bytes": num_bytes})
 
     def _read_state(self) -> dict[str, Any] | None:
-        """What the server said of the file that the partial one is the beginning of; None where that is no use."""
+        """Return what the server said about the file that was started; None where that can't be resumed."""
         state = _read_json(self._state_path)
-        return state if state and state.get("url") == self.file.url and state.get("validator") else None
+        return state if state and state.get("url") == self.url and state.get("validator") else None
 
     def _write_state(self, validator: str | None) -> None:
-        _write_json(self._state_path, {"url": self.file.url, "validator": validator})
+        _write_json(self._state_path, {"url": self.url, "validator": validator})
 
     def _forget(self) -> None:
         self._state_path.unlink(missing_ok=True)
 
 
 def _refuse_unsafe(url: str, first_url: str) -> None:
-    """Raises unless the address is https; only a file published on this very machine may come over http from it."""
+    """Raise DataError unless the address is https; only files published on this machine may use http."""
     to, first = urlsplit(url), urlsplit(first_url)
-    is_local = all(one.scheme == "http" and one.hostname in LOOPBACK_HOSTS for one in (to, first))
+    is_local = all(part.scheme == "http" and part.hostname in LOOPBACK_HOSTS for part in (to, first))
     if to.scheme != "https" and not is_local:
-        where = first_url if url == first_url else f"{first_url}: it leads to {url}"
+        where = first_url if url == first_url else f"{first_url}: redirected to {url}"
         raise DataError(
-            f"{where}: expected an https address, found {to.scheme or 'none'}; it was not asked for anything"
+            f"{where}: expected an https address, found {to.scheme or 'none'}; nothing was requested from it"
         )
 
 
@@ -406,28 +406,28 @@ def _refuse_status(response: requests.Response) -> None:
 
 
 def _continues(response: requests.Response, part: BinaryIO, state: dict[str, Any] | None) -> bool:
-    """Whether a partial answer is the rest of the same file, whatever the server made of If-Range."""
+    """Return whether a partial answer is the rest of the same file, however the server treats If-Range."""
     starts_here = response.headers.get("content-range", "").startswith(f"bytes {part.tell()}-")
     return state is not None and starts_here and _validator(response) in (None, state["validator"])
 
 
 def _validator(response: requests.Response) -> str | None:
-    """What tells this version of the file from another: a strong ETag, or when it was last modified."""
+    """Return what identifies this version of the file: a strong ETag, or its last modification."""
     etag = response.headers.get("etag", "")
     return etag if etag.startswith('"') else response.headers.get("last-modified")
 
 
 @contextmanager
 def _locked(part_path: Path) -> Iterator[BinaryIO]:
-    """The partial file, made where it is missing, for this process alone; the kernel frees it when its holder dies."""
+    """Open the partial file, creating it if needed, and lock it; the kernel unlocks it if this process dies."""
     while True:
         with os.fdopen(os.open(part_path, os.O_RDWR | os.O_CREAT, 0o644), "r+b") as part:
             try:
                 fcntl.flock(part, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                log.warning("%s: another process fetches it; waiting for that", part_path)
+                log.warning("%s: waiting for another process that downloads it", part_path)
                 fcntl.flock(part, fcntl.LOCK_EX)
-            # Its last holder may have given the file its final name, or removed it; then this lock guards nothing.
+            # The last holder may have renamed or removed the file; then this lock guards nothing.
             with suppress(FileNotFoundError):
                 if os.path.samestat(os.fstat(part.fileno()), part_path.stat()):
                     try:
@@ -452,7 +452,7 @@ def _digest_of(path: Path, algorithm: str) -> str:
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:
-    """The object in a small JSON file; None where there is none."""
+    """Return the object in a small JSON file; None where there is none."""
     try:
         document = json.loads(path.read_bytes())
     except (FileNotFoundError, ValueError):

@@ -1,4 +1,4 @@
-"""IDX files, the form of MNIST and its kin, as arrays."""
+"""IDX files, the format of MNIST and its relatives, as arrays."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ IDX_LABELS_MAGIC = 0x00000801
 
 
 def read_idx(content: bytes, where: str, magic: int) -> np.ndarray:
-    """The uint8 array of an IDX file, gzip-packed or not (http://yann.lecun.com/exdb/mnist, "file formats").
+    """Return the uint8 array of an IDX file, gzip-packed or not (http://yann.lecun.com/exdb/mnist, "file formats").
 
     Raises:
         DataError: it can't be read, is not that kind of IDX file, or is shorter or longer than its header says.
@@ -35,5 +35,5 @@ def read_idx(content: bytes, where: str, magic: int) -> np.ndarray:
     found_bytes = len(content) - header_bytes
     if found_bytes != num_bytes:
         found = "more" if found_bytes > num_bytes else found_bytes
-        raise DataError(f"{where}: expected {num_bytes} bytes after the header, found {found}; get it anew")
+        raise DataError(f"{where}: expected {num_bytes} bytes after the header, found {found}; download it again")
     return np.frombuffer(content, np.uint8, offset=header_bytes).reshape(shape)

@@ -1,10 +1,10 @@
-"""How the nine named datasets are laid out by their publishers: from names and lists to a place for each image.
+"""How publishers lay out the nine named datasets: from file names and lists to a place for each image.
 
-Each layout is a function from what a first look at the source gave (`source_tree`) to a plan: which file becomes
-which image of which class and split. Nothing is written or decoded here, so that a plan can be checked first.
+Each layout is a function from a survey of the source (`source_tree`) to a plan: which file becomes which image of which
+class and split. Nothing is written or decoded here, so that a plan can be checked first.
 
 torchvision has readers for five of the layouts. They need an unpacked tree, do not check the lists against it, and one
-deletes files that came in the archive; with them archives would go another way than folders. Here both go the same.
+deletes files of the archive. Here archives and folders are read the same way.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ IMAGENETTE_CLASSES = {
 
 
 class Target(NamedTuple):
-    """Where one image goes; `original` is what the source calls its class."""
+    """The place of one image in the dataset; `original` is what the source calls its class."""
 
     split: str
     class_name: str
@@ -64,9 +64,9 @@ class Plan:
 
     Attributes:
         targets: each image's place, by its name in the source.
-        missing: images that a list names and the source does not have.
+        missing: images that a list names but the source lacks.
         split_note: where the splits come from.
-        render: draws the images where the source has none as files; takes names, gives names and contents.
+        render: draws the images of these names where the source has no image files; yields names and contents.
     """
 
     targets: dict[str, Target]
@@ -80,10 +80,10 @@ class Layout:
     """How one dataset's source is read.
 
     Attributes:
-        plan: the function from names and lists to places.
+        plan: the function from a survey to a plan.
         metadata: names of the files whose contents the plan needs.
-        signs: for each form the source may have, patterns of names that together show that it is there, unpacked.
-        nested: archives in the archive that hold the images.
+        signs: for each form the source may have, patterns of names that together show that it is unpacked.
+        nested: names of archives within the archive that hold the images.
     """
 
     plan: Callable[[Survey], Plan]
@@ -92,14 +92,14 @@ class Layout:
     nested: frozenset[str] = frozenset()
 
     def is_unpacked(self, names: Collection[str]) -> bool:
-        """Whether `names` hold all that the plan needs, so that no archive has to be opened."""
+        """Return whether `names` hold all that the plan needs, so that no archive has to be opened."""
         return any(
             all(any(pattern.search(name) for name in names) for pattern in map(re.compile, form)) for form in self.signs
         )
 
 
 def plan_cub(survey: Survey) -> Plan:
-    """CUB-200-2011: four lists joined by image id, never by line."""
+    """Plan CUB-200-2011: four lists joined by image id, never by line."""
     root = _root_of(survey, "train_test_split.txt")
     classes = _numbered_lines(survey, f"{root}classes.txt")
     images = _numbered_lines(survey, f"{root}images.txt")
@@ -109,7 +109,7 @@ def plan_cub(survey: Survey) -> Plan:
         if odd := sorted(ids.keys() ^ images.keys()):
             place = "images.txt" if odd[0] in ids else list_name
             raise _fault(survey, f"{root}{list_name}", "the image ids of images.txt", f"id {odd[0]!a} not in {place}")
-    targets = {}
+    targets: dict[str, Target] = {}
     for image_id, path in images.items():
         if labels[image_id] not in classes:
             found = f"{labels[image_id]!a} for image {image_id}"
@@ -121,11 +121,11 @@ def plan_cub(survey: Survey) -> Plan:
             raise _fault(survey, f"{root}images.txt", f"image {image_id} in {class_name!a}", f"{path!a}")
         split = "train" if is_train[image_id] == "1" else "test"
         _place(survey, targets, f"{root}images/{path}", Target(split, class_name, class_name, base_name(path)))
-    return _without_missing(survey, targets, "official: train_test_split.txt")
+    return _finish_plan(survey, targets, "official: train_test_split.txt")
 
 
 def plan_food(survey: Survey) -> Plan:
-    """Food-101: `meta/train.json` and `meta/test.json` list image ids per class."""
+    """Plan Food-101: `meta/train.json` and `meta/test.json` list image ids per class."""
     root = _root_of(survey, "meta/train.json")
     targets: dict[str, Target] = {}
     for split in ("train", "test"):
@@ -144,27 +144,27 @@ def plan_food(survey: Survey) -> Plan:
                     raise _fault(survey, name, f"images of {class_name!a}", f"{image_id!a}")
                 target = Target(split, class_name, class_name, f"{base_name(image_id)}.jpg")
                 _place(survey, targets, f"{root}images/{image_id}.jpg", target)
-    return _without_missing(survey, targets, "official: meta/train.json and meta/test.json")
+    return _finish_plan(survey, targets, "official: meta/train.json and meta/test.json")
 
 
 def plan_imagewoof(survey: Survey) -> Plan:
-    """Imagewoof: `train` and `val` with a folder per WordNet id; the csv of noisy labels is left out."""
+    """Plan Imagewoof: `train` and `val` with a folder per WordNet id; the csv of noisy labels is ignored."""
     return _plan_class_folders(survey, {"train": "train", "val": "val"}, IMAGEWOOF_CLASSES)
 
 
 def plan_imagenette(survey: Survey) -> Plan:
-    """Imagenette: as Imagewoof."""
+    """Plan Imagenette, which is laid out like Imagewoof."""
     return _plan_class_folders(survey, {"train": "train", "val": "val"}, IMAGENETTE_CLASSES)
 
 
 def plan_inaturalist(survey: Survey) -> Plan:
-    """iNaturalist 12K: `train` and `val` with a folder per class; its val is the test split by convention."""
+    """Plan iNaturalist 12K: `train` and `val` with a folder per class; its val is the test split by convention."""
     plan = _plan_class_folders(survey, {"train": "train", "val": "test"})
     return Plan(plan.targets, "the publisher's val is test, as is usual; val is a stratified fifth of train")
 
 
 def plan_cars(survey: Survey) -> Plan:
-    """Stanford Cars: MATLAB lists beside flat folders, or the bundle with a folder per class."""
+    """Plan Stanford Cars: MATLAB lists with flat folders, or the bundle with a folder per class."""
     if not _named(survey, "cars_train_annos.mat") and _split_roots(survey):
         return _plan_class_folders(survey, {"train": "train", "test": "test"})
     classes = _texts(survey, "cars_meta.mat", "class_names")
@@ -183,11 +183,11 @@ def plan_cars(survey: Survey) -> Plan:
                 raise _fault(survey, list_name, f"classes 1 to {len(classes)}", f"{label!a} for {file_name!a}")
             class_name = classes[int(label) - 1]
             _place(survey, targets, f"{folder}{file_name}", Target(split, class_name, class_name, base_name(file_name)))
-    return _without_missing(survey, targets, "official: cars_train_annos.mat and cars_test_annos_withlabels.mat")
+    return _finish_plan(survey, targets, "official: cars_train_annos.mat and cars_test_annos_withlabels.mat")
 
 
 def plan_dogs(survey: Survey) -> Plan:
-    """Stanford Dogs: MATLAB lists of paths; the class is what follows the first `-` of the folder's name."""
+    """Plan Stanford Dogs: MATLAB lists of paths; the class is what follows the first `-` of the folder's name."""
     root = _folder_of(survey, "Images")
     targets: dict[str, Target] = {}
     folder_of_label: dict[int, str] = {}
@@ -204,11 +204,11 @@ def plan_dogs(survey: Survey) -> Plan:
             if folder_of_label.setdefault(label, original) != original:
                 raise _fault(survey, name, f"label {label} for {folder_of_label[label]!a} alone", f"{path!a}")
             _place(survey, targets, f"{root}{path}", Target(split, breed, original, base_name(path)))
-    return _without_missing(survey, targets, "official: train_list.mat and test_list.mat")
+    return _finish_plan(survey, targets, "official: train_list.mat and test_list.mat")
 
 
 def plan_fashion_mnist(survey: Survey) -> Plan:
-    """Fashion-MNIST: four IDX files; each image becomes a PNG, numbered as in its file."""
+    """Plan Fashion-MNIST: four IDX files; each image becomes a PNG, numbered as in its file."""
     targets: dict[str, Target] = {}
     arrays: dict[str, np.ndarray] = {}
     for split, names in FASHION_MNIST_FILES.items():
@@ -237,7 +237,7 @@ def plan_fashion_mnist(survey: Survey) -> Plan:
 
 
 def plan_caltech(survey: Survey) -> Plan:
-    """Caltech-101: no official split; 30 images of each class, chosen by a seeded digest of their names, are train."""
+    """Plan Caltech-101: without an official split, 30 images per class, picked by a seeded digest, are train."""
     root = _folder_of(survey, "101_ObjectCategories")
     by_class: dict[str, list[str]] = defaultdict(list)
     for name in survey.names:
@@ -260,7 +260,7 @@ def _seeded(name: str) -> bytes:
 
 
 def _plan_class_folders(survey: Survey, splits: dict[str, str], class_names: dict[str, str] | None = None) -> Plan:
-    """A folder per split of the source with a folder per class; `splits` says what the source's are called here."""
+    """Plan a source with a folder per split and class; `splits` maps its splits to the dataset's."""
     roots = _split_roots(survey)
     if len(roots) != 1:
         found = f"{len(roots)} of them: {', '.join(map(ascii, roots[:3]))}" if roots else "none"
@@ -289,7 +289,7 @@ def _place(survey: Survey, targets: dict[str, Target], name: str, target: Target
     targets[name] = target
 
 
-def _without_missing(survey: Survey, targets: dict[str, Target], split_note: str) -> Plan:
+def _finish_plan(survey: Survey, targets: dict[str, Target], split_note: str) -> Plan:
     there = set(survey.names)
     return Plan(
         {name: target for name, target in targets.items() if name in there},
@@ -299,18 +299,16 @@ def _without_missing(survey: Survey, targets: dict[str, Target], split_note: str
 
 
 def _root_of(survey: Survey, anchor: str) -> str:
-    """What precedes `anchor` in the one name that ends so: nothing, or folders with a `/` at the end."""
+    """Return what precedes `anchor` in the one name that ends in it: nothing, or folders with a final `/`."""
     found = [name for name in survey.names if name == anchor or name.endswith(f"/{anchor}")]
     if len(found) != 1:
         listing = f"{len(found)}: {', '.join(map(ascii, found[:3]))}" if found else "none"
-        raise DataError(
-            f"{survey.where}: expected one {anchor}, found {listing}; is it the dataset's archive or folder?"
-        )
+        raise DataError(f"{survey.where}: expected one {anchor}, found {listing}; pass the dataset's archive or folder")
     return found[0].removesuffix(anchor)
 
 
 def _folder_of(survey: Survey, folder: str) -> str:
-    """The name of the one folder that is called so, with a `/` at the end."""
+    """Return the path of the one folder of that name, with a final `/`."""
     pattern = re.compile(rf"^(?:.*?/)?{re.escape(folder)}/")
     found = sorted({match[0] for name in survey.names if (match := pattern.match(name))})
     if len(found) != 1:
@@ -320,7 +318,7 @@ def _folder_of(survey: Survey, folder: str) -> str:
 
 
 def _flat_folder(survey: Survey, folder: str) -> str:
-    """The folder with files in it that is called so; bundles nest it in one of the same name."""
+    """Return the path of the folder of that name that holds images; bundles nest it in one of the same name."""
     pattern = re.compile(rf"^((?:.*/)?{re.escape(folder)}/)[^/]+$")
     found = sorted({match[1] for name in survey.names if (match := pattern.match(name)) and _is_image(name)})
     if len(found) != 1:
@@ -356,7 +354,7 @@ def _texts(survey: Survey, list_name: str, variable: str) -> list[str]:
 
 
 def _idx_name(survey: Survey, wanted: str) -> str:
-    """The IDX file of that name, unpacked rather than packed: torchvision leaves both."""
+    """Return the name of the IDX file, unpacked rather than packed where there are both, as torchvision leaves them."""
     found = [*_named(survey, wanted), *_named(survey, f"{wanted}.gz")]
     if not found:
         names = ", ".join(name for names in FASHION_MNIST_FILES.values() for name in names)
@@ -365,7 +363,7 @@ def _idx_name(survey: Survey, wanted: str) -> str:
 
 
 def _numbered_lines(survey: Survey, name: str) -> dict[str, str]:
-    """The lines "NUMBER VALUE" of a list, by number."""
+    """Return the values of a list's lines "NUMBER VALUE" by number."""
     lines: dict[str, str] = {}
     for line_index, line in enumerate(_content(survey, name).splitlines(), 1):
         if not line.strip():
@@ -381,7 +379,7 @@ def _numbered_lines(survey: Survey, name: str) -> dict[str, str]:
 
 def _content(survey: Survey, name: str) -> str:
     if name not in survey.contents:
-        raise DataError(f"{survey.where}: expected {name}, found none; get the dataset anew")
+        raise DataError(f"{survey.where}: expected {name}, found none; download the dataset again")
     try:
         return survey.contents[name].decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -393,7 +391,7 @@ def _is_image(name: str) -> bool:
 
 
 def _fault(survey: Survey, name: str, expected: str, found: str) -> DataError:
-    return DataError(f"{survey.where}: {name}: expected {expected}, found {found}; get the dataset anew")
+    return DataError(f"{survey.where}: {name}: expected {expected}, found {found}; download the dataset again")
 
 
 CLASS_FOLDERS = r"(^|/)train/[^/]+/[^/]+$"

@@ -1,8 +1,8 @@
-"""MATLAB 5 files as plain lists: numbers, texts, cells and structures, which is what datasets keep their lists in.
+"""MATLAB 5 files as plain lists: the numbers, texts, cells and structures that datasets keep their lists in.
 
-`scipy.io.loadmat` reads more, but it ends the process (a segmentation fault) on a file with a few bytes flipped, and
-allocates what an array's header asks for; a dataset's list comes from anywhere. Here nothing is larger than the file,
-unpacked. The format is that of "MAT-File Format", The MathWorks, chapter 1.
+`scipy.io.loadmat` reads more, but crashes (a segmentation fault) on a file with a few flipped bytes and allocates what
+an array's header asks for; these files are untrusted. Here nothing takes more memory than the unpacked file. The format
+is described in "MAT-File Format", The MathWorks, chapter 1.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import numpy as np
 
 from raysnap.errors import DataError
 
-MOST_BYTES = 64 << 20
-MOST_DEPTH = 16
+MAX_BYTES = 64 << 20
+MAX_DEPTH = 16
 HEADER_BYTES = 128
 MATRIX, COMPRESSED = 14, 15
 CELL, STRUCTURE, TEXT = 1, 2, 4
@@ -29,12 +29,12 @@ TEXT_FORMS = {1: "latin-1", 2: "latin-1", 3: "utf-16", 4: "utf-16", 16: "utf-8",
 
 
 def read_mat(content: bytes, where: str, variable: str) -> Any:
-    """The variable of that name: a text, or the list of an array's elements, column after column.
+    """Return a variable: a text, or the list of an array's elements in column-major order.
 
     The elements of a cell array are texts and lists, those of a structure array are dicts of them.
 
     Raises:
-        DataError: it is no MATLAB 5 file, is damaged, unpacks to more than `MOST_BYTES`, or has no such variable.
+        DataError: it is not a MATLAB 5 file, is damaged, unpacks to more than `MAX_BYTES`, or has no such variable.
     """
     try:
         order = {b"IM": "<", b"MI": ">"}.get(content[126:HEADER_BYTES])
@@ -46,13 +46,13 @@ def read_mat(content: bytes, where: str, variable: str) -> Any:
                 return _value(matrix, order)
     except (ValueError, IndexError, struct.error, zlib.error) as error:
         reason = ascii(str(error))[1:-1][:200]
-        raise DataError(f"{where}: expected a MATLAB 5 file, found a fault: {reason}; get it anew") from None
-    raise DataError(f"{where}: expected the variable {variable!r}, found none of that name; get the file anew")
+        raise DataError(f"{where}: expected a MATLAB 5 file, found damage: {reason}; download it again") from None
+    raise DataError(f"{where}: expected the variable {variable!r}, found none of that name; download the file again")
 
 
 def _top_matrices(data: bytes, order: str) -> list[bytes]:
-    """The file's variables, unpacked."""
-    matrices, left_bytes = [], MOST_BYTES
+    """Return the file's variables, unpacked."""
+    matrices, left_bytes = [], MAX_BYTES
     for kind, packed in _elements(data, order, is_top=True):
         elements = [(kind, packed)]
         if kind == COMPRESSED:
@@ -60,9 +60,9 @@ def _top_matrices(data: bytes, order: str) -> list[bytes]:
             unpacked = inflater.decompress(packed, left_bytes + 1)
             left_bytes -= len(unpacked)
             if left_bytes < 0:
-                raise ValueError(f"it unpacks to more than {MOST_BYTES:,} bytes")
+                raise ValueError(f"it unpacks to more than {MAX_BYTES:,} bytes")
             if not inflater.eof:
-                raise ValueError("a packed variable is cut")
+                raise ValueError("a packed variable is truncated")
             elements = _elements(unpacked, order)
         matrices += [content for inner_kind, content in elements if inner_kind == MATRIX]
     return matrices
@@ -71,8 +71,8 @@ def _top_matrices(data: bytes, order: str) -> list[bytes]:
 def _value(matrix: bytes, order: str, depth: int = 0) -> Any:
     if not matrix:
         return []
-    if depth > MOST_DEPTH:
-        raise ValueError(f"its arrays are nested more than {MOST_DEPTH} deep")
+    if depth > MAX_DEPTH:
+        raise ValueError(f"its arrays are nested more than {MAX_DEPTH} deep")
     (_, flags), (_, shape), _name, *rest = _elements(matrix, order)
     array_class = struct.unpack_from(f"{order}I", flags)[0] & 0xFF
     num_elements = math.prod(struct.unpack(f"{order}{len(shape) // 4}i", shape))
@@ -116,7 +116,7 @@ def _text(kind: int, content: bytes, order: str) -> str:
 
 
 def _elements(data: bytes, order: str, is_top: bool = False) -> list[tuple[int, bytes]]:
-    """The data elements one after the other, each as its kind and content; four bytes or fewer share their tag's."""
+    """Split data into its elements, each a kind and its content; up to four bytes of content lie within the tag."""
     elements, position = [], 0
     while position + 8 <= len(data):
         kind, num_bytes = struct.unpack_from(f"{order}2I", data, position)

@@ -1,8 +1,8 @@
-"""The files of a dataset's source under one set of names, be they in a folder, in archives, or in both.
+"""The files of a dataset's source under one set of names, in a folder, in archives, or in both.
 
-A converter looks twice: first at all names and the small files that say what is what, then at the images it chose.
-So it is written once for archives and folders, knows of every fault before anything is written, and never holds an
-archive in memory. A packed archive is unpacked twice for it, at the speed of gzip.
+A converter reads twice: first all names and the small files that describe the others, then the images it chose. So one
+converter serves archives and folders, finds every fault before anything is written, and never holds an archive in
+memory. The price is that a packed archive is unpacked twice, at the speed of gzip.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ HASH_CHUNK_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class Survey:
-    """What a first look at a source gave.
+    """What the first reading of a source found.
 
     Attributes:
         where: the source, for messages.
         names: every file that is not junk, sorted, `/` between folders.
-        contents: the files that say what the others are.
+        contents: contents of the files that describe the others, by name.
     """
 
     where: str
@@ -40,11 +40,11 @@ class Survey:
 
 @dataclass(frozen=True)
 class Tree:
-    """The files below `folder` (where it is one) and in `archives`; what is in both is taken from the folder.
+    """The files below `folder`, if any, and in `archives`; a file in both is read from the folder.
 
     Attributes:
-        chosen: the files of `folder` to take, or None for all.
-        nested: names of archives in archives that are opened too.
+        chosen: names of the files of `folder` to use; None is all.
+        nested: names of archives within archives that are opened too.
     """
 
     where: str
@@ -55,7 +55,7 @@ class Tree:
     limits: Limits = field(default=Limits())
 
     def survey(self, metadata_names: Collection[str]) -> Survey:
-        """All names, and the contents of the files that are called one of `metadata_names`.
+        """Return all names, and the contents of the files that are named like one of `metadata_names`.
 
         Raises:
             DataError: something can't be read, or an archive is damaged or hostile.
@@ -71,7 +71,7 @@ class Tree:
         return Survey(self.where, tuple(sorted(names)), contents)
 
     def read(self, wanted: Collection[str]) -> Iterator[tuple[str, bytes, Path | None]]:
-        """Each of the files `wanted` with its content, and its path where it lies in the folder, in reading order."""
+        """Yield each of the files `wanted`: its name, its content, and its path where it lies in the folder."""
         in_folder = set(self._folder_names()) if self.archives else wanted
         for name in wanted:
             if name in in_folder and self.folder is not None:
@@ -81,10 +81,10 @@ class Tree:
                 yield entry.name, entry.read(), None
 
     def records(self, wanted: Collection[str], published: Collection[str]) -> list[dict[str, Any]]:
-        """Name, size and digests of each file that the dataset is made from, for `dataset.json`.
+        """Return name, size and digests of each file that the dataset is made from, for `dataset.json`.
 
-        An archive stands for itself, and so does a file of the folder whose name is one of `published`; the other files
-        `wanted` of the folder share one record, whose digest is that of their names and digests.
+        Each archive has a record, and so has each file of the folder whose name is one of `published`; the other files
+        `wanted` of the folder share one record, whose digest is over their names and digests.
         """
         records = [file_record(path) for path in self.archives]
         if self.folder is None:
@@ -109,7 +109,7 @@ class Tree:
         return records
 
     def _entries(self, taken: Collection[str]) -> Iterator[Entry]:
-        """The archives' files, those of nested archives among them, without junk and without what is `taken`."""
+        """Yield the files of the archives and of nested ones, except junk and the names `taken`."""
         for path in self.archives:
             for entry in read_archive(path, self.limits):
                 inner = entry.entries() if base_name(entry.name) in self.nested else (entry,)
@@ -123,6 +123,7 @@ class Tree:
         return list_files(self.folder, self.limits)
 
     def _read(self, name: str) -> bytes:
+        assert self.folder is not None  # only names of the folder are read here
         path = self.folder / name
         try:
             num_bytes = path.stat().st_size
@@ -134,9 +135,9 @@ class Tree:
 
 
 def list_files(folder: Path, limits: Limits) -> list[str]:
-    """The names of the files anywhere below `folder` that are not junk, sorted.
+    """Return the names of the files anywhere below `folder` that are not junk, sorted.
 
-    Folders that are links are left out, and so are datasets that raysnap made there: they are no source.
+    Linked folders are left out, and so are datasets that raysnap made there: they are not a source.
 
     Raises:
         DataError: a folder can't be listed, or there are more files than a dataset has.
@@ -156,29 +157,29 @@ def list_files(folder: Path, limits: Limits) -> list[str]:
         names.extend(name for name in paths if (folder / name).is_file())
         if len(names) > limits.num_entries:
             raise DataError(
-                f"{folder}: expected at most {limits.num_entries:,} files, found more; name the dataset's own"
+                f"{folder}: expected at most {limits.num_entries:,} files, found more; pass the dataset's own folder"
             )
     return sorted(names)
 
 
 def is_junk(name: str) -> bool:
-    """Whether file managers left this file behind: a part of its name begins with a dot or is `__MACOSX`."""
+    """Return whether a file manager left this file behind, such as dot-files and `__MACOSX`."""
     return any(part.startswith(".") or part in JUNK_NAMES for part in name.split("/"))
 
 
 def is_archive_name(name: str) -> bool:
-    """Whether a file's name says that it is an archive."""
+    """Return whether a file's name has an archive's suffix."""
     return name.lower().endswith(ARCHIVE_SUFFIXES)
 
 
 def archive_stem(name: str) -> str:
-    """An archive's name without its suffix, in lower case: what stays the same when it is packed in another way."""
+    """Return an archive's name in lower case without its suffix, which is the same however it is packed."""
     folded = name.lower()
     return next((folded.removesuffix(suffix) for suffix in ARCHIVE_SUFFIXES if folded.endswith(suffix)), folded)
 
 
 def file_record(path: Path) -> dict[str, Any]:
-    """Name, size and digests of one file, read once."""
+    """Return name, size and digests of one file, read once."""
     sha256, md5, num_bytes = hashlib.sha256(), hashlib.md5(usedforsecurity=False), 0
     try:
         with path.open("rb") as file:
@@ -192,5 +193,5 @@ def file_record(path: Path) -> dict[str, Any]:
 
 
 def base_name(name: str) -> str:
-    """The part of a name after the last `/`."""
+    """Return the part of a name after the last `/`."""
     return name.rsplit("/", 1)[-1]

@@ -109,7 +109,7 @@ def test_a_download_that_fails_is_told_in_one_line(here, capsys, fashion_mnist_s
 MISTAKES = [
     (("fashion-mnist",), "expected --source PATH or --download, found none; --download fetches its 4 files"),
     (("stanford-cars",), "expected --source PATH, found none; get cars_train.tgz, cars_test.tgz"),
-    (("stanford-dogs", "--download"), "expected files that can be fetched over https, found none published"),
+    (("stanford-dogs", "--download"), "expected files that are published over https, found none"),
     (("imagenette", "--download", "--source", "x"), "expected --source PATH or --download, found both"),
     (("imagenete", "--download"), "did you mean 'imagenette'?"),
     (("imagenette", "--source", "missing"), "--source missing"),

@@ -343,14 +343,14 @@ def test_the_test_split_of_inaturalist_is_the_publishers_val(tmp_path):
         (
             "imagenette",
             {"imagenette2.tgz": b"", "imagenette2-160.tgz": b""},
-            "expected one archive .* name the one to use",
+            "expected one archive .* pass the one to use",
         ),
         (
             "imagenette",
             {"notes.txt": b""},
-            "expected imagenette2.tgz, or a folder where that was unpacked, found neither",
+            "expected imagenette2.tgz, or a folder into which that was unpacked, found neither",
         ),
-        ("imagenette", {}, "found neither; get it from Imagenette, https"),
+        ("imagenette", {}, "found neither; get the files from Imagenette, https"),
         ("stanford-cars", {"cars_train.tgz": pack("a.tgz", {})}, "expected one cars_meta.mat, found none"),
         (
             "cub-birds-200",
@@ -441,7 +441,7 @@ def test_a_shapes_task_is_prepared_without_a_source(tmp_path):
     ("name", "source", "message"),
     [
         ("fashion-mnist", None, "expected --source PATH; get the files from"),
-        ("fashion-mnist", "nowhere", "expected the files of fashion-mnist, found nothing there"),
+        ("fashion-mnist", "nowhere", "expected the files of fashion-mnist, found no such file or folder"),
         ("fashion-mnist", ".", "expected train-images-idx3-ubyte.gz"),
         ("fashion-mnist", "notes.txt", "found another file"),
         ("shapes-shape-a", ".", "expected no --source"),
@@ -490,7 +490,7 @@ def test_a_torn_gzip_file_is_refused(cut):
 def test_classes_that_would_share_a_folder_are_refused(tmp_path):
     with new_folder(tmp_path / "it", {}) as folder:
         folder.add_image("train", "a/b", "0.png", b"")
-        with pytest.raises(DataError, match="'a_b': expected a folder name of its own, found that 'a/b'"):
+        with pytest.raises(DataError, match="'a_b': expected a unique folder name, found that 'a/b'"):
             folder.add_image("test", "a_b", "0.png", b"")
 
 

@@ -202,7 +202,7 @@ GIVES_UP_AT_ONCE = {
     ),
     "never ends": (endless, r"expected at most 4.00.MB, found more"),
     "chunks that never end": (endless_chunks, r"expected at most 4.00.MB, found more"),
-    "another file": (whole(CONTENT[::-1]), f"expected {MD5}, found md5:.*; what was fetched is removed, try again"),
+    "another file": (whole(CONTENT[::-1]), f"expected {MD5}, found md5:.*; the download was deleted, try again"),
 }  # fmt: skip
 
 
@@ -225,7 +225,7 @@ GIVES_UP_AFTER_SOME_ATTEMPTS = {
     "trickles": (trickling, "which is too slow"),
     "trickles resumably": (trickling_resumably, "which is too slow"),
     "trickles before it begins": (trickling_head, "found no whole answer within 0.6 s"),
-    "hangs up": (lambda handler: None, "found a connection that broke off"),
+    "hangs up": (lambda handler: None, "found a broken connection"),
     "nothing in it": (status(200), "found an empty file"),
 }
 
@@ -277,7 +277,7 @@ def test_every_attempt_that_brings_something_begins_the_count_anew(server, tmp_p
 
 def test_a_later_call_goes_on_where_an_earlier_one_gave_up(server, tmp_path):
     server.answers = [cut(300_000), status(500)]
-    with pytest.raises(DataError, match=r"300.kB are kept and the next call goes on there"):
+    with pytest.raises(DataError, match=r"300.kB are kept and the next call resumes there"):
         get(server, tmp_path)
     assert (tmp_path / "data.bin.part").stat().st_size == 300_000
     server.answers, server.requests = [rest()], []
@@ -354,7 +354,10 @@ def test_what_may_be_a_login_page_or_a_piece_is_not_pinned(server, tmp_path):
         head(handler, 200)
         handler.wfile.write(CONTENT)
 
-    for answer, message in ((whole(Content_Type="text/html; charset=utf-8"), "a web page"), (unmeasured, "its length")):
+    for answer, message in (
+        (whole(Content_Type="text/html; charset=utf-8"), "a web page"),
+        (unmeasured, "a known length"),
+    ):
         server.answers = [answer]
         with pytest.raises(DataError, match=message):
             get(server, tmp_path, digest=None)
@@ -434,7 +437,9 @@ def test_a_dataset_that_can_not_be_fetched_says_where_it_is(server, tmp_path, mo
     server.answers = [status(404)]
     files = (SourceFile("a.tar", server.url),)
     monkeypatch.setitem(SOURCES, "one", DatasetSource("One", "https://one.example", files, "Free.", 2))
-    with pytest.raises(DataError, match="HTTP 404.*; or get it yourself from https://one.example and pass --source"):
+    with pytest.raises(
+        DataError, match="HTTP 404.*; or download it yourself from https://one.example and pass --source"
+    ):
         download_dataset("one", tmp_path, patience=SHORT)
     with pytest.raises(DataError, match="get images.tar, lists.tar from http://vision.stanford.edu"):
         download_dataset("stanford-dogs", tmp_path)

@@ -186,7 +186,7 @@ FAULTY_CLASS_FOLDERS = {
     "names that differ in case": (
         "inaturalist-12k",
         INATURALIST | {"inaturalist_12K/train/Aves/AVES_0.jpg": jpeg()},
-        "expected a name of its own",
+        "expected a unique name",
     ),
     "one class left": ("caltech-101", without_class("caltech-101", "accordion"), "at least 2, found 1"),
 }

@@ -165,7 +165,8 @@ def with_name(name: str, refusal: str | None, shown: str | None = None) -> Itera
 
 
 NAMES = (
-    ("../x.jpg", "a way out"), ("a/../../x.jpg", "a way out"), ("a/..", "a way out"),
+    ("../x.jpg", "a path out of the folder"), ("a/../../x.jpg", "a path out of the folder"),
+    ("a/..", "a path out of the folder"),
     ("/etc/x.jpg", "an absolute path"), ("//host/share/x.jpg", "an absolute path"),
     ("C:/x.jpg", "a drive"), ("..\\..\\x.jpg", "a backslash"),
     ("C:\\x.jpg", "a backslash"), ("a\nb.jpg", "control characters"), ("a\x1b[2Jb.jpg", "control characters"),
@@ -182,17 +183,30 @@ def named_cases() -> Iterator[Case]:
     yield Case("tar, part of 300 bytes", ".tar", lambda: tar(pax({"path": "ü" * 150})), "more than 255 bytes")
     yield Case("tar, NUL in a name", ".tar", lambda: tar(pax({"path": "a\0/../../b"})), "expected a name|can't be read")
     yield Case("zip, NUL in a name", ".zip", lambda: zip_renamed(b"aXb.jpg", b"a\0b.jpg"), "control characters")
-    yield Case("tar, no UTF-8", ".tar", lambda: tar(with_field(header("abc"), 0, b"a\xff\xfe")), "no UTF-8")
+    yield Case(
+        "tar, no UTF-8", ".tar", lambda: tar(with_field(header("abc"), 0, b"a\xff\xfe")), "bytes that are not UTF-8"
+    )
     yield Case("tar, empty name", ".tar", lambda: tar(with_field(header("abc"), 0, bytes(3))), "no name")
     yield Case("tar, a file called .", ".tar", lambda: tar(member(".")), "no name")
     yield Case("tar, the folder .", ".tar", lambda: tar(header("./", 0, tarfile.DIRTYPE)))
     for suffix, pack in ((".tar", tar_twice), (".zip", zip_twice)):
         yield Case(
-            f"{suffix}, name twice", suffix, lambda pack=pack: pack("a.jpg", "a.jpg"), "of its own", entry="a.jpg"
+            f"{suffix}, name twice",
+            suffix,
+            lambda pack=pack: pack("a.jpg", "a.jpg"),
+            "expected a unique name",
+            entry="a.jpg",
         )
-        yield Case(f"{suffix}, name in two cases", suffix, lambda pack=pack: pack("a.jpg", "A.JPG"), "of its own")
-        yield Case(f"{suffix}, ß and ss", suffix, lambda pack=pack: pack("aß.jpg", "ass.jpg"), "of its own")
-        yield Case(f"{suffix}, composed twice", suffix, lambda pack=pack: pack("\xe9.jpg", "e\u0301.jpg"), "of its own")
+        yield Case(
+            f"{suffix}, name in two cases", suffix, lambda pack=pack: pack("a.jpg", "A.JPG"), "expected a unique name"
+        )
+        yield Case(f"{suffix}, ß and ss", suffix, lambda pack=pack: pack("aß.jpg", "ass.jpg"), "expected a unique name")
+        yield Case(
+            f"{suffix}, composed twice",
+            suffix,
+            lambda pack=pack: pack("\xe9.jpg", "e\u0301.jpg"),
+            "expected a unique name",
+        )
 
 
 def tar_twice(first: str, second: str) -> bytes:
@@ -252,7 +266,7 @@ def tar_cases() -> Iterator[Case]:
         "pax that is no UTF-8",
         ".tar",
         lambda: tar(pax_raw(pax_record("path", b"\xff\xfe")), member("x.jpg")),
-        "no UTF-8",
+        "bytes that are not UTF-8",
     )
     long_name = header("././@LongLink", 10**9, tarfile.GNUTYPE_LONGNAME)
     yield Case(
@@ -274,13 +288,19 @@ def tar_cases() -> Iterator[Case]:
         "expected at most 67,108,864",
         entry="x.jpg",
     )
-    yield Case("ratio bomb", ".tgz", lambda: gzip_bomb(60 << 20), "from each packed one")
-    yield Case("ratio bomb of 4 GB", ".tgz", lambda: gzip_bomb(4 << 30), "from each packed one|at most", is_large=True)
+    yield Case("ratio bomb", ".tgz", lambda: gzip_bomb(60 << 20), "unpacked bytes per packed byte")
+    yield Case(
+        "ratio bomb of 4 GB",
+        ".tgz",
+        lambda: gzip_bomb(4 << 30),
+        "unpacked bytes per packed byte|at most",
+        is_large=True,
+    )
     yield Case(
         "a million entries",
         ".tgz",
         lambda: many_entries(1_000_000),
-        "at most 300,000 entries|packed one",
+        "at most 300,000 entries|per packed byte",
         is_large=True,
     )
 
@@ -330,7 +350,7 @@ def zip_cases() -> Iterator[Case]:
         "says 1 GB, holds 100 bytes",
         ".zip",
         lambda: zipped("x.jpg", bytes(100), file_size=2**30),
-        "from each packed one",
+        "unpacked bytes per packed byte",
         entry="x.jpg",
     )
     yield Case(
@@ -342,7 +362,11 @@ def zip_cases() -> Iterator[Case]:
     )
     yield Case("says 2^60 bytes", ".zip", lambda: zipped("x.jpg", file_size=2**60), "bytes unpacked")
     yield Case(
-        "ratio bomb in zip", ".zip", lambda: zipped("x.jpg", bytes(60_000_000)), "from each packed one", entry="x.jpg"
+        "ratio bomb in zip",
+        ".zip",
+        lambda: zipped("x.jpg", bytes(60_000_000)),
+        "unpacked bytes per packed byte",
+        entry="x.jpg",
     )
     yield Case("zips of zips", ".zip", nested_bomb, names=("ok.jpg", "lib.zip"))
     yield Case("shared bytes", ".zip", zip_with_shared_bytes, "share their bytes")
