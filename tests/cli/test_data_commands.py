@@ -133,7 +133,7 @@ def test_the_list_shows_what_is_here_and_where_the_rest_is(pets, capsys):
     code, out, err = run(capsys, "data", "ls")
     assert (code, err) == (0, "")
     (line,) = (one for one in out.splitlines() if one.startswith("pets"))
-    assert line.split() == ["pets", "yes", "2", "12/0/12", "a", "folder", "of", "yours"]
+    assert line.split() == ["pets", "yes", "2", "12/0/12", "your", "own", "folder"]
     assert "https://data.caltech.edu/records/65de6-vp158" in out and "[ImageNet overlap]" in out
     datasets = {one["name"]: one for one in json.loads(run(capsys, "data", "ls", "--json")[1])["datasets"]}
     assert datasets["pets"]["counts"] == {"train": 12, "val": 0, "test": 12}
