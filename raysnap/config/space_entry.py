@@ -93,5 +93,11 @@ class SpaceEntry(Config):
         normal = self.truncated_normal
         return (normal.low, normal.high) if normal else self.uniform or self.loguniform or self.randint
 
+    @property
+    def ends(self) -> tuple[float, float]:
+        """The lowest and highest value of what is known to be a distribution."""
+        assert self.bounds is not None
+        return self.bounds
+
 
 KINDS_OF_ENTRY = ("grid", "choice", "uniform", "loguniform", "randint", "truncated_normal")

@@ -106,7 +106,7 @@ def _put_snapshot(store: Store, trial: Trial, savepoint: Savepoint, preprocessin
         base=record["base"],
         retrain_index=trial.retrain_index,
         dataset=DatasetRecord(
-            name=slug(str(trial.dataset)), digest=record["dataset_digest"], classes=tuple(record["classes"])
+            name=slug(trial.trained_on), digest=record["dataset_digest"], classes=tuple(record["classes"])
         ),
         preprocessing=preprocessing,
         metrics=record["metrics"],

@@ -163,7 +163,8 @@ def _searcher_maker(config: SweepConfig, job: Job, before: list[Trial]) -> MakeS
         return trial.model_copy(update={"base": base.base_key})
 
     def make_searcher(waiting: list[Trial]) -> AskTellSearcher:
-        objectives = {row.trial: row.objective for row in compared_rows(job.run_dir.trial_rows())}
+        compared = compared_rows(job.run_dir.trial_rows())
+        objectives = {row.trial: row.objective for row in compared if row.objective is not None}
         study = Study(config, config.num_samples, make_trial, before, objectives)
 
         def suggest() -> Trial | None:

@@ -11,7 +11,7 @@ import copy
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
@@ -279,6 +279,11 @@ def block_skeleton(architecture: str, index: int) -> Block:
 def build_model(architecture: str, tensors: Sequence[Mapping[str, Tensor]]) -> nn.Sequential:
     """Build all blocks of a model in eval mode as a sequence; its forward equals torchvision's."""
     return nn.Sequential(*(build_block(architecture, index, block) for index, block in enumerate(tensors)))
+
+
+def blocks_of(model: nn.Sequential) -> list[Block]:
+    """Return the blocks of a model, or of a part of one, from the front."""
+    return [cast(Block, block) for block in model]
 
 
 def split_state_dict(architecture: str, state_dict: Mapping[str, Tensor]) -> list[tuple[str, Tensors]]:

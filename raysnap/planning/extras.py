@@ -11,10 +11,10 @@ from raysnap.errors import ConfigError
 
 
 def check_packages(config: SweepConfig) -> None:
-    """Passes when the package that only some sweeps need is there.
+    """Check that the package that only some sweeps need is installed.
 
     Raises:
-        ConfigError: it is not.
+        ConfigError: it is missing.
     """
     if config.search_algorithm == "optuna" and importlib.util.find_spec("optuna") is None:
         raise ConfigError(
@@ -27,7 +27,7 @@ _NEEDED = {"mlflow": ("mlflow", "sqlalchemy", "alembic"), "wandb": ("wandb",)}
 
 
 def check_trackers(names: Sequence[str]) -> None:
-    """Passes when every tracker can be told; before anything is started or written.
+    """Check that every tracker can be used; call it before anything is started or written.
 
     Raises:
         ConfigError: a package is missing, or W&B has no key to log in with.

@@ -1,7 +1,7 @@
-"""What a job that fine-tunes will take, before it starts and without torch: compute, disk, time, what is to be had.
+"""What a job that fine-tunes will take, known before it starts and without torch: compute, disk, time, downloads.
 
-Bytes are upper bounds of what is written; FLOPs are those of convolutions and matrix products. The time is FLOPs over
-a speed: that of a matrix product on this machine's CPUs, measured, or a GPU's usual one, and so a rough figure.
+Bytes are upper bounds of what is written. FLOPs count convolutions and matrix products. The time is FLOPs over the
+speed of a matrix product, measured on this machine's CPUs or assumed for a GPU, so it is a rough figure.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from raysnap.errors import ConfigError
 from raysnap.humanize import bytes_text
 from raysnap.models.block_facts import block_shapes, weights_files
 from raysnap.models.block_shape import BlockShape
-from raysnap.planning.generate import RANDOM, TrialsPlan
+from raysnap.planning.generate import TrialsPlan
 from raysnap.store.manifest import Preprocessing
 from raysnap.system import num_cpus
 from raysnap.training.prefix_plan import plan_trials
@@ -38,7 +38,7 @@ COPIES_IN_A_CHECKPOINT = 4  # the best weights, the last ones and Adam's two mom
 
 @dataclass(frozen=True)
 class Forecast:
-    """What a job will take.
+    """What a job will take in compute, disk and time.
 
     Attributes:
         num_trials: trainings, those of bases included.
@@ -49,7 +49,7 @@ class Forecast:
         checkpoint_bytes: the most that checkpoints take at one time.
         pixel_bytes: the decoded images of all datasets.
         prefix_bytes: the cached outputs of frozen blocks.
-        to_draw: built-in datasets that are drawn first.
+        to_draw: built-in datasets that are generated first.
         to_download: files of torchvision's weights that are downloaded first.
         cpu_s: the time on this machine's CPUs, in seconds.
         gpu_s: the time on one GPU at `GPU_FLOPS_PER_S`, in seconds.
@@ -70,23 +70,30 @@ class Forecast:
 
 
 def forecast(config: FinetuneConfig, plan: TrialsPlan) -> Forecast:
-    """What the job will take on top of what is there; reads folders and writes nothing."""
+    """Return what the job will take beyond what is already there; reads folders and writes nothing."""
     trials = [trial for trial in [*plan.bases, *plan.trials] if trial.dataset]
     sizes = {name: _DatasetSize.of(folder, config) for name, folder in plan.datasets.items()}
     num_items = {name: size.num_items for name, size in sizes.items()}
     depths = plan_trials(trials, config.image_size, num_items, config.prefix_cache_bytes)
     fills = {
-        (trial.base_key, trial.architecture, trial.dataset, _views(trial), _edge(trial, config), depths[trial.id])
+        _PrefixFill(
+            trial.base_key,
+            trial.architecture,
+            trial.trained_on,
+            _views(trial),
+            _edge(trial, config),
+            depths[trial.id],
+        )
         for trial in trials
     }
     flops = sum(
-        _train_flops(trial, sizes[trial.dataset], _edge(trial, config), depths[trial.id]) for trial in trials
-    ) + sum(_fill_flops(*fill, sizes) for _, *fill in fills)
-    trained = [_trained_bytes(trial, sizes[trial.dataset].num_classes, _edge(trial, config)) for trial in trials]
+        _train_flops(trial, sizes[trial.trained_on], _edge(trial, config), depths[trial.id]) for trial in trials
+    ) + sum(fill.flops(sizes) for fill in fills)
+    trained = [_trained_bytes(trial, sizes[trial.trained_on].num_classes, _edge(trial, config)) for trial in trials]
     untrained = [trial for trial in plan.bases if trial.dataset is None]
     base_bytes = sum(_model_bytes(trial.architecture, _edge(trial, config)) for trial in untrained)
     num_at_once = min(len(trials), config.resources.max_concurrent or num_cpus())
-    seen = {(trial.dataset, Preprocessing.cropping(_edge(trial, config)).resize_size) for trial in trials}
+    seen = {(trial.trained_on, Preprocessing.cropping(_edge(trial, config)).resize_size) for trial in trials}
     return Forecast(
         num_trials=len(trials),
         num_epochs=sum(trial.train.epochs for trial in trials),
@@ -95,7 +102,7 @@ def forecast(config: FinetuneConfig, plan: TrialsPlan) -> Forecast:
         copied_bytes=base_bytes + sum(_model_bytes(trial.architecture, _edge(trial, config)) for trial in trials),
         checkpoint_bytes=COPIES_IN_A_CHECKPOINT * sum(sorted(trained, reverse=True)[:num_at_once]),
         pixel_bytes=sum(sizes[name].num_images * 3 * edge * (edge + 1) for name, edge in seen),
-        prefix_bytes=sum(_fill_bytes(*fill, sizes) for _, *fill in fills),
+        prefix_bytes=sum(fill.num_bytes(sizes) for fill in fills),
         to_draw=tuple(name for name, folder in plan.datasets.items() if folder is None and name in TASKS),
         to_download=_missing_weights(plan),
         cpu_s=flops / (SHARE_OF_MATRIX_SPEED * _matrix_flops_per_s()) + TRIAL_OVERHEAD_S * len(trials),
@@ -104,10 +111,10 @@ def forecast(config: FinetuneConfig, plan: TrialsPlan) -> Forecast:
 
 
 def check_room(config: FinetuneConfig, needed: Forecast) -> None:
-    """Passes when the disks have room for what the job writes.
+    """Check that the disks have room for what the job writes.
 
     Raises:
-        ConfigError: one of them has not; it says which key puts how much there.
+        ConfigError: one of them is too full; the message says which key writes how much there.
     """
     wanted: dict[int, list[tuple[str, Path, int]]] = {}
     for key, path, num_bytes in (
@@ -115,14 +122,14 @@ def check_room(config: FinetuneConfig, needed: Forecast) -> None:
         ("run_dir", config.run_dir, needed.checkpoint_bytes),
         ("data_dir", config.data_dir, needed.pixel_bytes + needed.prefix_bytes),
     ):
-        standing = next(one for one in (path.absolute(), *path.absolute().parents) if one.exists())
-        wanted.setdefault(standing.stat().st_dev, []).append((key, standing, num_bytes))
+        folder = next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.exists())
+        wanted.setdefault(folder.stat().st_dev, []).append((key, folder, num_bytes))
     for parts in wanted.values():
         free_bytes, total = shutil.disk_usage(parts[0][1]).free, sum(num_bytes for *_, num_bytes in parts)
         if total > free_bytes:
-            key, standing, num_bytes = max(parts, key=lambda part: part[2])
+            key, folder, num_bytes = max(parts, key=lambda part: part[2])
             raise ConfigError(
-                f"{key}: the job writes up to {bytes_text(total)} to the disk of {standing} ({bytes_text(num_bytes)} "
+                f"{key}: the job writes up to {bytes_text(total)} to the disk of {folder} ({bytes_text(num_bytes)} "
                 f"as {key}), found {bytes_text(free_bytes)} free; free space there or choose another {key}="
             )
 
@@ -139,7 +146,7 @@ class _DatasetSize:
 
     @classmethod
     def of(cls, folder: Path | None, config: FinetuneConfig) -> _DatasetSize:
-        """The sizes after the job's caps; a built-in dataset that is not drawn yet has those it will be drawn with."""
+        """Return the sizes after the job's caps; a missing built-in dataset has those it will be generated with."""
         if folder is None:
             shapes, num_classes = config.shapes, 4
             train, val, test = shapes.num_train, shapes.num_val, shapes.num_test
@@ -153,7 +160,8 @@ class _DatasetSize:
             train -= val
         caps = (config.num_train, config.num_val, config.num_test)
         used = [size if cap is None else min(size, cap) for size, cap in zip((train, val, test), caps, strict=True)]
-        return cls(*used, num_images=num_images, num_classes=num_classes)
+        num_train, num_val, num_test = used
+        return cls(num_train, num_val, num_test, num_images, num_classes)
 
     @property
     def num_items(self) -> dict[str, int]:
@@ -161,15 +169,15 @@ class _DatasetSize:
         return {"train": self.num_train, "val": self.num_val, "test": self.num_test}
 
     def num_cached(self, views: int | None) -> int:
-        """The items whose outputs are kept where fixed views allow it, each view counted."""
+        """Return how many items have their outputs cached, each fixed view counted."""
         return (views or 0) * self.num_train + self.num_val + self.num_test
 
 
 def _shapes_for(architecture: str, num_classes: int, image_size: int) -> list[tuple[float, float]]:
-    """FLOPs per item and parameter bytes of every block, the head for so many classes."""
+    """Return FLOPs per item and parameter bytes of every block, with a head for `num_classes`."""
     *body, head = block_shapes(architecture, image_size)
     scale = num_classes / WIDTH_OF_MEASURED_HEADS
-    return [*((one.flops, one.num_parameter_bytes) for one in body), _scaled(head, scale)]
+    return [*((block.flops, block.num_parameter_bytes) for block in body), _scaled(head, scale)]
 
 
 def _scaled(head: BlockShape, scale: float) -> tuple[float, float]:
@@ -177,8 +185,8 @@ def _scaled(head: BlockShape, scale: float) -> tuple[float, float]:
 
 
 def _train_flops(trial: Trial, size: _DatasetSize, image_size: int, depth: int) -> float:
-    """Forward through what is not cached, backward through what is trained (twice a forward) per epoch; then test."""
-    flops = [one for one, _ in _shapes_for(trial.architecture, size.num_classes, image_size)]
+    """Return the FLOPs of a trial: forward where not cached, backward where trained (twice a forward), and test."""
+    flops = [block_flops for block_flops, _ in _shapes_for(trial.architecture, size.num_classes, image_size)]
     forward, cached, trained = sum(flops), sum(flops[:depth]), sum(flops[trial.num_frozen :])
     train = forward - (cached if _views(trial) else 0) + 2 * trained
     per_epoch = size.num_train * train + size.num_val * (forward - cached)
@@ -190,22 +198,34 @@ def _edge(trial: Trial, config: FinetuneConfig) -> int:
 
 
 def _views(trial: Trial) -> int | None:
-    """The views of training items that can be cached; None where each epoch's are its own."""
+    """Return how many views of training items can be cached; None where every epoch has its own."""
     return None if trial.train.is_mixing else trial.train.views
 
 
-def _fill_flops(
-    architecture: str, dataset: str, views: int | None, image_size: int, depth: int, sizes: dict[str, _DatasetSize]
-) -> float:
-    flops = sum(shape.flops for shape in block_shapes(architecture, image_size)[:depth])
-    return flops * sizes[dataset].num_cached(views)
+@dataclass(frozen=True)
+class _PrefixFill:
+    """Outputs of frozen blocks that are computed once and cached: those of a base's first `depth` blocks on a dataset.
 
+    Attributes:
+        views: fixed views of each training item; None where only val and test are cached.
+    """
 
-def _fill_bytes(
-    architecture: str, dataset: str, views: int | None, image_size: int, depth: int, sizes: dict[str, _DatasetSize]
-) -> int:
-    num_bytes = block_shapes(architecture, image_size)[depth - 1].output_bytes if depth else 0
-    return num_bytes * sizes[dataset].num_cached(views)
+    base: str
+    architecture: str
+    dataset: str
+    views: int | None
+    image_size: int
+    depth: int
+
+    def flops(self, sizes: dict[str, _DatasetSize]) -> float:
+        flops = sum(shape.flops for shape in block_shapes(self.architecture, self.image_size)[: self.depth])
+        return flops * sizes[self.dataset].num_cached(self.views)
+
+    def num_bytes(self, sizes: dict[str, _DatasetSize]) -> int:
+        if not self.depth:
+            return 0
+        shape = block_shapes(self.architecture, self.image_size)[self.depth - 1]
+        return shape.output_bytes * sizes[self.dataset].num_cached(self.views)
 
 
 def _trained_bytes(trial: Trial, num_classes: int, image_size: int) -> int:
@@ -214,27 +234,28 @@ def _trained_bytes(trial: Trial, num_classes: int, image_size: int) -> int:
 
 
 def _model_bytes(architecture: str, image_size: int) -> int:
-    return sum(one.num_parameter_bytes for one in block_shapes(architecture, image_size))
+    return sum(block.num_parameter_bytes for block in block_shapes(architecture, image_size))
 
 
 def _missing_weights(plan: TrialsPlan) -> tuple[str, ...]:
-    """The files of torchvision's weights that torch.hub's folder lacks."""
-    files = set()
+    """Return the files of torchvision's weights that torch.hub's folder lacks."""
+    files: set[str] = set()
     for base in plan.bases:
         weights = plan.weights[base.base_key]
-        if weights != RANDOM and not Path(weights).is_file():
-            files.add(weights_files(base.architecture).get(weights))
-    return tuple(sorted(name for name in files - {None} if not (_hub_dir() / name).exists()))
+        known = weights_files(base.architecture)
+        if weights in known and not Path(weights).is_file():
+            files.add(known[weights])
+    return tuple(sorted(name for name in files if not (_hub_dir() / name).exists()))
 
 
 def _hub_dir() -> Path:
-    """Where torch.hub keeps downloaded weights: https://docs.pytorch.org/docs/stable/hub.html."""
+    """Return where torch.hub keeps downloaded weights: https://docs.pytorch.org/docs/stable/hub.html."""
     cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(os.environ.get("TORCH_HOME") or Path(cache) / "torch") / "hub" / "checkpoints"
 
 
 def _matrix_flops_per_s() -> float:
-    """The speed of a float32 matrix product on all CPUs, the best of a few, measured in about 0.1 s."""
+    """Measure the speed of a float32 matrix product on all CPUs, the best of a few, in about 0.1 s."""
     edge = 1024
     matrix = np.ones((edge, edge), dtype=np.float32)
     seconds = []

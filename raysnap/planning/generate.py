@@ -26,8 +26,8 @@ class TrialsPlan:
         preprocessing: of trials that have no image size of their own.
         bases: a trial per base; one without a dataset is stored as it is.
         weights: `base.weights` of each base, by its trial's `base_key`.
-        trials: the fine-tunes; of a sweep that Optuna leads those that are known yet.
-        datasets: every dataset's folder, None for a built-in one that is not drawn yet.
+        trials: the fine-tunes; of a sweep that Optuna leads, those known so far.
+        datasets: every dataset's folder, None for a built-in one that is not generated yet.
     """
 
     preprocessing: Preprocessing
@@ -38,10 +38,10 @@ class TrialsPlan:
 
 
 def plan_generate(config: GenerateConfig) -> TrialsPlan:
-    """The job's trials, checked against what there is; reads folders and writes nothing.
+    """Return the job's trials, checked against what is there; reads folders and writes nothing.
 
     Raises:
-        RaysnapError: an architecture, a dataset, the base's weights or a tracker are not to be had.
+        RaysnapError: an architecture, a dataset, the base's weights or a tracker is not available.
     """
     bases, trials = base_trials(config), sample_trials(config)
     weights = {trial.base_key: config.base.weights for trial in bases}
@@ -49,10 +49,10 @@ def plan_generate(config: GenerateConfig) -> TrialsPlan:
 
 
 def check_plan(config: FinetuneConfig, bases: list[Trial], weights: dict[str, str], trials: list[Trial]) -> TrialsPlan:
-    """The plan of these trials, checked against what there is; reads folders and writes nothing.
+    """Return the plan of these trials, checked against what is there; reads folders and writes nothing.
 
     Raises:
-        RaysnapError: an architecture, a dataset, a base's weights or a tracker are not to be had.
+        RaysnapError: an architecture, a dataset, a base's weights or a tracker is not available.
     """
     check_trackers(config.trackers)
     every = [*bases, *trials]
@@ -70,7 +70,7 @@ def check_plan(config: FinetuneConfig, bases: list[Trial], weights: dict[str, st
 
 
 def _find_datasets(names: list[str], data_dir: Path) -> dict[str, Path | None]:
-    """The folder of each dataset, None where it is drawn first; all that are missing are told at once."""
+    """Return the folder of each dataset, None where it is generated first; report all missing ones at once."""
     found: dict[str, Path | None] = {}
     missing: dict[str, DataError] = {}
     for name in names:
@@ -82,22 +82,22 @@ def _find_datasets(names: list[str], data_dir: Path) -> dict[str, Path | None]:
         raise next(iter(missing.values()))
     if missing:
         raise DataError(
-            f"data_dir {data_dir}: {len(missing)} of {len(names)} datasets are not there: {', '.join(missing)}; "
-            "`raysnap data ls` says where each can be had and `raysnap data prepare` makes it"
+            f"data_dir {data_dir}: {len(missing)} of {len(names)} datasets are missing: {', '.join(missing)}; "
+            "`raysnap data ls` says where to get each and `raysnap data prepare` prepares it"
         )
     return found
 
 
 def check_weights(weights: str, architecture: str, store: Store | None) -> None:
-    """Passes when `base.weights` can give the architecture a base; a file is read, nothing is downloaded.
+    """Check that `base.weights` can give the architecture a base; a file is read, nothing is downloaded.
 
     Raises:
-        WeightsError: it names nothing that there is, or a file of something else.
+        WeightsError: it names nothing that exists, or something of another architecture.
     """
     if weights == RANDOM:
         return
     if Path(weights).is_file():
-        from raysnap.models.weight_files import read_blocks  # torch comes with it, which planning does without
+        from raysnap.models.weight_files import read_blocks  # imports torch, which planning avoids
 
         read_blocks(Path(weights), architecture)
         return

@@ -1,7 +1,7 @@
-"""Optuna as the one who chooses: it is told every trial's result and asked for the next point, conditions and all.
+"""A sweep led by Optuna: it gets every trial's result and suggests the next point, conditions included.
 
-What it chooses hangs on which trials end first. So its trials can't be listed beforehand: each is written to
-`trials.jsonl` when it is suggested, and a sweep that goes on tells a new study all that its rows know.
+What it suggests depends on which trials end first, so its trials can't be listed beforehand: each is written to
+`trials.jsonl` when it is suggested, and a resumed sweep feeds all its rows to a new study.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from raysnap.training.trial import Trial, derive_seed
 
 
 class Study:
-    """Suggests a sweep's trials, numbered on from those there are.
+    """Suggests a sweep's trials, numbered on from the existing ones.
 
     Args:
-        make: the trial at a point, by its number.
+        make: returns the trial at a point, with its number.
         before: trials that an earlier study suggested.
-        objectives: what those that ended came to, by their ids.
+        objectives: those of the trials that ended, by their ids.
     """
 
     def __init__(
@@ -48,14 +48,14 @@ class Study:
         self._asked: dict[str, Any] = {}
         self.trials = list(before)
         for trial in before:
-            self._study.enqueue_trial(self._choices(trial.point))
+            self._study.enqueue_trial(self._choices(trial.point or {}))
             self._asked[trial.id] = asked = self._study.ask()
             self._resolve(asked)
             if trial.id in objectives:
                 self.tell(trial.id, objectives[trial.id])
 
     def suggest(self) -> Trial | None:
-        """The next trial; None when there are as many as were wanted."""
+        """Return the next trial; None when there are `num_trials`."""
         if len(self.trials) >= self._num_trials:
             return None
         asked = self._study.ask()
@@ -65,32 +65,31 @@ class Study:
         return trial
 
     def tell(self, trial_id: str, objective: float | None) -> None:
-        """What a trial came to; None where it came to nothing."""
+        """Pass a trial's objective on to Optuna; None for a trial without one."""
         import optuna
 
         asked = self._asked.pop(trial_id, None)
         if asked is None:
             return
-        failed = optuna.trial.TrialState.FAIL
-        self._study.tell(asked, objective, **({"state": failed} if objective is None else {}))
+        self._study.tell(asked, objective, state=optuna.trial.TrialState.FAIL if objective is None else None)
 
     def _resolve(self, asked: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-        """The values of all keys that hold, as one of Optuna's trials suggests them, and how they are shown."""
+        """Return the values that one of Optuna's trials suggests for all active keys, and how they are shown."""
 
         def choose(key: str, entry: SpaceEntry) -> Any:
             name = self._name(key, entry)
             if entry.options is not None:
                 return asked.suggest_categorical(name, list(entry.options))
-            low, high = entry.bounds
             if entry.randint is not None:
-                return asked.suggest_int(name, low, high)
+                return asked.suggest_int(name, *entry.randint)
+            low, high = entry.ends
             return asked.suggest_float(name, low, high, log=entry.loguniform is not None)
 
         return resolve(self._space, self._order, choose, own_values(self._config))
 
     def _choices(self, shown: Mapping[str, Any]) -> dict[str, Any]:
-        """What Optuna calls a point that is shown like this."""
-        told: dict[str, Any] = {}
+        """Return Optuna's names and values for a point that is shown like this."""
+        named: dict[str, Any] = {}
 
         def choose(key: str, entry: SpaceEntry) -> Any:
             value = shown[key]
@@ -99,12 +98,12 @@ class Study:
                     label for label, option in entry.options.items()
                     if value == (label if isinstance(label, str) else option)
                 )  # fmt: skip
-            told[self._name(key, entry)] = value
+            named[self._name(key, entry)] = value
             return value
 
         resolve(self._space, self._order, choose, own_values(self._config))
-        return told
+        return named
 
     def _name(self, key: str, entry: SpaceEntry) -> str:
-        """One name for each entry: those of one key are other distributions."""
+        """Return a name for each entry, since the entries of one key are different distributions."""
         return f"{key}#{self._space[key].index(entry)}"

@@ -1,14 +1,14 @@
-"""What a sweep tries: points drawn from its space, the same for the same seed on any machine, and each as a trial.
+"""What a sweep tries: points drawn from its space, the same for the same seed on any machine, each as a trial.
 
 A point gives some dotted keys of a fine-tune's configuration a value. Grids are combined with each other; everything
-else is drawn for each combination anew. What a key takes may hang on what others took.
+else is drawn once for each combination. The values of a key may depend on those of others.
 """
 
 from __future__ import annotations
 
 import math
 import types
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
 
@@ -31,12 +31,12 @@ SIGNIFICANT_DIGITS = 6
 
 Space = Mapping[str, tuple[SpaceEntry, ...]]
 Choose = Callable[[str, SpaceEntry], Any]
-"""Takes a key and its entry that holds, gives the label or the place of an option, or a number of a range."""
+"""Takes a key and its active entry, returns the label or the position of an option, or a number in a range."""
 
 
 @dataclass(frozen=True)
 class Point:
-    """What is sampled for one fine-tune, by dotted key: the values, and how they are shown, by label if there is one.
+    """What is sampled for one fine-tune, by dotted key: the values, and how they are shown (by label if there is one).
 
     Attributes:
         sample: which of the sweep's `num_samples` it belongs to, from 1.
@@ -48,7 +48,7 @@ class Point:
 
 
 def space_of(config: SweepConfig) -> dict[str, tuple[SpaceEntry, ...]]:
-    """The configuration's space, in which lists of architectures and datasets are grids like any other."""
+    """Return the configuration's space, with lists of architectures and datasets as grids."""
     space = dict(config.space)
     for key, names in (("dataset", config.datasets), ("architecture", config.architectures)):
         if len(names) > 1 and key not in space:
@@ -57,24 +57,23 @@ def space_of(config: SweepConfig) -> dict[str, tuple[SpaceEntry, ...]]:
 
 
 def sample_points(config: SweepConfig) -> list[Point]:
-    """All points of a sweep in order: every combination of the grids, `num_samples` times over.
+    """Return all points of a sweep in order: every combination of the grids, `num_samples` times.
 
     Raises:
-        ConfigError: there are more than `MAX_TRIALS`, or conditions hang on each other in a circle.
+        ConfigError: there are more than `MAX_TRIALS`, or conditions depend on each other in a circle.
     """
-    space, points = space_of(config), []
+    space = space_of(config)
+    points: list[Point] = []
     structure, others = _order(space)
     own = own_values(config)
     for sample in range(1, config.num_samples + 1):
-        for values, shown in _combinations(
-            space, structure, own, lambda sample=sample: (sample, len(points)), config.seed
-        ):
+        for values, shown in _combinations(space, structure, own, sample, points, config.seed):
             if len(points) == MAX_TRIALS:
                 raise ConfigError(
                     f"space: expected at most {MAX_TRIALS:,} trials, found up to {_most_points(config, space):,}; "
                     "shorten grids, or use choice with num_samples"
                 )
-            choose = _by_chance(config.seed, sample, len(points))
+            choose = _seeded_choice(config.seed, sample, len(points))
             values, shown = resolve(space, others, choose, own, values, shown)
             points.append(Point(values, shown, sample))
     return points
@@ -88,63 +87,65 @@ def resolve(
     values: Mapping[str, Any] | None = None,
     shown: Mapping[str, Any] | None = None,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The values of these keys, and how they are shown, on top of what others took; in the order of `search_order`.
+    """Choose values for these keys, given those of others; return all values and how they are shown.
+
+    The keys are in the order of `search_order`.
 
     Args:
-        own: what keys are where the space is silent.
+        own: the configuration's own values, by dotted key.
     """
     values, shown = dict(values or {}), dict(shown or {})
     for key in keys:
-        entry = _entry_that_holds(space[key], {**own, **shown}, {**own, **values})
+        entry = _active_entry(space[key], {**own, **shown}, {**own, **values})
         if entry is not None:
-            values[key], shown[key] = _taken(key, entry, choose(key, entry))
+            values[key], shown[key] = _chosen(key, entry, choose(key, entry))
     return values, shown
 
 
 def search_order(space: Space) -> list[str]:
-    """The keys in an order in which each comes after those that its conditions name."""
+    """Return the keys in an order in which each follows those that its conditions name."""
     structure, others = _order(space)
     return [*structure, *others]
 
 
 def point_trial(config: SweepConfig, point: Point, number: int, num_trials: int) -> tuple[Trial, PointConfig]:
-    """The fine-tune at a point, checked as any configuration is, and the configuration it comes from.
+    """Return the fine-tune at a point, validated like any configuration, and the configuration it comes from.
 
     Trials of one sample share a seed, so that they differ in nothing but their points.
 
     Raises:
         ConfigError: the values don't fit the configuration's models, or the architecture.
     """
-    where = f"space: trial {number} ({_told(point.shown)})"
-    settled = validate(_overlaid(config, point.values), PointConfig, where=where)
-    retrain_index = _retrain_index(settled, where)
-    num_trained = num_body_blocks(settled.architecture) + 2 if retrain_index is None else retrain_index + 1
+    where = f"space: trial {number} ({_shown_text(point.shown)})"
+    point_config = validate(_overlaid(config, point.values), PointConfig, where=where)
+    retrain_index = _retrain_index(point_config, where)
+    num_trained = num_body_blocks(point_config.architecture) + 2 if retrain_index is None else retrain_index + 1
     try:
-        block_lrs(settled.train, num_trained)
+        block_lrs(point_config.train, num_trained)
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from None
-    train = settled.train
+    train = point_config.train
     if config.scheduler == "pbt":
         train = train.model_copy(update={"checkpoint_every": config.perturb_epochs})
     name = "-".join(_word(key, value) for key, value in point.shown.items())
     width = max(3, len(str(num_trials)))
     trial = Trial(
-        id=slug(f"{number:0{width}d}-{name or f'{settled.architecture}-{slug(settled.dataset)}'}"),
+        id=slug(f"{number:0{width}d}-{name or f'{point_config.architecture}-{slug(point_config.dataset)}'}"),
         role=Role.FINETUNE,
-        architecture=settled.architecture,
-        dataset=settled.dataset,
+        architecture=point_config.architecture,
+        dataset=point_config.dataset,
         retrain_index=retrain_index,
         seed=derive_seed(config.seed, "sample", point.sample),
         train=train,
-        image_size=settled.image_size,
+        image_size=point_config.image_size,
         point=point.shown,
         sample=point.sample,
     )
-    return trial, settled
+    return trial, point_config
 
 
 def _overlaid(config: SweepConfig, values: Mapping[str, Any]) -> dict[str, Any]:
-    """The document of one fine-tune: the configuration's own values with the point's in their places."""
+    """Return the document of one fine-tune: the configuration's own values, overridden by the point's."""
     document = _own_document(config)
     for key in sorted(values, key=lambda key: key.count(".")):
         *parents, last = key.split(".")
@@ -168,7 +169,7 @@ def _own_document(config: SweepConfig) -> dict[str, Any]:
 
 
 def own_values(config: SweepConfig) -> dict[str, Any]:
-    """What conditions see of the configuration itself, by dotted key."""
+    """Return what conditions see of the configuration itself, by dotted key."""
 
     def walk(document: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
         for key, value in document.items():
@@ -179,14 +180,14 @@ def own_values(config: SweepConfig) -> dict[str, Any]:
     return dict(walk(_own_document(config), ""))
 
 
-def _retrain_index(settled: PointConfig, where: str) -> int | None:
-    retrain, num_blocks = settled.retrain, num_body_blocks(settled.architecture)
+def _retrain_index(point_config: PointConfig, where: str) -> int | None:
+    retrain, num_blocks = point_config.retrain, num_body_blocks(point_config.architecture)
     if retrain.freeze_fraction is not None:
         return round((1 - retrain.freeze_fraction) * num_blocks)
     if retrain.index is not None and retrain.index > num_blocks:
         raise ConfigError(
-            f"{where}: retrain.index: expected at most {num_blocks}, the blocks of {settled.architecture} between stem "
-            f"and head, found {retrain.index}"
+            f"{where}: retrain.index: expected at most {num_blocks}, the blocks of {point_config.architecture} between "
+            f"stem and head, found {retrain.index}"
         )
     return retrain.index
 
@@ -195,14 +196,16 @@ def _retrain_index(settled: PointConfig, where: str) -> int | None:
 
 
 def _order(space: Space) -> tuple[list[str], list[str]]:
-    """The keys that say which combinations there are (grids, and what they hang on), and the others, each in order."""
+    """Return the keys that make up the combinations (grids, and what they depend on), and the others, each in order."""
     needs = {key: {name for entry in entries for name in entry.when if name in space} for key, entries in space.items()}
     ordered: list[str] = []
     while len(ordered) < len(space):
         ready = [key for key in space if key not in ordered and needs[key] <= set(ordered)]
         if not ready:
             circle = ", ".join(key for key in space if key not in ordered)
-            raise ConfigError(f"space: expected conditions that end, found some that hang on each other: {circle}")
+            raise ConfigError(
+                f"space: expected conditions without a circle, found keys that depend on each other: {circle}"
+            )
         ordered.append(ready[0])
     structure = {key for key, entries in space.items() if any(entry.grid is not None for entry in entries)}
     for key in reversed(ordered):
@@ -212,60 +215,70 @@ def _order(space: Space) -> tuple[list[str], list[str]]:
 
 
 def _combinations(
-    space: Space, keys: list[str], own: Mapping[str, Any], place: Callable[[], tuple[int, int]], seed: int
+    space: Space, keys: list[str], own: Mapping[str, Any], sample: int, points: Sequence[Point], seed: int
 ) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
-    """Every combination of the grids among `keys`; what they hang on is drawn where it stands."""
+    """Yield every combination of the grids among `keys`; draw what they depend on as it is reached.
 
-    def branch(index: int, values: dict[str, Any], shown: dict[str, Any]) -> Iterator[tuple[dict, dict]]:
+    Args:
+        points: those made of earlier combinations, whose number each draw depends on.
+    """
+
+    def branch(
+        index: int, values: dict[str, Any], shown: dict[str, Any]
+    ) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
         if index == len(keys):
             yield values, shown
             return
         key = keys[index]
-        entry = _entry_that_holds(space[key], {**own, **shown}, {**own, **values})
+        entry = _active_entry(space[key], {**own, **shown}, {**own, **values})
         if entry is None:
             yield from branch(index + 1, values, shown)
             return
-        choices = list(entry.options) if entry.grid is not None else [_by_chance(seed, *place())(key, entry)]
+        if entry.grid is not None:
+            choices = list(entry.options or ())
+        else:
+            choices = [_seeded_choice(seed, sample, len(points))(key, entry)]
         for choice in choices:
-            value, label = _taken(key, entry, choice)
+            value, label = _chosen(key, entry, choice)
             yield from branch(index + 1, {**values, key: value}, {**shown, key: label})
 
     yield from branch(0, {}, {})
 
 
-def _entry_that_holds(
+def _active_entry(
     entries: tuple[SpaceEntry, ...], shown: Mapping[str, Any], values: Mapping[str, Any]
 ) -> SpaceEntry | None:
-    """The first entry whose conditions are met, by the values that other keys have or by their labels."""
+    """Return the first entry whose conditions are met by the values of other keys or by their labels."""
 
     def is_met(name: str, wanted: Any) -> bool:
         accepted = wanted if isinstance(wanted, (list, tuple)) else [wanted]
         return values.get(name) in accepted or shown.get(name) in accepted
 
-    return next((one for one in entries if all(is_met(*condition) for condition in one.when.items())), None)
+    return next((entry for entry in entries if all(is_met(*condition) for condition in entry.when.items())), None)
 
 
-def _taken(key: str, entry: SpaceEntry, choice: Any) -> tuple[Any, Any]:
-    """The value that was chosen, and how it is shown."""
+def _chosen(key: str, entry: SpaceEntry, choice: Any) -> tuple[Any, Any]:
+    """Return the value that was chosen, and how it is shown."""
     if entry.options is not None:
         value = entry.options[choice]
         return value, choice if isinstance(choice, str) else value
     number = round(choice) if _is_whole(key) else float(f"{choice:.{SIGNIFICANT_DIGITS}g}")
-    low, high = entry.bounds
+    low, high = entry.ends
     number = min(max(number, low), high)
     return number, number
 
 
-def _by_chance(seed: int, sample: int, place: int) -> Choose:
-    """Draws that are a function of the seed, the place of the point and the key alone."""
+def _seeded_choice(seed: int, sample: int, place: int) -> Choose:
+    """Return a choice that depends only on the seed, the position of the point and the key."""
 
     def choose(key: str, entry: SpaceEntry) -> Any:
         rng = np.random.default_rng(derive_seed(seed, "space", key, sample, place))
         if entry.options is not None:
             return list(entry.options)[rng.integers(len(entry.options))]
-        low, high = entry.bounds
         if entry.randint is not None:
-            return int(rng.integers(low, high + 1))
+            least, most = entry.randint
+            return int(rng.integers(least, most + 1))
+        low, high = entry.ends
         if entry.loguniform is not None:
             return math.exp(rng.uniform(math.log(low), math.log(high)))
         if entry.truncated_normal is not None:
@@ -278,21 +291,22 @@ def _by_chance(seed: int, sample: int, place: int) -> Choose:
 
 
 def _is_whole(key: str) -> bool:
-    """Whether the field that a dotted key names takes whole numbers alone."""
+    """Return whether the field that a dotted key names takes only whole numbers."""
     model: Any = PointConfig
     annotation: Any = None
     for part in key.split("."):
         annotation = model.model_fields[part].annotation
         candidates = get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
-        model = next((one for one in candidates if isinstance(one, type) and issubclass(one, Config)), None)
+        model = next((kind for kind in candidates if isinstance(kind, type) and issubclass(kind, Config)), None)
     kinds = set(get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)) - {type(None)}
     return kinds == {int}
 
 
 def _most_points(config: SweepConfig, space: Space) -> int:
-    """How many points there are where every condition holds."""
+    """Return how many points there are if every condition holds."""
     sizes = [
-        max((len(one.options) for one in entries if one.grid is not None), default=1) for entries in space.values()
+        max((len(entry.options or ()) for entry in entries if entry.grid is not None), default=1)
+        for entries in space.values()
     ]
     return config.num_samples * math.prod(sizes)
 
@@ -300,13 +314,13 @@ def _most_points(config: SweepConfig, space: Space) -> int:
 # Names
 
 
-def _told(shown: Mapping[str, Any]) -> str:
-    told = [f"{key}={value}" for key, value in list(shown.items())[:MAX_SHOWN_VALUES]]
-    return ", ".join([*told, *(["…"] if len(shown) > MAX_SHOWN_VALUES else [])]) or "as configured"
+def _shown_text(shown: Mapping[str, Any]) -> str:
+    words = [f"{key}={value}" for key, value in list(shown.items())[:MAX_SHOWN_VALUES]]
+    return ", ".join([*words, *(["…"] if len(shown) > MAX_SHOWN_VALUES else [])]) or "as configured"
 
 
 def _word(key: str, value: Any) -> str:
-    """A value in a trial's name: words speak for themselves, numbers need their key."""
+    """Return a value as part of a trial's name: words as they are, numbers after their key."""
     name = key.rpartition(".")[2]
     if isinstance(value, str):
         return slug(value)

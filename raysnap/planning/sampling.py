@@ -1,6 +1,6 @@
 """The trial list of a job: sampled from one seed before Ray starts, the same on any machine.
 
-Architectures and datasets take turns, so that every pair gets its share whatever the number of trials; the retrain
+Architectures and datasets take turns, so that every pair gets its share whatever the number of trials. The retrain
 index of each trial is drawn from its architecture's distribution.
 """
 
@@ -17,7 +17,7 @@ from raysnap.training.trial import Trial, derive_seed, slug
 
 
 def sample_trials(config: GenerateConfig) -> list[Trial]:
-    """The fine-tunes of a generate job; equal for equal configurations, and more snapshots only add to the end.
+    """Return the fine-tunes of a generate job, equal for equal configurations; more snapshots only append.
 
     Raises:
         ConfigError: a `fixed` retrain index is larger than an architecture has blocks.
@@ -33,7 +33,7 @@ def sample_trials(config: GenerateConfig) -> list[Trial]:
         )
         for architecture in config.architectures
     }
-    # A fixed value stands for a whole round over the pairs, so that every dataset gets every value.
+    # A fixed value is used for a whole round over the pairs, so that every dataset gets every value.
     turns_per_value = len(pairs) if config.retrain.distribution == "fixed" else len(config.architectures)
     trials = []
     for number, (architecture, dataset) in enumerate(turns, start=1):
@@ -53,7 +53,7 @@ def sample_trials(config: GenerateConfig) -> list[Trial]:
 
 
 def base_trials(config: GenerateConfig) -> list[Trial]:
-    """One trial per architecture that makes the base which the others start from."""
+    """Return one trial per architecture, which makes the base that the others start from."""
     pretraining = config.base.pretraining
     return [
         Trial(
@@ -70,7 +70,7 @@ def base_trials(config: GenerateConfig) -> list[Trial]:
 
 
 def draw_retrain_indices(config: RetrainConfig, architecture: str, count: int, rng: np.random.Generator) -> list[int]:
-    """`count` retrain indices in 0..L for an architecture with L body blocks; a longer list begins with a shorter one.
+    """Draw `count` retrain indices in 0..L for an architecture with L body blocks; a longer list starts with a shorter.
 
     Truncated normals are drawn on [0, n] with n = L + 1, rounded and clipped to 0..L.
 
@@ -85,7 +85,7 @@ def draw_retrain_indices(config: RetrainConfig, architecture: str, count: int, r
         case "uniform":
             return rng.integers(0, num_slots, size=count).tolist()
         case "fixed":
-            values = config.values or (round((1 - config.freeze_fraction) * num_blocks),)
+            values = config.values or (round((1 - (config.freeze_fraction or 0.0)) * num_blocks),)
             if max(values) > num_blocks:
                 raise ConfigError(
                     f"retrain.values: expected at most {num_blocks}, the blocks of {architecture} between stem and "
@@ -104,11 +104,11 @@ def draw_retrain_indices(config: RetrainConfig, architecture: str, count: int, r
 
 
 def truncated_normal(low: float, high: float, uniform: np.ndarray) -> np.ndarray:
-    """What `scipy.stats.truncnorm` draws on [low, high] from these uniform numbers, for low < 0 < high.
+    """Return what `scipy.stats.truncnorm` draws on [low, high] from these uniform numbers, for low < 0 < high.
 
     The same formula without the import of scipy.stats, which takes a second.
     """
-    from scipy.special import (  # a third of a second, which who only reads trials need not wait
+    from scipy.special import (  # takes 0.3 s, which reading trials need not wait for
         log_ndtr,
         ndtr,
         ndtri_exp,

@@ -16,12 +16,12 @@ MIN_BRED = 4
 
 
 def plan_sweep(config: SweepConfig) -> TrialsPlan:
-    """The sweep's trials and the bases they start from, checked against what there is; writes nothing.
+    """Return the sweep's trials and the bases they start from, checked against what is there; writes nothing.
 
-    With Optuna the trials are not known yet: those that are planned are one draw by chance, whose like is to come.
+    With Optuna the trials are not known yet: those in the plan are one random draw that stands for them.
 
     Raises:
-        RaysnapError: a point does not fit, or an architecture, a dataset or a base's weights are not to be had.
+        RaysnapError: a point is invalid, or an architecture, a dataset or a base's weights are not available.
     """
     check_packages(config)
     points = sample_points(config)
@@ -31,28 +31,30 @@ def plan_sweep(config: SweepConfig) -> TrialsPlan:
     bases: dict[str, Trial] = {}
     weights: dict[str, str] = {}
     trials = []
-    for trial, settled in found:
-        facts = json.dumps([settled.architecture, settled.image_size, settled.base.model_dump(mode="json")])
+    for trial, point_config in found:
+        facts = json.dumps(
+            [point_config.architecture, point_config.image_size, point_config.base.model_dump(mode="json")]
+        )
         if facts not in bases:
-            bases[facts] = _base_trial(config, settled, len(bases) + 1)
-            weights[bases[facts].id] = settled.base.weights
+            bases[facts] = _base_trial(config, point_config, len(bases) + 1)
+            weights[bases[facts].id] = point_config.base.weights
         trials.append(trial.model_copy(update={"base": bases[facts].id}))
     return check_plan(config, list(bases.values()), weights, trials)
 
 
-def _base_trial(config: SweepConfig, settled: PointConfig, number: int) -> Trial:
-    """The trial that makes a base that points start from; one without a dataset is stored untrained."""
-    pretraining = settled.base.pretraining
-    words = [f"base-{number}", settled.architecture, *([slug(pretraining.dataset)] if pretraining else [])]
+def _base_trial(config: SweepConfig, point_config: PointConfig, number: int) -> Trial:
+    """Return the trial that makes a base which points start from; one without a dataset is stored untrained."""
+    pretraining = point_config.base.pretraining
+    words = [f"base-{number}", point_config.architecture, *([slug(pretraining.dataset)] if pretraining else [])]
     name = slug("-".join(words))
     return Trial(
         id=name,
         role=Role.BASE,
-        architecture=settled.architecture,
+        architecture=point_config.architecture,
         dataset=pretraining.dataset if pretraining else None,
         retrain_index=None,
-        seed=derive_seed(config.seed, "base", settled.architecture),
+        seed=derive_seed(config.seed, "base", point_config.architecture),
         train=pretraining.train if pretraining else config.train,
         base=name,
-        image_size=settled.image_size,
+        image_size=point_config.image_size,
     )

@@ -21,8 +21,8 @@ class Descent:
     Attributes:
         number: its position among the job's snapshots.
         parent: the number of the snapshot of its architecture that it derives from; None for a base.
-        retrain_index: its last so many body blocks are its own, and the head.
-        seed: of its own blocks.
+        retrain_index: how many of its last body blocks are its own, like its head.
+        seed: for its own blocks.
     """
 
     number: int

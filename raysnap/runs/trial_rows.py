@@ -209,7 +209,9 @@ _Choice = TypeVar("_Choice", bound=StrEnum)
 def _choice(choices: type[_Choice], value: Any) -> _Choice | str | None:
     """Return the choice of that name; other text as it is, and None of no text."""
     known = text(value)
-    return known if known not in choices.__members__.values() else choices(known)
+    if known is None or known not in choices.__members__.values():
+        return known
+    return choices(known)
 
 
 def _figure(value: Any) -> float | None:

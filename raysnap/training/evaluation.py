@@ -22,31 +22,31 @@ Scores = dict[str, float]
 
 @dataclass(frozen=True)
 class Predictions:
-    """What a model takes each item of a split for: the class, and the probability it gives to it, `[num_items]`."""
+    """The class that a model predicts for each item of a split, and the probability it gives to it, `[num_items]`."""
 
     classes: list[int]
     confidences: list[float]
 
 
 def predictions_of(outputs: list[Tensor], worker: Worker) -> Predictions | None:
-    """What the workers said of their parts of a split, in the order of the items."""
+    """Gather the workers' predictions of their parts of a split, in the order of the items."""
     parts = worker.gather(torch.cat(outputs, dim=1).cpu() if outputs else None)
-    told = [part for part in parts if part is not None]
-    if not told:
+    known = [part for part in parts if part is not None]
+    if not known:
         return None
-    confidences, classes = torch.cat(told, dim=1)
+    confidences, classes = torch.cat(known, dim=1)
     return Predictions(classes.long().tolist(), confidences.tolist())
 
 
 def evaluate(model: nn.Sequential, items: LabelledPixels, preprocessing: Preprocessing, batch_size: int) -> Scores:
-    """Mean loss, accuracy and top-5 accuracy of the model in eval mode; each block's mode is put back afterwards."""
+    """Return mean loss, accuracy and top-5 accuracy of the model in eval mode; restore each block's mode afterwards."""
     numerics = Numerics(next(model.parameters()).device)
     feed = FrozenPrefix(model[:0], preprocessing, numerics).feed(items)
     return evaluate_with(model, feed, Terms(TrainConfig(batch_size=batch_size), numerics, ALONE, 0, 0))
 
 
 def evaluate_with(blocks: nn.Sequential, feed: Feed, terms: Terms, *, into: list[Tensor] | None = None) -> Scores:
-    """The scores of a split; `into` takes each batch's confidences and classes, float64 `[2, n]`, of this worker."""
+    """Return the scores of a split; append this worker's confidences and classes, float64 `[2, n]`, to `into`."""
     numerics, worker = terms.numerics, terms.worker
     modes = [block.training for block in blocks]
     blocks.eval()

@@ -1,7 +1,7 @@
-"""What the trained blocks are given: the items of a split, seen in one way, after the frozen blocks.
+"""The inputs of the trained blocks: the items of a split in one view, after the frozen blocks.
 
 Frozen blocks run in eval mode without autograd. Where a cache has room, the outputs of the first of them are computed
-once and read from then on; those between the cached depth and the trained blocks run on every batch.
+once and then read; those between the cached depth and the trained blocks run on every batch.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ class LabelledPixels:
     """The items of one split.
 
     Attributes:
-        read: takes item positions and an edge S in pixels, gives their centre crops, uint8 `[n, 3, S, S]`.
+        read: takes item positions and an edge S in pixels, returns their centre crops, uint8 `[n, 3, S, S]`.
         labels: class indices, int64 `[N]`.
-        digest: stands for the items' content and order; without one nothing of them is cached.
-        names: of the items, for those who look at single ones.
+        digest: identifies the items' content and order; without one nothing of them is cached.
+        names: of the items, for reports of single ones.
     """
 
     read: Callable[[Sequence[int], int], Tensor]
@@ -42,22 +42,22 @@ class LabelledPixels:
 
 @dataclass(frozen=True)
 class View:
-    """One fixed augmentation of every item: the same for the same seed and number, whatever the batch."""
+    """One fixed augmentation of every item, the same for the same seed and number whatever the batch."""
 
     seed: int
     number: int
 
 
 Mix = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-"""Takes images and their labels, gives mixed images and soft labels `[N, num_classes]`."""
+"""Takes images and their labels, returns mixed images and soft labels `[N, num_classes]`."""
 
 
 @dataclass(frozen=True)
 class Feed:
-    """For item positions the trained blocks' inputs, on the device, good until the next are asked for; all labels.
+    """The trained blocks' inputs by item positions, on the device and valid until the next call; and all labels.
 
     Attributes:
-        mixed: the inputs of items that are mixed with each other, and their soft labels, where that is asked for.
+        mixed: the inputs of items that are mixed with each other, and their soft labels; None without mixing.
     """
 
     inputs: Callable[[Tensor], Tensor]
@@ -65,19 +65,19 @@ class Feed:
     mixed: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None
 
     def batch(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Inputs to train on, and what they should be taken for: class indices, or soft labels of mixed ones."""
+        """Return inputs to train on and their targets: class indices, or soft labels of mixed ones."""
         if self.mixed is not None:
             return self.mixed(positions)
         return self.inputs(positions), self.labels[positions.to(self.labels.device)]
 
 
 class FrozenPrefix:
-    """The frozen blocks of one model, and what is cached of them; closing it lets go of the cache.
+    """The frozen blocks of one model, and what is cached of them; closing it releases the cache.
 
     Args:
         frozen: the blocks that are not trained, perhaps none, in eval mode.
         digests: of the frozen blocks.
-        cache: where outputs may be kept; None computes them for every batch.
+        cache: where outputs may be cached; None computes them for every batch.
         verify: called before anything is written into the cache; raises where the blocks aren't what `digests` says.
     """
 
@@ -111,7 +111,7 @@ class FrozenPrefix:
         self._resources.close()
 
     def feed(self, items: LabelledPixels, view: View | None = None, *, is_fixed: bool = True) -> Feed:
-        """The items in one view, which is cached where it is fixed and there is room."""
+        """Return the items in one view, which is cached where it is fixed and there is room."""
         labels = items.labels.to(self._numerics.device)
         if not self._depth or items.digest is None or not is_fixed:
             return Feed(lambda positions: self._run(self._frozen, self._images(items, view, positions)), labels)
@@ -124,7 +124,7 @@ class FrozenPrefix:
         return Feed(lambda positions: self._run(self._frozen[self._depth :], read(positions)), labels)
 
     def mixed_feed(self, items: LabelledPixels, view: View | None, mix: Mix) -> Feed:
-        """The items in one view, their pixels mixed anew in every batch: nothing of that is cached."""
+        """Return the items in one view, their pixels mixed in every batch, so that nothing is cached."""
         plain = self.feed(items, view, is_fixed=False)
 
         def mixed(positions: Tensor) -> tuple[Tensor, Tensor]:
@@ -151,25 +151,25 @@ class FrozenPrefix:
             mean=shape.mean,
             std=shape.std,
             memory_format=self._numerics.memory_format,
-            out=self._batch_before(len(positions)),
+            out=self._previous_batch(len(positions)),
         )
         if self._numerics.device.type == "cpu" and (self._augmented is None or len(self._augmented) < len(images)):
             self._augmented = images
         return images
 
-    def _batch_before(self, num_items: int) -> Tensor | None:
-        """The augmented images before these, to be written over: who asks for a batch is done with the one before."""
+    def _previous_batch(self, num_items: int) -> Tensor | None:
+        """Return the previous batch's buffer to be reused: callers must not keep a batch after requesting the next."""
         before = self._augmented
         if before is None or len(before) < num_items or before.is_inference() != torch.is_inference_mode_enabled():
             return None
         return before[:num_items]
 
     def _cached(self, items: LabelledPixels, view: View | None) -> Callable[[Tensor], Tensor] | None:
-        """What reads the outputs of the first blocks, which are in the cache then; None where they can't be."""
+        """Return a reader of the first blocks' outputs, after caching them; None where they can't be cached."""
         if self._cache is None:
             return None
         try:
-            outputs = self._open(items, view)
+            outputs = self._open(self._cache, items, view)
         except OSError as error:
             reason = error.strerror or error
             logger.warning("prefix cache %s: %s; frozen blocks run in every epoch", self._cache.place, reason)
@@ -185,10 +185,10 @@ class FrozenPrefix:
 
         return read
 
-    def _open(self, items: LabelledPixels, view: View | None) -> CachedOutputs | None:
-        """The cached outputs, complete; None where the cache has no room."""
+    def _open(self, cache: PrefixCache, items: LabelledPixels, view: View | None) -> CachedOutputs | None:
+        """Return the cached outputs, complete; None where the cache has no room."""
         item_shape, dtype = self._stored_form()
-        outputs = self._cache.open(self._key(items, view), len(items.labels), item_shape, dtype)
+        outputs = cache.open(self._key(items, view), len(items.labels), item_shape, dtype)
         if outputs is None:
             return None
         self._resources.callback(outputs.close)
@@ -205,7 +205,7 @@ class FrozenPrefix:
         return outputs
 
     def _stored_form(self) -> tuple[tuple[int, ...], torch.dtype]:
-        """Shape and dtype of one item's cached output; images with their channels together are kept so."""
+        """Return shape and dtype of one item's cached output; channels-last images stay so in the cache."""
         if self._form is None:
             edge = self._preprocessing.image_size
             images = torch.zeros((1, 3, edge, edge), device=self._numerics.device)
@@ -219,7 +219,7 @@ class FrozenPrefix:
         return self._numerics.channels_last and len(item_shape) == 3
 
     def _key(self, items: LabelledPixels, view: View | None) -> dict[str, Any]:
-        """All that the outputs follow from."""
+        """Return everything that the outputs follow from."""
         return {
             "blocks": self._digests[: self._depth],
             "items": items.digest,

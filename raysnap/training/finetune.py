@@ -1,9 +1,8 @@
 """One fine-tune: a plain function over a model, its data and a configuration; no Ray in it.
 
-Frozen blocks run in eval mode without autograd, once per item and view where their outputs are cached, and must come
-out byte-identical: BatchNorm statistics do not drift, dropout and stochastic depth are off in them. The epoch that does
-best on val is the one that is kept; test is looked at once, after that choice. How weights are updated from a batch is
-`raysnap.training.steps`'.
+Frozen blocks run in eval mode without autograd, once per item and view where their outputs are cached, and must stay
+byte-identical: BatchNorm statistics do not drift, dropout and stochastic depth are off in them. The epoch that is best
+on val is kept; test is evaluated once, after that choice. `raysnap.training.steps` updates weights from a batch.
 """
 
 from __future__ import annotations
@@ -13,13 +12,14 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from raysnap.config.train import TrainConfig
 from raysnap.errors import FrozenBlockChanged, OutOfMemory
+from raysnap.models.blocks import blocks_of
 from raysnap.models.numerics import Numerics
 from raysnap.models.tensor_bytes import block_digest
 from raysnap.store.manifest import Preprocessing
@@ -31,7 +31,7 @@ from raysnap.training.steps import UpdateStep, diverged
 from raysnap.training.terms import Terms
 from raysnap.training.worker import ALONE, Worker
 
-# How torch and the libraries below it say so; oneDNN says no more than that.
+# How torch and the libraries below it report it; oneDNN says no more than this.
 _NO_MEMORY = (
     "can't allocate memory",
     "not enough memory",
@@ -53,7 +53,8 @@ class Save:
         self.write(directory)
 
 
-EpochCallback = Callable[[dict[str, float], Save | None], None]
+EpochCallback: TypeAlias = Callable[[dict[str, float], Save | None], None]
+"""Takes an epoch's history entry and, where a checkpoint is due, what writes it."""
 
 
 @dataclass(frozen=True)
@@ -92,10 +93,10 @@ def finetune(
     views_seed: int | None = None,
     worker: Worker = ALONE,
 ) -> FinetuneResult:
-    """Trains all but the first `num_frozen` blocks of `model` in place and says how it went.
+    """Train all but the first `num_frozen` blocks of `model` in place, and return its scores and history.
 
-    Several workers share every batch, so that they train what one worker would, to the last bits but a few. BatchNorm
-    that is trained takes its statistics from the whole batch on GPUs (SyncBatchNorm), from each worker's part on CPUs.
+    Several workers share every batch, so that they train what one worker would, up to rounding. Trained BatchNorm takes
+    its statistics from the whole batch on GPUs (SyncBatchNorm), from each worker's part on CPUs.
 
     Args:
         model: blocks from stem to head, on the device to train on.
@@ -104,13 +105,13 @@ def finetune(
         on_epoch: called on every worker with each epoch's history entry and, where a checkpoint is due, with what
             writes it into a folder: every `checkpoint_every` epochs, to be called before `on_epoch` returns, and after
             the last epoch (its `is_final` is true), which may be called later too. Only the first worker need call it.
-        resume_dir: a checkpoint of the same fine-tune that was to go on; the result is as if it had never stopped.
+        resume_dir: an unfinished checkpoint of the same fine-tune; the result is as if it had never stopped.
         prefix: where outputs of frozen blocks are cached; None runs them in every epoch.
-        views_seed: of fixed views, which trials of one value share; None is `seed`.
+        views_seed: seed of fixed views, which trials with the same one share; None is `seed`.
 
     Raises:
         TrainingDiverged: the loss, a score or a weight became NaN or infinite.
-        OutOfMemory: the device or the machine has too little memory for it.
+        OutOfMemory: the device or the machine has too little memory.
         FrozenBlockChanged: a frozen block no longer has its digest, or was in training mode.
         WeightsError: `resume_dir` holds no such checkpoint.
         ConfigError: there are more `layer_lrs` than trained blocks.
@@ -144,7 +145,7 @@ def finetune(
         verify()
         result.timings_s["verify"] = time.perf_counter() - started
         return result
-    # Raised here, where the fault and with it every tensor in its traceback are gone: a retry finds the memory free.
+    # Raised here, where the error and every tensor in its traceback are freed: a retry finds the memory free.
     raise OutOfMemory(
         f"fine-tune on {numerics.device}: expected memory for train.batch_size {config.batch_size} and "
         f"{len(model) - num_frozen} trained blocks, found too little: {reason}; try a smaller train.batch_size"
@@ -159,7 +160,7 @@ def _run(
     resume_dir: Path | None,
     on_epoch: EpochCallback,
 ) -> FinetuneResult:
-    """Trains the blocks, which hold the best epoch's weights afterwards; the frozen ones aren't verified yet."""
+    """Train the blocks and load the best epoch's weights into them; the frozen ones aren't verified yet."""
     worker = terms.worker
     trained = worker.synchronise_batchnorm(trained, terms.numerics.device)
     state = TrainingState.begin(trained, terms.config, terms.seed, terms.numerics)
@@ -188,10 +189,10 @@ def _train(
     terms: Terms,
     on_epoch: EpochCallback,
 ) -> dict[str, float]:
-    """Runs the epochs that are missing and gives the seconds they took, by kind."""
+    """Run the remaining epochs and return the seconds they took, by phase."""
     config, trained = terms.config, state.trained
     timings_s = dict.fromkeys(("prefix", "train", "evaluate", "verify"), 0.0)
-    forward = terms.worker.parallel(trained)
+    forward: Callable[[Tensor], Tensor] = terms.worker.parallel(trained)
     if config.compile:
         forward = torch.compile(forward)
     step = UpdateStep.begin(forward, state, splits["train"].labels, terms.numerics, terms.worker)
@@ -205,7 +206,7 @@ def _train(
         evaluating = time.perf_counter()
         terms.worker.synchronise_buffers(state.scored)
         scores = _named("val", evaluate_with(state.scored, val, terms))
-        _refuse_divergence(trained, {"train_loss": train_loss} | scores, config)
+        _check_finite(trained, {"train_loss": train_loss} | scores, config)
         ended = time.perf_counter()
         timings_s["prefix"] += started - begun
         timings_s["train"] += evaluating - started
@@ -220,14 +221,14 @@ def _train(
 def _training_feed(
     frozen: FrozenPrefix, items: LabelledPixels, view: View | None, step: UpdateStep, config: TrainConfig
 ) -> Feed:
-    """The training items as an epoch sees them: in a fixed view, a fresh one, or mixed with each other."""
+    """Return the training items as an epoch sees them: in a fixed view, a fresh one, or mixed with each other."""
     if step.mix is not None:
         return frozen.mixed_feed(items, view, step.mix)
     return frozen.feed(items, view, is_fixed=config.views is not None)
 
 
 def _checkpoint(state: TrainingState, epoch: int, terms: Terms) -> Save | None:
-    """What writes the checkpoint that is due after this epoch; None where none is."""
+    """Return what writes the checkpoint that is due after this epoch; None where none is."""
     if state.is_over:
         return Save(lambda directory: state.save(directory, None), is_final=True)
     every = terms.config.checkpoint_every
@@ -242,44 +243,44 @@ def _named(split: str, scores: Scores) -> Scores:
 
 
 def freeze(model: nn.Sequential, num_frozen: int) -> None:
-    """Puts the first `num_frozen` blocks in eval mode without gradients, and the others in train mode with them."""
+    """Put the first `num_frozen` blocks in eval mode without gradients, and the others in train mode with them."""
     for index, block in enumerate(model):
         block.requires_grad_(index >= num_frozen).train(index >= num_frozen)
 
 
 def check_frozen(model: nn.Sequential, digests: Sequence[str]) -> None:
-    """Passes when the first `len(digests)` blocks have these digests and stand in eval mode.
+    """Check that the first `len(digests)` blocks have these digests and are in eval mode.
 
     Raises:
-        FrozenBlockChanged: naming the first block that differs.
+        FrozenBlockChanged: a block differs; the message names the first.
     """
-    for block, expected in zip(model, digests, strict=False):
+    for block, expected in zip(blocks_of(model), digests, strict=False):
         found = block_digest(block.tensors())
         if found != expected:
             raise FrozenBlockChanged(
-                f"block {block.name} was to stay frozen: expected digest {expected[:12]}, found {found[:12]}; nothing "
-                "of this trial is stored"
+                f"block {block.name} should have stayed frozen: expected digest {expected[:12]}, found {found[:12]}; "
+                "nothing of this trial is stored"
             )
         if any(module.training for module in block.modules()):
             raise FrozenBlockChanged(
-                f"block {block.name} was to stay frozen: expected eval mode, found training mode, in which dropout and "
-                "stochastic depth are on and BatchNorm drifts; nothing of this trial is stored"
+                f"block {block.name} should have stayed frozen: expected eval mode, found training mode, in which "
+                "dropout and stochastic depth are on and BatchNorm drifts; nothing of this trial is stored"
             )
 
 
-def _refuse_divergence(trained: nn.Sequential, scores: Scores, config: TrainConfig) -> None:
-    """Passes when the scores and all that was trained are finite: a loss can be while a weight no longer is."""
+def _check_finite(trained: nn.Sequential, scores: Scores, config: TrainConfig) -> None:
+    """Raise where a score or a trained weight is not finite; a loss can be finite while a weight is not."""
     for name, value in scores.items():
         if not math.isfinite(value):
             raise diverged(name, value, config)
-    for block in trained:
+    for block in blocks_of(trained):
         for name, tensor in block.tensors().items():
             if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
                 raise diverged(f"the weight {name}", "not finite", config)
 
 
 def _forked_random_state(device: torch.device) -> Any:
-    """A context after which torch's generators are where they were."""
+    """Return a context that restores the state of torch's generators."""
     return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
 
 

@@ -1,4 +1,4 @@
-"""What a finished trial said of each test item: a file beside its weights, then in the run's folder for reports."""
+"""A finished trial's prediction for each test item: a file beside its weights, then one in the run directory."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ FOLDER_NAME = "predictions"
 def write_predictions(
     directory: Path, trial: Trial, dataset: Dataset, items: LabelledPixels, predictions: Predictions
 ) -> None:
-    """Writes the predictions of the dataset's test items into the folder of a finished trial."""
+    """Write the predictions of the dataset's test items into the folder of a finished trial."""
     document = {
         "trial": trial.id,
         "dataset": trial.dataset,
@@ -34,7 +34,7 @@ def write_predictions(
 
 
 def keep_predictions(trial_dir: Path, run_dir: Path, trial_id: str) -> str | None:
-    """Copies a finished trial's predictions into the run's folder; their path in it, or None where there are none."""
+    """Copy a finished trial's predictions into the run directory; return their path in it, None without any."""
     source = trial_dir / FILE_NAME
     if not source.is_file():
         return None

@@ -1,12 +1,13 @@
-"""Frozen means free: the outputs of frozen blocks in memory maps that epochs, trials and processes share.
+"""The outputs of frozen blocks, computed once and kept in memory maps that epochs, trials and processes share.
 
 An entry is a folder of `outputs.bin`, a row per item, and `index.bin`, a byte per chunk of items; its name is a digest
-of all that the outputs follow from. Entries lie beside the dataset's pixel cache, or else in the user's cache folder.
-Any number of processes may fill one entry at once: they write equal bytes, and each takes the chunks in an order of its
-own and leaves out what is there. A byte says "here" only after the chunk reached the disk, so a crash leaves chunks to
-be computed again and never wrong ones.
+of everything that the outputs follow from. Entries are beside the dataset's pixel cache, or in the user's cache folder.
+Any number of processes may fill one entry at once: they write equal bytes, and each takes the chunks in its own random
+order and skips those that are there. A chunk is marked only after it reached the disk, so a crash leaves chunks to be
+computed again, never wrong ones.
 
-Who opens an entry holds a shared lock on its index, and what nobody holds makes room for others, oldest use first.
+A process that opens an entry holds a shared lock on its index. Entries that nobody holds are removed to make room,
+least recently used first.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ class CachedOutputs:
         return bool((self._marks == _HERE).all())
 
     def fill(self, compute: Callable[[Tensor], Tensor]) -> None:
-        """Computes what is missing; `compute` takes item positions and gives their outputs.
+        """Compute what is missing; `compute` takes item positions and returns their outputs.
 
         Raises:
             OSError: the disk is full or broken.
@@ -84,12 +85,12 @@ class CachedOutputs:
         self._mark(written)
 
     def _mark(self, chunks: list[int]) -> None:
-        """Sees the chunks to the disk, then says that they are there."""
+        """Write the chunks to the disk, then mark them."""
         sync_data(self._file.fileno())
         self._marks[chunks] = _HERE
 
     def read(self, positions: Tensor, device: torch.device) -> Tensor:
-        """The outputs of the items at these positions (int64 on the CPU), on the device."""
+        """Return the outputs of the items at these positions (int64 on the CPU), on the device."""
         if device.type != "cuda":
             return self._outputs.index_select(0, positions).to(device)
         rows = torch.empty((len(positions), *self.item_shape), dtype=self._outputs.dtype, pin_memory=True)
@@ -97,7 +98,7 @@ class CachedOutputs:
         return rows.to(device, non_blocking=True)
 
     def close(self) -> None:
-        """Lets go of the entry; what was read stays."""
+        """Release the entry; what was read stays valid."""
         self._resources.close()
 
 
@@ -119,7 +120,7 @@ class PrefixCache:
     def beside(
         cls, dataset_root: Path, depth: int, budget_bytes: int, dataset_roots: Sequence[Path] = ()
     ) -> PrefixCache:
-        """The cache of a dataset, which shares its budget with that of the other datasets of a job."""
+        """Return the cache of a dataset, which shares its budget with those of the other datasets of a job."""
         place = prefix_place(dataset_root)
         places = {place, *(prefix_place(root) for root in dataset_roots)}
         return cls(place, depth, DiskCache(tuple(sorted(places)), budget_bytes))
@@ -127,7 +128,7 @@ class PrefixCache:
     def open(
         self, key: Mapping[str, Any], num_items: int, item_shape: Sequence[int], dtype: torch.dtype
     ) -> CachedOutputs | None:
-        """The entry of that key, empty where it is new; None where there is no room for it.
+        """Return the entry of that key, empty where it is new; None where there is no room for it.
 
         Raises:
             OSError: the folder can't be written.
@@ -154,12 +155,12 @@ class PrefixCache:
 
 
 def prefix_place(dataset_root: Path) -> Path:
-    """The folder of a dataset's cached outputs, perhaps not made."""
+    """Return the folder of a dataset's cached outputs, which may not exist."""
     return cache_place(dataset_root, "prefixes")
 
 
 def items_digest(cache: PixelCache, indices: Sequence[int]) -> str:
-    """A digest of the content and the order of a pixel cache's items at `indices`; their labels do not count."""
+    """Return a digest of the content and order of a pixel cache's items at `indices`, labels ignored."""
     digest = blake3(cache.directory.name.encode())
     for index in indices:
         digest.update(os.fsencode("/".join(cache.items[index].path.parts[-3:])) + b"\0")

@@ -1,8 +1,8 @@
-"""Which depth of frozen blocks to cache for each trial: frozen data in, frozen data out, before any tensor is in hand.
+"""Which depth of frozen blocks to cache for each trial: frozen data in, frozen data out, before any tensor is loaded.
 
 Trials of one group start from one base and see one dataset in the same views. Outputs cached at depth d serve every
-trial of the group that freezes d blocks or more; the frozen blocks behind d run in each of its epochs. A plan makes the
-most of the forward FLOPs that are saved, filling the cache taken off, within a budget of bytes.
+trial of the group that freezes d blocks or more; the frozen blocks after d run in each of its epochs. A plan maximises
+the forward FLOPs saved, minus those of filling the cache, within a budget of bytes.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from itertools import accumulate
 from raysnap.models.block_facts import block_shapes
 from raysnap.training.trial import Trial
 
-# Of more choices those nearest in bytes are thinned to the best of them; with fewer a plan is the best there is.
+# More choices are thinned to the best among those of similar bytes; with fewer, a plan is optimal.
 MAX_CHOICES = 500
 
 
 @dataclass(frozen=True)
 class PrefixTrial:
-    """One trial as the plan sees it.
+    """A trial's part in the plan.
 
     Attributes:
-        group: what the trial has in common with those that it can share outputs with.
+        group: names the trials that can share outputs.
         num_frozen: how many blocks it leaves frozen.
-        num_passes: how many items in all pass its frozen blocks whose outputs could be cached.
+        num_passes: how many items pass its frozen blocks over all epochs and could be cached.
     """
 
     id: str
@@ -52,7 +52,7 @@ class PrefixGroup:
 
 @dataclass(frozen=True)
 class _Choice:
-    """Depths to cache: what they take, what they save, and which they are, per group."""
+    """Depths to cache, per group: their bytes, the FLOPs they save, and the depths."""
 
     num_bytes: int = 0
     saved_flops: int = 0
@@ -67,7 +67,7 @@ class _Choice:
 def plan_prefixes(
     trials: Sequence[PrefixTrial], groups: Mapping[str, PrefixGroup], budget_bytes: int
 ) -> dict[str, int]:
-    """The depth to cache for each trial's id; 0 is none."""
+    """Return the depth to cache for each trial's id; 0 is none."""
     members: dict[str, list[PrefixTrial]] = {}
     for trial in trials:
         members.setdefault(trial.group, []).append(trial)
@@ -91,7 +91,7 @@ def plan_trials(
     budget_bytes: int,
     element_bytes: int = 4,
 ) -> dict[str, int]:
-    """The depth to cache for each trial's id.
+    """Return the depth to cache for each trial's id.
 
     Args:
         image_size: of trials that have none of their own.
@@ -101,14 +101,14 @@ def plan_trials(
     Raises:
         ArchitectureError: an architecture can't take images of that size.
     """
-    planned, groups = [], {}
+    planned: list[PrefixTrial] = []
+    groups: dict[str, PrefixGroup] = {}
     for trial in trials:
         if trial.dataset is None or not trial.num_frozen:
             continue
         train, counts = trial.train, num_items[trial.dataset]
         num_val, num_test = counts["val"], counts.get("test", 0)
-        is_seen_anew = train.views is None or train.is_mixing
-        num_views = 0 if is_seen_anew else min(train.views, train.epochs)
+        num_views = 0 if train.views is None or train.is_mixing else min(train.views, train.epochs)
         num_train_passes = counts["train"] * train.epochs if num_views else 0
         edge = trial.image_size or image_size
         group = f"{trial.base_key}/{trial.architecture}/{trial.dataset}/{edge}/{num_views}"
@@ -125,10 +125,10 @@ def plan_trials(
 
 
 def _choices_of_group(name: str, group: PrefixGroup, trials: Sequence[PrefixTrial]) -> list[_Choice]:
-    """All sets of depths worth caching for one group, from none on, best per bytes.
+    """Return all sets of depths worth caching for one group, from the empty one, best per bytes.
 
-    Goes through the depths from the deepest: who is cached at d are the trials that freeze d blocks or more and for
-    which no deeper one is cached.
+    Goes through the depths from the deepest: cached at d are the trials that freeze d blocks or more and for which no
+    deeper one is cached.
     """
     flops = (0, *accumulate(group.block_flops))
     ending: list[tuple[int, list[_Choice]]] = []
@@ -144,7 +144,7 @@ def _choices_of_group(name: str, group: PrefixGroup, trials: Sequence[PrefixTria
 
 
 def _depths_worth_caching(group: PrefixGroup, trials: Sequence[PrefixTrial]) -> set[int]:
-    """Depths that no deeper one beats: one that serves the same trials, saves as much and takes no more bytes."""
+    """Return the depths that no deeper one beats by serving the same trials, saving as much with no more bytes."""
     frozen = sorted({trial.num_frozen for trial in trials if trial.num_frozen > 0})
     worth = set()
     for above, deepest in zip([0, *frozen], frozen, strict=False):
@@ -157,7 +157,7 @@ def _depths_worth_caching(group: PrefixGroup, trials: Sequence[PrefixTrial]) -> 
 
 
 def _best_per_bytes(choices: Iterable[_Choice]) -> list[_Choice]:
-    """Of the choices those that save more than every one that takes no more bytes, thinned where they are many."""
+    """Return the choices that save more than every one of no more bytes, thinned where they are many."""
     best: list[_Choice] = []
     for choice in sorted(choices, key=lambda it: (it.num_bytes, -it.saved_flops)):
         if not best or choice.saved_flops > best[-1].saved_flops:

@@ -1,6 +1,6 @@
-"""Learning rates as pure functions: of a block's depth, and of the step, so that nothing of them needs saving.
+"""Learning rates as pure functions of a block's depth and of the step, so that a checkpoint need not hold them.
 
-A fine-tune that goes on, or takes over another's weights, has the rates of its own configuration at once.
+A resumed fine-tune, or one that takes over another's weights, has the rates of its own configuration at once.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ ONE_CYCLE_END = 1 / 25 / 1e4
 
 
 def block_lrs(config: TrainConfig, num_trained: int) -> list[float]:
-    """The full learning rate of each trained block, from the front to the head.
+    """Return the full learning rate of each trained block, from the front to the head.
 
-    Of `layer_lrs` the head takes the first. The blocks below it share the others evenly, in their order; where that
-    doesn't come out even, the rates nearer to the head take one block more.
+    The head takes the first of `layer_lrs`. The blocks below it share the others evenly, in order; where they don't
+    divide evenly, the rates nearer to the head take one block more.
 
     Raises:
         ConfigError: there are more `layer_lrs` than trained blocks.
@@ -42,10 +42,10 @@ def block_lrs(config: TrainConfig, num_trained: int) -> list[float]:
 
 
 def lr_factor(config: TrainConfig, step: int, steps_per_epoch: int) -> float:
-    """What the full rates are multiplied by in optimizer step `step`, counted from 0 over all epochs.
+    """Return the factor of the full rates in optimizer step `step`, counted from 0 over all epochs.
 
-    The curves are those of torch's CosineAnnealingLR, OneCycleLR and StepLR; a warm-up takes its steps off the front
-    and rises in a line that reaches the full rate right after them.
+    The curves are those of torch's CosineAnnealingLR, OneCycleLR and StepLR. A warm-up replaces the first steps by a
+    linear rise that reaches the full rate right after them.
     """
     warmup_steps = round(config.warmup_epochs * steps_per_epoch)
     if step < warmup_steps:

@@ -1,8 +1,8 @@
-"""What a fine-tune is between two epochs, in memory and in a checkpoint directory.
+"""The state of a fine-tune between two epochs, in memory and in a checkpoint directory.
 
-A checkpoint holds only what was trained: `best/<block>.safetensors`, which the driver collects, and where the trial is
-to go on `last/<block>.safetensors` and `state.pt` (optimizer, random numbers, history), which nothing foreign is
-unpickled from.
+A checkpoint holds only what was trained: `best/<block>.safetensors`, which the driver collects, and of an unfinished
+trial `last/<block>.safetensors` and `state.pt` (optimizer, random numbers, history), which is read without unpickling
+foreign classes.
 """
 
 from __future__ import annotations
@@ -12,20 +12,21 @@ import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from raysnap.config.train import TrainConfig
 from raysnap.errors import WeightsError
+from raysnap.models.blocks import blocks_of
 from raysnap.models.numerics import Numerics
 from raysnap.models.tensor_bytes import canonical_block_bytes, decode
 from raysnap.training.schedules import block_lrs, lr_factor
 
 STATE_NAME = "state.pt"
 
-BlockTensors = dict[str, dict[str, Tensor]]
+BlockTensors: TypeAlias = dict[str, dict[str, Tensor]]
 
 
 @dataclass
@@ -34,7 +35,7 @@ class TrainingState:
 
     Attributes:
         trained: the blocks that are trained, in place.
-        averaged: the same blocks with averaged weights, where the configuration wants them; they are scored and kept.
+        averaged: the same blocks with averaged weights, which are then scored and kept; None without averaging.
         full_lrs: the rate of each parameter group before its schedule.
         shuffling: draws the order of the items.
         history: an entry per epoch.
@@ -55,7 +56,7 @@ class TrainingState:
 
     @classmethod
     def begin(cls, trained: nn.Sequential, config: TrainConfig, seed: int, numerics: Numerics) -> TrainingState:
-        """The state before the first epoch.
+        """Return the state before the first epoch.
 
         Raises:
             ConfigError: there are more `layer_lrs` than trained blocks.
@@ -73,31 +74,31 @@ class TrainingState:
 
     @property
     def scored(self) -> nn.Sequential:
-        """The blocks that val and test are asked of, and that are kept."""
+        """The blocks that are evaluated on val and test, and kept."""
         return self.trained if self.averaged is None else self.averaged
 
     @property
     def is_over(self) -> bool:
-        """Whether no epoch is left, or `patience` of them brought nothing better."""
+        """Whether no epoch is left, or the last `patience` epochs brought no improvement."""
         num_epochs = len(self.history)
         patience = self.config.patience
         is_stalled = patience is not None and num_epochs - self.best.get("best_epoch", num_epochs) >= patience
         return is_stalled or num_epochs >= self.config.epochs
 
     def set_lrs(self, step: int, steps_per_epoch: int) -> None:
-        """Gives every parameter group the rate of optimizer step `step`, counted from 0 over all epochs."""
+        """Set every parameter group to the rate of optimizer step `step`, counted from 0 over all epochs."""
         factor = lr_factor(self.config, step, steps_per_epoch)
         for group, lr in zip(self.optimizer.param_groups, self.full_lrs, strict=True):
             group["lr"] = lr * factor
 
     @torch.no_grad()
     def average(self, step: int) -> None:
-        """Moves the averaged weights towards the trained ones after optimizer step `step`, counted from 0.
+        """Move the averaged weights towards the trained ones after optimizer step `step`, counted from 0.
 
-        The decay rises to its full value over the first steps, as (1 + step) / (10 + step), so that the average leaves
-        the weights that training began with; BatchNorm's statistics are averaged too.
+        The decay rises to its full value over the first steps, as (1 + step) / (10 + step), so that the average moves
+        away from the initial weights; BatchNorm's statistics are averaged too.
         """
-        if self.averaged is None:
+        if self.averaged is None or self.config.ema_decay is None:
             return
         weight = 1 - min(self.config.ema_decay, (1 + step) / (10 + step))
         kept, tensors = (list(blocks.state_dict().values()) for blocks in (self.averaged, self.trained))
@@ -107,18 +108,18 @@ class TrainingState:
             kept[index].copy_(tensors[index])
 
     def end_epoch(self, entry: dict[str, float], scores: dict[str, float]) -> None:
-        """Notes an epoch, and its tensors where it is the best so far in what the configuration monitors."""
+        """Add an epoch to the history, and keep its tensors where it is the best so far in the monitored metric."""
         self.history.append(entry)
         if not self.best or _merit(scores, self.config) > _merit(self.best, self.config):
             self.best = scores | {"best_epoch": entry["epoch"]}
             self.best_tensors = {name: _cloned(tensors) for name, tensors in _tensors(self.scored).items()}
 
     def restore_best(self) -> None:
-        """Puts the best epoch's tensors into the trained blocks."""
-        _put(self.best_tensors, self.trained)
+        """Load the best epoch's tensors into the trained blocks."""
+        _copy_into(self.best_tensors, self.trained)
 
     def save(self, directory: Path, random_states: list[dict[str, Tensor]] | None) -> None:
-        """Writes a checkpoint; one that is to go on has the random states of all workers."""
+        """Write a checkpoint; an unfinished one has the random states of all workers."""
         _write_blocks(directory / "best", self.best_tensors)
         if random_states is None:
             return
@@ -136,10 +137,10 @@ class TrainingState:
         torch.save(state, directory / STATE_NAME)
 
     def load(self, directory: Path, rank: int) -> None:
-        """Goes on from a checkpoint, this process's random numbers included, as this state's configuration says.
+        """Load a checkpoint, this process's random state included; settings stay those of this state's configuration.
 
         Raises:
-            WeightsError: it can't be read, or is not one of such a fine-tune that was to go on.
+            WeightsError: it can't be read, or is not an unfinished checkpoint of such a fine-tune.
         """
         path = directory / STATE_NAME
         try:
@@ -155,32 +156,32 @@ class TrainingState:
         except (OSError, RuntimeError, pickle.UnpicklingError, LookupError, ValueError, TypeError) as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise WeightsError(
-                f"{path}: expected the state of a fine-tune that was to go on, found none: {reason}; start the trial "
-                "again without its checkpoint"
+                f"{path}: expected the state of an unfinished fine-tune, found none: {reason}; restart the trial "
+                "without its checkpoint"
             ) from None
-        _put(_read_blocks(directory / "last", _tensors(self.trained)), self.trained)
+        _copy_into(_read_blocks(directory / "last", _tensors(self.trained)), self.trained)
         if self.averaged is not None:
-            _put(_read_blocks(directory / "average", _tensors(self.averaged)), self.averaged)
+            _copy_into(_read_blocks(directory / "average", _tensors(self.averaged)), self.averaged)
         self.best_tensors = _read_blocks(directory / "best", _tensors(self.trained))
         if rank < len(random_states):
             set_random_state(random_states[rank])
 
 
 def random_state(device: torch.device) -> dict[str, Tensor]:
-    """The states of this process's generators that dropout and stochastic depth draw from."""
+    """Return the states of this process's generators that dropout and stochastic depth draw from."""
     state = {"cpu": torch.get_rng_state()}
     return state | ({"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else {})
 
 
 def set_random_state(state: dict[str, Tensor]) -> None:
-    """Puts the generators where they were."""
+    """Restore the states of the generators."""
     torch.set_rng_state(state["cpu"])
     if "cuda" in state and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["cuda"])
 
 
 def parameter_groups(trained: nn.Sequential, config: TrainConfig) -> list[dict[str, Any]]:
-    """The trained parameters with their full rates: one group, or one per block where blocks have rates of their own.
+    """Return the trained parameters with their full rates: one group, or one per block where rates differ by block.
 
     Raises:
         ConfigError: there are more `layer_lrs` than trained blocks.
@@ -192,7 +193,7 @@ def parameter_groups(trained: nn.Sequential, config: TrainConfig) -> list[dict[s
 
 
 def _make_optimizer(groups: list[dict[str, Any]], config: TrainConfig) -> torch.optim.Optimizer:
-    """The optimizer, in torch's fused form: one pass over each tensor, which halves Adam's time on a CPU too."""
+    """Return the optimizer in torch's fused form: one pass over each tensor, which halves Adam's time even on a CPU."""
     options: dict[str, Any] = {"lr": config.lr, "weight_decay": config.weight_decay, "fused": True}
     if config.optimizer == "sgd":
         return torch.optim.SGD(groups, momentum=config.momentum, **options)
@@ -204,7 +205,7 @@ def _settings(group: dict[str, Any]) -> dict[str, Any]:
 
 
 def best_scores(history: Sequence[Mapping[str, float]], config: TrainConfig) -> dict[str, float]:
-    """The scores on val of the best epoch so far, and which it is; none of an empty history."""
+    """Return the scores on val of the best epoch so far, and its number; empty for an empty history."""
     if not history:
         return {}
     best = max(history, key=lambda entry: _merit(entry, config))
@@ -213,16 +214,16 @@ def best_scores(history: Sequence[Mapping[str, float]], config: TrainConfig) -> 
 
 
 def _merit(scores: Mapping[str, float], config: TrainConfig) -> tuple[float, ...]:
-    """What epochs are compared by: the loss, or accuracy and between equals the loss."""
+    """Return what epochs are compared by: the loss, or the accuracy and then the loss."""
     loss = -scores["val_loss"]
     return (loss,) if config.monitor == "val_loss" else (scores["val_accuracy"], loss)
 
 
 def _tensors(blocks: nn.Sequential) -> BlockTensors:
-    return {block.name: block.tensors() for block in blocks}
+    return {block.name: block.tensors() for block in blocks_of(blocks)}
 
 
-def _put(found: BlockTensors, blocks: nn.Sequential) -> None:
+def _copy_into(found: BlockTensors, blocks: nn.Sequential) -> None:
     for name, tensors in _tensors(blocks).items():
         for key, tensor in tensors.items():
             tensor.copy_(found[name][key])
@@ -239,7 +240,7 @@ def _write_blocks(directory: Path, blocks: BlockTensors) -> None:
 
 
 def _read_blocks(directory: Path, expected: BlockTensors) -> BlockTensors:
-    """The blocks in a folder; they are those that are `expected`, tensor by tensor and shape by shape."""
+    """Read the blocks of a folder, which must have the `expected` tensors and shapes."""
     blocks = {}
     for name, tensors in expected.items():
         path = directory / f"{name}.safetensors"

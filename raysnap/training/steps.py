@@ -1,10 +1,11 @@
-"""From a batch to new weights: the loss, and what may be done to it, to gradients, rates and weights on the way.
+"""From a batch to new weights: the loss, gradients, rates and averaged weights of an optimizer step.
 
-With a configuration that asks for none of it, a step is forward, mean cross entropy, backward and the optimizer's step.
+By default a step is forward, mean cross entropy, backward and the optimizer's step.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -22,7 +23,7 @@ from raysnap.training.feeds import Feed, Mix
 from raysnap.training.state import TrainingState
 from raysnap.training.worker import Worker
 
-STEPS_PER_CHECK = 50  # looking at the loss makes a GPU wait
+STEPS_PER_CHECK = 50  # reading the loss makes a GPU wait
 
 
 @dataclass(frozen=True)
@@ -31,8 +32,8 @@ class UpdateStep:
 
     Attributes:
         forward: runs the trained blocks; of several workers DDP's, perhaps compiled.
-        class_weights: of the loss, float32 `[num_classes]`; None weighs all alike.
-        mix: mixes the images of a batch; None leaves them.
+        class_weights: of the loss, float32 `[num_classes]`; None weighs all classes equally.
+        mix: mixes the images of a batch; None leaves them as they are.
     """
 
     forward: Callable[[Tensor], Tensor]
@@ -51,7 +52,7 @@ class UpdateStep:
         numerics: Numerics,
         worker: Worker,
     ) -> UpdateStep:
-        """The steps of a fine-tune on training items of these labels."""
+        """Return the steps of a fine-tune on training items of these labels."""
         config = state.config
         num_classes = num_outputs(state.trained)
         weights = balanced_weights(labels_N, num_classes) if config.class_weights == "balanced" else None
@@ -65,7 +66,7 @@ class UpdateStep:
         )
 
     def run_epoch(self, feed: Feed) -> float:
-        """One pass over the items in a fresh order; returns the mean loss.
+        """Train on every item once, in a fresh order, and return the mean loss.
 
         Raises:
             TrainingDiverged: the loss became NaN or infinite.
@@ -84,12 +85,12 @@ class UpdateStep:
         return worker.total(loss_sum).item() / num_items
 
     def _update(self, feed: Feed, positions: Tensor) -> Tensor:
-        """One optimizer step on a batch, in parts where it is to pass the blocks so; returns the sum of the losses."""
+        """Take one optimizer step on a batch, in micro-batches where configured; return the sum of the losses."""
         state, config = self.state, self.state.config
         mine, weight = self.worker.part(positions)
         parts = split_batches(mine, config.micro_batch_size or len(mine))
         state.optimizer.zero_grad(set_to_none=True)
-        total: Tensor | int = 0
+        sums = []
         for number, part in enumerate(parts, start=1):
             inputs, targets = feed.batch(part)
             with _unsynchronised(self.forward) if number < len(parts) else nullcontext():
@@ -102,19 +103,19 @@ class UpdateStep:
                     reduction="sum",
                     label_smoothing=config.label_smoothing,
                 )
-                # DDP takes the mean over the workers; what is wanted is the mean over the items of the whole batch.
+                # DDP takes the mean over the workers; this makes it the mean over the items of the whole batch.
                 state.scaler.scale(losses * (self.worker.world_size / len(positions))).backward()
-            total = total + losses.detach()
+            sums.append(losses.detach())
         if config.clip_norm is not None:
             state.scaler.unscale_(state.optimizer)
             nn.utils.clip_grad_norm_(state.trained.parameters(), config.clip_norm)
         state.scaler.step(state.optimizer)
         state.scaler.update()
-        return total
+        return functools.reduce(torch.add, sums)
 
 
 def split_batches(positions: Tensor, batch_size: int) -> list[Tensor]:
-    """The positions in runs of `batch_size`; a last run of one joins its neighbour, as BatchNorm can't train on one."""
+    """Split positions into runs of `batch_size`; a last run of one joins the run before, as BatchNorm needs two."""
     runs = list(positions.split(batch_size))
     if len(runs) > 1 and len(runs[-1]) == 1:
         runs[-2:] = [torch.cat(runs[-2:])]
@@ -122,9 +123,9 @@ def split_batches(positions: Tensor, batch_size: int) -> list[Tensor]:
 
 
 def balanced_weights(labels_N: Tensor, num_classes: int) -> Tensor:
-    """Class weights inverse to the classes' numbers of items, 1 on the mean over items; float32 `[num_classes]`.
+    """Return class weights inverse to the classes' numbers of items, with mean 1 over items; float32 `[num_classes]`.
 
-    scikit-learn's `balanced`, over the classes that have items; one that has none weighs nothing.
+    As scikit-learn's `balanced`, over the classes that have items; a class without any has weight 0.
     """
     counts_C = torch.bincount(labels_N.cpu(), minlength=num_classes).double()
     is_there_C = counts_C > 0
@@ -133,14 +134,14 @@ def balanced_weights(labels_N: Tensor, num_classes: int) -> Tensor:
 
 
 def diverged(name: str, value: float | str, config: TrainConfig) -> TrainingDiverged:
-    """The error of a fine-tune in which something became NaN or infinite."""
+    """Return the error of a fine-tune in which something became NaN or infinite."""
     lr = config.lr if config.layer_lrs is None else max(config.layer_lrs)
     return TrainingDiverged(f"{name} became {value}; try a smaller train.lr than {lr:g}")
 
 
 def _mix(config: TrainConfig, num_classes: int) -> Mix:
-    """torchvision's mixup and CutMix, either by chance where both are on; draws from torch's own generator."""
-    from torchvision.transforms import v2  # a second of imports that most fine-tunes need not wait for
+    """Return torchvision's mixup or CutMix, or a random one of them per batch; draws from torch's global generator."""
+    from torchvision.transforms import v2  # imports for a second, which most fine-tunes don't need
 
     kinds: list[Any] = []
     if config.mixup_alpha:
@@ -151,10 +152,10 @@ def _mix(config: TrainConfig, num_classes: int) -> Mix:
 
 
 def num_outputs(blocks: nn.Sequential) -> int:
-    """How many classes the head at the end of the blocks tells apart."""
-    return next(one for one in reversed(list(blocks.modules())) if isinstance(one, nn.Linear)).out_features
+    """Return the number of classes of the head at the end of the blocks."""
+    return next(module for module in reversed(list(blocks.modules())) if isinstance(module, nn.Linear)).out_features
 
 
 def _unsynchronised(forward: Any) -> Any:
-    """A context in which DDP leaves gradients on their worker, to be averaged with those of the next part."""
+    """Return a context in which DDP leaves gradients on their worker, to be averaged with those of the next part."""
     return forward.no_sync() if hasattr(forward, "no_sync") else nullcontext()

@@ -1,4 +1,4 @@
-"""What stays fixed during one fine-tune."""
+"""What stays fixed during one fine-tune: configuration, numerics, worker and seeds."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from raysnap.training.worker import Worker
 
 @dataclass(frozen=True)
 class Terms:
-    """What holds for the whole of one fine-tune."""
+    """Configuration, numerics, worker and seeds of one fine-tune."""
 
     config: TrainConfig
     numerics: Numerics
@@ -21,7 +21,7 @@ class Terms:
     views_seed: int
 
     def view(self, epoch: int) -> View | None:
-        """How an epoch sees the training items; None is as they are."""
+        """Return the view of the training items in an epoch; None leaves them unaugmented."""
         match self.config.views:
             case 1:
                 return None

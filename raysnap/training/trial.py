@@ -1,4 +1,4 @@
-"""One trial: what is trained on what, its id and its seed."""
+"""One trial: what is trained on which dataset, its id and its seed."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ MAX_SLUG_CHARACTERS = 80
 
 
 class Trial(Config):
-    """One fine-tune that is to be run.
+    """One fine-tune to be run.
 
     Attributes:
-        id: stable name, in the order of the list; the run's rows, folders and refs go by it.
+        id: stable name, which the run's rows, folders and refs use; ids sort in the order of the trial list.
         dataset: a dataset name or the path of an ImageFolder; None for a base that is stored untrained.
-        retrain_index: the last so many body blocks are trained, and the head; None trains everything.
-        seed: of the new head, the order of the items and fresh views; fixed views follow from the job's seed.
-        base: the base it starts from, where a job has more than one for an architecture.
-        image_size: edge of the square that it sees, in pixels; None is the job's.
-        point: what a sweep sampled for it, by dotted key, as it is shown; None outside sweeps.
+        retrain_index: how many of the last body blocks are trained with the head; None trains everything.
+        seed: for the new head, the order of the items and fresh views; fixed views follow from the job's seed.
+        base: the base it starts from, where a job has several for an architecture.
+        image_size: edge of its square inputs, in pixels; None is the job's.
+        point: what a sweep sampled for it, by dotted key, as shown to people; None outside sweeps.
         sample: which of the sweep's `num_samples` it belongs to, from 1.
     """
 
@@ -44,15 +44,21 @@ class Trial(Config):
 
     @property
     def base_key(self) -> str:
-        """What the job's bases know the trial's by."""
+        """The key of the trial's base among the job's bases."""
         return self.base or self.architecture
 
     @property
     def num_frozen(self) -> int:
-        """How many blocks at the front stay frozen, the stem counted."""
+        """How many blocks at the front stay frozen, stem included."""
         if self.retrain_index is None:
             return 0
         return 1 + num_body_blocks(self.architecture) - self.retrain_index
+
+    @property
+    def trained_on(self) -> str:
+        """The dataset of a trial that is known to be trained."""
+        assert self.dataset is not None
+        return self.dataset
 
     def preprocessing(self, of_job: Preprocessing) -> Preprocessing:
         """Return how the trial sees images: at its own size where it has one, else as the job does."""
@@ -60,11 +66,11 @@ class Trial(Config):
 
 
 def derive_seed(seed: int, *parts: object) -> int:
-    """A seed for one purpose, in 0..2**32 - 1; unrelated purposes get unrelated seeds."""
+    """Return a seed for one purpose, in 0..2**32 - 1; different purposes get unrelated seeds."""
     text = "/".join(str(part) for part in (seed, *parts))
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")
 
 
 def slug(name: str) -> str:
-    """A name, or the last part of a path, in at most 80 of the characters that file and ref names may have."""
+    """Return a name, or the last part of a path, in at most 80 characters that file and ref names may have."""
     return re.sub(r"[^A-Za-z0-9._-]+", "_", Path(name).name).strip("._-")[:MAX_SLUG_CHARACTERS] or "unnamed"

@@ -1,6 +1,6 @@
-"""What one process of a trial does: opens its data and its base, fine-tunes, and leaves savepoints; no Ray in it.
+"""One process of a trial: it opens its data and its base, fine-tunes, and reports savepoints; no Ray in it.
 
-Both launch modes of `tune.run_trials` run this. It is told how to report; what it reports last is the finished trial.
+Both launch modes of `tune.run_trials` run this, with a callback that reports. The last report is the finished trial.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import nn
@@ -34,11 +34,11 @@ from raysnap.training.worker import Worker
 
 logger = logging.getLogger(__name__)
 
-ReportCallback = Callable[[dict[str, Any], Path | None], None]
+ReportCallback: TypeAlias = Callable[[dict[str, Any], Path | None], None]
 """Takes the metrics of an epoch, and the folder of a savepoint to keep where there is one."""
 
 SAVED_EPOCH = "saved_epoch"
-"""The metric that comes with savepoints that a fine-tune can go on from, and with nothing else."""
+"""The metric that is reported only with savepoints that a fine-tune can continue from."""
 
 
 @dataclass(frozen=True)
@@ -47,12 +47,12 @@ class TrainJob:
 
     Attributes:
         dataset_dirs: the folder of each dataset that trials name.
-        bases: the id of the snapshot that trials start from, by their `base_key`; None is random weights, drawn from
-            the trial's seed.
+        bases: the id of the snapshot that trials start from, by their `base_key`; None draws random weights from the
+            trial's seed.
         preprocessing: of trials that have no image size of their own.
-        prefix_depths: how many frozen blocks' outputs are cached for a trial, by its id; none for one that is not here.
-        prefix_cache_bytes: room for those outputs, of all datasets together.
-        keeps_predictions: whether what is said of each test item is left with the finished trial.
+        prefix_depths: how many frozen blocks' outputs are cached for a trial, by its id; 0 for a trial not listed.
+        prefix_cache_bytes: limit of those outputs, for all datasets together.
+        keeps_predictions: whether the prediction for each test item is kept with the finished trial.
     """
 
     store_dir: Path
@@ -77,7 +77,7 @@ def run_trial(
     resume: Savepoint | None = None,
     worker: Worker = Worker(),  # noqa: B008 - frozen
 ) -> None:
-    """Fine-tunes one model and reports its epochs, savepoints and end; of a worker group each process runs this.
+    """Fine-tune one model and report its epochs, savepoints and end; in a worker group each process runs this.
 
     Raises:
         OutOfMemory: the device or the machine has too little memory for the trial's batch size.
@@ -85,7 +85,7 @@ def run_trial(
         RaysnapError: the dataset or the base can't be read, or a frozen block changed.
     """
     started = time.perf_counter()
-    dataset = read_folder(job.dataset_dirs[trial.dataset])
+    dataset = read_folder(job.dataset_dirs[trial.trained_on])
     preprocessing = trial.preprocessing(job.preprocessing)
     splits = labelled_splits(dataset, job, preprocessing)
     model, base_digests = _start_model(trial, job, len(dataset.classes))
@@ -98,7 +98,7 @@ def run_trial(
         "inherited": _inherited(trial, resume),
     }
     if resume is not None and resume.record["base"] != facts["base"]:
-        logger.warning("%s: its checkpoint goes back to another base; it begins anew", trial.id)
+        logger.warning("%s: its checkpoint started from another base; the trial restarts", trial.id)
         resume = None
     timings_s = {"data": time.perf_counter() - started, "checkpoint": 0.0}
     with tempfile.TemporaryDirectory(prefix="raysnap-") as folder:
@@ -140,7 +140,7 @@ def run_trial(
 def _epoch_callback(
     report: ReportCallback, worker: Worker, facts: dict[str, Any], final_dir: Path, timings_s: dict[str, float]
 ) -> Callable[[dict[str, float], Save | None], None]:
-    """What the fine-tune tells its epochs: all but the last are reported, with a savepoint where one is due.
+    """Return the callback of epochs: all but the last are reported, with a savepoint where one is due.
 
     The last one's checkpoint goes to `final_dir`; it is reported with the result.
     """
@@ -155,7 +155,7 @@ def _epoch_callback(
         else:
             with tempfile.TemporaryDirectory(prefix="raysnap-") as checkpoint_dir:
                 save(Path(checkpoint_dir))
-                write_record(Path(checkpoint_dir), status="training", epoch=entry["epoch"], **facts)
+                write_record(Path(checkpoint_dir), status="training", epoch=int(entry["epoch"]), **facts)
                 report(entry | {SAVED_EPOCH: entry["epoch"]}, Path(checkpoint_dir))
         timings_s["checkpoint"] += time.perf_counter() - saving
 
@@ -163,7 +163,7 @@ def _epoch_callback(
 
 
 def _describe(model: nn.Sequential, trial: Trial, device: torch.device) -> dict[str, Any]:
-    """What was trained, on what and in which precision."""
+    """Return the device, the precision and the numbers of parameters of a trained model."""
     parameters = list(model.parameters())
     return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
@@ -174,7 +174,7 @@ def _describe(model: nn.Sequential, trial: Trial, device: torch.device) -> dict[
 
 
 def _start_model(trial: Trial, job: TrainJob, num_classes: int) -> tuple[nn.Sequential, list[str]]:
-    """The model that the trial starts from, with a fresh head, and the digests of its base's blocks."""
+    """Return the model that the trial starts from, with a fresh head, and the digests of its base's blocks."""
     base_id = job.bases[trial.base_key]
     if base_id is None:
         tensors = [block for _, block in random_tensors(trial.architecture, num_classes, trial.seed)]
@@ -187,7 +187,7 @@ def _start_model(trial: Trial, job: TrainJob, num_classes: int) -> tuple[nn.Sequ
 
 
 def _inherited(trial: Trial, resume: Savepoint | None) -> list[dict[str, Any]]:
-    """Whose weights the trial took over after which epoch, as a population that is bred does."""
+    """Return whose weights the trial took over after which epoch, as `pbt` makes it do."""
     if resume is None:
         return []
     record = resume.record
@@ -200,11 +200,11 @@ def _prefix_cache(trial: Trial, job: TrainJob) -> PrefixCache | None:
     if not depth or not job.prefix_cache_bytes:
         return None
     roots = tuple(job.dataset_dirs.values())
-    return PrefixCache.beside(job.dataset_dirs[trial.dataset], depth, job.prefix_cache_bytes, roots)
+    return PrefixCache.beside(job.dataset_dirs[trial.trained_on], depth, job.prefix_cache_bytes, roots)
 
 
 def labelled_splits(dataset: Dataset, job: TrainJob, preprocessing: Preprocessing) -> dict[str, LabelledPixels]:
-    """The train, val and, where there is one, test items of a fine-tune, decoded into the machine's pixel cache.
+    """Return the train, val and, where there is one, test items of a fine-tune, decoded into the machine's pixel cache.
 
     Raises:
         DataError: the dataset is too small, or too many of its images are bad.

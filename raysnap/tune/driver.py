@@ -1,4 +1,4 @@
-"""One trial: in its own process, or in a Train worker group of its own."""
+"""One trial on Ray: in the process that Tune gave it, or in its own group of Train workers."""
 
 from __future__ import annotations
 
@@ -29,24 +29,24 @@ logger = logging.getLogger(__name__)
 
 
 GROUP_ENVIRONMENT = {
-    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # one process less per trial; a preempted worker is one that died
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.3",  # every report waits for it, 2 s by default
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # saves a process per trial; a preempted worker counts as one that died
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.3",  # every report waits for it; 2 s by default
 }
 
 
 def train_driver_fn(
     config: dict[str, Any], job: TrainJob, num_workers: int, each: dict[str, float], ray_dir: Path, copies_weights: bool
 ) -> None:
-    """One Tune trial: a TorchTrainer around the fine-tune, whose failure becomes the trial's result.
+    """Run one Tune trial: a TorchTrainer around the fine-tune, whose failure becomes the trial's result.
 
     Raises:
-        RayError: a worker's process died; Tune begins the trial again.
+        RayError: a worker's process died; Tune restarts the trial.
     """
     trial = Trial.model_validate(config["trial"] | {"id": tune.get_context().get_trial_name()})
     given = tune.get_checkpoint() if copies_weights else None
     savepoint = read_savepoint(Path(given.path)) if given else latest_savepoint(ray_dir / trial.id)
     if savepoint is not None and savepoint.is_final:
-        tune.report({"status": Status.DONE.value})  # the process died after the last epoch, before Tune heard of it
+        tune.report({"status": Status.DONE.value})  # the process died after the last epoch, before Tune got its result
         return
     launch = partial(_launch_group, num_workers, each, ray_dir) if num_workers else partial(_launch_here, each)
     try:
@@ -62,16 +62,16 @@ def train_driver_fn(
         tune.report({"status": Status.FAILED.value, "error": describe_failure(error)})
     finally:
         if torch.cuda.is_initialized():
-            _release_memory()  # to those who share the GPU; on a CPU it would only cost time
+            _release_memory()  # for other trials on the GPU; on a CPU it would only cost time
 
 
 def retry_with_half_batch(
     trial: Trial, resume: Savepoint | None, launch: Callable[[Trial, Savepoint | None], None]
 ) -> None:
-    """Launches the trial, and once more from its beginning at half its batch size where memory was too small.
+    """Launch the trial; where memory was too small, launch it once more from its start at half its batch size.
 
     Raises:
-        OutOfMemory: memory was too small for half the batch size, too.
+        OutOfMemory: memory was too small even for half the batch size.
     """
     batch_size = resume.record["batch_size"] if resume else trial.train.batch_size
     try:
@@ -80,7 +80,7 @@ def retry_with_half_batch(
     except OutOfMemory:
         if batch_size < trial.train.batch_size or batch_size == 1:
             raise
-    # Only here, after the except block, are the error and the tensors in its frames let go.
+    # Only here, after the except block, are the error and the tensors in its frames freed.
     _release_memory()
     launch(_with_batch_size(trial, batch_size // 2), None)
 
@@ -95,7 +95,7 @@ def _release_memory() -> None:
 
 
 def _launch_here(each: dict[str, float], job: TrainJob, trial: Trial, resume: Savepoint | None) -> None:
-    """Runs the loop in this process, which Tune gave the trial's GPU."""
+    """Run the trial in this process, which Tune gave the trial's GPU."""
     use_gpu = each["GPU"] > 0
 
     def report(metrics: dict[str, Any], checkpoint_dir: Path | None) -> None:
@@ -116,7 +116,7 @@ def _launch_group(
     trial: Trial,
     resume: Savepoint | None,
 ) -> None:
-    """Runs the loop in a group of Train workers, whose reports reach Tune through this process."""
+    """Run the trial in a group of Train workers, whose reports reach Tune through this process."""
 
     def report(metrics: dict[str, Any], checkpoint_dir: Path | None) -> None:
         train.report(metrics, checkpoint=train.Checkpoint.from_directory(checkpoint_dir) if checkpoint_dir else None)
@@ -134,7 +134,7 @@ def _launch_group(
         run_config=train.RunConfig(
             name=trial.id,
             storage_path=str(ray_dir / trial.id),
-            callbacks=[TuneReportCallback()],
+            callbacks=[TuneReportCallback()],  # type: ignore[list-item] # its base is Train's, behind a decorator
             checkpoint_config=train.CheckpointConfig(num_to_keep=1),
             failure_config=train.FailureConfig(max_failures=0),  # Tune counts the failures of both modes
         ),
@@ -146,9 +146,9 @@ def _launch_group(
 
 
 def _root_cause(failures: list[Exception]) -> Exception:
-    """Which of the workers' errors the others followed from: a death, else raysnap's own, else the first.
+    """Return the error that the other workers' errors followed from: a death, else raysnap's own, else the first.
 
-    When one worker dies, the others' collectives fail as well; what Ray says of the dead one is an error of its own.
+    When one worker dies, the others' collectives fail as well; Ray reports the death as an error of its own.
     """
     for failure in failures:
         if type(failure).__module__.partition(".")[0] == "ray":

@@ -1,10 +1,10 @@
-"""What Tune is told besides its trials, and what it returns for each."""
+"""Options of a Tune run beyond its trials, and the outcome of each trial."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 from raysnap.config.choices import Status
 from raysnap.training.savepoints import Savepoint
@@ -16,11 +16,11 @@ class TrialOutcome:
     """How a trial ended: with a savepoint to collect, or with an error and its kind.
 
     Attributes:
-        trial: as it ended: `pbt` changes what a trial trains with.
-        started_s: when Tune started it, on `time.monotonic`; None where another driver saw it start.
-        stopped: what ended it before its time, of one that is `stopped`: `scheduler` or `time_budget`.
-        history: the epochs that this driver saw of it.
-        ended_s: when it ended, on the same clock, where its row is written later.
+        trial: as it ended; `pbt` changes what a trial trains with.
+        started_s: when Tune started it, on `time.monotonic`; None where an earlier driver started it.
+        stopped: why one with the status `stopped` ended early: `scheduler` or `time_budget`.
+        history: the epochs that were reported to this driver.
+        ended_s: when it ended, on the same clock; set where its row is written later.
     """
 
     trial: Trial
@@ -33,19 +33,20 @@ class TrialOutcome:
     ended_s: float | None = None
 
 
-MakeSearcher = Callable[[list[Trial]], Any]
+MakeSearcher: TypeAlias = Callable[[list[Trial]], Any]
+"""Takes the trials that are waiting; returns a Tune searcher that suggests them, and then others."""
 
 
 @dataclass(frozen=True)
 class TuneOptions:
-    """What Tune does besides running every trial that it is given to its end.
+    """What Tune does other than run every given trial to its end.
 
     Attributes:
         scheduler: a Tune scheduler; None runs all.
-        searcher: makes a Tune searcher in place of a list of trials; None where the list is all.
-        num_trials: how many the searcher makes.
-        time_budget_s: after so many seconds what runs is stopped and what waits is left; None is no limit.
-        copies_weights: whether a trial may go on with another's checkpoint, in place of its own newest.
+        searcher: makes a Tune searcher that suggests the trials; None runs the given list.
+        num_trials: how many trials the searcher suggests.
+        time_budget_s: when running trials are stopped and waiting ones skipped, in seconds; None is no limit.
+        copies_weights: whether a trial may continue from another's checkpoint instead of its own latest.
     """
 
     scheduler: Any = None

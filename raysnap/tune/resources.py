@@ -1,4 +1,4 @@
-"""The GPUs and CPUs that a trial asks Ray for."""
+"""The GPUs and CPUs that a trial requests from Ray."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ import ray
 
 from raysnap.config.parts import ResourcesConfig
 
-# A trial's actor that only drives a worker group must take something, and CPUs are what its workers wait for.
-DRIVER_RESOURCES = {"memory": 1}
+# A trial's actor that only drives a worker group must reserve something, but not the CPUs that its workers need.
+DRIVER_RESOURCES: dict[str, float] = {"memory": 1}
 
 
 def gpus_per_worker(resources: ResourcesConfig) -> float:
-    """The GPUs of each process that trains: as told, else one where the cluster has any."""
+    """Return the GPUs of each process that trains: as configured, else one where the cluster has any."""
     if resources.gpus is not None:
         return resources.gpus
     return min(1.0, ray.cluster_resources().get("GPU", 0.0))
 
 
 def spread_cpus(resources: ResourcesConfig, num_trials: int) -> ResourcesConfig:
-    """The resources with so many CPUs per trial that `num_trials` trials fill a cluster that has no GPU."""
+    """Return the resources with as many CPUs per trial as let `num_trials` trials fill a cluster without GPUs."""
     available = ray.cluster_resources()
     if resources.gpus or resources.num_workers or available.get("GPU"):
         return resources
@@ -27,7 +27,7 @@ def spread_cpus(resources: ResourcesConfig, num_trials: int) -> ResourcesConfig:
 
 
 def num_groups(resources: ResourcesConfig, each: dict[str, float]) -> int:
-    """How many worker groups fit the cluster at once: Tune sees only their drivers and would start them all."""
+    """Return how many worker groups fit the cluster at once; Tune sees only their drivers and would start all."""
     available = ray.cluster_resources()
     wanted = {name: amount * resources.num_workers for name, amount in each.items() if amount}
     fitting = min(int(available.get(name, 0.0) // amount) for name, amount in wanted.items())

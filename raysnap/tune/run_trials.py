@@ -1,9 +1,9 @@
 """Fine-tunes on Ray: Tune gives each trial its actor, Train's TorchTrainer runs the loop in it or in a worker group.
 
-With `num_workers: 0` the trainer is in local mode: the loop runs in the trial's own process, which Tune gave the GPU
-and reuses from trial to trial. With more, each trial's actor drives a group of Train workers, which get the GPUs. What
-goes wrong inside a fine-tune becomes the trial's result, so that neither the actor nor the other trials suffer; a
-process that dies is Tune's to begin again, and the trial goes on from its newest savepoint.
+With `num_workers: 0` the trainer is in local mode: the fine-tune runs in the trial's own process, which Tune gave the
+GPU and reuses from trial to trial. With more, each trial's actor drives a group of Train workers, which get the GPUs.
+What goes wrong inside a fine-tune becomes the trial's result, so that neither the actor nor the other trials suffer. A
+process that dies is restarted by Tune, and the trial continues from its latest savepoint.
 """
 
 from __future__ import annotations
@@ -29,8 +29,6 @@ from raysnap.tune.resources import DRIVER_RESOURCES, gpus_per_worker, num_groups
 from raysnap.tune.tracker_callback import TrackerCallback
 from raysnap.tune.trackers import EventFiles, Tracker
 
-"""Takes the trials that are waiting, gives a Tune searcher that makes them, and then others."""
-
 
 def run_trials(
     trials: list[Trial],
@@ -43,19 +41,19 @@ def run_trials(
     trackers: Sequence[Tracker] = (),
     options: TuneOptions = RUN_ALL,
 ) -> None:
-    """Runs the trials on the Ray that is up, and calls back in this process as each one ends.
+    """Run the trials on the Ray that is up, and call back in this process as each one ends.
 
-    A trial goes on from the newest savepoint in its folder of `ray_dir`.
+    A trial continues from the latest savepoint in its folder of `ray_dir`.
 
     Args:
-        trials: what waits to be run; a searcher adds to it.
+        trials: the trials to run; a searcher suggests further ones.
         ray_dir: folder for Ray's own result files and the checkpoints; on a cluster one that all nodes share.
-        on_end: called once per trial that ended; a trial without a call was interrupted, or never began within the
+        on_end: called once per trial that ended; a trial without a call was interrupted, or never started within the
             time budget.
-        trackers: who is told of the trials besides the event files in `ray_dir`.
+        trackers: what records the trials in addition to the event files in `ray_dir`.
 
     Raises:
-        KeyboardInterrupt: the process was told to end.
+        KeyboardInterrupt: the process was interrupted.
     """
     ray_dir = ray_dir.resolve()
     each = {"CPU": resources.cpus, "GPU": gpus_per_worker(resources)}
@@ -92,7 +90,7 @@ def run_trials(
             verbose=0,
         ),
     )
-    # A trial that diverged or ran out of memory reports that, and has no metric that a scheduler could go by.
+    # A trial that diverged or ran out of memory reports that, without the metric that a scheduler compares.
     os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")
     tuner.fit()
     driver_callback.end_out_of_time()
@@ -103,14 +101,14 @@ def _given_id(tune_trial: Any) -> str:
 
 
 def _trial_id(tune_trial: Any) -> str:
-    """A trial's id, which it keeps when it takes over another's configuration."""
+    """Return a trial's id, which it keeps when it takes over another's configuration."""
     return str(tune_trial)
 
 
 class _DriverCallback(tune.Callback):
-    """Tells the driver of each epoch and each end as Tune hears of it.
+    """Calls the driver's `on_epoch` and `on_end` as Tune gets a trial's results.
 
-    Tune pickles its callbacks for a restore of its own; what is told here is of no use in another process.
+    Tune pickles its callbacks for its own restore; this one is empty there, as it is of no use in another process.
     """
 
     def __init__(
@@ -159,13 +157,13 @@ class _DriverCallback(tune.Callback):
         self._end(trial, None, Status.FAILED, f"its process died: {_cause_of_death(trial)}")
 
     def end_out_of_time(self) -> None:
-        """Tells of the trials that Tune stopped without a word, which it does when their time is over."""
+        """End the trials that Tune stopped without calling back, as it does when the time budget is used up."""
         if time.monotonic() >= self._until_s:
             for trial in list(self._running.values()):
                 self._end(trial, None, Status.STOPPED, None, "time_budget")
 
     def _trial(self, tune_trial: Any) -> Trial:
-        """The trial that was planned, with what it trains with now."""
+        """Return the planned trial with the settings that it trains with now."""
         found = Trial.model_validate(tune_trial.config["trial"])
         planned = self._planned.get(_trial_id(tune_trial))
         return found if planned is None else planned.model_copy(update={"train": found.train})
@@ -183,13 +181,13 @@ class _DriverCallback(tune.Callback):
 
 
 def _entry(result: dict[str, Any]) -> dict[str, Any]:
-    """What a trial said of an epoch, without what Tune adds."""
+    """Return what a trial reported of an epoch, without what Tune adds."""
     own = ("epoch", "train_loss", "lr", "epoch_s")
     return {name: value for name, value in result.items() if name in own or name.startswith("val_")}
 
 
 def _cause_of_death(tune_trial: Any) -> str:
-    """Why Tune gave a trial up, in one line."""
+    """Return in one line why Tune gave up a trial."""
     try:
         error = cloudpickle.loads(Path(tune_trial.pickled_error_file).read_bytes())
     except (TypeError, OSError):

@@ -1,4 +1,4 @@
-"""What Tune is told of a sweep: which trials go on, and who chooses the next."""
+"""Tune's schedulers of a sweep: which trials are stopped early, and which copy the weights of others."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TIME = "epoch"
 
 
 def tune_options(config: SweepConfig, trials: list[Trial], searcher: MakeSearcher | None = None) -> TuneOptions:
-    """What Tune does in a sweep of these trials, or of `num_samples` that a searcher makes."""
+    """Return Tune's options for a sweep of these trials, or of `num_samples` that a searcher suggests."""
     return TuneOptions(
         scheduler=_scheduler(config, max((trial.train.epochs for trial in trials), default=config.train.epochs)),
         searcher=searcher,
@@ -32,7 +32,6 @@ def tune_options(config: SweepConfig, trials: list[Trial], searcher: MakeSearche
 
 
 def _scheduler(config: SweepConfig, max_epochs: int) -> Any:
-    compared = {"metric": config.metric, "mode": config.mode}
     match config.scheduler:
         case "fifo":
             return None
@@ -42,11 +41,16 @@ def _scheduler(config: SweepConfig, max_epochs: int) -> Any:
                 max_t=max(max_epochs, config.grace_epochs),
                 grace_period=config.grace_epochs,
                 reduction_factor=config.reduction_factor,
-                **compared,
+                metric=config.metric,
+                mode=config.mode,
             )
         case "median_stopping":
             return schedulers.MedianStoppingRule(
-                time_attr=TIME, grace_period=config.grace_epochs, min_samples_required=2, **compared
+                time_attr=TIME,
+                grace_period=config.grace_epochs,
+                min_samples_required=2,
+                metric=config.metric,
+                mode=config.mode,
             )
         case "pbt":
             return schedulers.PopulationBasedTraining(
@@ -54,15 +58,16 @@ def _scheduler(config: SweepConfig, max_epochs: int) -> Any:
                 perturbation_interval=config.perturb_epochs,
                 hyperparam_mutations=_mutations(config),
                 custom_explore_fn=_within_bounds(config),
-                synch=True,  # so that a seed says all, not which trial happens to be ahead
+                synch=True,  # so that results follow from the seed, not from which trial is ahead
                 log_config=False,
-                require_attrs=False,  # a trial that ends says nothing to breed from
-                **compared,
+                require_attrs=False,  # a trial's last report has no savepoint
+                metric=config.metric,
+                mode=config.mode,
             )
 
 
 def _mutations(config: SweepConfig) -> dict[str, Any]:
-    """What pbt may do to each value: move it along a list, or scale it and now and then draw it anew."""
+    """Return how pbt may change each value: move it along a list, or scale it and sometimes redraw it."""
     train = {key.removeprefix("train."): _domain(entries[0]) for key, entries in config.space.items()}
     return {"trial": {"train": train}}
 
@@ -70,12 +75,12 @@ def _mutations(config: SweepConfig) -> dict[str, Any]:
 def _domain(entry: SpaceEntry) -> Any:
     if entry.options is not None:
         return list(entry.options.values())
-    low, high = entry.bounds
+    low, high = entry.ends
     return tune.loguniform(low, high) if entry.loguniform is not None else tune.uniform(low, high)
 
 
 def _within_bounds(config: SweepConfig) -> Callable[[dict[str, Any]], dict[str, Any]]:
-    """Scaled values are put back between the bounds that the space gives them."""
+    """Return a function that clips scaled values to the bounds of the space."""
     bounds = {key.removeprefix("train."): entries[0].bounds for key, entries in config.space.items()}
 
     def explore(perturbed: dict[str, Any]) -> dict[str, Any]:
@@ -90,7 +95,7 @@ def _within_bounds(config: SweepConfig) -> Callable[[dict[str, Any]], dict[str, 
 
 @contextmanager
 def seeded_generators(seed: int) -> Iterator[None]:
-    """Python's and numpy's own generators begin at a seed meanwhile, as Tune's pbt draws from them."""
+    """Seed Python's and numpy's global generators within the context, as Tune's pbt draws from them."""
     states = random.getstate(), np.random.get_state()
     random.seed(seed)
     np.random.seed(seed)

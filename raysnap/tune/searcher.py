@@ -1,4 +1,4 @@
-"""The searcher that asks for each next point."""
+"""A Tune searcher that asks a function for each next trial."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from raysnap.training.trial import Trial
 
 
 class AskTellSearcher(Searcher):
-    """Makes a sweep's trials one by one, from what somebody who is told all results suggests.
+    """Suggests a sweep's trials one by one, through a function that learns all results.
 
     Args:
-        waiting: trials that were suggested before and have not ended; they come first.
-        suggest: makes the next trial; None when there is none.
-        tell: takes a trial's id and what its metric came to, None where it came to nothing.
+        waiting: trials that were suggested earlier and have not ended; they come first.
+        suggest: returns the next trial; None when there is none.
+        tell: takes a trial's id and its metric, None where it has none.
     """
 
     def __init__(
@@ -33,8 +33,8 @@ class AskTellSearcher(Searcher):
         self._tell = tell
         self._ids: dict[str, str] = {}
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str:
-        """The next trial as Tune takes it."""
+    def suggest(self, trial_id: str) -> dict[str, Any] | str:  # type: ignore[override] # FINISHED is text, says Ray
+        """Return the next trial as Tune expects it."""
         trial = self._waiting.pop(0) if self._waiting else self._suggest()
         if trial is None:
             return Searcher.FINISHED
@@ -42,12 +42,12 @@ class AskTellSearcher(Searcher):
         return {"trial": trial.model_dump(mode="json")}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Passes on what became of a trial."""
+        """Pass a trial's metric on."""
         value = None if error or not result or result.get("error") else result.get(self.metric)
         self._tell(self._ids[trial_id], value)
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing: a sweep that goes on knows all from its rows."""
+        """Save nothing: a resumed sweep reads its rows."""
 
     def restore(self, checkpoint_path: str) -> None:
-        """Nothing, for the same reason."""
+        """Restore nothing, for the same reason."""

@@ -1,4 +1,4 @@
-"""What Tune hears of trials, passed on to trackers; one that fails is dropped, so that no trial ends for it."""
+"""Passes trials on from Tune to trackers; a tracker that fails is dropped, so that no trial fails because of it."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ logger = logging.getLogger(__name__)
 
 
 class TrackerCallback(TBXLoggerCallback):
-    """Tells trackers of each trial; Tune takes it for its TensorBoard logger and so adds none of its own.
+    """Passes each trial on to trackers; as a subclass of Tune's TensorBoard logger it keeps Tune from adding its own.
 
-    Tune's own names every scalar `ray/tune/…`, among them the clock and counters, puts the seconds and the trial's id
-    among the hyperparameters, and says nothing of a trial that failed.
+    Tune's own logger names every scalar `ray/tune/…`, clock and counters included, puts the seconds and the trial's id
+    among the hyperparameters, and does not show that a trial failed.
     """
 
     def __init__(self, trackers: Sequence[Tracker]):
@@ -28,23 +28,25 @@ class TrackerCallback(TBXLoggerCallback):
         return {}
 
     def log_trial_start(self, trial: Any) -> None:
-        self._tell(lambda tracker: tracker.begin(str(trial), hyperparameters(trial.config["trial"])))
+        self._call(lambda tracker: tracker.begin(str(trial), hyperparameters(trial.config["trial"])))
 
     def log_trial_result(self, iteration: int, trial: Any, result: dict) -> None:  # noqa: ARG002
         if "epoch" in result:
-            self._tell(lambda tracker: tracker.measure(str(trial), result["epoch"], figures_of(result)))
+            self._call(lambda tracker: tracker.measure(str(trial), result["epoch"], figures_of(result)))
 
     def log_trial_end(self, trial: Any, failed: bool = False) -> None:
         result = trial.last_result or {}
         kept = kept_of(result)
         epoch = int(result["kept"].get("best_epoch", result.get("epoch", 0))) if kept else result.get("epoch", 0)
         has_failed = failed or bool(result.get("error"))
-        self._tell(lambda tracker: tracker.end(str(trial), epoch, kept, has_failed=has_failed))
+        self._call(lambda tracker: tracker.end(str(trial), epoch, kept, has_failed=has_failed))
 
-    def _tell(self, tell: Callable[[Tracker], None]) -> None:
+    def _call(self, call: Callable[[Tracker], None]) -> None:
         for tracker in list(self._trackers):
             try:
-                tell(tracker)
+                call(tracker)
             except Exception as error:  # noqa: BLE001 - a tracker's server that is down must not end the trials
                 self._trackers.remove(tracker)
-                logger.warning("%s is told nothing more: %s", type(tracker).__name__, describe_failure(error))
+                logger.warning(
+                    "%s failed and gets no further records: %s", type(tracker).__name__, describe_failure(error)
+                )

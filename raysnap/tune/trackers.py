@@ -1,7 +1,7 @@
-"""Who is told of trials as they run: TensorBoard event files, MLflow, Weights & Biases; no Ray in it.
+"""What records trials as they run: TensorBoard event files, MLflow, Weights & Biases; no Ray in it.
 
-Every tracker is told the same: a trial's hyperparameters when it begins, its figures by epoch, and the figures of the
-epoch that was kept when it ends. Figures are named as dashboards group them: `train/loss`, `val/accuracy`, `kept/…`.
+Every tracker gets the same: a trial's hyperparameters when it starts, its figures by epoch, and those of the kept epoch
+when it ends. Figures are named as dashboards group them: `train/loss`, `val/accuracy`, `kept/…`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import logging
 import os
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,26 +24,26 @@ Figures = Mapping[str, float]
 
 
 class Tracker(Protocol):
-    """What keeps records of trials by their ids."""
+    """Keeps records of trials by their ids."""
 
     def begin(self, trial: str, hyperparameters: Mapping[str, Any]) -> None:
-        """A trial begins, or goes on after its process died."""
+        """Start the record of a trial, or continue it after its process died."""
 
     def measure(self, trial: str, epoch: int, figures: Figures) -> None:
-        """An epoch ended."""
+        """Record the figures of an epoch that ended."""
 
     def end(self, trial: str, epoch: int, kept: Figures, *, has_failed: bool) -> None:
-        """The trial ended; `kept` is what its kept epoch, `epoch`, reached."""
+        """End the record of a trial; `kept` are the figures of the epoch whose weights are kept."""
 
 
 def make_trackers(names: Sequence[str], run_dir: Path) -> list[Tracker]:
-    """The trackers of these names, which keep what they write locally in `run_dir`."""
-    makers = {"mlflow": MlflowRuns, "wandb": WandbRuns}
+    """Return the trackers of these names; what they write locally goes to `run_dir`."""
+    makers: dict[str, Callable[[Path], Tracker]] = {"mlflow": MlflowRuns, "wandb": WandbRuns}
     return [makers[name](run_dir.resolve()) for name in names]
 
 
 def hyperparameters(trial: Mapping[str, Any]) -> dict[str, str | int | float | bool]:
-    """What a planned trial is trained with, flat; what is no plain value is written as JSON."""
+    """Return what a planned trial is trained with, as a flat dict; values that are not plain are JSON text."""
     found = {key: trial[key] for key in _IDENTITY if key in trial}
     found |= {f"train.{key}": value for key, value in trial.get("train", {}).items()}
     found |= {key: value for key, value in (trial.get("point") or {}).items() if not key.startswith("train.")}
@@ -51,23 +51,23 @@ def hyperparameters(trial: Mapping[str, Any]) -> dict[str, str | int | float | b
 
 
 def figures_of(result: Mapping[str, Any]) -> dict[str, float]:
-    """The figures of an epoch among what Tune says of it."""
+    """Return the figures of an epoch among what Tune reports of it."""
     named = {"lr": "train/lr", "epoch_s": "time/epoch_s"}
     named |= {key: key.replace("_", "/", 1) for key in result if re.match(r"(train|val|test)_", key)}
     return numbers({named[key]: value for key, value in result.items() if key in named})
 
 
 def kept_of(result: Mapping[str, Any]) -> dict[str, float]:
-    """The figures of the kept epoch; none before a trial has ended well."""
+    """Return the figures of the kept epoch; empty before a trial has ended well."""
     found = numbers(result.get("kept"))
     return {f"kept/{key}": value for key, value in found.items() if key != "best_epoch"}
 
 
 class EventFiles:
-    """TensorBoard event files, in the trials' folders: scalars by epoch, and a session of the HParams tab each.
+    """TensorBoard event files in the trials' folders: scalars by epoch, and one session of the HParams tab each.
 
     No experiment summary is written: without one, TensorBoard makes the tab's columns from all sessions together, so
-    that hyperparameters which only some trials have are columns, too.
+    that hyperparameters of only some trials are columns too.
     """
 
     def __init__(self, root: Path):
@@ -82,7 +82,7 @@ class EventFiles:
         if trial in self._writers:
             return
         folder = self._root / trial
-        suffix = f".{len(list(folder.glob('events.out.tfevents.*')))}"  # names differ by the second alone otherwise
+        suffix = f".{len(list(folder.glob('events.out.tfevents.*')))}"  # otherwise names differ only by the second
         writer = self._writers[trial] = SummaryWriter(str(folder), flush_secs=10, filename_suffix=suffix)
         _, started, _ = hparams(dict(hyperparameters), {})
         writer.file_writer.add_summary(started)
@@ -101,7 +101,7 @@ class EventFiles:
 
 
 def _session_end(has_failed: bool) -> Any:
-    """The summary that tells the HParams tab how a session ended."""
+    """Return the summary that shows in the HParams tab how a session ended."""
     from tensorboardX.proto.api_pb2 import Status
     from tensorboardX.proto.plugin_hparams_pb2 import HParamsPluginData, SessionEndInfo
     from tensorboardX.proto.summary_pb2 import Summary, SummaryMetadata
@@ -114,7 +114,7 @@ def _session_end(has_failed: bool) -> Any:
 
 
 class MlflowRuns:
-    """An MLflow run per trial: on MLFLOW_TRACKING_URI, else in `mlflow.db` of the run directory."""
+    """One MLflow run per trial: at MLFLOW_TRACKING_URI, else in `mlflow.db` of the run directory."""
 
     def __init__(self, run_dir: Path):
         from mlflow import MlflowClient
@@ -153,7 +153,7 @@ class MlflowRuns:
 
 
 class WandbRuns:
-    """A W&B run per trial, grouped by the run directory, whose `wandb` folder holds the files of offline runs."""
+    """One W&B run per trial, grouped by the run directory, whose `wandb` folder holds the files of offline runs."""
 
     def __init__(self, run_dir: Path):
         self._run_dir = run_dir

@@ -42,7 +42,7 @@ def test_frozen_blocks_keep_the_bases_digests_and_the_published_mistake_is_refus
     assert after[:num_frozen] == before[:num_frozen]
     assert after[-1] != before[-1]
     monkeypatch.setattr(finetune, "freeze", lambda model, num_frozen: model.train())
-    with pytest.raises(errors.FrozenBlockChanged, match="block stem was to stay frozen"):
+    with pytest.raises(errors.FrozenBlockChanged, match="block stem should have stayed frozen"):
         run(model, num_frozen, data=one_step())
 
 

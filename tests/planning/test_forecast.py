@@ -98,5 +98,5 @@ def test_what_does_not_fit_the_disk_is_refused_by_the_key_that_takes_most(tmp_pa
 
 def test_all_missing_datasets_are_told_at_once(tmp_path):
     config = job(tmp_path, num_snapshots=3, datasets=["image-woof", "shapes-shape-a", "food-101"])
-    with pytest.raises(DataError, match="2 of 3 datasets are not there: image-woof, food-101; `raysnap data ls`"):
+    with pytest.raises(DataError, match="2 of 3 datasets are missing: image-woof, food-101; `raysnap data ls`"):
         plan_generate(config)

@@ -238,7 +238,7 @@ def test_a_freeze_fraction_is_a_retrain_index(fraction, index):
                 "train.momentum": {"when": {"train.lr": 0.1}, "grid": [0.5]},
             },
             {},
-            "some that hang on each other: train.lr, train.momentum",
+            "keys that depend on each other: train.lr, train.momentum",
         ),
     ],
 )

@@ -60,7 +60,7 @@ def test_frozen_blocks_of_every_family_keep_the_bases_digests_and_the_published_
             block.requires_grad_(index >= num_frozen).train()
 
     monkeypatch.setattr(finetune, "freeze", freeze_gradients_only)
-    with pytest.raises(FrozenBlockChanged, match="block stem was to stay frozen"):
+    with pytest.raises(FrozenBlockChanged, match="block stem should have stayed frozen"):
         run(model, num_frozen, data=one_step())
 
 
@@ -72,7 +72,7 @@ def test_batchnorm_in_training_mode_is_seen_in_the_bytes_even_if_the_mode_was_pu
             block.requires_grad_(index >= num_frozen).train(index >= num_frozen)
 
     monkeypatch.setattr(finetune, "freeze", drift)
-    with pytest.raises(FrozenBlockChanged, match="block stem was to stay frozen: expected digest"):
+    with pytest.raises(FrozenBlockChanged, match="block stem should have stayed frozen: expected digest"):
         run(model_of("resnet18"), num_frozen=9, data=one_step())
 
 
@@ -115,7 +115,7 @@ def test_the_kept_weights_are_those_of_the_best_epoch(monkeypatch):
         accuracy = next(told)
         return {"loss": 1.0, "accuracy": accuracy, "top5_accuracy": 1.0}
 
-    monkeypatch.setattr(finetune, "_evaluate", evaluate)
+    monkeypatch.setattr(finetune, "evaluate_with", evaluate)
     model = model_of("resnet18")
     result = run(model, 8, TrainConfig(epochs=3, batch_size=8))
     assert result.metrics["best_epoch"] == 2
@@ -280,7 +280,7 @@ def test_what_is_no_checkpoint_to_go_on_from_is_refused(tmp_path, fault):
 
 @pytest.mark.parametrize("poisoned", ["loss", "score", "weight"])
 def test_a_fine_tune_that_diverged_ends_before_it_is_reported(monkeypatch, poisoned):
-    run_epoch, evaluate, reported = UpdateStep.run_epoch, evaluation._evaluate, []
+    run_epoch, evaluate, reported = UpdateStep.run_epoch, evaluation.evaluate_with, []
 
     def train(step, feed):
         loss = run_epoch(step, feed)
@@ -296,7 +296,7 @@ def test_a_fine_tune_that_diverged_ends_before_it_is_reported(monkeypatch, poiso
 
     scores_of_before = {}
     monkeypatch.setattr(UpdateStep, "run_epoch", train)
-    monkeypatch.setattr(finetune, "_evaluate", score)
+    monkeypatch.setattr(finetune, "evaluate_with", score)
     with pytest.raises(
         TrainingDiverged, match=r"(train_loss became nan|val_loss became nan|fc\.weight became not fin)"
     ):

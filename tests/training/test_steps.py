@@ -251,7 +251,7 @@ def test_early_stopping_ends_after_the_right_epoch_and_puts_the_best_weights_bac
         number = min(len(weights), len(losses)) - 1
         return {"loss": float(losses[number]), "accuracy": 0.1 * number, "top5_accuracy": 1.0}
 
-    monkeypatch.setattr(finetune, "_evaluate", evaluate)
+    monkeypatch.setattr(finetune, "evaluate_with", evaluate)
     model = model_of("resnet18")
     config = TrainConfig(epochs=len(losses), batch_size=24, patience=patience, monitor="val_loss")
     data = {"train": coloured_squares(8, 0), "val": coloured_squares(2, 1)}
@@ -272,7 +272,7 @@ def test_the_kept_epoch_is_the_best_in_what_is_monitored(monkeypatch, monitor, k
         accuracy, loss = next(curve)
         return {"loss": loss, "accuracy": accuracy, "top5_accuracy": 1.0}
 
-    monkeypatch.setattr(finetune, "_evaluate", evaluate)
+    monkeypatch.setattr(finetune, "evaluate_with", evaluate)
     data = {"train": coloured_squares(8, 0), "val": coloured_squares(2, 1)}
     result = run(model_of("resnet18"), 9, TrainConfig(epochs=4, batch_size=24, monitor=monitor), data)
     assert result.metrics["best_epoch"] == kept

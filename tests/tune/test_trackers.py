@@ -176,7 +176,7 @@ def test_a_tracker_that_fails_is_dropped_and_the_others_are_told(tmp_path, caplo
     with caplog.at_level(logging.WARNING):
         run_trial(TrackerCallback([broken, EventFiles(tmp_path)]), Told("a"))
     assert len(calls) == 1
-    assert "told nothing more: " in caplog.text
+    assert "failed and gets no further records: " in caplog.text
     assert "no route to the server" in caplog.text
     assert len(scalars(tmp_path / "a")["val/accuracy"]) == 3
 
