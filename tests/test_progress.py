@@ -17,7 +17,7 @@ def lines_of(monkeypatch, calls: list[tuple[float, tuple]]) -> list[str]:
     return stream.getvalue().splitlines()
 
 
-def test_a_log_tells_each_step_once_and_how_long_the_rest_will_take(monkeypatch):
+def test_a_log_has_each_step_once_with_the_time_left(monkeypatch):
     calls = [
         (10.0, ("trials", 2, 12, "two were done before")),
         (60.0, ("trials", 3, 12, "a")),
@@ -32,7 +32,7 @@ def test_a_log_tells_each_step_once_and_how_long_the_rest_will_take(monkeypatch)
     ]
 
 
-def test_a_short_rest_and_notes_between_steps_are_not_worth_a_line():
+def test_a_log_leaves_out_short_rests_and_notes():
     stream = io.StringIO()
     with progress.show_progress(stream) as show:
         show("data", 0, 2, "first")
@@ -41,7 +41,7 @@ def test_a_short_rest_and_notes_between_steps_are_not_worth_a_line():
     assert [line[10:] for line in stream.getvalue().splitlines()] == ["Data       0/2  first", "Data       1/2"]
 
 
-def test_pieces_of_a_stage_stand_on_a_terminal_while_they_run_and_never_in_a_log(monkeypatch):
+def test_pieces_of_a_stage_are_shown_on_a_terminal_only(monkeypatch):
     calls = [("trials", 0, 2, ""), ("trials/001-a", 1, 3, "val 0.5"), ("trials/[red]b", 1, 3, "val 0.25")]
 
     def told(stream) -> str:
@@ -63,7 +63,7 @@ def test_pieces_of_a_stage_stand_on_a_terminal_while_they_run_and_never_in_a_log
     assert "001-a" not in last and "never-begun" not in text
 
 
-def test_on_a_narrow_terminal_names_and_notes_give_way_to_the_numbers(monkeypatch):
+def test_a_narrow_terminal_truncates_names_and_notes(monkeypatch):
     terminal = io.StringIO()
     monkeypatch.setattr(terminal, "isatty", lambda: True)
     monkeypatch.setenv("COLUMNS", "80")

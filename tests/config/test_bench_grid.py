@@ -34,13 +34,13 @@ def test_a_group_has_the_keys_outside_but_for_its_own(path):
     assert memory.item_counts == ((None, None),)
 
 
-def test_one_count_of_test_items_goes_with_every_count_of_train_items(path):
+def test_one_test_count_goes_with_every_train_count(path):
     config = load_config(path, ["groups={}", "num_train=[10, 20]", "num_test=5"], BenchConfig)
     assert config.grids == {None: config}
     assert config.item_counts == ((10, 5), (20, 5))
 
 
-def test_what_is_written_out_is_read_back_equal_and_a_single_value_stays_one(path, tmp_path):
+def test_a_written_configuration_is_read_back_equal(path, tmp_path):
     config = load_config(path, [], BenchConfig)
     (tmp_path / "again.yaml").write_text(dump_yaml(config))
     assert load_any_config(tmp_path / "again.yaml", []) == config
@@ -75,7 +75,7 @@ def test_what_is_written_out_is_read_back_equal_and_a_single_value_stays_one(pat
         ("synthetic_sets.made.run_dir=x", r"synthetic_sets\.made\.run_dir: unknown key"),
     ],
 )
-def test_a_mistake_is_told_in_one_line_with_its_path(path, override, message):
+def test_a_mistake_is_reported_in_one_line_with_its_path(path, override, message):
     with pytest.raises(ConfigError, match=message) as caught:
         load_config(path, [override], BenchConfig)
     assert "\n" not in str(caught.value)

@@ -77,7 +77,7 @@ def shown_boxes(crop_area: tuple[float, float], num_images: int = 300) -> tuple[
 
 
 @pytest.mark.parametrize("crop_area", [(0.35, 1.0), (0.08, 1.0), (0.5, 0.6), (1.0, 1.0)])
-def test_crops_lie_in_the_image_and_have_the_asked_area_and_aspect(crop_area):
+def test_crops_lie_in_the_image_with_the_right_area_and_aspect(crop_area):
     left, right, top, bottom = shown_boxes(crop_area)
     width, height = (right - left).abs(), bottom - top
     slack = 0.03
@@ -174,7 +174,7 @@ def test_a_batch_comes_in_the_asked_type_and_layout():
 
 
 @pytest.mark.parametrize("num_threads", [1, 3])
-def test_torch_keeps_its_number_of_threads_and_no_number_changes_a_byte(num_threads):
+def test_any_number_of_threads_gives_equal_bytes(num_threads):
     pixels, draws = noise(9, 200, 200), item_draws(0, 0, range(9))
     expected = augment_and_normalise(pixels, draws, 40)
     before = torch.get_num_threads()
@@ -197,7 +197,7 @@ def test_a_batch_is_made_where_no_gradients_are_kept():
             assert torch.equal(augment_and_normalise(pixels, draws, 16), expected)
 
 
-def test_a_batch_that_is_done_with_is_written_over_with_the_same_images():
+def test_a_used_batch_is_overwritten_with_the_same_images():
     pixels = torch.randint(0, 256, (5, 3, 40, 36), dtype=torch.uint8)
     draws = item_draws(0, 0, range(5))
     fresh = augment_and_normalise(pixels, draws, 32)

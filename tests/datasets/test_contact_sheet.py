@@ -108,7 +108,7 @@ def test_names_of_any_length_and_script_stay_in_their_column(tmp_path):
     ("name", "written"),
     [("T-shirt/top", "T-shirt/top"), ("Żółw", "class 0: Zo·w"), ("山地", "class 0"), ("Ägypten", "Agypten")],
 )
-def test_a_class_is_called_as_its_makers_call_it_as_far_as_the_font_can(tmp_path, name, written):
+def test_a_class_has_its_original_name_where_the_font_can(tmp_path, name, written):
     dataset = make(tmp_path / "it", ("0_slug", "1_b"), ("train",), num_images=2)
     (dataset.root / "classes.json").write_text(json.dumps({"0_slug": name}))
     assert contact_sheet._class_names(dataset) == [written, "1_b"]
@@ -129,7 +129,7 @@ def test_a_names_file_that_makes_no_sense_is_passed_over(tmp_path):
         ("folder.png", "expected a file name, found a folder"),
     ],
 )
-def test_a_place_where_no_sheet_can_be_is_told_before_the_work(tmp_path, name, message):
+def test_a_bad_place_for_a_sheet_is_refused_before_the_work(tmp_path, name, message):
     (tmp_path / "folder.png").mkdir()
     with pytest.raises(DataError, match=message):
         check_sheet_path(tmp_path / name)

@@ -1,33 +1,15 @@
-"""Datasets on disk: what opens, what is refused and how, and how items are split."""
+"""Datasets on disk: what opens, and what is refused and how."""
 
 import shutil
-from collections import Counter
-from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from PIL import Image
 
 from raysnap.config.parts import ShapesConfig
 from raysnap.datasets.dataset import open_dataset, read_folder
-from raysnap.datasets.splits import probe_splits, stratified_order, training_splits
 from raysnap.errors import DataError
+from tests.support.image_folders import make_folder, num_per_class
 
 TINY = ShapesConfig(image_size=16, num_train=8, num_val=4, num_test=4)
-
-
-def make_folder(root: Path, counts: dict[str, int]) -> Path:
-    """An image folder with so many images in each `split/class`."""
-    for folder, num_images in counts.items():
-        (root / folder).mkdir(parents=True)
-        for index in range(num_images):
-            Image.new("RGB", (8, 8), (index * 7 % 256, 90, 30)).save(root / folder / f"{index:03d}.png")
-    return root
-
-
-def num_per_class(items) -> dict[int, int]:
-    return dict(Counter(item.label for item in items))
 
 
 def test_a_path_opens_wherever_a_name_does(tmp_path):
@@ -85,7 +67,7 @@ def test_images_in_folders_below_a_class_belong_to_it(tmp_path):
         ),
     ],
 )
-def test_a_folder_nothing_can_be_trained_on_is_refused_in_one_line(tmp_path, counts, message):
+def test_a_folder_nothing_can_train_on_is_refused_in_one_line(tmp_path, counts, message):
     (tmp_path / "pets").mkdir()
     make_folder(tmp_path / "pets", counts)
     with pytest.raises(DataError, match=message) as caught:
@@ -108,7 +90,7 @@ def test_a_folder_nothing_can_be_trained_on_is_refused_in_one_line(tmp_path, cou
         ("../data/a-file", "found a file"),
     ],
 )
-def test_a_name_that_stands_for_nothing_is_refused_with_what_to_do(tmp_path, monkeypatch, name, message):
+def test_an_unknown_name_is_refused_with_what_to_do(tmp_path, monkeypatch, name, message):
     data_dir = tmp_path / "data"
     make_folder(data_dir / "pets", {"train/cat": 2, "train/dog": 2})
     (data_dir / "a-file").touch()
@@ -151,83 +133,6 @@ def test_a_task_drawn_otherwise_is_refused_and_stays(tmp_path):
 def test_splits_of_zero_images_do_not_exist(tmp_path):
     config = TINY.model_copy(update={"num_val": 0, "num_test": 0})
     assert list(open_dataset("shapes-texture-a", tmp_path, config).splits) == ["train"]
-
-
-@settings(deadline=None)
-@given(labels=st.lists(st.integers(0, 6), max_size=120), seed=st.integers(0, 2**32 - 1))
-def test_every_prefix_of_the_stratified_order_holds_the_classes_in_proportion(labels, seed):
-    order = stratified_order(labels, seed)
-    assert sorted(order) == list(range(len(labels)))
-    assert order == stratified_order(labels, seed)
-    totals, seen = Counter(labels), Counter()
-    for num_taken, index in enumerate(order, start=1):
-        seen[labels[index]] += 1
-        for label, total in totals.items():
-            share = total / len(labels)
-            assert abs(seen[label] - num_taken * share) <= 1 + len(totals) * share
-
-
-@settings(deadline=None)
-@given(num_classes=st.integers(1, 9), num_each=st.integers(1, 12), seed=st.integers(0, 2**32 - 1))
-def test_classes_of_equal_count_take_turns_in_the_stratified_order(num_classes, num_each, seed):
-    labels = [label for label in range(num_classes) for _ in range(num_each)]
-    order = [labels[i] for i in stratified_order(labels, seed)]
-    for start in range(0, len(order), num_classes):
-        assert sorted(order[start : start + num_classes]) == list(range(num_classes))
-
-
-def test_seeds_give_different_orders():
-    labels = [index % 4 for index in range(200)]
-    assert len({tuple(stratified_order(labels, seed)) for seed in range(20)}) == 20
-
-
-@pytest.fixture(scope="module")
-def unbalanced(tmp_path_factory) -> Path:
-    counts = {"train/a": 50, "train/b": 20, "train/c": 2, "test/a": 10, "test/b": 10}
-    return make_folder(tmp_path_factory.mktemp("unbalanced") / "it", counts)
-
-
-def test_without_val_a_stratified_fifth_of_train_is_held_out(unbalanced):
-    splits = training_splits(read_folder(unbalanced), seed=3)
-    train, val = splits["train"], splits["val"]
-    assert len(train) + len(val) == 72
-    assert not set(train) & set(val)
-    assert num_per_class(val)[0] == pytest.approx(10, abs=1)
-    assert num_per_class(val)[1] == pytest.approx(4, abs=1)
-    assert num_per_class(train)[2] >= 1
-    assert len(splits["test"]) == 20
-    assert splits == training_splits(read_folder(unbalanced), seed=3)
-    assert set(val) != set(training_splits(read_folder(unbalanced), seed=4)["val"])
-
-
-def test_counts_cut_each_split_to_a_prefix_of_the_whole(unbalanced):
-    dataset = read_folder(unbalanced)
-    whole = training_splits(dataset, seed=0)
-    cut = training_splits(dataset, seed=0, num_train=20, num_val=5, num_test=1000)
-    assert {split: len(items) for split, items in cut.items()} == {"train": 20, "val": 5, "test": 20}
-    assert cut["train"] == whole["train"][:20]
-    assert num_per_class(cut["train"])[0] == pytest.approx(20 * 50 / 72, abs=2)
-
-
-@pytest.mark.parametrize(
-    ("splits", "scored"), [(("val", "test"), "val"), (("val",), "val"), (("test",), "test"), ((), "train")]
-)
-def test_probes_score_on_val_else_test_else_a_fifth_of_train(tmp_path, splits, scored):
-    counts = {f"{split}/{name}": 10 for split in ("train", *splits) for name in ("a", "b")}
-    dataset = read_folder(make_folder(tmp_path / "it", counts))
-    train, score = probe_splits(dataset, seed=0)
-    assert {item.path.parts[-3] for item in score} == {scored}
-    assert not set(train) & set(score)
-    assert (len(train), len(score)) == ((20, 20) if splits else (16, 4))
-    assert num_per_class(score) == {0: len(score) // 2, 1: len(score) // 2}
-    assert probe_splits(dataset, seed=0, num_train=6, num_test=2) == (train[:6], score[:2])
-
-
-def test_a_training_subset_of_one_class_is_refused(unbalanced):
-    dataset = read_folder(unbalanced)
-    for split in (training_splits, probe_splits):
-        with pytest.raises(DataError, match="at least 2 of its 3 classes, found 1 of 1; raise num_train"):
-            split(dataset, seed=0, num_train=1)
 
 
 def test_a_link_to_a_dataset_keeps_the_name_it_is_called_by(tmp_path):

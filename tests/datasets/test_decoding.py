@@ -96,7 +96,7 @@ def test_a_process_imports_neither_torch_nor_ray():
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout.strip() == b"[]"
 
 
-def test_a_process_that_is_killed_at_work_is_replaced_and_nothing_is_lost(tmp_path, jobs, processes, monkeypatch):
+def test_a_killed_process_is_replaced_and_nothing_is_lost(tmp_path, jobs, processes, monkeypatch):
     expected = decode(tmp_path, jobs)
     give, killed = decoding._Worker.give, []
 
@@ -112,7 +112,7 @@ def test_a_process_that_is_killed_at_work_is_replaced_and_nothing_is_lost(tmp_pa
     assert len(killed) == 3
 
 
-def test_an_image_that_ends_every_process_is_bad_and_the_others_are_not(tmp_path, jobs, processes, monkeypatch):
+def test_an_image_that_crashes_every_process_alone_is_bad(tmp_path, jobs, processes, monkeypatch):
     plant(tmp_path, monkeypatch, at_offset(jobs[7].offset, KILL))
     outcomes, _ = decode(tmp_path, jobs)
     bad = {job for job, outcome in outcomes.items() if isinstance(outcome, str)}
@@ -135,7 +135,7 @@ def test_processes_that_all_die_are_an_error_that_says_how(tmp_path, jobs, proce
         decode(tmp_path, jobs)
 
 
-def test_a_full_disk_is_told_by_processes_too(tmp_path, jobs, processes, monkeypatch):
+def test_processes_report_a_full_disk(tmp_path, jobs, processes, monkeypatch):
     plant(tmp_path, monkeypatch, "def full(*_): raise OSError(28, 'full')\nos.pwrite = full")
     with pytest.raises(OSError, match="No space left on device"):
         decode(tmp_path, jobs)

@@ -102,7 +102,7 @@ COPIES = [
 
 @pytest.mark.parametrize("is_encoded_anew", [False, True])
 @pytest.mark.parametrize(("places", "kind"), COPIES)
-def test_a_picture_that_is_there_twice_is_told_by_what_it_spoils(root, places, kind, is_encoded_anew):
+def test_a_duplicate_is_reported_by_what_it_spoils(root, places, kind, is_encoded_anew):
     names = [f"{place}/copy{index}.png" for index, place in enumerate(places)]
     for index, name in enumerate(names):
         picture(99).save(root / name, compress_level=1 + index if is_encoded_anew else 6)
@@ -117,7 +117,7 @@ def test_a_picture_that_is_there_twice_is_told_by_what_it_spoils(root, places, k
     assert all(names[0] in one for one in told)
 
 
-def test_the_same_pixels_in_another_shape_or_turned_are_another_picture(root):
+def test_equal_pixels_in_another_shape_are_another_picture(root):
     pixels = picture(99, 80, 60)
     pixels.save(root / CAT / "a.png")
     Image.frombytes("RGB", (60, 80), pixels.tobytes()).save(root / VAL_CAT / "b.png")
@@ -187,7 +187,7 @@ def test_a_folder_that_changed_since_it_was_prepared_is_noticed(root, capsys):
     assert "records train/val/test 8/8/8; files have changed since" in shown(check_table(result), capsys)
 
 
-def test_few_classes_are_told_one_by_one_and_many_by_split(root, capsys):
+def test_few_classes_are_listed_and_many_summed_by_split(root, capsys):
     assert "dog 4 4 4" in shown(class_counts_table(check(root).counts), capsys)
     counts = {"train": {f"c{index:02}": 10 + index for index in range(30)}, "test": {f"c{i:02}": 5 for i in range(30)}}
     out = shown(class_counts_table(counts), capsys)
@@ -203,7 +203,7 @@ def test_very_many_faults_are_cut_short_and_the_rest_is_counted(root):
     assert rows[-1]["error"] == "and 10 more; --json lists all"
 
 
-def test_progress_is_told_to_the_end_and_seldom(root, monkeypatch):
+def test_progress_is_reported_to_the_end_and_seldom(root, monkeypatch):
     monkeypatch.setattr("raysnap.datasets.inspection.IMAGES_AT_ONCE", 1)
     told = []
     check_dataset(read_folder(root), lambda *facts: told.append(facts))

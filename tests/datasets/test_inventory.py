@@ -52,7 +52,7 @@ def test_a_data_dir_that_is_a_file_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("name", sorted(SOURCES))
-def test_every_named_dataset_says_where_it_is_on_what_terms_and_whether_it_can_be_fetched(tmp_path, name):
+def test_every_named_dataset_states_source_and_terms(tmp_path, name):
     summary = next(one for one in list_datasets(tmp_path) if one.name == name)
     source = SOURCES[name]
     assert (summary.page, summary.licence, summary.overlap) == (source.page, source.licence, source.overlap)
@@ -73,7 +73,7 @@ def test_the_list_fits_the_terminal_and_hides_nothing(tmp_path, capsys, width):
     assert all(source.page in pages and source.licence.replace(" ", "") in pages for source in SOURCES.values())
 
 
-def test_a_dataset_with_other_counts_than_the_official_ones_says_both(tmp_path, capsys):
+def test_counts_that_are_not_official_are_shown_beside_those(tmp_path, capsys):
     shutil.copytree(open_dataset("shapes-shape-a", tmp_path, TINY).root, tmp_path / "fashion-mnist")
     (line,) = (one for one in shown(datasets_table(list_datasets(tmp_path)), 80, capsys) if one.startswith("fashion"))
     assert line.split() == ["fashion-mnist", "yes", "4", "8/4/4", "of", "60000/0/10000"]

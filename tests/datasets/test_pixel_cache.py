@@ -59,7 +59,7 @@ def test_pixels_equal_torchvision_bit_for_bit(tmp_path, suffix, resize_size, cro
 
 @settings(max_examples=300 if IS_DEEP else 40)
 @given(width=st.integers(1, 90), height=st.integers(1, 90), resize_size=st.integers(1, 70), crop=st.floats(0, 1))
-def test_pixels_of_any_form_at_any_size_equal_torchvision_bit_for_bit(width, height, resize_size, crop):
+def test_pixels_of_any_size_equal_torchvision(width, height, resize_size, crop):
     crop_size = max(1, round(crop * resize_size))
     with TemporaryDirectory() as folder:
         dataset = make_dataset(Path(folder), [(width, height), (height, width), (width, width), (1, height)])
@@ -123,7 +123,7 @@ def test_a_cache_opened_for_other_items_is_the_same_cache(tmp_path):
     assert backwards.num_decoded == 0
 
 
-def test_a_changed_image_is_decoded_anew_and_the_stale_cache_goes(tmp_path):
+def test_a_changed_image_replaces_the_outdated_cache(tmp_path):
     dataset = make_dataset(tmp_path, FORMS)
     for resize_size in (32, 48):
         open_cache(dataset, resize_size).load([0])
@@ -144,7 +144,7 @@ def test_the_cache_is_no_part_of_the_dataset(tmp_path):
     assert cache.num_decoded == 0
 
 
-def test_where_the_dataset_cant_be_written_the_users_cache_folder_serves(tmp_path, monkeypatch):
+def test_a_read_only_dataset_is_cached_in_the_users_folder(tmp_path, monkeypatch):
     dataset = make_dataset(tmp_path / "it", FORMS)
     (tmp_path / "it" / ".raysnap").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -169,7 +169,7 @@ def test_pixels_are_on_disk_before_their_records_say_so(tmp_path, monkeypatch):
     assert cache._records["state"].all()
 
 
-def test_a_process_killed_before_its_records_leaves_nothing_that_counts(tmp_path, monkeypatch):
+def test_a_kill_before_the_records_leaves_nothing_present(tmp_path, monkeypatch):
     dataset = make_dataset(tmp_path, FORMS)
 
     def killed(file: int) -> None:
@@ -218,7 +218,7 @@ def test_two_writers_fill_one_cache_at_once(tmp_path):
     assert cache.num_decoded == 0
 
 
-def test_what_another_process_decodes_meanwhile_is_not_decoded_again(tmp_path, monkeypatch):
+def test_what_another_process_decodes_is_not_decoded_again(tmp_path, monkeypatch):
     dataset = make_dataset(tmp_path, FORMS * 10)
     indices = list(range(len(FORMS) * 10))
     mine, other = open_cache(dataset), open_cache(dataset)
@@ -281,7 +281,7 @@ def test_a_file_that_went_missing_is_a_bad_image(tmp_path):
     assert "No such file" in cache.bad[0]
 
 
-def test_more_bad_images_than_the_limit_are_an_error_that_names_some(tmp_path):
+def test_too_many_bad_images_are_an_error_that_names_some(tmp_path):
     dataset = make_dataset(tmp_path, FORMS)
     for item in dataset.splits["train"][:5]:
         item.path.write_bytes(b"")
@@ -292,7 +292,7 @@ def test_more_bad_images_than_the_limit_are_an_error_that_names_some(tmp_path):
 
 
 @pytest.mark.parametrize(("max_bad", "num_allowed"), [(0.5, 5), (0.4, 4), (0.0, 0)])
-def test_the_limit_of_bad_images_is_a_fraction_of_those_asked_for(tmp_path, max_bad, num_allowed):
+def test_the_limit_of_bad_images_is_a_share_of_those_requested(tmp_path, max_bad, num_allowed):
     dataset = make_dataset(tmp_path, FORMS)
     for item in dataset.splits["train"][:5]:
         item.path.write_bytes(b"")

@@ -120,7 +120,7 @@ def test_every_figure_and_every_texture_looks_different():
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_every_class_can_be_told_from_pixels_alone(name):
+def test_every_class_can_be_recognised_from_pixels(name):
     """Same nuisances, another class: the image changes in many pixels, so that there is something to learn."""
     task = TASKS[name]
     images = []
@@ -156,7 +156,7 @@ def test_a_place_that_cant_be_written_is_named(tmp_path):
         draw_task("shapes-shape-a", tmp_path / "file" / "it", TINY)
 
 
-def test_too_few_training_images_for_two_per_class_are_refused_before_anything_is_drawn(tmp_path):
+def test_too_few_training_images_are_refused_before_drawing(tmp_path):
     with pytest.raises(DataError, match=r"shapes\.num_train: expected at least 8, two per class .*, found 7"):
         draw_task("shapes-shape-a", tmp_path / "it", TINY.model_copy(update={"num_train": 7}))
     assert list(tmp_path.iterdir()) == []

@@ -145,7 +145,7 @@ def test_an_archive_within_is_read_where_it_is_asked_for(tmp_path, outer, packin
     assert names == ["a.jpg", "inner.tar", "z.jpg"]
 
 
-def test_memory_does_not_grow_with_the_entries_beyond_their_names(tmp_path):
+def test_memory_grows_only_by_the_names_of_entries(tmp_path):
     path = tmp_path / "archive.tgz"
     path.write_bytes(many_entries(20_000))
     tracemalloc.start()

@@ -73,7 +73,7 @@ def record_of(result: PrepareResult) -> dict:
 
 @pytest.mark.parametrize("form", ["published", "unpacked", "unpacked without the folder on top", "one file"])
 @pytest.mark.parametrize("name", UNPACKED)
-def test_a_dataset_becomes_the_same_image_folder_from_whatever_form_its_source_has(tmp_path, name, form):
+def test_every_form_of_a_source_gives_the_same_folder(tmp_path, name, form):
     reference = prepare(name, write_folder(tmp_path / "reference", UNPACKED[name]()), tmp_path / "a")
     source = write_folder(
         tmp_path / "source", published(name) if form in ("published", "one file") else UNPACKED[name]()
@@ -111,7 +111,7 @@ def test_an_archive_packed_in_another_way_gives_the_same(tmp_path, name, suffix)
 
 
 @pytest.mark.parametrize("name", UNPACKED)
-def test_counts_or_digests_that_are_not_the_published_ones_are_refused_and_told(tmp_path, name):
+def test_other_counts_or_digests_than_published_are_refused(tmp_path, name):
     source = write_folder(tmp_path / "source", UNPACKED[name]())
     refuse(name, source, tmp_path / "data", r"expected .* found .*pass --allow-other-counts", allow_other_counts=False)
     result = prepare(name, source, tmp_path / "data")
@@ -119,7 +119,7 @@ def test_counts_or_digests_that_are_not_the_published_ones_are_refused_and_told(
 
 
 @pytest.mark.parametrize("name", UNPACKED)
-def test_a_source_with_the_published_counts_and_digests_needs_no_leave(tmp_path, name, monkeypatch):
+def test_published_counts_and_digests_need_no_option(tmp_path, name, monkeypatch):
     counts = {split: number for split, number in EXPECTED[name][0].items() if number}
     source = write_folder(tmp_path / "source", UNPACKED[name]())
     num_classes = prepare(name, source, tmp_path / "first").num_classes
@@ -130,7 +130,7 @@ def test_a_source_with_the_published_counts_and_digests_needs_no_leave(tmp_path,
     assert record_of(result)["differences"] == []
 
 
-def test_an_archive_that_is_not_the_published_one_is_refused_though_its_counts_are_right(tmp_path, monkeypatch):
+def test_another_archive_with_the_right_counts_is_refused(tmp_path, monkeypatch):
     source = write_folder(tmp_path / "source", published("food-101"))
     as_published = replace(SOURCES["food-101"], counts={"train": 9, "test": 6}, num_classes=3)
     monkeypatch.setitem(SOURCES, "food-101", as_published)
@@ -286,7 +286,7 @@ def test_two_processes_may_prepare_the_same_at_once(tmp_path):
 # What is kept and what is left out
 
 
-def test_class_names_that_no_folder_can_have_are_kept_in_classes_json(tmp_path):
+def test_class_names_that_no_folder_can_have_are_kept(tmp_path):
     result = prepare("stanford-cars", write_folder(tmp_path / "source", official_sources.cars()), tmp_path / "data")
     names = json.loads((result.dataset.root / "classes.json").read_text())
     assert names["Ram C_V Cargo Van Minivan 2012"] == "Ram C/V Cargo Van Minivan 2012"
@@ -322,7 +322,7 @@ GOLDEN_CALTECH_TEST = [
 ]
 
 
-def test_the_split_of_caltech_101_is_the_same_everywhere_and_without_the_background(tmp_path):
+def test_the_split_of_caltech_101_is_the_same_everywhere(tmp_path):
     result = prepare("caltech-101", write_folder(tmp_path / "source", official_sources.caltech()), tmp_path / "data")
     assert result.dataset.classes == ("Faces_easy", "accordion")
     test = [path for path in images_of(result) if path.startswith("test/")]
@@ -396,7 +396,7 @@ def test_published_digests_are_torchvisions():
 
 @pytest.mark.parametrize("packed", [True, False])
 @pytest.mark.parametrize("place", ["", "raw", "FashionMNIST/raw"])
-def test_fashion_mnist_becomes_an_image_folder_with_every_pixel_kept(tmp_path, packed, place):
+def test_fashion_mnist_keeps_every_pixel(tmp_path, packed, place):
     write_folder(tmp_path / "source" / place, fashion_mnist(packed))
     result = prepare("fashion-mnist", tmp_path / "source", tmp_path / "data")
     assert (result.counts, result.num_classes, result.num_bad) == ({"train": 30, "val": 0, "test": 10}, 10, 0)
@@ -424,7 +424,7 @@ def test_real_fashion_mnist_images_become_an_image_folder(tmp_path):
     assert result.counts["train"] == len(labels_N)
 
 
-def test_one_of_the_files_stands_for_all_four(tmp_path):
+def test_one_of_the_files_finds_all_four(tmp_path):
     source = write_folder(tmp_path / "source", fashion_mnist() | {"another.txt": b""})
     assert (
         prepare("fashion-mnist", source / "train-labels-idx1-ubyte.gz", tmp_path / "data").counts["train"] == NUM_TRAIN
@@ -448,7 +448,7 @@ def test_a_shapes_task_is_prepared_without_a_source(tmp_path):
         ("mnist", ".", "did you mean 'fashion-mnist'"),
     ],
 )
-def test_a_preparation_that_makes_no_sense_is_refused_and_writes_nothing(tmp_path, name, source, message):
+def test_a_wrong_preparation_is_refused_and_writes_nothing(tmp_path, name, source, message):
     write_folder(tmp_path / "files", {"notes.txt": b""})
     refuse(name, source and tmp_path / "files" / source, tmp_path / "data", message)
     assert not (tmp_path / "data").exists()

@@ -176,13 +176,13 @@ def test_a_file_arrives_whole_and_is_not_fetched_again(server, tmp_path, digest)
     assert server.requests[0][1]["Accept-Encoding"] == "identity"
 
 
-def test_a_file_that_is_there_and_damaged_is_fetched_anew(server, tmp_path):
+def test_a_damaged_file_is_downloaded_again(server, tmp_path):
     server.answers = [whole()]
     (tmp_path / "data.bin").write_bytes(CONTENT[:-1])
     assert get(server, tmp_path).read_bytes() == CONTENT
 
 
-def test_progress_is_told_in_whole_units_and_not_too_often(server, tmp_path):
+def test_progress_is_reported_in_whole_units_and_seldom(server, tmp_path):
     server.answers = [whole(CONTENT * 3)]
     told = []
     digest = f"md5:{hashlib.md5(CONTENT * 3).hexdigest()}"
@@ -256,26 +256,26 @@ def test_nothing_for_too_long_ends_any_number_of_attempts(server, tmp_path):
     assert time.monotonic() - began_s < 60
 
 
-def test_nobody_there_is_told_in_one_line(tmp_path):
+def test_a_missing_server_is_reported_in_one_line(tmp_path):
     gone = SourceFile("data.bin", "http://127.0.0.1:9/data.bin", MD5)
     with pytest.raises(DataError, match=r"found a refused connection \(3.attempts in a row\)"):
         download(gone, tmp_path, patience=SHORT)
 
 
-def test_what_was_cut_is_resumed_on_condition_that_the_file_is_the_same(server, tmp_path):
+def test_a_cut_download_resumes_if_the_file_is_the_same(server, tmp_path):
     server.answers = [cut(300_000), rest(until=700_000), rest()]
     assert get(server, tmp_path).read_bytes() == CONTENT
     assert server.ranges() == [None, "bytes=300000-", "bytes=700000-"]
     assert server.requests[1][1]["If-Range"] == '"one"'
 
 
-def test_every_attempt_that_brings_something_begins_the_count_anew(server, tmp_path):
+def test_an_attempt_that_brings_something_resets_the_count(server, tmp_path):
     ends = range(100_000, 1_000_000, 100_000)
     server.answers = [cut(50_000), *(rest(until=end) for end in ends), rest()]
     assert get(server, tmp_path).read_bytes() == CONTENT
 
 
-def test_a_later_call_goes_on_where_an_earlier_one_gave_up(server, tmp_path):
+def test_a_later_call_resumes_where_an_earlier_one_gave_up(server, tmp_path):
     server.answers = [cut(300_000), status(500)]
     with pytest.raises(DataError, match=r"300.kB are kept and the next call resumes there"):
         get(server, tmp_path)
@@ -315,7 +315,7 @@ STARTS_ANEW = {
 
 
 @pytest.mark.parametrize("case", STARTS_ANEW)
-def test_a_part_that_may_be_of_another_file_is_begun_anew(server, tmp_path, case):
+def test_a_part_that_may_be_of_another_file_is_restarted(server, tmp_path, case):
     server.answers = STARTS_ANEW[case]
     assert get(server, tmp_path).read_bytes() == CONTENT
     resumes = "weak" not in case and "nothing" not in case
@@ -329,7 +329,7 @@ def test_last_modified_serves_where_there_is_no_etag(server, tmp_path):
     assert server.requests[1][1]["If-Range"] == date
 
 
-def test_a_file_without_a_published_digest_is_pinned_at_first_sight(server, tmp_path):
+def test_a_file_without_a_published_digest_is_pinned(server, tmp_path):
     server.answers = [whole()]
     path = get(server, tmp_path, digest=None)
     assert json.loads((tmp_path / "data.bin.pin.json").read_text())["digest"] == SHA256
@@ -366,7 +366,7 @@ def test_what_may_be_a_login_page_or_a_piece_is_not_pinned(server, tmp_path):
     assert get(server, tmp_path, digest=MD5).read_bytes() == CONTENT
 
 
-def test_a_full_disk_is_told_before_a_byte_is_written(server, tmp_path, monkeypatch):
+def test_a_full_disk_is_reported_before_a_byte_is_written(server, tmp_path, monkeypatch):
     server.answers = [whole()]
     monkeypatch.setattr(downloads, "FREE_BYTES", 10**18)
     with pytest.raises(DataError, match=r"can't be written: 1000.PB are needed, .* are free; free space there"):
@@ -374,7 +374,7 @@ def test_a_full_disk_is_told_before_a_byte_is_written(server, tmp_path, monkeypa
     assert names_in(tmp_path) == []
 
 
-def test_a_folder_that_is_a_file_is_told_in_one_line(server, tmp_path):
+def test_a_file_in_place_of_the_folder_is_reported_in_one_line(server, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(DataError, match=r"file/data.bin: can't be written"):
         get(server, tmp_path / "file")
@@ -394,7 +394,7 @@ UNSAFE = [
 
 
 @pytest.mark.parametrize(("url", "first_url"), UNSAFE)
-def test_nothing_but_https_is_asked_for_and_http_only_on_this_machine(url, first_url):
+def test_only_https_is_used_and_http_on_this_machine(url, first_url):
     with pytest.raises(DataError, match="expected an https address"):
         downloads._refuse_unsafe(url, first_url)
 

@@ -91,7 +91,7 @@ def test_either_byte_order_is_read(mark, order):
 
 
 @pytest.mark.parametrize("case", HOSTILE)
-def test_a_hostile_file_is_refused_in_one_line_and_little_is_held(case):
+def test_a_hostile_file_is_refused_with_little_memory(case):
     tracemalloc.start()
     try:
         with pytest.raises(DataError, match="^here.mat: expected ") as caught:
