@@ -14,7 +14,7 @@ from raysnap.system import num_cpus, package_version
 
 
 def describe_environment() -> dict[str, Any]:
-    """Versions, processors and the commit that a result depends on."""
+    """Return the versions, processors and commit that a result depends on."""
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     versions = {name: package_version(name) for name in ("raysnap", "torch", "torchvision", "ray")}
     return versions | {
@@ -36,7 +36,7 @@ def _cpu_name() -> str:
 
 
 def _commit() -> str | None:
-    """The commit of the checkout that raysnap runs from; None for an installed package."""
+    """Return the commit of the checkout that raysnap runs from; None for an installed package."""
     here = Path(__file__).resolve().parents[1]
     if not (here.parent / ".git").exists():
         return None

@@ -8,7 +8,7 @@ from typing import Any
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The JSON objects in a file of JSON lines; what a crash tore, and a missing file, count as nothing."""
+    """Return the JSON objects in a file of JSON lines; truncated lines and a missing file count as nothing."""
     try:
         lines = path.read_bytes().splitlines()
     except FileNotFoundError:

@@ -1,6 +1,6 @@
-"""A run's folder: what was asked (`config.yaml`, `trials.jsonl`), where (`env.json`) and what came (`results.jsonl`).
+"""A run directory: what was asked (`config.yaml`, `trials.jsonl`), where it ran (`env.json`), and `results.jsonl`.
 
-Whole files appear by rename; rows are appended in one write each, and a row that a crash tore is dropped when read.
+Whole files appear by rename; rows are appended in one write each, and a row truncated by a crash is dropped when read.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ CONFIG_NAME = "config.yaml"
 
 
 class RunDirectory:
-    """One run's records; rows may be added by one driver at a time."""
+    """The records of one run; only one driver at a time may add rows."""
 
     def __init__(self, path: Path):
         self.path = path
 
     @classmethod
     def open(cls, config: Config, path: Path, *, resume: bool) -> RunDirectory:
-        """A new run's folder, or with `resume` the one in which the same job was begun.
+        """Create a new run directory, or with `resume` open the one in which the same job was started.
 
         Raises:
-            ConfigError: the folder holds another run, or something that is no run.
+            ConfigError: the folder holds another run, or something other than a run.
         """
         check_run_dir(config, path, resume=resume)
         try:
@@ -50,7 +50,7 @@ class RunDirectory:
         return run
 
     def rows(self) -> list[dict[str, Any]]:
-        """The rows of `results.jsonl` that were written whole, in order."""
+        """Return the rows of `results.jsonl` that were written whole, in order."""
         return read_rows(self.path / "results.jsonl")
 
     def trial_rows(self) -> list[TrialRow]:
@@ -58,28 +58,28 @@ class RunDirectory:
         return latest_trial_rows(self.rows())
 
     def add_row(self, row: Mapping[str, Any]) -> None:
-        """Appends a row; it is on the disk when this returns."""
+        """Append a row; it is on the disk when this returns."""
         line = json.dumps(row, allow_nan=False, default=_plain).encode() + b"\n"
         file = os.open(self.path / "results.jsonl", os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
         try:
             end = os.lseek(file, 0, os.SEEK_END)
             if end and os.pread(file, 1, end - 1) != b"\n":
                 line = b"\n" + line
-            while line:  # a disk that fills up takes a part, and the next call says so
+            while line:  # a disk that fills up takes a part, and the next call raises
                 line = line[os.write(file, line) :]
             os.fsync(file)
         finally:
             os.close(file)
 
     def write_trials(self, trials: Iterable[Config]) -> None:
-        """Writes the trial list, a JSON line each."""
+        """Write the trial list, one JSON line each."""
         text = "".join(json.dumps(trial.model_dump(mode="json")) + "\n" for trial in trials)
         write_atomically(self.path / "trials.jsonl", text)
 
     def write_env(
         self, seed: int, started: str, wall_s: float | None, stages_s: dict[str, float], **facts: Any
     ) -> None:
-        """Writes what the run ran on, how long its stages took, and further facts that are the same for many rows."""
+        """Write what the run ran on, how long its stages took, and further facts that many rows share."""
         document = describe_environment() | {
             "seed": seed,
             "started": started,
@@ -92,33 +92,33 @@ class RunDirectory:
 
 
 def check_run_dir(config: Config, path: Path, *, resume: bool) -> None:
-    """Passes when a job may keep its records in `path`, as `RunDirectory.open` says; writes nothing.
+    """Check that a job may keep its records in `path`, as `RunDirectory.open` says; write nothing.
 
     Raises:
-        ConfigError: the folder holds another run, or something that is no run, or can't be made.
+        ConfigError: the folder holds another run or something other than a run, or can't be created.
     """
-    standing = next(one for one in (path, *path.absolute().parents) if one.exists())
-    if not standing.is_dir():
-        raise ConfigError(f"run_dir {path}: expected a folder, found the file {standing}; choose another run_dir=")
-    if not os.access(standing, os.W_OK | os.X_OK):
-        raise ConfigError(f"run_dir {path}: the folder {standing} can't be written; choose another run_dir=")
-    begun = path / CONFIG_NAME
-    if not begun.exists():
+    existing = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
+    if not existing.is_dir():
+        raise ConfigError(f"run_dir {path}: expected a folder, found the file {existing}; choose another run_dir=")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise ConfigError(f"run_dir {path}: the folder {existing} can't be written; choose another run_dir=")
+    config_path = path / CONFIG_NAME
+    if not config_path.exists():
         if path.is_dir() and any(path.glob("*.jsonl")):
             raise ConfigError(f"run_dir {path}: holds rows but no {CONFIG_NAME}; choose another run_dir=")
         return
     if not resume:
         raise ConfigError(f"run_dir {path}: already holds a run; add --resume to finish it, or choose another run_dir=")
-    before, now = read_yaml(begun), config.model_dump(mode="json")
+    before, now = read_yaml(config_path), config.model_dump(mode="json")
     changed = [key for key in now if key != "resources" and before.get(key) != now[key]]
     if changed:
         key = changed[0]
         raise ConfigError(
-            f"run_dir {path}: {key}: the run was begun with {before.get(key)!r}, found {now[key]!r}; resume with the "
+            f"run_dir {path}: {key}: the run was started with {before.get(key)!r}, found {now[key]!r}; resume with the "
             "same configuration, or choose another run_dir="
         )
 
 
 def _plain(value: Any) -> Any:
-    """numpy's and torch's scalars as Python's."""
+    """Return a scalar of numpy or torch as Python's."""
     return value.item()

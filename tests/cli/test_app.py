@@ -561,7 +561,7 @@ def test_a_run_that_was_begun_is_refused_before_ray_starts(here, capsys):
     assert main(["generate", "job.yaml"]) == 2
     assert "already holds a run; add --resume to finish it" in capsys.readouterr().err
     assert main(["generate", "job.yaml", "--resume", "seed=4"]) == 2
-    assert "seed: the run was begun with 0, found 4" in capsys.readouterr().err
+    assert "seed: the run was started with 0, found 4" in capsys.readouterr().err
     assert listing(here) == before
 
 

@@ -97,7 +97,7 @@ def trained_undisturbed(driver: Driver, directory: Path) -> dict[str, list[str]]
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_a_driver_that_is_stopped_again_and_again_finishes_and_repeats_nothing(ray_local, tmp_path, seed):
+def test_a_repeatedly_stopped_driver_finishes_without_repeats(ray_local, tmp_path, seed):
     driver = Driver(tmp_path, seed)
     address = ray.get_runtime_context().gcs_address
     for fault, exit_code, address_of_run in [
@@ -132,7 +132,7 @@ def test_a_driver_that_is_stopped_again_and_again_finishes_and_repeats_nothing(r
 
 
 @pytest.mark.parametrize("name", ["pair", *(["killed"] if DEEP else [])])
-def test_a_group_of_two_workers_trains_the_model_that_one_process_trains(ray_local, tmp_path, name):
+def test_two_workers_train_the_model_that_one_process_trains(ray_local, tmp_path, name):
     store = Store.open(tmp_path / "store", create=True)
     base = store_base(store, "random", "resnet18", 4, 0, fault_jobs.PREPROCESSING)
     store.set_ref("base", base)
@@ -165,7 +165,7 @@ def head(checkpoint_dir: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.xdist_group("ray_local")  # nodes of its own, beside which no other Ray may run
-def test_trials_spread_over_two_nodes_and_outlive_the_death_of_one(tmp_path):
+def test_trials_spread_over_two_nodes_and_survive_one(tmp_path):
     script = SUPPORT / "fault_cluster.py"
     command = [sys.executable, str(script), str(tmp_path)]
     finished = subprocess.run(command, capture_output=True, text=True, timeout=300)

@@ -62,7 +62,7 @@ def test_an_easy_task_is_learned(precision):
         ("resnet18", 8, {"mixup_alpha": 0.4, "cutmix_alpha": 1.0, "micro_batch_size": 3, "precision": "float16"}),
     ],
 )
-def test_a_fine_tune_that_was_killed_goes_on_as_if_it_had_not_been(tmp_path, architecture, num_frozen, changes):
+def test_a_killed_fine_tune_resumes_as_if_undisturbed(tmp_path, architecture, num_frozen, changes):
     config = TrainConfig(**{"epochs": 3, "batch_size": 8, "deterministic": True, "checkpoint_every": 1} | changes)
 
     def save_and_die(entry, save):

@@ -58,7 +58,7 @@ def finished(ray_local, tmp_path_factory):
     return config, run(config)
 
 
-def test_every_trial_is_a_row_and_a_named_snapshot_with_its_lineage(finished):
+def test_every_trial_is_a_row_and_a_snapshot_with_lineage(finished):
     config, summary = finished
     store = Store.open(config.store)
     rows = read_rows(config.run_dir / "results.jsonl")
@@ -75,7 +75,7 @@ def test_every_trial_is_a_row_and_a_named_snapshot_with_its_lineage(finished):
     assert store.verify()["ok"]
 
 
-def test_tensorboard_reads_each_trials_curves_by_epoch_and_nothing_else(finished):
+def test_tensorboard_reads_only_each_trials_curves_by_epoch(finished):
     config, _ = finished
     for row in read_rows(config.run_dir / "results.jsonl"):
         stage = "base" if row["role"] == "base" else "trials"
@@ -106,7 +106,7 @@ def test_checkpoints_are_let_go_once_the_store_holds_them(finished):
     assert list((config.run_dir / "ray").rglob("events.out.tfevents*")), "TensorBoard has something to show"
 
 
-def test_outputs_of_frozen_blocks_are_cached_beside_the_data_for_all_trials(finished):
+def test_frozen_outputs_are_cached_beside_the_data(finished):
     config, _ = finished
     assert all(list((config.data_dir / name).rglob("outputs.bin")) for name in config.datasets)
     for row in read_rows(config.run_dir / "results.jsonl"):
@@ -122,14 +122,14 @@ def test_the_run_directory_says_what_ran_where(finished):
     assert len((config.run_dir / "trials.jsonl").read_text().splitlines()) == 4
 
 
-def test_resuming_a_finished_run_trains_nothing_and_a_changed_one_is_refused(finished):
+def test_resuming_a_finished_run_trains_nothing(finished):
     config, summary = finished
     before = (config.run_dir / "results.jsonl").read_bytes()
     assert run(config, resume=True).snapshots == summary.snapshots
     assert (config.run_dir / "results.jsonl").read_bytes() == before
     with pytest.raises(ConfigError, match="already holds a run; add --resume"):
         run(config)
-    with pytest.raises(ConfigError, match="seed: the run was begun with 0, found 1"):
+    with pytest.raises(ConfigError, match="seed: the run was started with 0, found 1"):
         run(config.model_copy(update={"seed": 1}), resume=True)
 
 

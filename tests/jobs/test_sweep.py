@@ -98,7 +98,7 @@ def test_every_trial_is_one_row_whatever_became_of_it(finished):
     assert rows["004"]["point"] == {"train.optimizer": "sgd", "train.lr": 100, "train.epochs": 30}
 
 
-def test_the_best_alone_is_in_the_store_with_its_metrics_and_lineage(finished):
+def test_only_the_best_is_stored_with_metrics_and_lineage(finished):
     config, summary = finished
     rows = rows_of(config)
     done = [row for row in rows.values() if row["status"] == "done"]
@@ -139,7 +139,7 @@ def test_nothing_is_left_of_checkpoints_and_the_report_stands(finished):
     assert "<html" in write_report(config.run_dir).read_text()
 
 
-def test_resuming_repeats_nothing_that_ended_and_tries_again_what_failed(finished):
+def test_resuming_retries_only_what_failed(finished):
     config, summary = finished
     before = (config.run_dir / "results.jsonl").read_text()
     again = run(config, resume=True)
@@ -215,7 +215,7 @@ def test_asha_stops_bad_trials_and_leaks_no_resources(ray_local, tmp_path):
     assert [json.loads(line)["status"] for line in added.splitlines()] == ["diverged"], "what was stopped stays so"
 
 
-def test_pbt_hands_good_weights_to_bad_trials_which_go_on_with_rates_of_their_own(ray_local, tmp_path):
+def test_pbt_copies_good_weights_and_perturbs_rates(ray_local, tmp_path):
     config = job(
         tmp_path,
         {"train.lr": {"loguniform": [1e-9, 1e-2]}},
@@ -266,7 +266,7 @@ def test_a_time_budget_ends_what_runs_and_leaves_what_waits(ray_local, tmp_path)
 # Optuna
 
 
-def test_optuna_suggests_one_by_one_and_a_resumed_sweep_asks_for_the_rest(ray_local, tmp_path):
+def test_a_resumed_optuna_sweep_asks_for_the_rest(ray_local, tmp_path):
     pytest.importorskip("optuna")
     space = {
         "train.optimizer": {"choice": ["adam", "sgd"]},

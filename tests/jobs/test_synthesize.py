@@ -28,7 +28,7 @@ def finished(tmp_path_factory):
     return config, run(config)
 
 
-def test_there_are_exactly_as_many_distinct_snapshots_as_asked_for(finished):
+def test_there_are_as_many_distinct_snapshots_as_asked_for(finished):
     config, summary = finished
     store = Store.open(config.store)
     assert len(set(summary.snapshots)) == 12
@@ -37,7 +37,7 @@ def test_there_are_exactly_as_many_distinct_snapshots_as_asked_for(finished):
     assert store.verify()["ok"]
 
 
-def test_a_snapshot_is_its_parents_blocks_under_as_many_fresh_ones_as_drawn(finished):
+def test_a_snapshot_is_its_parent_under_fresh_top_blocks(finished):
     config, _ = finished
     store = Store.open(config.store)
     parents = set()
@@ -110,7 +110,7 @@ def test_a_file_of_weights_can_be_the_base(finished, tmp_path):
         ({"retrain": {"distribution": "fixed", "values": [9]}}, ConfigError),
     ],
 )
-def test_what_can_not_be_made_is_refused_before_anything_is_written(tmp_path, changes, error):
+def test_impossible_jobs_are_refused_before_any_write(tmp_path, changes, error):
     with pytest.raises(error):
         run(job(tmp_path, **changes))
     assert not list(tmp_path.iterdir())

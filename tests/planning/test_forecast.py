@@ -33,7 +33,7 @@ def forecast_of(config: GenerateConfig) -> forecast_module.Forecast:
     return forecast(config, plan_generate(config))
 
 
-def test_flops_are_a_forward_of_everything_and_twice_that_of_what_is_trained(tmp_path):
+def test_flops_are_one_forward_and_two_of_what_is_trained(tmp_path):
     found = forecast_of(job(tmp_path, num_snapshots=1, prefix_cache_bytes=0))
     *body, head = (shape.flops for shape in block_shapes("resnet18", 32))
     head *= 4 / 1000
@@ -43,7 +43,7 @@ def test_flops_are_a_forward_of_everything_and_twice_that_of_what_is_trained(tmp
     assert found.cpu_s > 1
 
 
-def test_cached_outputs_of_frozen_blocks_run_once_and_are_shared_by_trials(tmp_path):
+def test_cached_outputs_are_computed_once_for_all_trials(tmp_path):
     *frozen, _ = block_shapes("resnet18", 32)
     head_flops = block_shapes("resnet18", 32)[-1].flops * 4 / 1000
     for num_snapshots in (1, 2):
@@ -64,7 +64,7 @@ def test_shared_blocks_count_once(tmp_path):
     assert found.store_bytes == pytest.approx(model_bytes + trained_bytes, abs=2)
 
 
-def test_a_drawn_dataset_is_counted_as_it_is_and_one_to_be_drawn_as_it_will_be(tmp_path):
+def test_generated_and_missing_datasets_are_counted_alike(tmp_path):
     config = job(tmp_path)
     before = forecast_of(config)
     draw_task("shapes-shape-a", config.data_dir / "shapes-shape-a", config.shapes)
@@ -87,7 +87,7 @@ def test_weights_that_torch_hub_lacks_are_named(tmp_path, monkeypatch):
     assert forecast_of(config).to_download == ("resnet34-b627a593.pth",)
 
 
-def test_what_does_not_fit_the_disk_is_refused_by_the_key_that_takes_most(tmp_path, monkeypatch):
+def test_what_exceeds_the_disk_is_refused_by_its_largest_key(tmp_path, monkeypatch):
     config = job(tmp_path)
     needed = forecast_of(config)
     check_room(config, needed)

@@ -40,7 +40,7 @@ def suggestions(study: Study) -> list[Trial]:
     return found
 
 
-def test_every_suggestion_is_a_trial_of_the_space_and_there_are_as_many_as_were_wanted():
+def test_a_study_suggests_as_many_trials_of_the_space_as_asked():
     found = suggestions(Study(CONFIG, 12, make))
     assert [trial.id[:3] for trial in found] == [f"{number:03d}" for number in range(1, 13)]
     for trial in found:
@@ -51,11 +51,11 @@ def test_every_suggestion_is_a_trial_of_the_space_and_there_are_as_many_as_were_
     assert {trial.train.optimizer for trial in found} == {"adam", "sgd"}
 
 
-def test_the_same_seed_and_the_same_results_give_the_same_suggestions():
+def test_same_seed_and_results_give_the_same_suggestions():
     assert suggestions(Study(CONFIG, 6, make)) == suggestions(Study(CONFIG, 6, make))
 
 
-def test_a_study_that_goes_on_holds_the_very_points_that_were_and_suggests_others():
+def test_a_resumed_study_keeps_its_points_and_suggests_others():
     before = suggestions(Study(CONFIG, 5, make))
     study = Study(CONFIG, 12, make, before, {before[0].id: 0.5, before[2].id: 0.25})
     told = {trial.number: trial for trial in study._study.trials}

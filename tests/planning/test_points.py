@@ -39,7 +39,7 @@ def refusal(config: SweepConfig) -> str:
     return str(caught.value)
 
 
-def test_grids_are_combined_in_the_order_they_stand_in_the_last_changing_first():
+def test_grids_combine_in_order_the_last_changing_first():
     found = shown(job({"train.lr": {"grid": [0.1, 0.2]}, "train.optimizer": {"grid": ["adam", "sgd"]}}))
     assert [(one["train.lr"], one["train.optimizer"]) for one in found] == [
         (0.1, "adam"),
@@ -49,7 +49,7 @@ def test_grids_are_combined_in_the_order_they_stand_in_the_last_changing_first()
     ]
 
 
-def test_lists_of_architectures_and_datasets_are_grids_unless_the_space_says_otherwise():
+def test_lists_are_grids_unless_the_space_says_otherwise():
     several = {"architectures": ["resnet18", "resnet34"], "datasets": ["shapes-shape-a", "shapes-shape-b"]}
     found = trials(job({"train.lr": {"grid": [0.1, 0.2]}}, **several))
     assert len({(one.architecture, one.dataset, one.train.lr) for one in found}) == len(found) == 8
@@ -57,7 +57,7 @@ def test_lists_of_architectures_and_datasets_are_grids_unless_the_space_says_oth
     assert {one.architecture for one in alone} == {"resnet34"}
 
 
-def test_samples_repeat_the_grid_with_seeds_of_their_own_and_trials_of_one_share_theirs():
+def test_trials_of_one_sample_share_a_seed():
     found = trials(job({"train.lr": {"grid": [0.1, 0.2]}}, num_samples=3))
     assert [(one.sample, one.train.lr) for one in found] == [(s, lr) for s in (1, 2, 3) for lr in (0.1, 0.2)]
     assert [len({one.seed for one in found if one.sample == sample}) for sample in (1, 2, 3)] == [1, 1, 1]
@@ -106,7 +106,7 @@ def test_draws_are_those_that_their_names_say():
     assert [counts[index] / 2000 for index in range(9)] == pytest.approx(expected, abs=0.04)
 
 
-def test_a_value_may_hang_on_another_and_keeps_its_own_where_no_condition_holds():
+def test_a_value_without_a_met_condition_keeps_its_own():
     space = {
         "train.momentum": {"when": {"train.optimizer": "sgd"}, "grid": [0.8, 0.9]},
         "train.lr": [
@@ -150,7 +150,7 @@ def test_a_grid_may_hang_on_chance():
     num_samples=st.integers(1, 3),
     condition=st.integers(0, 3),
 )
-def test_every_combination_stands_once_and_every_id_is_a_ref_name(sizes, num_samples, condition):
+def test_every_combination_occurs_once_under_a_valid_ref_name(sizes, num_samples, condition):
     keys = ["train.lr", "train.momentum", "train.weight_decay", "train.label_smoothing"]
     space = {key: {"grid": [0.1 + 0.01 * n for n in range(size)]} for key, size in zip(keys, sizes, strict=False)}
     found = trials(job(space, num_samples=num_samples))
@@ -187,7 +187,7 @@ def test_an_override_of_a_key_of_the_space_takes_its_place(tmp_path):
         load_config(path, ["space.train.lrr={grid: [0.3]}"], SweepConfig)
 
 
-def test_a_dumped_sweep_loads_as_an_equal_one_with_the_same_points(tmp_path):
+def test_a_dumped_sweep_loads_equal_with_the_same_points(tmp_path):
     space = RANDOM_SPACE | {
         "base": {"grid": {"warm": {"weights": "a"}, "cold": {"weights": "random"}}},
         "train.momentum": [{"when": {"base": "warm"}, "grid": [0.1, 0.2]}, {"choice": [0.3]}],
@@ -249,7 +249,7 @@ def test_a_point_that_does_not_fit_is_one_line(space, fields, message):
 # Plans
 
 
-def test_every_start_that_points_name_is_a_base_of_its_own_and_trials_know_theirs(tmp_path):
+def test_every_start_of_the_points_is_a_base_of_its_trials(tmp_path):
     space = {
         "base": {
             "grid": {
@@ -269,7 +269,7 @@ def test_every_start_that_points_name_is_a_base_of_its_own_and_trials_know_their
     assert not list(tmp_path.iterdir())
 
 
-def test_a_breeding_population_saves_as_often_as_it_breeds_and_is_not_too_small(tmp_path):
+def test_pbt_saves_at_each_perturbation_and_needs_four_trials(tmp_path):
     fields = {"scheduler": "pbt", "perturb_epochs": 3, "store": tmp_path / "s", "data_dir": tmp_path}
     space = {"train.lr": {"loguniform": [1e-4, 1e-1]}}
     plan = plan_sweep(job(space, num_samples=4, **fields))
@@ -286,7 +286,7 @@ STUDIES = {
 
 
 @pytest.mark.parametrize("study", STUDIES)
-def test_a_study_is_what_it_says_and_its_small_sibling_asks_the_same(study):
+def test_a_shipped_sweep_and_its_small_sibling_ask_the_same(study):
     num_trials, architectures, batch_sizes, epochs = STUDIES[study]
     config = load_config(find_config(study), [], SweepConfig)
     found = trials(config)

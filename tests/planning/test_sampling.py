@@ -33,7 +33,7 @@ def drawn(count: int = 20_000, architecture: str = "resnet18", seed: int = 0, **
     return draw_retrain_indices(RetrainConfig(**fields), architecture, count, np.random.default_rng(seed))
 
 
-def test_the_same_seed_gives_the_same_list_and_another_seed_another():
+def test_the_seed_determines_the_trial_list():
     assert sample_trials(job()) == sample_trials(job())
     lists = [tuple(trial.retrain_index for trial in sample_trials(job(40, seed=seed))) for seed in range(5)]
     assert len(set(lists)) == 5
@@ -41,7 +41,7 @@ def test_the_same_seed_gives_the_same_list_and_another_seed_another():
     assert len(seeds) == 200
 
 
-def test_the_list_is_pinned_so_that_it_is_the_same_on_any_machine():
+def test_the_trial_list_is_the_same_on_any_machine():
     assert [(trial.id, trial.seed) for trial in sample_trials(job(4))] == PINNED
 
 
@@ -101,7 +101,7 @@ def test_what_is_not_retrained_is_frozen_with_the_stem(architecture):
 
 
 @pytest.mark.parametrize("pretraining", [None, {"dataset": "some/where", "train": {"epochs": 9}}])
-def test_each_architecture_gets_one_base_that_trains_everything_or_nothing(pretraining):
+def test_each_architecture_gets_one_base(pretraining):
     bases = base_trials(job(base={"weights": "random", "pretraining": pretraining}))
     assert [trial.architecture for trial in bases] == ["resnet18", "resnet50"]
     for trial in bases:
@@ -116,7 +116,7 @@ def test_each_architecture_gets_one_base_that_trains_everything_or_nothing(pretr
     ("distribution", "share", "spread"),
     [("top_layers", 0.10, 2), ("twenty_five_percent", 0.25, 2), ("fifty_percent", 0.50, 4)],
 )
-def test_a_truncated_normal_has_the_mean_and_spread_that_its_name_says(architecture, distribution, share, spread):
+def test_a_truncated_normal_has_the_named_mean_and_spread(architecture, distribution, share, spread):
     indices = np.array(drawn(architecture=architecture, distribution=distribution))
     num_blocks = num_body_blocks(architecture)
     mean = share * (num_blocks + 1)
@@ -160,7 +160,7 @@ def test_a_longer_draw_begins_with_the_shorter(count, longer, seed):
         assert drawn(count, seed=seed, distribution=distribution) == whole[:count]
 
 
-def test_a_fixed_value_beyond_the_blocks_of_one_architecture_is_refused():
+def test_a_fixed_value_above_the_number_of_blocks_is_refused():
     config = job(retrain={"distribution": "fixed", "values": (4, 16)})
     with pytest.raises(ConfigError, match=r"retrain\.values: expected at most 8, the blocks of resnet18 .*found 16"):
         sample_trials(config)
@@ -190,7 +190,7 @@ def test_a_slug_is_the_last_part_in_plain_characters(name, expected):
     assert slug(name) == expected
 
 
-def test_a_fixed_value_stands_for_a_round_so_that_every_dataset_gets_every_value():
+def test_every_dataset_gets_every_fixed_value():
     config = job(
         architectures=["resnet18", "resnet34"],
         datasets=["shapes-shape-a", "shapes-colour-a"],

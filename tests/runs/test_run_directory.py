@@ -56,14 +56,14 @@ def test_resuming_what_was_never_begun_begins_it(tmp_path):
 @pytest.mark.parametrize(
     ("update", "message"),
     [
-        ({"seed": 4}, r"seed: the run was begun with 3, found 4"),
-        ({"datasets": ("pets",)}, r"datasets: the run was begun with \['pets', '1e-3', 'no'\], found \['pets'\]"),
-        ({"num_snapshots": 9}, r"num_snapshots: the run was begun with 8, found 9"),
-        ({"store": Path("elsewhere")}, r"store: the run was begun with 'store', found 'elsewhere'"),
-        ({"train": CONFIG.train.model_copy(update={"epochs": 1})}, r"train: the run was begun with .*'epochs': 5"),
+        ({"seed": 4}, r"seed: the run was started with 3, found 4"),
+        ({"datasets": ("pets",)}, r"datasets: the run was started with \['pets', '1e-3', 'no'\], found \['pets'\]"),
+        ({"num_snapshots": 9}, r"num_snapshots: the run was started with 8, found 9"),
+        ({"store": Path("elsewhere")}, r"store: the run was started with 'store', found 'elsewhere'"),
+        ({"train": CONFIG.train.model_copy(update={"epochs": 1})}, r"train: the run was started with .*'epochs': 5"),
     ],
 )
-def test_a_changed_configuration_is_refused_by_the_key_that_changed(tmp_path, update, message):
+def test_a_changed_configuration_is_refused_naming_its_key(tmp_path, update, message):
     begin(tmp_path)
     with pytest.raises(ConfigError, match=message):
         begin(tmp_path, CONFIG.model_copy(update=update), resume=True)
@@ -82,7 +82,7 @@ def test_a_run_may_go_on_with_other_resources(tmp_path):
         ("results.jsonl", "{}\n", r"holds rows but no config\.yaml"),
         ("config.yaml", "a: [", r"not valid YAML|already holds a run"),
         ("config.yaml", "", r"found nothing|already holds a run"),
-        ("config.yaml", "kind: bench", r"begun with|already holds a run"),
+        ("config.yaml", "kind: bench", r"started with|already holds a run"),
     ],
 )
 def test_a_folder_that_is_no_run_is_refused_and_left_alone(tmp_path, name, content, message, resume):
@@ -137,7 +137,7 @@ def test_rows_come_back_in_order(tmp_path_factory, written):
     assert run.rows() == written
 
 
-def test_a_row_torn_anywhere_is_dropped_and_the_next_one_is_whole(tmp_path):
+def test_a_row_torn_anywhere_is_dropped_and_the_next_is_whole(tmp_path):
     run = begin(tmp_path)
     run.add_row({"trial": "a", "text": "é\n…"})
     path = tmp_path / "results.jsonl"
@@ -149,7 +149,7 @@ def test_a_row_torn_anywhere_is_dropped_and_the_next_one_is_whole(tmp_path):
         assert [row["trial"] for row in run.rows()] == ["a", "b"]
 
 
-def test_a_row_that_lacks_only_its_line_end_counts_and_stays_apart(tmp_path):
+def test_a_row_without_a_line_end_counts_and_stays_apart(tmp_path):
     path = tmp_path / "results.jsonl"
     path.write_bytes(b'{"trial": "a"}')
     run = RunDirectory(tmp_path)
@@ -171,7 +171,7 @@ def test_a_row_written_in_parts_is_written_whole(tmp_path, monkeypatch):
     assert run.rows() == [{"trial": "a"}]
 
 
-def test_a_number_that_json_cannot_say_is_refused_before_anything_is_written(tmp_path):
+def test_nan_in_a_row_is_refused_before_anything_is_written(tmp_path):
     run = RunDirectory(tmp_path)
     with pytest.raises(ValueError, match="not JSON compliant"):
         run.add_row({"loss": float("nan")})
@@ -196,7 +196,7 @@ def test_trials_are_a_json_line_each(tmp_path):
     assert [row["id"] for row in read_rows(tmp_path / "trials.jsonl")] == [trial.id for trial in trials]
 
 
-def test_the_environment_says_what_a_result_depends_on_and_no_secret(tmp_path, monkeypatch):
+def test_the_environment_has_what_results_depend_on(tmp_path, monkeypatch):
     monkeypatch.setenv("RAY_AUTH_TOKEN", "hunter2")
     run = RunDirectory(tmp_path)
     run.write_env(7, "2026-01-01T00:00:00Z", None, {})

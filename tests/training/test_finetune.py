@@ -44,9 +44,7 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("architecture", FAMILIES)
-def test_frozen_blocks_of_every_family_keep_the_bases_digests_and_the_published_mistake_is_refused(
-    architecture, monkeypatch
-):
+def test_frozen_blocks_of_every_family_keep_their_digests(architecture, monkeypatch):
     model = model_of(architecture)
     num_frozen = num_body_blocks(architecture)
     before = digests_of(model)
@@ -64,7 +62,7 @@ def test_frozen_blocks_of_every_family_keep_the_bases_digests_and_the_published_
         run(model, num_frozen, data=one_step())
 
 
-def test_batchnorm_in_training_mode_is_seen_in_the_bytes_even_if_the_mode_was_put_back(monkeypatch):
+def test_frozen_batchnorm_that_drifted_is_found_by_its_bytes(monkeypatch):
     def drift(model, num_frozen):
         model.train()
         model(torch.randn(4, 3, 32, 32))
@@ -149,12 +147,12 @@ def test_a_diverged_loss_stops_the_training_with_its_reason():
         run(model_of("resnet18"), 0, TrainConfig(epochs=30, batch_size=8, lr=100, optimizer="sgd"))
 
 
-def test_a_last_batch_of_one_item_joins_its_neighbour_as_batchnorm_needs_two():
+def test_a_last_batch_of_one_item_joins_the_one_before():
     result = run(model_of("resnet18"), 0, TrainConfig(epochs=1, batch_size=8), data=splits(num_train=17))
     assert result.history[0]["train_loss"] > 0
 
 
-def test_evaluation_puts_every_blocks_mode_back_and_changes_nothing():
+def test_evaluation_restores_modes_and_changes_nothing():
     model = model_of("resnet18")
     finetune.freeze(model, 4)
     before = [block_digest(block.tensors()) for block in model]
@@ -164,7 +162,7 @@ def test_evaluation_puts_every_blocks_mode_back_and_changes_nothing():
     assert 0 <= scores["accuracy"] <= scores["top5_accuracy"] == 1.0
 
 
-def test_accuracy_and_loss_are_those_of_the_whole_split_whatever_the_batch():
+def test_scores_do_not_depend_on_the_batch_size():
     model = model_of("resnet18")
     items = coloured_squares(11, 1)
     whole, parts = (evaluation.evaluate(model, items, PREPROCESSING, size) for size in (11, 3))
@@ -191,7 +189,7 @@ def test_cached_frozen_blocks_train_what_uncached_ones_do(tmp_path, num_frozen, 
     assert plain.history[0]["train_loss"] == pytest.approx(results[0].history[0]["train_loss"], rel=1e-3)
 
 
-def test_trials_of_other_seeds_share_fixed_views_where_they_are_told_one_seed_for_them(tmp_path):
+def test_trials_share_fixed_views_of_one_views_seed(tmp_path):
     for seed in (1, 2):
         config = TrainConfig(epochs=2, batch_size=8, views=2)
         run(model_of("resnet18"), 9, config, one_step(8), prefix=cache_in(tmp_path, 9), seed=seed, views_seed=0)
@@ -199,7 +197,7 @@ def test_trials_of_other_seeds_share_fixed_views_where_they_are_told_one_seed_fo
     assert len(list(place.glob("*/"))) == 3, "two views of train, and val"
 
 
-def test_what_would_poison_the_cache_is_refused_before_it_is_filled(tmp_path):
+def test_changed_blocks_are_refused_before_the_cache_is_filled(tmp_path):
     model = model_of("resnet18")
     digests = digests_of(model)
     with torch.no_grad():
@@ -223,9 +221,7 @@ def test_what_would_poison_the_cache_is_refused_before_it_is_filled(tmp_path):
         ("resnet18", 8, 1, {"patience": 1, "monitor": "val_loss", "lr": 0.5, "optimizer": "sgd", "epochs": 9}),
     ],
 )
-def test_a_fine_tune_that_was_killed_goes_on_as_if_it_had_not_been(
-    tmp_path, architecture, num_frozen, killed_after, changes
-):
+def test_a_killed_fine_tune_resumes_as_if_undisturbed(tmp_path, architecture, num_frozen, killed_after, changes):
     config = TrainConfig(**{"epochs": 3, "batch_size": 8, "deterministic": True, "checkpoint_every": 1} | changes)
 
     def save_and_die(entry, save):
@@ -243,7 +239,7 @@ def test_a_fine_tune_that_was_killed_goes_on_as_if_it_had_not_been(
     assert without_times(found.history) == without_times(expected.history)
 
 
-def test_checkpoints_come_when_they_are_due_and_hold_only_what_was_trained(tmp_path):
+def test_checkpoints_come_when_due_with_only_trained_blocks(tmp_path):
     due = {}
 
     def report(entry, save):
@@ -326,7 +322,7 @@ def go_wrong(*_):
 
 
 @pytest.mark.parametrize("fail", [allocate_too_much, run_out_of_memory, run_out_of_gpu_memory])
-def test_too_little_memory_is_an_error_of_its_own_that_holds_none_of_it(monkeypatch, fail):
+def test_the_out_of_memory_error_holds_no_memory(monkeypatch, fail):
     states = []
 
     def run_epoch(step, feed):
@@ -358,7 +354,7 @@ def test_another_runtime_error_stays_what_it_is(monkeypatch):
     ],
     ids=str,
 )
-def test_every_way_to_compute_learns_and_leaves_float32_blocks_and_a_process_as_it_was(tmp_path, changes, num_frozen):
+def test_every_precision_learns_and_leaves_float32_blocks(tmp_path, changes, num_frozen):
     model = model_of("resnet18")
     before = digests_of(model)
     config = TrainConfig(epochs=2, batch_size=8, **changes)

@@ -82,7 +82,7 @@ def outputs(prefix, items, view=None, positions=None):
 # One entry
 
 
-def test_what_was_filled_is_read_in_any_order_and_by_whoever_opens_it_next(tmp_path):
+def test_filled_outputs_are_read_in_any_order_by_anyone(tmp_path):
     entry = open_entry(cache_in(tmp_path))
     assert not entry.is_complete
     entry.fill(rows)
@@ -95,7 +95,7 @@ def test_what_was_filled_is_read_in_any_order_and_by_whoever_opens_it_next(tmp_p
 
 
 @pytest.mark.parametrize("fault", [KeyboardInterrupt, MemoryError, OSError])
-def test_a_fill_that_ends_early_leaves_chunks_to_fill_and_no_wrong_ones(tmp_path, monkeypatch, fault):
+def test_an_interrupted_fill_leaves_no_wrong_chunks(tmp_path, monkeypatch, fault):
     monkeypatch.setattr(prefixes, "SYNC_BYTES", 1)
     computed = []
 
@@ -232,7 +232,7 @@ def test_a_disk_without_room_means_no_cache(tmp_path, monkeypatch):
     assert entries(tmp_path) == []
 
 
-def test_a_dataset_that_cannot_be_written_has_its_cache_in_the_users_folder(tmp_path, monkeypatch):
+def test_a_read_only_dataset_is_cached_in_the_users_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     place = prefix_place(tmp_path / "birds")
@@ -323,7 +323,7 @@ def test_only_fixed_views_of_known_items_are_cached(tmp_path, is_fixed):
     assert entries(tmp_path) == []
 
 
-def test_without_room_frozen_blocks_run_every_time_and_that_is_said_once(tmp_path, caplog):
+def test_without_room_frozen_blocks_run_with_one_warning(tmp_path, caplog):
     caplog.set_level("INFO")
     with frozen_prefix(frozen_blocks(), cache_in(tmp_path, budget_bytes=10)) as prefix:
         for digest in ("a", "b"):
@@ -331,7 +331,7 @@ def test_without_room_frozen_blocks_run_every_time_and_that_is_said_once(tmp_pat
     assert [record.message.count("no room for") for record in caplog.records] == [1]
 
 
-def test_a_disk_that_fails_means_that_frozen_blocks_run_every_time(tmp_path, monkeypatch, caplog):
+def test_a_failing_disk_makes_frozen_blocks_run_every_time(tmp_path, monkeypatch, caplog):
     def full(file, content, offset):
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -342,7 +342,7 @@ def test_a_disk_that_fails_means_that_frozen_blocks_run_every_time(tmp_path, mon
     assert "No space left on device" in caplog.text
 
 
-def test_blocks_that_are_not_what_they_should_be_never_reach_the_cache(tmp_path):
+def test_changed_frozen_blocks_never_reach_the_cache(tmp_path):
     def refuse():
         raise FrozenBlockChanged("block stem")
 

@@ -57,7 +57,7 @@ def saved_flops(trials, groups, depths):
 
 
 @given(problem=problems(), budget=budgets)
-def test_a_plan_keeps_the_budget_and_no_trial_is_cached_deeper_than_it_is_frozen(problem, budget):
+def test_a_plan_keeps_the_budget_and_the_frozen_depths(problem, budget):
     trials, groups = problem
     depths = plan_prefixes(trials, groups, budget)
     assert depths.keys() == {trial.id for trial in trials}
@@ -66,7 +66,7 @@ def test_a_plan_keeps_the_budget_and_no_trial_is_cached_deeper_than_it_is_frozen
 
 
 @given(problem=problems(), budget=budgets, more=budgets)
-def test_a_plan_never_costs_more_than_no_cache_and_more_budget_never_saves_less(problem, budget, more):
+def test_a_plan_never_loses_and_more_budget_never_saves_less(problem, budget, more):
     trials, groups = problem
     small, large = (saved_flops(trials, groups, plan_prefixes(trials, groups, b)) for b in (budget, budget + more))
     assert 0 <= small <= large
@@ -137,7 +137,7 @@ def trial(number, **changes):
         ({"train": {"views": None}}, 8),
     ],
 )
-def test_the_trials_of_a_job_are_cached_as_deep_as_they_are_frozen_where_that_saves_anything(changes, depth):
+def test_trials_are_cached_as_deep_as_it_saves_anything(changes, depth):
     counts = {"d": {"train": 80, "val": 20, "test": 20}}
     assert plan_trials([trial(1, **changes)], 64, counts, 10**12) == {"trial 1": depth}
 

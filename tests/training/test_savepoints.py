@@ -57,7 +57,7 @@ def test_each_file_counts_whatever_order_they_are_copied_in(tmp_path):
         assert read_savepoint(copy) is None
 
 
-def test_the_newest_is_that_of_the_latest_epoch_and_a_finished_one_before_all(tmp_path):
+def test_the_latest_is_the_last_epoch_or_a_finished_one(tmp_path):
     make(tmp_path / "checkpoint_000004", epoch=5)
     make(tmp_path / "checkpoint_000000", epoch=6)
     make(tmp_path / "workers" / "checkpoint_2026-01-01", epoch=7)
@@ -67,7 +67,7 @@ def test_the_newest_is_that_of_the_latest_epoch_and_a_finished_one_before_all(tm
     assert latest_savepoint(tmp_path).is_final
 
 
-def test_the_newest_is_kept_out_of_the_way_of_the_next_run_and_nothing_else(tmp_path):
+def test_only_the_latest_is_kept_away_from_the_next_run(tmp_path):
     (tmp_path / "result.json").write_text("{}")
     make(tmp_path / "checkpoint_000000", epoch=1, content=b"one")
     make(tmp_path / "checkpoint_000001", epoch=2, content=b"two")
@@ -83,7 +83,7 @@ def test_the_newest_is_kept_out_of_the_way_of_the_next_run_and_nothing_else(tmp_
     assert names(tmp_path) == ["result.json"]
 
 
-def test_a_trial_that_left_nothing_has_no_savepoint_and_nothing_to_sweep(tmp_path):
+def test_a_trial_without_checkpoints_has_no_savepoint(tmp_path):
     assert latest_savepoint(tmp_path / "none") is None
     assert keep_latest(tmp_path / "none") is None
     delete_checkpoints(tmp_path / "none")

@@ -70,9 +70,7 @@ def test_a_schedule_is_torchs(schedule, num_epochs, steps_per_epoch):
     steps_per_epoch=st.integers(1, 40),
     share=st.floats(0, 0.99),
 )
-def test_a_warm_up_rises_to_the_full_rate_and_the_schedule_takes_what_is_left(
-    schedule, num_epochs, steps_per_epoch, share
-):
+def test_a_warm_up_rises_to_the_full_rate_before_the_schedule(schedule, num_epochs, steps_per_epoch, share):
     config = TrainConfig(epochs=num_epochs, schedule=schedule, warmup_epochs=share * num_epochs)
     factors = [lr_factor(config, step, steps_per_epoch) for step in range(num_epochs * steps_per_epoch)]
     num_warm = round(config.warmup_epochs * steps_per_epoch)
@@ -101,7 +99,7 @@ def test_listed_rates_reach_the_parameter_groups_of_every_family(architecture):
     assert shares == sorted(shares, reverse=True)
 
 
-def test_geometric_decay_multiplies_from_block_to_block_below_the_head():
+def test_geometric_decay_multiplies_from_block_to_block():
     config = TrainConfig(lr=0.1, layer_lr_decay=0.5)
     assert block_lrs(config, 4) == pytest.approx([0.0125, 0.025, 0.05, 0.1])
 

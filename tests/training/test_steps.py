@@ -89,7 +89,7 @@ def test_label_smoothing_is_torchs():
     torch.testing.assert_close(task.update, task.gradient(label_smoothing=0.2))
 
 
-def test_clipping_bounds_the_gradients_norm_and_leaves_its_direction():
+def test_clipping_bounds_the_norm_and_keeps_the_direction():
     task, free = Task(clip_norm=0.01), Task()
     task.run(), free.run()
     weight, bias = (one.grad for one in task.head.parameters())
@@ -132,7 +132,7 @@ def test_a_scheduled_rate_reaches_the_optimizer_at_every_step(monkeypatch):
     assert told == pytest.approx(expected)
 
 
-def test_averaged_weights_follow_the_trained_ones_and_are_those_kept(tmp_path):
+def test_averaged_weights_follow_the_trained_and_are_kept(tmp_path):
     task = Task(batch_size=4, ema_decay=0.5, epochs=1)
     expected = task.before[0][0].weight.detach().clone()
     average = TrainingState.average
@@ -168,7 +168,7 @@ def test_averaged_weights_follow_the_trained_ones_and_are_those_kept(tmp_path):
     ],
     ids=lambda changes: "-".join(changes),
 )
-def test_every_option_leaves_frozen_blocks_alone_and_trains_the_others_alike_twice(tmp_path, changes):
+def test_every_option_trains_alike_twice_and_keeps_frozen_blocks(tmp_path, changes):
     config = TrainConfig(**{"epochs": 2, "batch_size": 4} | changes)
     models = [model_of("mobilenet_v3_small") for _ in range(2)]
     before, depth = digests_of(models[0]), len(models[0]) - 2
@@ -180,7 +180,7 @@ def test_every_option_leaves_frozen_blocks_alone_and_trains_the_others_alike_twi
     assert result.history[0]["lr"] > 0
 
 
-def test_mixing_sees_pixels_before_frozen_blocks_and_caches_only_what_is_not_mixed(tmp_path):
+def test_mixing_uses_pixels_and_caches_only_unmixed_items(tmp_path):
     cache = PrefixCache.beside(tmp_path, 9, budget_bytes=10**9)
     run(model_of("resnet18"), 9, TrainConfig(epochs=2, batch_size=8, mixup_alpha=0.5), splits(16), prefix=cache)
     assert len(list(cache.place.glob("*/"))) == 2, "val and test, nothing of train"
@@ -197,7 +197,7 @@ def test_mixing_sees_pixels_before_frozen_blocks_and_caches_only_what_is_not_mix
         assert targets.shape == (6, 2)
 
 
-def test_test_metrics_and_predictions_are_what_scikit_learn_says_of_the_kept_model(monkeypatch):
+def test_test_metrics_agree_with_scikit_learn(monkeypatch):
     """Six classes, so that top-5 is told from top-1 and from everything."""
 
     def items(num_items, seed):
@@ -240,9 +240,7 @@ CURVES = [  # val losses, patience, the epoch it ends after, the epoch that is k
 
 
 @pytest.mark.parametrize(("losses", "patience", "last", "kept"), CURVES)
-def test_early_stopping_ends_after_the_right_epoch_and_puts_the_best_weights_back(
-    monkeypatch, losses, patience, last, kept
-):
+def test_early_stopping_restores_the_best_weights(monkeypatch, losses, patience, last, kept):
     """Val losses are planted; accuracy rises all along, so that it is the loss that is looked at."""
     weights, told = [], []
 

@@ -91,7 +91,7 @@ def test_every_trial_ends_once_with_what_became_of_it(finished):
     }
 
 
-def test_a_trial_whose_process_was_killed_goes_on_from_its_checkpoint_to_equal_bytes(finished):
+def test_a_killed_trial_resumes_to_equal_bytes(finished):
     assert (finished.directory / "killed").exists(), "the fault has struck"
     killed, undisturbed = (finished.outcomes[name].savepoint for name in ("killed", "undisturbed"))
     assert killed.is_final
@@ -101,13 +101,13 @@ def test_a_trial_whose_process_was_killed_goes_on_from_its_checkpoint_to_equal_b
     assert finished.epochs["killed"][-1] == fault_jobs.TRAIN.epochs
 
 
-def test_a_trial_that_dies_every_time_is_given_up_with_its_reason(finished):
+def test_a_trial_that_dies_every_time_fails_with_its_reason(finished):
     assert finished.outcomes["deadly"].savepoint is None
     assert "its process died" in finished.outcomes["deadly"].error
     assert "\n" not in finished.outcomes["deadly"].error
 
 
-def test_a_trial_that_died_after_its_last_epoch_is_not_trained_again(finished):
+def test_a_trial_killed_after_its_last_epoch_is_not_retrained(finished):
     assert finished.epochs["over"] == []
     assert finished.outcomes["over"].savepoint.is_final
 
@@ -124,7 +124,7 @@ def test_what_went_wrong_inside_a_trial_is_its_reason(finished, name, reason):
     assert reason in finished.outcomes[name].error
 
 
-def test_a_trial_short_of_memory_is_trained_at_half_its_batch_size_and_its_row_says_so(finished):
+def test_a_trial_short_of_memory_halves_its_batch_and_says_so(finished):
     row = finished.collect("tight")
     assert (row["status"], row["batch_size"], row["train"]["batch_size"]) == ("done", fault_jobs.HALF, fault_jobs.HALF)
     assert row["note"] == "out of memory at batch size 16; trained with 8"
@@ -142,7 +142,7 @@ def test_collecting_twice_stores_once_and_gives_the_same_row(finished):
     assert finished.store.verify()["ok"]
 
 
-def test_a_row_says_how_the_trial_went_and_how_long_it_was_not_training(finished):
+def test_a_row_has_the_trials_result_and_its_overhead(finished):
     row = finished.collect("undisturbed")
     assert [entry["epoch"] for entry in row["history"]] == list(range(1, fault_jobs.TRAIN.epochs + 1))
     assert {"val_accuracy", "val_top5_accuracy", "val_loss", "test_accuracy"} <= set(row["metrics"])
@@ -152,7 +152,7 @@ def test_a_row_says_how_the_trial_went_and_how_long_it_was_not_training(finished
     assert row["timings_s"]["total"] < row["wall_s"]
 
 
-def test_a_savepoint_of_another_trial_or_on_another_base_is_not_collected(finished):
+def test_a_savepoint_of_another_trial_or_base_is_not_collected(finished):
     outcome = finished.outcomes["undisturbed"]
     other = fault_jobs.trial("other")
     with pytest.raises(WeightsError, match="expected a checkpoint of other, found undisturbed's"):
@@ -173,7 +173,7 @@ def test_a_checkpoint_holds_only_what_was_trained(finished):
     assert len(list((finished.ray_dir / "undisturbed").rglob("trial.json"))) == 1, "the newest is kept, not all"
 
 
-def test_the_loop_needs_no_ray_and_reports_each_epoch_with_what_it_goes_on_from(finished, tmp_path):
+def test_a_trial_without_ray_reports_epochs_and_savepoints(finished, tmp_path):
     told = []
 
     def report(entry: dict, checkpoint_dir: Path | None) -> None:
@@ -215,7 +215,7 @@ def test_memory_is_retried_once_at_half_the_batch_from_the_start(batch_size, sav
     assert seen == tried
 
 
-def test_memory_that_really_ends_is_told_from_other_errors_and_the_process_lives_on(tmp_path):
+def test_real_memory_exhaustion_is_recognised_and_survived(tmp_path):
     command = [sys.executable, str(SUPPORT / "fault_memory.py"), str(tmp_path)]
     finished = subprocess.run(command, capture_output=True, text=True, timeout=100)
     assert finished.returncode == 0, finished.stderr
@@ -226,7 +226,7 @@ def test_memory_that_really_ends_is_told_from_other_errors_and_the_process_lives
     assert any(words in answer["error"] for words in ("can't allocate memory", "could not create a primitive"))
 
 
-def test_a_checkpoint_of_another_base_is_left_and_the_trial_begins_anew(finished, caplog):
+def test_a_checkpoint_from_another_base_restarts_the_trial(finished, caplog):
     epochs = []
     savepoint = finished.outcomes["undisturbed"].savepoint
     other = Savepoint(savepoint.path, savepoint.record | {"base": "another"})

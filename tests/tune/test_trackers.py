@@ -88,7 +88,7 @@ def hparams_experiment(root: Path):
     return experiment, groups
 
 
-def test_scalars_stand_by_epoch_and_nothing_of_the_clock_is_among_them(tmp_path):
+def test_scalars_are_by_epoch_without_the_clock(tmp_path):
     run_trial(TrackerCallback([EventFiles(tmp_path)]), Told("a"))
     found = scalars(tmp_path / "a")
     assert found == {
@@ -115,7 +115,7 @@ def test_a_trial_that_another_driver_goes_on_with_has_one_curve(tmp_path):
     assert [step for step, _ in scalars(tmp_path / "a")["val/accuracy"]] == [1, 2, 3, 4]
 
 
-def test_the_hparams_tab_lists_every_trial_with_its_values_metrics_and_end(tmp_path):
+def test_the_hparams_tab_lists_every_trial(tmp_path):
     tracking = TrackerCallback([EventFiles(tmp_path)])
     run_trial(tracking, Told("a"))
     run_trial(tracking, Told("b", lr=0.1, momentum=0.9))
@@ -182,7 +182,7 @@ def test_a_tracker_that_fails_is_dropped_and_the_others_are_told(tmp_path, caplo
 
 
 @pytest.mark.parametrize("name", ["mlflow", "wandb"])
-def test_a_tracker_that_is_not_installed_is_one_line_that_names_its_extra(monkeypatch, name):
+def test_a_missing_tracker_is_one_line_that_names_its_extra(monkeypatch, name):
     monkeypatch.setattr(importlib.util, "find_spec", lambda package: None)
     with pytest.raises(ConfigError, match=rf"trackers: {name}: .*pip install 'raysnap\[{name}\]'") as caught:
         check_trackers([name])
@@ -213,7 +213,7 @@ def tell(name: str, run_dir: Path, **environment: str) -> None:
     assert finished.stdout == ""
 
 
-def test_mlflow_keeps_params_curves_and_ends_in_the_run_directory(tmp_path):
+def test_mlflow_keeps_params_curves_and_ends(tmp_path):
     for package in ("mlflow", "sqlalchemy", "alembic"):
         if importlib.util.find_spec(package) is None:
             pytest.skip(f"{package} is not installed: pip install 'raysnap[mlflow]'")
@@ -233,7 +233,7 @@ def test_mlflow_keeps_params_curves_and_ends_in_the_run_directory(tmp_path):
     assert params["train.lr"] == "0.01"
 
 
-def test_wandb_leaves_the_files_of_offline_runs_in_the_run_directory(tmp_path):
+def test_wandb_leaves_offline_runs_in_the_run_directory(tmp_path):
     if importlib.util.find_spec("wandb") is None:
         pytest.skip("wandb is not installed: pip install 'raysnap[wandb]'")
     tell("wandb", tmp_path / "run", WANDB_MODE="offline")
