@@ -27,7 +27,7 @@ DataDir = Annotated[
 ]
 StoreDir = Annotated[Path, typer.Option("--store", metavar="DIR", help="Folder of the model store.")]
 ConfigPath = Annotated[
-    Path, typer.Argument(metavar="CONFIG", help="Configuration file (YAML); examples are in configs/.")
+    Path, typer.Argument(metavar="CONFIG", help="Configuration file (YAML), such as those in configs/.")
 ]
 Overrides = Annotated[
     list[str] | None,

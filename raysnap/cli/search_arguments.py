@@ -21,7 +21,7 @@ NumTest = Annotated[
 ]
 ImageSize = Annotated[
     int | None,
-    typer.Option("--image-size", metavar="PIXELS", min=16, help="Edge of the images; default: each snapshot's own."),
+    typer.Option("--image-size", metavar="PIXELS", min=16, help="Side length of images; default: each snapshot's own."),
 ]
 BudgetBytes = Annotated[
     int | None,
@@ -52,6 +52,7 @@ FeatureCacheBytes = Annotated[
         "--feature-cache",
         metavar="BYTES",
         min=0,
+        show_default="1 GiB",
         help="Size limit of the feature cache on disk, which speeds up later searches; 0 turns it off.",
     ),
 ]

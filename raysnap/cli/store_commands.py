@@ -90,7 +90,7 @@ def store_add(
         typer.Option("--metric", metavar="NAME=NUMBER", help="A result, such as val_accuracy=0.93; may be repeated."),
     ] = None,
     image_size: Annotated[
-        int, typer.Option("--image-size", metavar="PIXELS", min=1, help="Edge of its input images.")
+        int, typer.Option("--image-size", metavar="PIXELS", min=1, help="Side length of its input images.")
     ] = 224,
     store_dir: StoreDir = Path("store"),
     as_json: AsJson = False,

@@ -20,6 +20,7 @@ from raysnap.runs.store_contents import StoreContents
 from raysnap.runs.sweep_results import Comparison, Sweep, objective_of, point_text, sweep_of, training_s
 from raysnap.runs.trial_rows import TrialRow
 
+MAX_FIGURES = 4
 MAX_QUESTIONS = 3
 MAX_COMPARISONS = 4
 SAME_SCORE = 1e-9
@@ -77,7 +78,7 @@ def sentences(run: Run, contents: StoreContents) -> list[Markup]:
 
 
 def key_figures(run: Run, contents: StoreContents) -> list[tuple[str, str]]:
-    """Return up to four (figure, caption) to be seen before reading."""
+    """Return up to `MAX_FIGURES` (figure, caption), the most important first."""
     figures = []
     sweep = sweep_of(run)
     if run.finetunes or run.num_unfinished:
@@ -103,7 +104,7 @@ def key_figures(run: Run, contents: StoreContents) -> list[tuple[str, str]]:
         figures.append((ratio_text(gain), f"speed-up of {question.fastest.method} over {question.slowest.method}"))
     if contents.saved_share is not None:
         figures.append((share_text(max(0.0, contents.saved_share)), "of disk space saved by sharing blocks"))
-    return figures
+    return figures[:MAX_FIGURES]
 
 
 def sweep_sentences(sweep: Sweep) -> list[Markup]:
@@ -134,7 +135,7 @@ def comparison_sentence(comparison: Comparison, sweep: Sweep) -> Markup:
             other, comparison.gain, metric
         )
     elif comparison.num_pairs:
-        least, most = comparison.least_gain, comparison.most_gain
+        least, most = f"{comparison.least_gain:+.3f}", f"{comparison.most_gain:+.3f}"
         text = subject + Markup(
             " beats {} in {} of {} of otherwise identical trials, by {:.3f} {} on average{}"
         ).format(
@@ -143,7 +144,7 @@ def comparison_sentence(comparison: Comparison, sweep: Sweep) -> Markup:
             plural(comparison.num_pairs, "pair"),
             comparison.gain,
             metric,
-            f" ({least:+.3f} to {most:+.3f})" if most > least else "",
+            f" ({least} to {most})" if most != least else "",
         )
     else:
         text = subject + Markup(
@@ -158,8 +159,10 @@ def origin_text(trial: TrialRow) -> str:
     """Say where a snapshot comes from: its dataset, and how many blocks were retrained."""
     if trial.role == Role.BASE:
         return "the base snapshot"
-    retrained = "" if trial.retrain_index is None else f" with {plural(trial.retrain_index, 'retrained block')}"
-    return f"fine-tuned on {short_dataset(trial.dataset)}{retrained}"
+    depth = ""
+    if trial.retrain_index is not None:
+        depth = f" with {plural(trial.retrain_index, 'retrained block')}" if trial.retrain_index else " (head only)"
+    return f"fine-tuned on {short_dataset(trial.dataset)}{depth}"
 
 
 def _training(run: Run) -> Markup:
@@ -183,7 +186,7 @@ def _training(run: Run) -> Markup:
     text += Markup("; {}.").format(" and ".join(troubles)) if troubles else Markup(".")
     if run.training_share is not None:
         overhead_s = median(overhead_s for _, overhead_s in run.finetune_times_s)
-        text += Markup(" Training was <b>{}</b> of the fine-tunes' wall time; the overhead of each was {}.").format(
+        text += Markup(" Training was <b>{}</b> of the fine-tunes' wall time; each had {} of overhead.").format(
             share_text(run.training_share), seconds_text(overhead_s)
         )
     return text

@@ -157,13 +157,13 @@ def _trials_table(run: Run) -> DataTable | None:
         Column("trial", "trial", "name"),
         Column("dataset", "fine-tuned on", "name"),
         Column("architecture", "architecture"),
-        Column("retrain_index", "retrained", "count", "retrain index r: number of blocks retrained below the head"),
-        Column("num_blocks", "of blocks", "count", "number of blocks below the head"),
+        Column("retrain_index", "r", "count", "retrain index r: number of blocks retrained below the head"),
+        Column("num_blocks", "of", "count", "number of blocks below the head"),
         Column("val_accuracy", "val acc.", "score"),
         Column("test_accuracy", "test acc.", "score"),
         Column("train_s", "training", "seconds"),
         Column("total_s", "total", "seconds", "training and everything else"),
-        Column("new_bytes", "new in store", "bytes", "bytes of blocks that the store did not have yet"),
+        Column("new_bytes", "added", "bytes", "bytes of blocks that the store did not have yet"),
         Column("status", "status"),
     ]
     statuses = tuple(Counter(trial.status for trial in run.trials).items())

@@ -136,7 +136,7 @@ def _rungs_chart(question: Question) -> Markup | None:
     rungs = _rungs_of(question)
     bars = []
     for method, number, rung in rungs:
-        note = f"{count_text(rung.num_candidates)} candidates × {count_text(rung.num_train)} items"
+        note = f"{_counted(rung.num_candidates, 'candidate')} × {_counted(rung.num_train, 'item')}"
         kept = "" if rung.num_kept is None else f", {count_text(rung.num_kept)} kept"
         bars.append(StackedBar(f"{method}, rung {number}", rung.phases_s, note=note + kept))
     if not bars:
@@ -144,6 +144,10 @@ def _rungs_chart(question: Question) -> Markup | None:
     phases = PHASES if any(rung.has_phases for _, _, rung in rungs) else (WHOLE_RUNG,)
     title = f"Time of each rung on {question.title}, in seconds"
     return Markup(stacked_bars(bars, phases, title, "time of one rung", seconds_text, seconds_unit))
+
+
+def _counted(count: int | None, noun: str) -> str:
+    return f"? {noun}s" if count is None else plural(count, noun)
 
 
 def _rungs_table(number: int, question: Question) -> DataTable | None:
