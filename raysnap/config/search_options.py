@@ -25,7 +25,7 @@ class SearchOptions(Section):
     """How a search picks its candidates, what it tries them on, and what it may use for it."""
 
     method: Method = Field("nested", description="Which candidates are tried on how many items.")
-    proxy: Proxy = Field("linear", description="The score that stands for fine-tuned accuracy.")
+    proxy: Proxy = Field("linear", description="The score that predicts fine-tuned accuracy.")
     confidence: Confidence = Field(
         DEFAULT_CONFIDENCE,
         description="How sure `nested` must be, over all its rungs, that no candidate it drops would come first on all "
