@@ -21,8 +21,8 @@ class BenchConfig(BenchGrid, JobConfig):
     run_dir: Path = Field(Path("runs/bench"), description="Folder of this run's records, created if needed.")
     groups: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")], BenchGrid] = Field(
         {},
-        description="Grids by name; each inherits the keys outside that it doesn't set. Without groups, those keys are "
-        "the grid.",
+        description="Grids by name; each inherits the top-level keys that it doesn't set. Without groups, those keys "
+        "are the grid.",
     )
     synthetic_sets: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")], SyntheticRecipe] = Field(
         {}, description="Stores of synthetic snapshots by name, created when first needed; `store` may refer to them."

@@ -44,7 +44,7 @@ class BenchGrid(Section):
         (None,), description="Training items to fit probes on, null is all; an axis that is paired with `num_test`."
     )
     num_test: Axis[Count | None] = Field(
-        (None,), description="Test items to score on, null is all; one value for all of `num_train`, or one for each."
+        (None,), description="Items to score on, null is all; one value for all of `num_train`, or one for each."
     )
     image_size: Axis[EdgePx] = Field((224,), description="Edge of the square input image, in pixels; an axis.")
     budget_bytes: Axis[Count | None] = Field(

@@ -1,13 +1,11 @@
 """Named datasets made from their makers' files, and folders that appear whole or not at all."""
 
 import errno
-import gzip
 import json
 import os
 import struct
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +16,7 @@ from PIL import Image
 from raysnap.config.parts import ShapesConfig
 from raysnap.datasets import image_folder as imagefolder
 from raysnap.datasets.dataset import open_dataset
-from raysnap.datasets.image_folder import FolderWriter, class_slug, new_folder
+from raysnap.datasets.image_folder import FolderWriter
 from raysnap.datasets.published import SOURCES
 from raysnap.errors import DataError
 from raysnap.prepare.convert import PrepareResult, prepare_dataset
@@ -475,49 +473,3 @@ def test_a_wrong_preparation_is_refused_and_writes_nothing(tmp_path, name, sourc
 def test_a_malformed_file_is_named_and_nothing_is_left(tmp_path, file, content, message, packed):
     source = write_folder(tmp_path / "source", fashion_mnist(packed, **{file: content}))
     assert file.replace("_", "-") in refuse("fashion-mnist", source, tmp_path / "data", message)
-
-
-@pytest.mark.parametrize("cut", [5, 200, -4])
-def test_a_torn_gzip_file_is_refused(cut):
-    noise = np.random.default_rng(0).integers(0, 256, (30, 28, 28), dtype=np.uint8)
-    with pytest.raises(DataError, match=r"images\.gz: "):
-        read_idx(gzip.compress(idx_bytes(noise))[:cut], "images.gz", 0x803)
-
-
-# Folders that appear whole or not at all
-
-
-def test_classes_that_would_share_a_folder_are_refused(tmp_path):
-    with new_folder(tmp_path / "it", {}) as folder:
-        folder.add_image("train", "a/b", "0.png", b"")
-        with pytest.raises(DataError, match="'a_b': expected a unique folder name, found that 'a/b'"):
-            folder.add_image("test", "a_b", "0.png", b"")
-
-
-@pytest.mark.parametrize(
-    ("name", "slug"),
-    [
-        ("T-shirt/top", "T-shirt_top"), ("..", "_"), (".hidden", "_hidden"), ("", "_"), ("a\\b\0c", "a_b_c"),
-        ("../../etc", "__.._etc"), ("Ankle boot", "Ankle boot"), ("naïve", "naïve"),
-    ],
-)  # fmt: skip
-def test_no_class_name_leaves_its_folder(name, slug):
-    assert class_slug(name) == slug
-
-
-def test_what_a_killed_process_left_a_day_ago_is_removed(tmp_path):
-    for name, age_s in ((".it.0a.partial", 100_000), (".it.0b.partial", 10), (".other.0c.partial", 100_000)):
-        (tmp_path / name).mkdir()
-        os.utime(tmp_path / name, (time.time() - age_s,) * 2)
-    with new_folder(tmp_path / "it", {}) as folder:
-        folder.add_class("train", "a")
-    assert sorted(path.name for path in tmp_path.iterdir()) == [".it.0b.partial", ".other.0c.partial", "it"]
-
-
-def test_the_first_of_two_writers_wins(tmp_path):
-    with new_folder(tmp_path / "it", {"writer": "late"}) as late:
-        late.add_image("train", "a", "0.png", b"late")
-        with new_folder(tmp_path / "it", {"writer": "early"}) as early:
-            early.add_image("train", "a", "0.png", b"early")
-    assert (tmp_path / "it" / "train" / "a" / "0.png").read_bytes() == b"early"
-    assert [path.name for path in tmp_path.iterdir()] == ["it"]
