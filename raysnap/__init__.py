@@ -1,18 +1,19 @@
 """Fine-tune a population of image models on Ray, store every shared block once, search for the best start.
 
-`raysnap.__all__` lists the public API; everything else may change without notice. A notebook reads a store, trains
-into it and asks it for the best start of a new dataset:
+`raysnap.__all__` lists the public API; everything else may change without notice. A notebook looks into a store, asks
+it for the best start for a dataset, and loads that snapshot as a torchvision model:
 
 >>> import raysnap
 >>> store = raysnap.Store.open("store")
->>> store.to_pandas()[["name", "architecture", "retrain_index", "num_bytes"]].head(2)
-                                  name        architecture  retrain_index  num_bytes
-0  base-mobilenet_v3_small-synthetic  mobilenet_v3_small            NaN    6192336
-1    002-mobilenet_v3_small-synthetic-r1  mobilenet_v3_small            1.0    6192336
->>> result = raysnap.rank_snapshots(store, "shapes-shape-a")
+>>> store.to_pandas()[["architecture", "num_blocks", "num_classes"]]
+         architecture  num_blocks  num_classes
+0  mobilenet_v3_small          14            4
+1  mobilenet_v3_small          14            4
+2  mobilenet_v3_small          14            4
+>>> result = raysnap.rank_snapshots(store, "shapes-shape-a", method="shared")
 >>> model = store.load_model(result.ranking[0].snapshot)
 
-Names are imported when they are first used, so `import raysnap` takes milliseconds and needs neither torch nor Ray.
+Names are imported on first use, so `import raysnap` takes milliseconds and imports neither torch nor Ray.
 """
 
 from importlib import import_module as _import_module
@@ -20,7 +21,6 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from raysnap.bench.run_bench import bench as run_bench
-    from raysnap.cli.quickstart import quickstart
     from raysnap.config.bench import BenchConfig
     from raysnap.config.jobs import GenerateConfig, SynthesizeConfig
     from raysnap.config.load import load_config
@@ -78,7 +78,6 @@ __all__ = [
     "generate",
     "load_config",
     "open_dataset",
-    "quickstart",
     "rank_snapshots",
     "run_bench",
     "sweep",
@@ -103,7 +102,6 @@ _HOMES = {
     "generate": "raysnap.jobs.generate",
     "load_config": "raysnap.config.load",
     "open_dataset": "raysnap.datasets.dataset",
-    "quickstart": "raysnap.cli.quickstart",
     "rank_snapshots": "raysnap.search.ranking:search",
     "run_bench": "raysnap.bench.run_bench:bench",
     "sweep": "raysnap.jobs.sweep",

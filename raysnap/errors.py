@@ -32,9 +32,9 @@ class UsageError(RaysnapError):
 class ConfigError(RaysnapError):
     """A configuration file or a `key=value` override is wrong.
 
-    >>> raysnap.load_config("configs/synthesize.yaml", ["num_snapshot=3"], raysnap.SynthesizeConfig)
+    >>> raysnap.load_config("configs/synthetic_snapshots.yaml", ["num_snapshot=3"])
     Traceback (most recent call last):
-    raysnap.errors.ConfigError: configs/synthesize.yaml: num_snapshot: unknown key; did you mean 'num_snapshots'?
+    raysnap.errors.ConfigError: configs/synthetic_snapshots.yaml: num_snapshot: unknown key; did you mean ...
     """
 
 
@@ -63,7 +63,7 @@ class WeightsError(RaysnapError):
     >>> recipe = raysnap.SynthesizeConfig(base={"weights": "mine.pth"}, store="other", run_dir="runs/other")
     >>> raysnap.synthesize(recipe)
     Traceback (most recent call last):
-    raysnap.errors.WeightsError: mine.pth: expected a file of weights, found nothing there
+    raysnap.errors.WeightsError: base.weights 'mine.pth': expected `random`, a weights name of resnet18 ...
     """
 
 
@@ -79,9 +79,9 @@ class StoreError(RaysnapError):
 class SnapshotNotFound(RaysnapError):
     """No snapshot of the store has this name or id.
 
-    >>> raysnap.Store.open("store").manifest("base-mobilenet_v3_small-randon")
+    >>> raysnap.Store.open("store").manifest("bass")
     Traceback (most recent call last):
-    raysnap.errors.SnapshotNotFound: store: no snapshot has the name or id 'base-mobilenet_v3_small-randon'; did you ...
+    raysnap.errors.SnapshotNotFound: store: no snapshot has the name or id 'bass'; did you mean 'base'?
     """
 
 
@@ -89,7 +89,7 @@ class StoreDamaged(RaysnapError):
     """Bytes in a store do not match their digest or format.
 
     >>> try:
-    ...     model = raysnap.Store.open("store").load_model("base-mobilenet_v3_small-random")
+    ...     model = raysnap.Store.open("store").load_model("base")
     ... except raysnap.StoreDamaged as error:
     ...     print(f"restore it from a backup: {error}")
     """

@@ -21,6 +21,10 @@ The stage `stage/piece` is one piece of a stage while it runs: a bar of its own 
 STAGES = {"data": "Data", "base": "Base", "trials": "Fine-tunes", "synthesize": "Snapshots", "bench": "Searches"}
 
 
+def ignore_progress(stage: str, num_done: int, num_all: int, note: str) -> None:
+    """Do nothing: the progress of a job that nobody watches."""
+
+
 @contextmanager
 def show_progress(stream: TextIO | None = None) -> Iterator[OnProgress]:
     """Show progress until the block ends; yields the function that reports it."""

@@ -24,7 +24,7 @@ from raysnap.config.bench import BenchConfig
 from raysnap.config.choices import Status
 from raysnap.errors import describe_failure
 from raysnap.jobs.synthesize import synthesize
-from raysnap.progress import OnProgress
+from raysnap.progress import OnProgress, ignore_progress
 from raysnap.runs.questions import NOISY_SPREAD
 from raysnap.runs.run_directory import RunDirectory
 from raysnap.runs.search_rows import SearchRow
@@ -57,9 +57,16 @@ def bench(
     groups: Collection[str] = (),
     plan: list[Cell] | None = None,
     resume: bool = False,
-    on_progress: OnProgress,
+    on_progress: OnProgress = ignore_progress,
 ) -> BenchSummary:
-    """Runs the benchmark, or these of its groups, on the Ray that is up; a row per timed search.
+    """Run the benchmark, or these of its groups, on the Ray that is up; each timed search becomes a row.
+
+    >>> job = raysnap.BenchConfig(
+    ...     datasets=["shapes-shape-a"], image_size=32, methods=["shared"], repeats=1, run_dir="runs/timed",
+    ...     shapes={"image_size": 36, "num_train": 16, "num_val": 8, "num_test": 8},
+    ... )
+    >>> [cell["num_done"] for cell in raysnap.run_bench(job).cells]
+    [1]
 
     Args:
         plan: what `plan_bench` returned for these groups; planned here where it is None.

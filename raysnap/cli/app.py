@@ -121,9 +121,9 @@ def show_config(config_path: ConfigPath, overrides: Overrides = None, as_json: A
 
     The output is itself a configuration file, which runs the same job again.
     """
-    from raysnap.config.load import dump_yaml, load_any_config
+    from raysnap.config.load import dump_yaml, load_config
 
-    config = load_any_config(config_path, overrides or [])
+    config = load_config(config_path, overrides or [])
     if as_json:
         print_json(config.model_dump(mode="json"))
     else:

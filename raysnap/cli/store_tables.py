@@ -13,11 +13,11 @@ from raysnap.cli.console import MAX_NAMES, MAX_ROWS, simple_table
 from raysnap.humanize import bytes_text, plural, score_text, share_text
 
 if TYPE_CHECKING:
-    from raysnap.store.index import Summary
+    from raysnap.store.index import SnapshotSummary
     from raysnap.store.manifest import Manifest
 
 
-def snapshots_table(summaries: Iterable[Summary]) -> Table:
+def snapshots_table(summaries: Iterable[SnapshotSummary]) -> Table:
     """Return a store's snapshots, one per line."""
     rows = [
         (
@@ -56,7 +56,7 @@ def manifest_table(manifest: Manifest, names: Sequence[str]) -> Table:
 
 
 def lineage_tree(
-    bases: Sequence[Manifest], manifest: Manifest, derived: Sequence[Summary], names: Mapping[str, str]
+    bases: Sequence[Manifest], manifest: Manifest, derived: Sequence[SnapshotSummary], names: Mapping[str, str]
 ) -> Tree:
     """Return a tree of the snapshot's base, that one's base and so on, and of the snapshots fine-tuned from it.
 
@@ -67,7 +67,7 @@ def lineage_tree(
         names: of snapshots, by id.
     """
 
-    def label(snapshot: Manifest | Summary, mark: str = "", style: str = "") -> Text:
+    def label(snapshot: Manifest | SnapshotSummary, mark: str = "", style: str = "") -> Text:
         recorded = snapshot.dataset
         dataset = recorded if recorded is None or isinstance(recorded, str) else recorded.name
         index = snapshot.retrain_index

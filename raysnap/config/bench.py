@@ -15,7 +15,11 @@ from raysnap.humanize import suggest
 
 
 class BenchConfig(BenchGrid, JobConfig):
-    """Timed searches: grids of methods, stores, datasets and sizes, each cell repeated."""
+    """Timed searches: grids of methods, stores, datasets and sizes, each cell repeated.
+
+    >>> raysnap.BenchConfig(datasets=["shapes-shape-a"], methods=["shared", "nested"]).methods
+    ('shared', 'nested')
+    """
 
     kind: Literal["bench"] = "bench"
     run_dir: Path = Field(Path("runs/bench"), description="Folder of this run's records, created if needed.")

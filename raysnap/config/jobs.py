@@ -54,7 +54,11 @@ class SyntheticRecipe(Section):
 
 
 class SynthesizeConfig(SyntheticRecipe, RunConfig):
-    """A job that puts synthetic snapshots into a store."""
+    """A job that puts synthetic snapshots into a store.
+
+    >>> raysnap.SynthesizeConfig(num_snapshots=12, parent="base").image_size
+    224
+    """
 
     kind: Literal["synthesize"] = "synthesize"
     run_dir: Path = Field(Path("runs/synthesize"), description="Folder of this run's records, created if needed.")
@@ -95,7 +99,11 @@ class FinetuneConfig(JobConfig):
 
 
 class GenerateConfig(FinetuneConfig):
-    """A job that makes a population of fine-tuned snapshots."""
+    """A job that makes a population of fine-tuned snapshots.
+
+    >>> raysnap.GenerateConfig(datasets=["shapes-shape-a"], num_snapshots=3).architectures
+    ('resnet18',)
+    """
 
     kind: Literal["generate"] = "generate"
     run_dir: Path = Field(Path("runs/generate"), description="Folder of this run's records, created if needed.")

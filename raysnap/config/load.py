@@ -5,8 +5,9 @@ A YAML file maps one to one onto a model; an unknown key is an error that sugges
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, overload
 
 from pydantic import ValidationError
 
@@ -31,27 +32,32 @@ KINDS: dict[str, type[Config]] = {
 AnyConfig = TypeVar("AnyConfig", bound=Config)
 
 
-def load_config(path: Path, overrides: list[str], model: type[AnyConfig]) -> AnyConfig:
-    """Return the configuration in the YAML file `path`, with `key=value` overrides on top.
+@overload
+def load_config(path: Path | str, overrides: Sequence[str], model: type[AnyConfig]) -> AnyConfig: ...
+@overload
+def load_config(path: Path | str, overrides: Sequence[str] = (), model: None = None) -> Config: ...
+def load_config(path: Path | str, overrides: Sequence[str] = (), model: type[Config] | None = None) -> Config:
+    """Return the configuration in a YAML file, with `key=value` overrides on top.
+
+    >>> job = raysnap.load_config("configs/quickstart.yaml", ["generate.num_snapshots=4"])
+    >>> type(job).__name__, job.generate.num_snapshots
+    ('QuickstartConfig', 4)
+
+    Args:
+        path: the file.
+        overrides: `key=value` with dotted keys and values in YAML, as on the command line.
+        model: the kind of job that it must be; None is the kind that the file's `kind:` key names.
 
     Raises:
         ConfigError: the file is missing, is not YAML or doesn't fit the model.
     """
-    document = apply_overrides(read_yaml(path), overrides)
+    document = apply_overrides(read_yaml(Path(path)), list(overrides))
+    if model is None:
+        kind = document.get("kind")
+        if not isinstance(kind, str) or kind not in KINDS:
+            raise ConfigError(f"{path}: kind: expected one of {', '.join(KINDS)}, found {kind!r}{suggest(kind, KINDS)}")
+        model = KINDS[kind]
     return validate(document, model, where=str(path))
-
-
-def load_any_config(path: Path, overrides: list[str]) -> Config:
-    """Return the configuration in `path`, of the kind that its `kind:` key names.
-
-    Raises:
-        ConfigError: as in `load_config`, or the kind is missing or unknown.
-    """
-    document = apply_overrides(read_yaml(path), overrides)
-    kind = document.get("kind")
-    if not isinstance(kind, str) or kind not in KINDS:
-        raise ConfigError(f"{path}: kind: expected one of {', '.join(KINDS)}, found {kind!r}{suggest(kind, KINDS)}")
-    return validate(document, KINDS[kind], where=str(path))
 
 
 def dump_yaml(config: Config) -> str:

@@ -12,7 +12,13 @@ from raysnap.errors import ConfigError
 
 
 class QuickstartConfig(Section):
-    """Both jobs on the built-in data: generate a population, then time searches of it."""
+    """Both jobs on the built-in data: generate a population, then time searches of it.
+
+    >>> from pathlib import Path
+    >>> job = raysnap.load_config("configs/quickstart.yaml", [], raysnap.QuickstartConfig)
+    >>> str(job.inside(Path("first")).generate.store)
+    'first/store'
+    """
 
     kind: Literal["quickstart"] = "quickstart"
     generate: GenerateConfig

@@ -22,7 +22,12 @@ DEFAULT_CONFIDENCE = 0.95
 
 
 class SearchOptions(Section):
-    """How a search picks its candidates, what it tries them on, and what it may use for it."""
+    """How a search picks its candidates, what it tries them on, and what it may use for it.
+
+    >>> options = raysnap.SearchOptions(method="shared", num_train=8)
+    >>> raysnap.rank_snapshots("store", "shapes-shape-a", options).method
+    'shared'
+    """
 
     method: Method = Field("nested", description="Which candidates are tried on how many items.")
     proxy: Proxy = Field("linear", description="The score that predicts fine-tuned accuracy.")

@@ -31,7 +31,11 @@ Metric = Literal["val_accuracy", "val_top5_accuracy", "val_macro_f1", "val_loss"
 
 
 class SweepConfig(FinetuneConfig):
-    """A sweep: fine-tunes that differ in the values of a space, compared by one validation metric."""
+    """A sweep: fine-tunes that differ in the values of a space, compared by one validation metric.
+
+    >>> raysnap.SweepConfig(datasets=["shapes-shape-a"], space={"train.lr": {"grid": [0.01, 0.1]}}).metric
+    'val_accuracy'
+    """
 
     kind: Literal["sweep"] = "sweep"
     run_dir: Path = Field(Path("runs/sweep"), description="Folder of this run's records, created if needed.")

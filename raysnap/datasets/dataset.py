@@ -38,6 +38,10 @@ class Item:
 class Dataset:
     """One image folder: only the splits that exist, items sorted by class and file.
 
+    >>> dataset = raysnap.open_dataset("shapes-shape-a", "data")
+    >>> {split: len(items) for split, items in dataset.splits.items()}
+    {'train': 16, 'val': 8, 'test': 8}
+
     Attributes:
         digest: digest of the content as `dataset.json` states it; None for a folder that raysnap did not make.
         num_ignored: number of files in class folders that are not images (other suffixes, dangling links).
@@ -51,16 +55,22 @@ class Dataset:
     num_ignored: int = 0
 
 
-def open_dataset(name_or_path: str, data_dir: Path, shapes: ShapesConfig | None = None) -> Dataset:
+def open_dataset(name_or_path: str, data_dir: Path | str, shapes: ShapesConfig | None = None) -> Dataset:
     """Open the dataset in `data_dir/<name>` or in the folder at that path; draw a `shapes` task on first use.
 
+    >>> raysnap.open_dataset("shapes-shape-a", "data").name
+    'shapes-shape-a'
+
     Args:
+        name_or_path: a name, or the path of an ImageFolder.
+        data_dir: the folder of the named datasets.
         shapes: how to draw a `shapes` task; one that exists must have been drawn the same way. None accepts any and
             draws with the defaults.
 
     Raises:
         DataError: there is no such dataset, or no model can be trained on it.
     """
+    data_dir = Path(data_dir)
     root = find_dataset(name_or_path, data_dir)
     if root is None:
         root = data_dir / name_or_path

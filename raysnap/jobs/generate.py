@@ -13,13 +13,26 @@ from raysnap.jobs.job import Job
 from raysnap.jobs.stage import Stage, run_stage
 from raysnap.jobs.summary import JobSummary, failures_of
 from raysnap.planning.generate import TrialsPlan, plan_generate
-from raysnap.progress import OnProgress
+from raysnap.progress import OnProgress, ignore_progress
 
 
 def generate(
-    config: GenerateConfig, *, plan: TrialsPlan | None = None, resume: bool = False, on_progress: OnProgress
+    config: GenerateConfig,
+    *,
+    plan: TrialsPlan | None = None,
+    resume: bool = False,
+    on_progress: OnProgress = ignore_progress,
 ) -> JobSummary:
     """Run a generate job on the Ray that is up.
+
+    >>> job = raysnap.GenerateConfig(
+    ...     architectures=["mobilenet_v3_small"], datasets=["shapes-shape-a"], num_snapshots=1, image_size=32,
+    ...     shapes={"image_size": 36, "num_train": 16, "num_val": 8, "num_test": 8}, train={"epochs": 1},
+    ...     store="generated", run_dir="runs/generated",
+    ... )
+    >>> summary = raysnap.generate(job)
+    >>> summary.num_done, len(summary.snapshots)
+    (1, 1)
 
     Args:
         plan: what `plan_generate(config)` returned; planned here where it is None.

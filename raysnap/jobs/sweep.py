@@ -24,7 +24,7 @@ from raysnap.planning.generate import TrialsPlan
 from raysnap.planning.optuna_study import Study
 from raysnap.planning.points import Point, point_trial
 from raysnap.planning.sweep import plan_sweep
-from raysnap.progress import OnProgress
+from raysnap.progress import OnProgress, ignore_progress
 from raysnap.runs.rows import read_rows
 from raysnap.runs.trial_rows import TrialRow
 from raysnap.training.trial import Trial
@@ -59,9 +59,22 @@ class SweepSummary:
 
 
 def sweep(
-    config: SweepConfig, *, plan: TrialsPlan | None = None, resume: bool = False, on_progress: OnProgress
+    config: SweepConfig,
+    *,
+    plan: TrialsPlan | None = None,
+    resume: bool = False,
+    on_progress: OnProgress = ignore_progress,
 ) -> SweepSummary:
     """Run a sweep on the Ray that is up.
+
+    >>> job = raysnap.SweepConfig(
+    ...     architectures=["mobilenet_v3_small"], datasets=["shapes-shape-a"], image_size=32,
+    ...     shapes={"image_size": 36, "num_train": 16, "num_val": 8, "num_test": 8}, train={"epochs": 1},
+    ...     space={"train.lr": {"loguniform": [0.01, 0.1]}}, store="swept", run_dir="runs/swept",
+    ... )
+    >>> summary = raysnap.sweep(job)
+    >>> summary.num_done, list(summary.best["point"])
+    (1, ['train.lr'])
 
     Args:
         plan: what `plan_sweep(config)` returned; planned here where it is None.

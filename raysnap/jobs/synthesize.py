@@ -16,7 +16,7 @@ from raysnap.jobs.summary import JobSummary
 from raysnap.models.block_facts import num_body_blocks
 from raysnap.models.blocks import random_tensors
 from raysnap.planning.synthetic import Descent, plan_synthesize
-from raysnap.progress import OnProgress
+from raysnap.progress import OnProgress, ignore_progress
 from raysnap.runs.run_directory import RunDirectory, check_run_dir
 from raysnap.runs.trial_rows import TrialRow
 from raysnap.store.manifest import Manifest, Preprocessing
@@ -26,9 +26,19 @@ from raysnap.training.trial import derive_seed
 
 
 def synthesize(
-    config: SynthesizeConfig, *, plan: Sequence[Descent] | None = None, resume: bool = False, on_progress: OnProgress
+    config: SynthesizeConfig,
+    *,
+    plan: Sequence[Descent] | None = None,
+    resume: bool = False,
+    on_progress: OnProgress = ignore_progress,
 ) -> JobSummary:
     """Put `num_snapshots` distinct snapshots into the store, each architecture's base among them.
+
+    >>> job = raysnap.SynthesizeConfig(
+    ...     architectures=["mobilenet_v3_small"], num_snapshots=2, image_size=32, store="made", run_dir="runs/made"
+    ... )
+    >>> len(raysnap.synthesize(job).snapshots)
+    2
 
     Architectures take turns. Each further snapshot has a parent among those already made of its architecture (or
     always the base); its last `r` blocks and its head are re-initialised.

@@ -47,8 +47,11 @@ class Report:
     tables: tuple[DataTable, ...]
 
 
-def write_report(run_dir: Path, out_path: Path | None = None) -> Path:
+def write_report(run_dir: Path | str, out_path: Path | str | None = None) -> Path:
     """Write the report of a run and return its path.
+
+    >>> str(raysnap.write_report("runs/synthesize"))
+    'runs/synthesize/report.html'
 
     The page's tables are written beside it, into the folder `<its name>_tables`. A reader sees an old file or the whole
     new one, never a part.
@@ -61,8 +64,10 @@ def write_report(run_dir: Path, out_path: Path | None = None) -> Path:
         UsageError: `run_dir` does not exist, or the page can't be written.
         DataError: the run directory holds no results, or they can't be read.
     """
+    run_dir = Path(run_dir)
     report = render(read_run(run_dir))
-    target = out_path or (run_dir / "report.html" if run_dir.is_dir() else run_dir.with_suffix(".html"))
+    default = run_dir / "report.html" if run_dir.is_dir() else run_dir.with_suffix(".html")
+    target = Path(out_path) if out_path else default
     if target.is_dir():
         raise UsageError(f"{target}: expected the name of an HTML file to write, found a folder")
     tables_dir = target.with_name(f"{target.stem}_tables")

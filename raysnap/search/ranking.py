@@ -35,6 +35,10 @@ def search(
 ) -> SearchResult:
     """Rank a store's snapshots by how good a start for a dataset they promise to be.
 
+    >>> result = raysnap.rank_snapshots("store", "shapes-shape-a", where="architecture == 'mobilenet_v3_small'")
+    >>> [candidate.rank for candidate in result.ranking]
+    [1, 2, 3]
+
     `search(store, data, method="shared", num_train=160)` is short for
     `search(store, data, SearchOptions(method="shared", num_train=160))`; keywords replace those of `options`.
 

@@ -66,6 +66,10 @@ class RungReport:
 class SearchResult:
     """What a search found.
 
+    >>> result = raysnap.rank_snapshots("store", "shapes-shape-a")
+    >>> result.to_pandas().columns.tolist()
+    ['rank', 'snapshot', 'name', 'score', 'num_train', 'num_test', 'tied_with_best']
+
     Attributes:
         timings_s: seconds: `total` and its parts `plan`, `load_blocks`, `decode`, `inference`, `proxy`; of workers the
             mean, and `start_workers`.

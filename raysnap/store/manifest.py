@@ -84,7 +84,7 @@ class Preprocessing(Record):
 class Manifest(Record):
     """One snapshot: its blocks in model order, its origin and its metrics.
 
-    >>> manifest = raysnap.Store.open("store").manifest("base-mobilenet_v3_small-synthetic")
+    >>> manifest = raysnap.Store.open("store").manifest("base")
     >>> manifest.architecture, len(manifest.blocks), manifest.preprocessing.image_size
     ('mobilenet_v3_small', 14, 32)
     """

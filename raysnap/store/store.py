@@ -62,8 +62,8 @@ class Store:
     """A model store on disk. Any number of processes may read and write it at once.
 
     >>> store = raysnap.Store.open("store")
-    >>> store.names_of(store.resolve("base-mobilenet_v3_small-random"))
-    ['base-mobilenet_v3_small-random']
+    >>> store.manifest("base").num_classes
+    4
     >>> [summary.retrain_index for summary in store.summaries("retrain_index <= 2")]
     [1, 1]
     >>> store.verify()["ok"]
@@ -182,20 +182,18 @@ class Store:
         """Store the snapshot of these blocks; one that is there already keeps its manifest unchanged.
 
         >>> store = raysnap.Store.open("store")
-        >>> base = store.manifest("base-mobilenet_v3_small-random")
-        >>> head = store.read_block(base.blocks[-1].digest)
-        >>> retrained = {name: tensor + 1 for name, tensor in head.items()}
-        >>> written = store.put_snapshot(
+        >>> base = store.manifest("base")
+        >>> blocks = [(block.name, store.read_block(block.digest)) for block in base.blocks]
+        >>> mine = raysnap.Store.open("mine", create=True)
+        >>> written = mine.put_snapshot(
         ...     architecture=base.architecture,
-        ...     blocks=[*((block.name, block.digest) for block in base.blocks[:-1]), ("head", retrained)],
+        ...     blocks=blocks,
         ...     num_classes=base.num_classes,
-        ...     base=base.id,
-        ...     retrain_index=0,
         ...     metrics={"val_accuracy": 0.75},
-        ...     name="mine",
+        ...     name="copy",
         ... )
-        >>> written.new_blocks
-        1
+        >>> written.manifest.id == base.id, written.new_blocks
+        (True, 14)
 
         Args:
             architecture: torchvision's builder name.
@@ -312,7 +310,7 @@ class Store:
     def load_model(self, name_or_id: str) -> nn.Module:
         """Return the snapshot as a model of torchvision's own class, in eval mode, on the CPU.
 
-        >>> model = raysnap.Store.open("store").load_model("base-mobilenet_v3_small-random")
+        >>> model = raysnap.Store.open("store").load_model("base")
         >>> type(model).__name__, model.training
         ('MobileNetV3', False)
 

@@ -3,7 +3,7 @@
 import pytest
 
 from raysnap.config.bench import BenchConfig
-from raysnap.config.load import dump_yaml, find_config, load_any_config, load_config
+from raysnap.config.load import dump_yaml, find_config, load_config
 from raysnap.errors import ConfigError
 
 TEXT = """
@@ -43,7 +43,7 @@ def test_one_test_count_goes_with_every_train_count(path):
 def test_a_written_configuration_is_read_back_equal(path, tmp_path):
     config = load_config(path, [], BenchConfig)
     (tmp_path / "again.yaml").write_text(dump_yaml(config))
-    assert load_any_config(tmp_path / "again.yaml", []) == config
+    assert load_config(tmp_path / "again.yaml", []) == config
     document = config.model_dump(mode="json")
     assert (document["datasets"], document["store"], document["image_size"]) == ("pets", "store", [32, 64])
 
@@ -84,7 +84,7 @@ def test_a_mistake_is_reported_in_one_line_with_its_path(path, override, message
 def test_a_grid_without_datasets_is_refused(tmp_path):
     (tmp_path / "job.yaml").write_text("kind: bench\ngroups: {a: {datasets: pets}, b: {}}")
     with pytest.raises(ConfigError, match=r"groups\.b\.datasets: missing"):
-        load_any_config(tmp_path / "job.yaml", [])
+        load_config(tmp_path / "job.yaml", [])
 
 
 def test_groups_are_chosen_by_name(path):
@@ -96,6 +96,6 @@ def test_groups_are_chosen_by_name(path):
 
 
 def test_a_quickstart_times_one_grid(tmp_path):
-    config = load_any_config(find_config("quickstart"), ["bench.groups.a.repeats=1"])
+    config = load_config(find_config("quickstart"), ["bench.groups.a.repeats=1"])
     with pytest.raises(ConfigError, match=r"bench\.groups"):
         config.inside(tmp_path)

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from raysnap.config.bench import BenchConfig
 from raysnap.config.jobs import GenerateConfig
-from raysnap.config.load import KINDS, dump_yaml, find_config, load_any_config, load_config
+from raysnap.config.load import KINDS, dump_yaml, find_config, load_config
 from raysnap.config.quickstart import QuickstartConfig
 from raysnap.config.yaml_files import read_yaml
 from raysnap.errors import ConfigError
@@ -41,7 +41,7 @@ def test_a_configuration_never_changes(folder):
 )
 def test_a_file_says_what_kind_of_job_it_is(folder, text, message):
     with pytest.raises(ConfigError, match=message) as caught:
-        load_any_config(write(folder, text), [])
+        load_config(write(folder, text), [])
     assert "\n" not in str(caught.value)
 
 
@@ -90,17 +90,17 @@ def test_a_dumped_configuration_loads_as_an_equal_one(folder, document):
     path = folder / "dumped.yaml"
     path.write_text(dump_yaml(config), encoding="utf-8", newline="")
     assert load_config(path, [], GenerateConfig) == config
-    assert load_any_config(path, []) == config
+    assert load_config(path, []) == config
     assert read_yaml(path) == config.model_dump(mode="json")
 
 
 @pytest.mark.parametrize("path", CONFIG_PATHS, ids=lambda path: path.stem)
 def test_a_shipped_configuration_equals_its_resolved_form(folder, path):
-    config = load_any_config(path, [])
+    config = load_config(path, [])
     assert config.kind in KINDS
     resolved = folder / "resolved.yaml"
     resolved.write_text(dump_yaml(config), encoding="utf-8")
-    assert load_any_config(resolved, []) == config
+    assert load_config(resolved, []) == config
     assert " /" not in resolved.read_text(encoding="utf-8")  # no path of somebody's machine
 
 
