@@ -1,4 +1,4 @@
-"""Files and stores that mean harm: no code runs, nothing is taken for weights that isn't, no path is left."""
+"""Hostile files and stores: no code runs, nothing but weights is read as weights, no path outside is opened."""
 
 import contextlib
 import json
@@ -37,7 +37,7 @@ BATCH = 50
 pytestmark = pytest.mark.timeout(3600 if DEEP else 180)
 
 
-# Row 20: hostile checkpoints
+# Checkpoints
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Read:
 
 @pytest.fixture(scope="module")
 def reads(tmp_path_factory) -> list[Read]:
-    """Every case read once; those that may take much, each in a process of its own."""
+    """Read every case once; those that may take much, each in a process of its own."""
     folder = tmp_path_factory.mktemp("hostile")
     cases = all_cases(folder, every=DEEP)
     files = [f"{number}{case.suffix}" for number, case in enumerate(cases)]
@@ -85,24 +85,29 @@ def test_no_code_of_a_checkpoint_runs(reads):
     assert not any(os.path.lexists(read.case.canary) for read in armed)
 
 
-def test_each_gadget_and_each_disguise_would_run_where_nobody_looks(tmp_path):
+def test_each_gadget_and_disguise_runs_where_nothing_checks(tmp_path):
     script = SUPPORT / "hostile_pickles.py"
     result = subprocess.run([sys.executable, str(script), str(tmp_path)], capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr
 
 
-def test_a_refusal_is_one_line_and_takes_little_time_and_memory(reads):
+def test_a_refusal_is_one_line(reads):
     refused = [read for read in reads if read.outcome == "refused"]
+    assert refused
     assert not [read.case.name for read in refused if "\n" in read.message or len(read.message) > 1500]
+
+
+def test_a_refusal_takes_little_time_and_memory(reads):
+    refused = [read for read in reads if read.outcome == "refused"]
     assert not [(read.case.name, read.cpu_s) for read in refused if read.cpu_s > MOST_CPU_S]
     assert not [(read.case.name, read.bytes) for read in refused if read.bytes > MOST_BYTES]
 
 
-# Row 20, the fuzz: safetensors headers
+# Random safetensors headers
 
 
 def random_file(rng: random.Random) -> bytes:
-    """A sound safetensors file: any dtypes, shapes and order, metadata or none, blanks at the end of its header."""
+    """Return a sound safetensors file: any dtypes, shapes and order, metadata or none, a header that ends in blanks."""
     header: dict[str, object] = {"__metadata__": {"format": "pt"}} if rng.random() < 0.3 else {}
     data = b""
     for index in range(rng.randint(1, 5)):
@@ -122,7 +127,7 @@ def random_file(rng: random.Random) -> bytes:
 
 
 def mutated(raw: bytes, rng: random.Random) -> bytes:
-    """The file with bytes of its header changed, cut, doubled or moved."""
+    """Return the file with bytes of its header changed, cut, doubled or moved."""
     header_end = 8 + int.from_bytes(raw[:8], "little")
     changed = bytearray(raw)
     for _ in range(rng.randint(1, 3)):
@@ -151,7 +156,7 @@ def decoded(raw: bytes) -> dict[str, torch.Tensor] | None:
         return None
 
 
-def test_a_random_sound_file_is_read_as_the_library_reads_it_and_a_changed_one_never_otherwise():
+def test_random_and_changed_files_are_read_as_the_library_does():
     num_refused = 0
     for seed in range(NUM_HEADERS):
         rng = random.Random(seed)
@@ -165,19 +170,19 @@ def test_a_random_sound_file_is_read_as_the_library_reads_it_and_a_changed_one_n
 
 
 def same_tensors(found: dict[str, torch.Tensor] | None, raw: bytes) -> bool:
-    """Whether what was read of the file is what the safetensors library reads of it."""
+    """Return whether what was read of the file is what the safetensors library reads of it."""
     expected = safetensors.deserialize(raw)
     if found is None or found.keys() != {name for name, _ in expected}:
         return False
     return all(
-        list(found[name].shape) == one["shape"]
-        and DTYPES[one["dtype"]] == found[name].dtype
-        and found[name].reshape(-1).view(torch.uint8).numpy().tobytes() == bytes(one["data"])
-        for name, one in expected
+        list(found[name].shape) == tensor["shape"]
+        and DTYPES[tensor["dtype"]] == found[name].dtype
+        and found[name].reshape(-1).view(torch.uint8).numpy().tobytes() == bytes(tensor["data"])
+        for name, tensor in expected
     )
 
 
-# Row 21: hostile manifests, ids and refs
+# Manifests, ids and refs
 
 
 @pytest.fixture
@@ -191,7 +196,7 @@ _opened: list[str] | None = None
 def _note_path(event: str, arguments: tuple) -> None:
     if _opened is not None and event in _PATH_EVENTS:
         named = arguments[: _PATH_EVENTS[event]]
-        _opened.extend(os.fsdecode(one) for one in named if isinstance(one, str | bytes | os.PathLike))
+        _opened.extend(os.fsdecode(path) for path in named if isinstance(path, str | bytes | os.PathLike))
 
 
 _ONE_PATH = ("open", "os.listdir", "os.scandir", "os.remove", "os.mkdir", "os.utime")
@@ -200,14 +205,14 @@ sys.addaudithook(_note_path)
 
 
 def is_within(path: str, folder: Path) -> bool:
-    """Whether the path lies in the folder, or where Python and raysnap themselves are imported from."""
+    """Return whether the path is in the folder, or where Python and raysnap themselves are imported from."""
     allowed = (folder, Path(sys.prefix), Path(sys.base_prefix), ROOT)
-    return any(Path(os.path.normpath(path)).is_relative_to(one) for one in allowed)
+    return any(Path(os.path.normpath(path)).is_relative_to(parent) for parent in allowed)
 
 
 @contextlib.contextmanager
 def opened_paths() -> Iterator[list[str]]:
-    """The paths that anything in this process opens, lists, changes or removes meanwhile."""
+    """Record the paths that anything in this process opens, lists, changes or removes during the block."""
     global _opened
     _opened = found = []
     try:
@@ -285,8 +290,8 @@ def test_what_names_no_snapshot_is_looked_for_in_the_store_alone(store, find, te
     assert [summary.names for summary in store.summaries()] == [("mine",)]
 
 
-def sealed(document: object) -> bytes:
-    """The bytes of a manifest with a sound checksum, whatever it says."""
+def with_checksum(document: object) -> bytes:
+    """Return the bytes of a manifest with a sound checksum, whatever it says."""
     checksum = blake3(loose_json(document)).hexdigest()
     return loose_json(document | {"checksum": checksum})
 
@@ -296,10 +301,10 @@ def loose_json(document: object) -> bytes:
 
 
 def hostile(sound: dict) -> dict[str, Callable[[], bytes]]:
-    """What makes a manifest with a sound checksum, by what is wrong with it; `sound` is one that is not hostile."""
+    """Return what makes hostile manifests of a sound one, by what is wrong with them; their checksums are right."""
 
     def block(**changes: object) -> bytes:
-        return sealed(sound | {"blocks": [sound["blocks"][0] | changes, *sound["blocks"][1:]]})
+        return with_checksum(sound | {"blocks": [sound["blocks"][0] | changes, *sound["blocks"][1:]]})
 
     def text(old: str, new: str) -> bytes:
         raw = loose_json(sound)
@@ -331,41 +336,41 @@ def hostile(sound: dict) -> dict[str, Callable[[], bytes]]:
         "a length of true": lambda: block(num_bytes=True),
         "a length in quotes": lambda: block(num_bytes="8"),
         "a length of null": lambda: block(num_bytes=None),
-        "a block without a length": lambda: sealed(sound | {"blocks": [{"name": "stem", "digest": "0" * 64}]}),
+        "a block without a length": lambda: with_checksum(sound | {"blocks": [{"name": "stem", "digest": "0" * 64}]}),
         "a name twice": lambda: block(name=sound["blocks"][1]["name"]),
         "an empty name": lambda: block(name=""),
-        "no blocks": lambda: sealed(sound | {"blocks": []}),
-        "blocks that are no list": lambda: sealed(sound | {"blocks": {"0": sound["blocks"][0]}}),
-        "blocks in another order": lambda: sealed(sound | {"blocks": sound["blocks"][::-1]}),
-        "100,001 blocks": lambda: sealed(sound | {"blocks": many()}),
-        "an id that climbs": lambda: sealed(sound | {"id": "../" + sound["id"][3:]}),
-        "another id": lambda: sealed(sound | {"id": "0" * 64}),
-        "another architecture": lambda: sealed(sound | {"architecture": "resnet34"}),
-        "an architecture that climbs": lambda: sealed(sound | {"architecture": "../resnet18"}),
-        "a base that climbs": lambda: sealed(sound | {"base": "../../etc/passwd"}),
-        "a future format": lambda: sealed(sound | {"format": 2}),
+        "no blocks": lambda: with_checksum(sound | {"blocks": []}),
+        "blocks that are no list": lambda: with_checksum(sound | {"blocks": {"0": sound["blocks"][0]}}),
+        "blocks in another order": lambda: with_checksum(sound | {"blocks": sound["blocks"][::-1]}),
+        "100,001 blocks": lambda: with_checksum(sound | {"blocks": many()}),
+        "an id that climbs": lambda: with_checksum(sound | {"id": "../" + sound["id"][3:]}),
+        "another id": lambda: with_checksum(sound | {"id": "0" * 64}),
+        "another architecture": lambda: with_checksum(sound | {"architecture": "resnet34"}),
+        "an architecture that climbs": lambda: with_checksum(sound | {"architecture": "../resnet18"}),
+        "a base that climbs": lambda: with_checksum(sound | {"base": "../../etc/passwd"}),
+        "a future format": lambda: with_checksum(sound | {"format": 2}),
         "a format of 1.0": lambda: text('"format":1', '"format":1.0'),
-        "a format of true": lambda: sealed(sound | {"format": True}),
-        "a member more": lambda: sealed(sound | {"__class__": "os.system"}),
-        "a member less": lambda: sealed({key: value for key, value in sound.items() if key != "created"}),
+        "a format of true": lambda: with_checksum(sound | {"format": True}),
+        "a member more": lambda: with_checksum(sound | {"__class__": "os.system"}),
+        "a member less": lambda: with_checksum({key: value for key, value in sound.items() if key != "created"}),
         "a key twice": lambda: text('"num_classes":', '"num_classes":4,"num_classes":'),
         "NaN": lambda: text('"metrics":{', '"metrics":{"loss":NaN'),
         "infinity": lambda: text('"metrics":{', '"metrics":{"loss":-Infinity'),
         "a float that overflows": lambda: text('"metrics":{', '"metrics":{"loss":1e999'),
         "a float written at length": lambda: text('"metrics":{', '"metrics":{"loss":0.50'),
-        "an accuracy in words": lambda: sealed(sound | {"metrics": {"val_accuracy": "best"}}),
-        "nested 900 deep": lambda: sealed(sound | {"train": nested}),
+        "an accuracy in words": lambda: with_checksum(sound | {"metrics": {"val_accuracy": "best"}}),
+        "nested 900 deep": lambda: with_checksum(sound | {"train": nested}),
         "nested 100,000 deep": lambda: text('"train":{', '"train":{"a":' + "[" * 100_000 + "]" * 100_000),
         "a number of 100,000 digits": lambda: text('"train":{', '"train":{"a":' + "1" * 100_000),
         "a lone surrogate": lambda: text('"train":{', '"train":{"a":"\\ud800"'),
-        "a date of its own": lambda: sealed(sound | {"created": "2026-01-01T00:00:00+99:99"}),
-        "a negative retrain index": lambda: sealed(sound | {"retrain_index": -1}),
-        "no classes": lambda: sealed(sound | {"num_classes": 0}),
+        "a date of its own": lambda: with_checksum(sound | {"created": "2026-01-01T00:00:00+99:99"}),
+        "a negative retrain index": lambda: with_checksum(sound | {"retrain_index": -1}),
+        "no classes": lambda: with_checksum(sound | {"num_classes": 0}),
         "blanks": lambda: text('"format":1', '"format": 1'),
         "an escape that needs none": lambda: text('"format"', '"\\u0066ormat"'),
         "a list": lambda: b'[{"checksum":"' + b"0" * 64 + b'",}]',
         "nothing": lambda: b"",
-        "16 MB and more": lambda: sealed(sound | {"train": {"a": "x" * 2**24}}),
+        "16 MB and more": lambda: with_checksum(sound | {"train": {"a": "x" * 2**24}}),
     }
 
 
@@ -415,7 +420,7 @@ def test_a_changed_manifest_is_refused_or_says_the_same():
         target = rng.choice([document, *document["blocks"], document["metrics"], document["preprocessing"]])
         key = rng.choice(list(target))
         target[key] = rng.choice([None, True, -1, 0, 1.5, 2**70, "", "../x", [], {}, [[]], "0" * 64, target[key]])
-        raw = sealed(document)
+        raw = with_checksum(document)
         try:
             manifest = parse_manifest(raw, "fuzz", expected_id=sound["id"])
         except StoreDamaged:
@@ -431,7 +436,7 @@ def test_bases_that_form_a_ring_end_the_lineage(store, tmp_path):
     other = [*blocks[:-1], (blocks[-1][0], {name: value + 1 for name, value in blocks[-1][1].items()})]
     two = store.put_snapshot(architecture=ARCHITECTURE, blocks=other, num_classes=3, base="one").manifest
     document = one.model_dump(mode="json") | {"base": two.id}
-    (store.path / "snapshots" / f"{one.id}.json").write_bytes(sealed(document))
+    (store.path / "snapshots" / f"{one.id}.json").write_bytes(with_checksum(document))
     card = export_snapshot(store, "one", tmp_path / "out" / "weights.safetensors").card_path.read_text()
     assert card.count(two.id[:12]) == 1
     assert store.verify()["ok"]
