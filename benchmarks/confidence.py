@@ -23,7 +23,7 @@ from search import add_question, describe_items, describe_snapshots, facts, make
 from raysnap.config.parts import ShapesConfig
 from raysnap.search import SearchResult, search
 from raysnap.search.candidates import find_candidates
-from raysnap.search.plan.partition import shape_of
+from raysnap.search.plan.costs import shape_of
 from raysnap.search.plan.tree import PrefixTree, build_tree, keep_candidates
 from raysnap.store.store import Store
 

@@ -22,7 +22,7 @@ from raysnap.config.jobs import SynthesizeConfig
 from raysnap.config.parts import RetrainConfig
 from raysnap.models.block_facts import block_shapes
 from raysnap.planning.synthetic import draw_descents
-from raysnap.search.plan.partition import Rates
+from raysnap.search.plan.costs import Rates
 from raysnap.search.plan.rungs import Rung, plan_rungs, shares_prefixes
 from raysnap.search.plan.simulation import simulate
 from raysnap.search.plan.tree import Candidate, build_tree

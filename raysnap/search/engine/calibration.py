@@ -11,7 +11,7 @@ from raysnap.models.block_facts import block_shapes
 from raysnap.models.blocks import block_skeleton
 from raysnap.models.numerics import Numerics
 from raysnap.search.engine.folding import build_inference_block
-from raysnap.search.plan.partition import Kind
+from raysnap.search.plan.costs import Kind
 from raysnap.search.plan.walk import usual_batch_items
 
 NUM_TIMED = 3

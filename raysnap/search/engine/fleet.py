@@ -24,8 +24,9 @@ from raysnap.search.engine.calibration import measure_kinds
 from raysnap.search.engine.setup import Setup, open_executor
 from raysnap.search.engine.source import Gathered
 from raysnap.search.engine.work import Work
+from raysnap.search.plan.costs import BlockKey, Costs, Kind, Rates, block_key, kind_of
 from raysnap.search.plan.dispatch import Dispatcher, Task
-from raysnap.search.plan.partition import BlockKey, Costs, Kind, Partition, Rates, block_key, kind_of
+from raysnap.search.plan.partition import Partition
 from raysnap.search.plan.simulation import HANDOVER_BYTES, choose_partition, held_after
 from raysnap.search.plan.tree import PrefixTree, candidates_below, find_misfit, keep_candidates
 from raysnap.search.plan.walk import usual_batch_items

@@ -11,7 +11,8 @@ from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from raysnap.search.plan.partition import Costs, Partition, Rates
+from raysnap.search.plan.costs import Costs, Rates
+from raysnap.search.plan.partition import Partition
 
 MAX_OPEN_WAVES = 4
 

@@ -9,8 +9,10 @@ import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
+from raysnap.search.plan.costs import BlockKey, Costs, Rates, block_key, shape_of
+from raysnap.search.plan.dealing import deal
 from raysnap.search.plan.dispatch import MAX_OPEN_WAVES, play
-from raysnap.search.plan.partition import BlockKey, Costs, Partition, Rates, block_key, deal, shape_of, split_waves
+from raysnap.search.plan.partition import Partition, split_waves
 from raysnap.search.plan.rungs import Rung
 from raysnap.search.plan.tree import PrefixTree, keep_candidates
 

@@ -4,7 +4,7 @@ import torch
 
 from raysnap.models.numerics import Numerics
 from raysnap.search.engine.calibration import measure_kinds
-from raysnap.search.plan.partition import Costs, Rates
+from raysnap.search.plan.costs import Costs, Rates
 from raysnap.search.plan.tree import build_tree
 from tests.support.search_stores import candidate, digest, one_thread
 

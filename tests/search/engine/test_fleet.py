@@ -13,7 +13,7 @@ from raysnap.datasets.dataset import open_dataset
 from raysnap.errors import UsageError
 from raysnap.search import search
 from raysnap.search.engine import fleet
-from raysnap.search.plan.partition import shape_of
+from raysnap.search.plan.costs import shape_of
 from raysnap.store.store import Store
 from tests.support.search_stores import one_thread, put, random_blocks, variant
 

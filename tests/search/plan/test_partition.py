@@ -6,8 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from raysnap.search.plan.costs import Costs, Rates, block_key
+from raysnap.search.plan.dealing import deal
 from raysnap.search.plan.dispatch import MAX_OPEN_WAVES, Dispatcher, Task, play
-from raysnap.search.plan.partition import Costs, Rates, block_key, deal, split_waves
+from raysnap.search.plan.partition import split_waves
 from raysnap.search.plan.rungs import plan_rungs
 from raysnap.search.plan.simulation import choose_partition, held_after, simulate
 from raysnap.search.plan.tree import keep_candidates

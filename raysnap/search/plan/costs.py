@@ -1,0 +1,100 @@
+"""What each node of a tree takes to run, read and hand over, known without weights."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from raysnap.models.block_facts import block_shapes
+from raysnap.models.block_shape import BlockShape
+from raysnap.search.plan.tree import Node, PrefixTree
+
+BlockKey: TypeAlias = tuple[str, int, str]  # architecture, index of the block, digest
+Kind: TypeAlias = tuple[str, int, int]  # architecture, image size, index of the block
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What a worker does in a second; only their ratios shape a partition.
+
+    Attributes:
+        read_bytes_per_s: of blocks read, verified and made ready.
+        handover_bytes_per_s: of writing activations for another worker; reading them takes as long again.
+        dispatch_s: seconds that starting a piece on a wave takes.
+    """
+
+    flops_per_s: float = 5e10
+    read_bytes_per_s: float = 3e8
+    handover_bytes_per_s: float = 1e9
+    dispatch_s: float = 0.003
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What each needed node takes, known without weights.
+
+    Attributes:
+        needed: indices of the nodes to run, parents first. A node whose parent is not among them takes pixels, if it
+            is a root, or else outputs that are given.
+        item_s: seconds to compute a node's outputs of one item.
+        read_s: seconds to read its block.
+        handover_s: seconds to hand one item's output over, written and read.
+    """
+
+    tree: PrefixTree
+    needed: tuple[int, ...]
+    item_s: Mapping[int, float]
+    read_s: Mapping[int, float]
+    handover_s: Mapping[int, float]
+
+    @classmethod
+    def of(
+        cls, tree: PrefixTree, needed: Collection[int], rates: Rates, measured_s: Mapping[Kind, float] | None = None
+    ) -> Costs:
+        """The costs of these nodes at these rates, or as measured for an item of blocks of their kind."""
+        measured_s = measured_s or {}
+        needed = tuple(sorted(needed))
+        nodes = [tree.nodes[index] for index in needed]
+        shapes = [shape_of(node) for node in nodes]
+        return cls(
+            tree,
+            needed,
+            {
+                node.index: measured_s.get(kind_of(node), shape.flops / rates.flops_per_s)
+                for node, shape in zip(nodes, shapes, strict=True)
+            },
+            {node.index: node.block.num_bytes / rates.read_bytes_per_s for node in nodes},
+            {
+                node.index: 2 * shape.output_bytes / rates.handover_bytes_per_s
+                for node, shape in zip(nodes, shapes, strict=True)
+            },
+        )
+
+    def total_s(self, num_items: int) -> float:
+        """Seconds of all work, each block read once and nothing run twice."""
+        return num_items * sum(self.item_s.values()) + sum(self.read_s.values())
+
+    def longest_path_s(self, num_items: int) -> float:
+        """Seconds of the longest way from a root to a candidate."""
+        down: dict[int, float] = {}
+        for index in self.needed:
+            parent = self.tree.nodes[index].parent
+            above = 0.0 if parent is None else down.get(parent, 0.0)
+            down[index] = above + num_items * self.item_s[index] + self.read_s[index]
+        return max(down.values(), default=0.0)
+
+
+def shape_of(node: Node) -> BlockShape:
+    """What the node's block costs."""
+    return block_shapes(node.architecture, node.preprocessing.image_size)[node.block_index]
+
+
+def kind_of(node: Node) -> Kind:
+    """What a block's speed goes by."""
+    return node.architecture, node.preprocessing.image_size, node.block_index
+
+
+def block_key(node: Node) -> BlockKey:
+    """What a block in memory goes by: nodes under different parents may hold the same one."""
+    return node.architecture, node.block_index, node.block.digest
