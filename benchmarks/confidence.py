@@ -24,7 +24,7 @@ from raysnap.config.parts import ShapesConfig
 from raysnap.search import SearchResult, search
 from raysnap.search.candidates import find_candidates
 from raysnap.search.plan.costs import shape_of
-from raysnap.search.plan.tree import PrefixTree, build_tree, keep_candidates
+from raysnap.search.plan.tree import PrefixTree, build_tree, needed_nodes
 from raysnap.store.store import Store
 
 POOL = 2.5  # so many times the items of a draw are drawn from
@@ -98,9 +98,9 @@ def image_forwards(tree: PrefixTree, result: SearchResult) -> float:
     for rung in result.rungs:
         entered = [number_of[one.snapshot] for one in result.ranking if one.num_train >= rung.num_train]
         num_items = rung.num_train + rung.num_test
-        total += (num_items - num_before) * sum(flops[index] for index in keep_candidates(tree, entered))
+        total += (num_items - num_before) * sum(flops[index] for index in needed_nodes(tree, entered))
         num_before = num_items
-    return total / sum(flops[index] for index in keep_candidates(tree, [0]))
+    return total / sum(flops[index] for index in needed_nodes(tree, [0]))
 
 
 def summarise(rows: Sequence[tuple[float, float, float, bool]]) -> dict[str, Any]:

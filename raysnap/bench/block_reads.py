@@ -1,4 +1,4 @@
-"""The files that a search reads, and the rate at which it may."""
+"""Record the block reads of a search, and list the files that it reads."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from raysnap.store.files import Files
 
 @dataclass
 class BlockReads:
-    """What reading the blocks of a store took; `see` is a store's `on_read`.
+    """Records what reading the blocks of a store took; `record` is a store's `on_read`.
 
     Attributes:
-        limit: what reads are slowed to; None is nothing.
-        recording_s: the time spent in keeping these records.
+        limit: the rate that reads are limited to; None is no limit.
+        recording_s: seconds spent on keeping these records.
     """
 
     limit: ReadLimit | None
@@ -29,8 +29,8 @@ class BlockReads:
     _reads: dict[tuple[str, float], tuple[int, float]] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def see(self, digest: str, num_bytes: int, asked_s: float) -> None:
-        """Waits as the limit says and adds the piece to its block's read."""
+    def record(self, digest: str, num_bytes: int, asked_s: float) -> None:
+        """Wait as the limit demands, and add the piece to its block's read."""
         if self.limit is not None:
             self.limit.wait(num_bytes, asked_s)
         now_s = time.perf_counter()
@@ -46,7 +46,7 @@ class BlockReads:
 
     @property
     def read_s(self) -> float:
-        """The time in which at least one block was being read."""
+        """Seconds in which at least one block was being read."""
         total_s, covered_s = 0.0, float("-inf")
         for (_, asked_s), (_, until_s) in sorted(self._reads.items(), key=lambda read: read[0][1]):
             total_s += max(0.0, until_s - max(asked_s, covered_s))
@@ -55,7 +55,7 @@ class BlockReads:
 
     @property
     def rows(self) -> list[dict[str, Any]]:
-        """A row per read, in order: whose block, how much, how long."""
+        """A row per read, in order: its block's digest, bytes and seconds."""
         return [
             {"digest": digest, "num_bytes": num_bytes, "read_s": until_s - asked_s}
             for (digest, asked_s), (num_bytes, until_s) in self._reads.items()
@@ -64,7 +64,7 @@ class BlockReads:
 
 @dataclass(frozen=True)
 class SearchFiles:
-    """The files of a search: `read` those it reads, `images` those it reads where pixels are not decoded yet.
+    """The files of a search: those it always reads, and images, which it reads where pixels are not decoded yet.
 
     Attributes:
         block_bytes: bytes of the candidates' blocks, each counted once.
@@ -76,6 +76,7 @@ class SearchFiles:
 
     @classmethod
     def of(cls, cell: Cell) -> SearchFiles:
+        """List the files of the cell's search."""
         candidates = cell.candidates()
         blocks = {block.digest: block.num_bytes for candidate in candidates for block in candidate.blocks}
         files = Files(cell.store_dir)

@@ -1,4 +1,4 @@
-"""A benchmark's cells, known before anything is written: each is one question put to one method in one way.
+"""Plan a benchmark's cells before anything is written: each is one question put to one method in one way.
 
 A question is what methods are compared on: a store, a dataset, how many items of what size, a budget, a proxy.
 """
@@ -27,7 +27,7 @@ from raysnap.search.plan.tree import Candidate
 from raysnap.store.store import Store
 from raysnap.training.trial import slug
 
-# What tells a cell's row from other rows, besides its name.
+# What distinguishes a cell's row from others, apart from its name.
 AXES = (
     "group",
     "store",
@@ -105,20 +105,21 @@ class Cell:
 
 @dataclass(frozen=True)
 class SyntheticSet:
-    """A store of synthetic snapshots that benchmarks share: its folder's name follows from its recipe."""
+    """A store of synthetic snapshots that benchmarks share: its folder is named after its recipe."""
 
     recipe: SyntheticRecipe
     path: Path
 
     @classmethod
     def of(cls, recipe: SyntheticRecipe, synthetic_dir: Path) -> SyntheticSet:
+        """Return the set of a recipe, in the folder of synthetic sets."""
         digest = blake3(canonical_json(recipe.model_dump(mode="json"))).hexdigest()[:8]
         what = f"{'+'.join(recipe.architectures)}-{recipe.retrain.distribution}-{recipe.num_snapshots}"
         return cls(recipe, synthetic_dir.resolve() / f"{slug(what)}-{digest}")
 
     @property
     def config(self) -> SynthesizeConfig:
-        """The job that makes it."""
+        """The job that makes the set."""
         places = {"store": self.path / "store", "run_dir": self.path / "run"}
         return SynthesizeConfig.model_validate(self.recipe.model_dump() | places)
 
@@ -130,14 +131,14 @@ class SyntheticSet:
 
 
 def find_sets(config: BenchConfig) -> dict[str, SyntheticSet]:
-    """The synthetic sets that the benchmark's grids name, made or not."""
+    """Return the synthetic sets that the benchmark's grids name, made or not."""
     named = {str(store) for grid in config.grids.values() for store in grid.store}
     sets = {name: SyntheticSet.of(recipe, config.synthetic_dir) for name, recipe in config.synthetic_sets.items()}
-    return {name: one for name, one in sets.items() if name in named}
+    return {name: synthetic for name, synthetic in sets.items() if name in named}
 
 
 def expand(config: BenchConfig) -> list[Cell]:
-    """The benchmark's cells, question by question; nothing is looked at.
+    """Return the benchmark's cells, question by question; no store or dataset is read.
 
     Raises:
         ConfigError: two of them would have the same name.
@@ -149,7 +150,7 @@ def expand(config: BenchConfig) -> list[Cell]:
         other = seen.setdefault(cell.name, cell)
         if other is not cell:
             raise ConfigError(
-                f"cell {cell.name!r}: stands for {other.data!r} in {other.store} and {cell.data!r} in {cell.store}; "
+                f"cell {cell.name!r}: names both {other.data!r} in {other.store} and {cell.data!r} in {cell.store}; "
                 "rename a folder or split the group"
             )
     return cells
@@ -226,16 +227,16 @@ def _count(num_items: int | None) -> str:
 
 
 def plan_bench(config: BenchConfig) -> list[Cell]:
-    """The benchmark's cells, checked against what there is; nothing is written.
+    """Return the benchmark's cells, checked against stores and datasets; nothing is written.
 
     Raises:
-        RaysnapError: a store or a dataset is not there or of no use, a set can't be made, or no snapshot fits `where`.
+        RaysnapError: a store or a dataset is missing or unusable, a set can't be made, or no snapshot matches `where`.
     """
     cells = expand(config)
-    missing_sets = [one for one in find_sets(config).values() if not one.is_made]
-    for one in missing_sets:
-        plan_synthesize(one.config)
-    made_later = {one.path / "store" for one in missing_sets}
+    missing_sets = [synthetic for synthetic in find_sets(config).values() if not synthetic.is_made]
+    for synthetic in missing_sets:
+        plan_synthesize(synthetic.config)
+    made_later = {synthetic.path / "store" for synthetic in missing_sets}
     distinct = {(cell.store_dir, cell.options.where, cell.options.image_size): cell for cell in cells}
     for cell in distinct.values():
         if cell.store_dir not in made_later:

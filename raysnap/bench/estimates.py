@@ -1,7 +1,7 @@
-"""What a benchmark's cells will compute, before any store of theirs is made or any tensor is in hand.
+"""Estimate what a benchmark's cells will compute, before their stores are made or any tensor is in hand.
 
-`baseline` and `shared` are counted exactly. Whom the rungs of the others keep is not known before they ran, so their
-work is that of candidates kept by lot, on average; `nested` may keep more than its rungs ask for, and take longer.
+`baseline` and `shared` are counted exactly. Which candidates the rungs of the others keep is not known in advance, so
+their work is the average for candidates kept at random; `nested` may keep more than its rungs ask for, and take longer.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from raysnap.datasets.splits import VAL_FRACTION, probe_splits
 from raysnap.models.block_facts import block_shapes
 from raysnap.planning.synthetic import draw_descents
 from raysnap.search.plan.rungs import Rung, plan_rungs, shares_prefixes
-from raysnap.search.plan.tree import Candidate, PrefixTree, build_tree, find_misfit, keep_candidates
+from raysnap.search.plan.tree import Candidate, PrefixTree, build_tree, find_misfit, needed_nodes
 from raysnap.search.plan.workload import image_forwards
 from raysnap.store.manifest import BlockEntry, Preprocessing
 
@@ -36,9 +36,9 @@ class CellWork:
     Attributes:
         num_candidates: snapshots that it ranks.
         num_items: train and test items.
-        image_forwards: images run through whole models, parts counted as parts.
-        flops: FLOPs of that.
-        is_exact: whether that is known, or the average of lots.
+        image_forwards: images run through whole models, parts of models counted as fractions.
+        flops: FLOPs of these.
+        is_exact: whether the work is known, not an average for candidates kept at random.
     """
 
     num_candidates: int
@@ -49,8 +49,8 @@ class CellWork:
 
 
 def estimate_work(config: BenchConfig, cells: Sequence[Cell]) -> list[CellWork | None]:
-    """What each cell will compute; None where `where` filters a set that is not made yet."""
-    sets = {one.path / "store": one for one in find_sets(config).values()}
+    """Estimate what each cell will compute; None where `where` filters a set that is not made yet."""
+    sets = {synthetic.path / "store": synthetic for synthetic in find_sets(config).values()}
 
     candidates: dict[tuple[Any, ...], tuple[Candidate, ...] | None] = {}
     item_counts: dict[tuple[Any, ...], tuple[int, int]] = {}
@@ -90,16 +90,17 @@ def _work_of(candidates: tuple[Candidate, ...], method: Method, num_train: int, 
 
 
 def planned_candidates(synthetic: SyntheticSet, image_size: int) -> tuple[Candidate, ...]:
-    """The candidates that a set will hold once it is made: they share blocks as those will, under other digests."""
+    """Return the candidates that a set will hold once it is made: they share blocks alike, under other digests."""
     planned: list[Candidate] = []
     preprocessing = Preprocessing.cropping(image_size)
     for descent in draw_descents(synthetic.config):
         shapes = block_shapes(descent.architecture, image_size)[:-1]
-        num_kept = 0 if descent.parent is None else len(shapes) - descent.retrain_index
-        kept = planned[descent.parent].blocks[:num_kept] if num_kept else ()
+        kept: tuple[BlockEntry, ...] = ()
+        if descent.parent is not None:
+            kept = planned[descent.parent].blocks[: len(shapes) - descent.retrain_index]
         own = tuple(
             BlockEntry(shape.name, f"{descent.number:032x}{index:032x}", shape.num_parameter_bytes)
-            for index, shape in enumerate(shapes[num_kept:])
+            for index, shape in enumerate(shapes[len(kept) :])
         )
         name = f"{descent.number + 1:03d}"
         planned.append(Candidate(name, name, descent.architecture, preprocessing, kept + own))
@@ -122,18 +123,18 @@ def _count_items(cell: Cell) -> tuple[int, int]:
 
 
 def _draw_entrants(rungs: Sequence[Rung], num_candidates: int, rng: np.random.Generator) -> list[list[int]]:
-    """Who enters each rung, where the kept are drawn by lot."""
+    """Draw the candidates that enter each rung, those kept at random."""
     order = rng.permutation(num_candidates).tolist()
     counts = [num_candidates, *(rung.num_kept for rung in rungs[:-1])]
     return [order[:count] for count in counts]
 
 
 def _flops(tree: PrefixTree, rungs: Sequence[Rung], entrants: Sequence[Sequence[int]]) -> float:
-    """FLOPs of the blocks that run, over all rungs."""
+    """Return the FLOPs of the blocks that run, over all rungs."""
     total = 0.0
     for rung, candidates in zip(rungs, entrants, strict=True):
         num_items = rung.train_stop - rung.train_start + rung.test_stop - rung.test_start
-        for index in keep_candidates(tree, candidates):
+        for index in needed_nodes(tree, candidates):
             node = tree.nodes[index]
             shapes = block_shapes(node.architecture, node.preprocessing.image_size)
             total += num_items * shapes[node.block_index].flops

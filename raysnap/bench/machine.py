@@ -1,4 +1,4 @@
-"""What a measurement stood on: the machine, its load meanwhile, and what this process read and held."""
+"""Describe the conditions of a measurement: the machine, its load, and what this process read and held."""
 
 from __future__ import annotations
 
@@ -18,19 +18,21 @@ from blake3 import blake3
 from raysnap.canonical_json import canonical_json
 from raysnap.runs.environment import describe_environment
 
-# This share of the CPUs taken by others is noise, unless it is only the few ticks that /proc/stat can't tell from none.
+# This share of the CPUs used by others is noise, unless it is only a few ticks, which /proc/stat can't distinguish
+# from none.
 NOISY_SHARE = 0.05
 NOISY_TICKS_S = 0.04
 
 
 @dataclass(frozen=True)
 class Load:
-    """Who had the CPUs between two moments; shares are of the time of all of the machine's CPUs.
+    """How the CPUs were used between two moments; shares are of the time of all of the machine's CPUs.
 
     Attributes:
         own_cpu_s: CPU time of this process, in seconds.
-        other_cpu_s: what other processes and the kernel took; None, as the next ones, where the kernel doesn't tell.
-        steal_s: what the hypervisor gave to other machines.
+        other_cpu_s: seconds of other processes and the kernel; None, like the fields below, where the kernel doesn't
+            say.
+        steal_s: seconds that the hypervisor gave to other machines.
     """
 
     own_cpu_s: float
@@ -42,17 +44,17 @@ class Load:
 
     @property
     def noise(self) -> list[str]:
-        """What makes a measurement under this load doubtful, a clause each."""
+        """Why a measurement under this load is noisy, a clause each."""
         if self.other_cpu_share is None:
-            return ["nobody knows who else had the CPUs: /proc/stat doesn't tell"]
+            return ["it is unknown what else used the CPUs: /proc/stat doesn't say"]
         found = [
             ("other processes took", self.other_cpu_share, self.other_cpu_s),
             ("the hypervisor took", self.steal_share, self.steal_s),
         ]
         return [
-            f"{who} {share:.0%} of the CPUs"
-            for who, share, taken_s in found
-            if share > NOISY_SHARE and taken_s > NOISY_TICKS_S
+            f"{what} {share:.0%} of the CPUs"
+            for what, share, taken_s in found
+            if share is not None and taken_s is not None and share > NOISY_SHARE and taken_s > NOISY_TICKS_S
         ]
 
 
@@ -68,7 +70,7 @@ class Moment:
 
     @classmethod
     def now(cls) -> Moment:
-        """The counters now: of all CPUs from /proc/stat, of this process and its threads from the kernel."""
+        """Return the counters now: of all CPUs from /proc/stat, of this process and its threads from the kernel."""
         fields = Path("/proc/stat").read_text().partition("\n")[0].split()[1:9]
         user, nice, system, idle, iowait, irq, softirq, steal = (
             int(ticks) / os.sysconf("SC_CLK_TCK") for ticks in fields
@@ -77,9 +79,9 @@ class Moment:
         return cls(busy + idle + iowait + steal, busy, steal, time.process_time(), _io_counter("read_bytes"))
 
     def load_until(self, later: Moment) -> Load:
-        """Who had the CPUs from this moment to a later one."""
+        """Return how the CPUs were used from this moment to a later one."""
         all_s, own_s = later.all_cpus_s - self.all_cpus_s, later.own_cpu_s - self.own_cpu_s
-        if all_s <= 0:  # a sandbox whose /proc/stat stands still
+        if all_s <= 0:  # a sandbox whose /proc/stat never changes
             return Load(own_s)
         steal_s = later.steal_s - self.steal_s
         other_s = max(0.0, later.busy_cpus_s - self.busy_cpus_s - own_s)
@@ -88,13 +90,13 @@ class Moment:
 
 @cache
 def describe_machine() -> dict[str, Any]:
-    """The facts of this machine and of the software on it that a figure depends on."""
+    """Return the facts of this machine and its software that a measurement depends on."""
     memory_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return {"hostname": socket.gethostname(), "memory_bytes": memory_bytes} | describe_environment()
 
 
 def machine_key(facts: dict[str, Any]) -> str:
-    """A short name of a machine's facts: equal facts have equal names."""
+    """Return a short name of a machine's facts: equal facts have equal names."""
     return f"{facts['hostname']}-{blake3(canonical_json(facts)).hexdigest()[:8]}"
 
 
@@ -104,7 +106,7 @@ class MemoryStart:
 
     Attributes:
         rss_bytes: resident bytes.
-        is_reset: whether the kernel counts the peak of resident bytes anew from here.
+        is_reset: whether the kernel reset the peak of resident bytes.
     """
 
     rss_bytes: int
@@ -112,7 +114,7 @@ class MemoryStart:
 
     @classmethod
     def now(cls) -> MemoryStart:
-        """Gives back what is free, so that it hides no growth, and has the peaks counted anew."""
+        """Return free memory to the system, so that it hides no growth, and reset the peaks."""
         gc.collect()
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's
         if trim is not None:
@@ -127,7 +129,7 @@ class MemoryStart:
         return cls(_status_bytes("VmRSS"), is_reset)
 
     def peak(self) -> dict[str, int | None]:
-        """The most bytes held since: resident ones, and tensors on the GPU; None is not known, or no GPU."""
+        """Return the most bytes held since: resident ones, and tensors on the GPU; None is unknown, or no GPU."""
         return {
             "rss_before_bytes": self.rss_bytes,
             "peak_rss_bytes": _status_bytes("VmHWM") if self.is_reset else None,
@@ -144,6 +146,6 @@ def _io_counter(key: str) -> int:
 
 
 def _number_in(path: str, key: str) -> int:
-    """The whole number behind `key:` in one of the files that the kernel keeps on this process."""
+    """Return the whole number after `key:` in one of the files that the kernel keeps about this process."""
     line = next(line for line in Path(path).read_text().splitlines() if line.startswith(f"{key}:"))
     return int(line.split()[1])

@@ -1,7 +1,7 @@
-"""The kernel's page cache: which bytes of files are in memory, files dropped from it, files brought into it.
+"""Measure which bytes of files are in the kernel's page cache, drop files from it, load files into it.
 
 Needs no privileges and no container. What can't be dropped (files of tmpfs, pages that a process has mapped) stays, so
-whoever asks for a cold file measures afterwards what is still there.
+measure after a drop what is still there.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from pathlib import Path
 import numpy as np
 
 PIECE_BYTES = 2**20
-MAPPED_BYTES = 2**30  # looked at in one call; a gigabyte of pages is told in 256 KiB
+MAPPED_BYTES = 2**30  # in one call; the answer for a gigabyte takes 256 KiB
 
 
 @dataclass(frozen=True)
 class Residency:
-    """How much of some files lies in the page cache.
+    """How much of some files is in the page cache.
 
     Attributes:
-        file_bytes: what the files hold, holes left out.
-        resident_bytes: what of them is in memory; None where the kernel doesn't tell.
+        file_bytes: bytes of the files, without holes.
+        resident_bytes: those of them in memory; None where the kernel doesn't say.
     """
 
     file_bytes: int
@@ -43,8 +43,9 @@ class Residency:
 
 
 def residency(paths: Iterable[Path]) -> Residency:
-    """How much of the files is in memory now; asking changes nothing. A missing file counts as empty."""
-    file_bytes, resident_bytes = 0, 0
+    """Return how much of the files is in memory now; asking changes nothing. A missing file counts as empty."""
+    file_bytes = 0
+    resident_bytes: int | None = 0
     for path in paths:
         with _opened(path) as file:
             if file is None:
@@ -59,7 +60,7 @@ def residency(paths: Iterable[Path]) -> Residency:
 
 
 def drop(paths: Iterable[Path]) -> None:
-    """Takes the files out of the page cache as far as the kernel can; what the disk lacks yet is written first."""
+    """Drop the files from the page cache as far as the kernel can; what is not on the disk yet is written first."""
     for path in paths:
         with _opened(path) as file:
             if file is not None:
@@ -68,7 +69,7 @@ def drop(paths: Iterable[Path]) -> None:
 
 
 def load(paths: Iterable[Path]) -> None:
-    """Brings the files into the page cache, as far as memory has room, by reading them; holes are left out."""
+    """Load the files into the page cache, as far as memory allows, by reading them; holes are skipped."""
     buffer = memoryview(bytearray(PIECE_BYTES))
     for path in paths:
         with _opened(path) as file:
@@ -80,7 +81,7 @@ def load(paths: Iterable[Path]) -> None:
 
 
 def filesystem(path: Path) -> str:
-    """The type of the file system that holds the path, such as `ext4`; `unknown` where /proc doesn't say."""
+    """Return the type of the file system that holds the path, such as `ext4`; `unknown` where /proc doesn't say."""
     try:
         device = path.stat().st_dev
         lines = Path("/proc/self/mountinfo").read_text().splitlines()
@@ -96,7 +97,7 @@ def filesystem(path: Path) -> str:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[int | None]:
-    """A descriptor of the file, or None where it is gone: stores and caches may be cleaned up beside a measurement."""
+    """Open the file; yield its descriptor, or None where it was removed, as by a clean-up of the store or a cache."""
     try:
         file = os.open(path, os.O_RDONLY)
     except FileNotFoundError:
@@ -109,13 +110,13 @@ def _opened(path: Path) -> Iterator[int | None]:
 
 
 def _held_bytes(file: int) -> int:
-    """What a file holds, in bytes: the blocks on the disk, of a sparse file less than its length."""
+    """Return the bytes of a file's blocks on the disk; of a sparse file, less than its length."""
     stat = os.fstat(file)
     return min(stat.st_size, 512 * stat.st_blocks)
 
 
 def _extents(file: int) -> Iterator[tuple[int, int]]:
-    """Where the file's data begin and end between its holes."""
+    """Yield where the file's data begin and end between its holes."""
     stop, size = 0, os.fstat(file).st_size
     while stop < size:
         try:
@@ -129,7 +130,7 @@ def _extents(file: int) -> Iterator[tuple[int, int]]:
 
 
 def _resident_bytes(file: int) -> int | None:
-    """What of the file is in memory, by mincore(2) on a mapping that is never touched; None where that fails."""
+    """Return the file's bytes in memory, by mincore(2) on a mapping that is never touched; None where that fails."""
     size, num_pages = os.fstat(file).st_size, 0
     mincore = ctypes.CDLL(None, use_errno=True).mincore
     for start in range(0, size, MAPPED_BYTES):
@@ -139,7 +140,7 @@ def _resident_bytes(file: int) -> int | None:
             pages = np.frombuffer(mapping, dtype=np.uint8)
             address = ctypes.c_void_p(pages.ctypes.data)
             failed = mincore(address, ctypes.c_size_t(length), ctypes.c_void_p(in_memory.ctypes.data))
-            del pages  # the mapping can't be closed while an array looks at it
+            del pages  # the mapping can't be closed while an array refers to it
         if failed:
             return None
         num_pages += int((in_memory & 1).sum())

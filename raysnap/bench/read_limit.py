@@ -1,4 +1,4 @@
-"""A limit on the rate at which a store's blocks are read: this machine's disk in the place of a slower one."""
+"""Limit the rate at which a store's blocks are read, so that this machine's disk acts as a slower one."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import time
 
 
 class ReadLimit:
-    """A disk that gives `bytes_per_s` to all its readers together, one after the other.
+    """A disk that delivers `bytes_per_s` to all its readers together, one after the other.
 
-    A reader waits until such a disk would have given it what it has read. A sleep that took too long, as on a busy
-    machine, is made up for; pauses between files are not, nor is what reading itself took longer than the limit asks.
+    A reader waits until such a disk would have delivered what it has read. A sleep that took too long, as on a busy
+    machine, is compensated; pauses between files are not, nor are reads that are slower than the limit.
     """
 
     def __init__(self, bytes_per_s: float):
@@ -20,7 +20,7 @@ class ReadLimit:
         self._lock = threading.Lock()
 
     def wait(self, num_bytes: int, asked_s: float) -> None:
-        """Waits for the next `num_bytes` of a file whose reading began at `asked_s` of `time.perf_counter`."""
+        """Wait for the next `num_bytes` of a file whose reading began at `asked_s` of `time.perf_counter`."""
         with self._lock:
             begin_s = max(self._is_free_s, asked_s - self._overslept_s)
             self._is_free_s = until_s = begin_s + num_bytes / self._bytes_per_s

@@ -1,7 +1,7 @@
-"""Timed searches: every cell of a benchmark some times over, each run a Ray task alone on its GPU, or on the machine.
+"""Time searches: run every cell of a benchmark several times, each run a Ray task alone on its GPU or machine.
 
-Questions come one after the other. Within each of a question's repeats, its methods take turns, so that a machine whose
-speed drifts treats them alike. A run that fails is a row with its error; a run that is to be doubted says why.
+Questions run one after the other. Within each of a question's repeats its methods take turns, so that drifts of the
+machine's speed affect them equally. A run that fails is a row with its error; a noisy run says why.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class BenchSummary:
-    """What a benchmark left behind.
+    """The outcome of a benchmark.
 
     Attributes:
         searches: each cell's run of median time.
-        cells: each cell's axes and what its runs came to, in the same order; those without a finished run left out.
+        cells: each cell's axes and the summary of its runs, in the same order; cells without a finished run left out.
         failures: the runs that failed, each with its error.
     """
 
@@ -59,7 +59,7 @@ def bench(
     resume: bool = False,
     on_progress: OnProgress = ignore_progress,
 ) -> BenchSummary:
-    """Run the benchmark, or these of its groups, on the Ray that is up; each timed search becomes a row.
+    """Run the benchmark, or these of its groups, on the running Ray; write a row per timed search.
 
     >>> job = raysnap.BenchConfig(
     ...     datasets=["shapes-shape-a"], image_size=32, methods=["shared"], repeats=1, run_dir="runs/timed",
@@ -103,21 +103,21 @@ def bench(
 
 
 def make_set(synthetic: SyntheticSet, on_progress: OnProgress) -> None:
-    """Makes the set, or what an interrupted benchmark left to make of it.
+    """Make the set, or what an interrupted benchmark left of it to make.
 
     Raises:
         RaysnapError: it can't be made.
     """
     synthetic.path.mkdir(parents=True, exist_ok=True)
     with (synthetic.path / "lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)  # another benchmark may be making the same one
+        fcntl.flock(file, fcntl.LOCK_EX)  # another benchmark may be making the same set
         if not synthetic.is_made:
             synthesize(synthetic.config, resume=True, on_progress=on_progress)
 
 
 def _turns(cells: Sequence[Cell]) -> list[tuple[int, Cell]]:
-    """The timed runs in order: question by question, repeat by repeat, every method in turn."""
-    turns = []
+    """Return the timed runs in order: question by question, repeat by repeat, every method in turn."""
+    turns: list[tuple[int, Cell]] = []
     for _, members in itertools.groupby(cells, key=lambda cell: cell.question):
         asked = list(members)
         turns += [(repeat, cell) for repeat in range(asked[0].repeats) for cell in asked]
@@ -136,7 +136,7 @@ def _run_cell(cell: Cell, repeat: int, config: BenchConfig) -> tuple[SearchRow, 
         error_text = describe_failure(cause)
         row = SearchRow(**cell.axes, status=Status.FAILED, error=error_text, finished=utc_timestamp(), repeat=repeat)
         return row, {}
-    except BaseException:  # an interrupt: what runs must not disturb what comes next
+    except BaseException:  # an interrupt: the task must not disturb what runs next
         ray.cancel(task, force=True)
         raise
     facts: dict[str, Any] = measured.pop("machine_facts")
@@ -149,12 +149,12 @@ def _search_task(cell: Cell) -> dict[str, Any]:
 
 
 def _largest(resource: str) -> float:
-    """How much of a resource the best-equipped node has."""
+    """Return how much of a resource the best-equipped node has."""
     return max((node["Resources"].get(resource, 0.0) for node in ray.nodes() if node["Alive"]), default=0.0)
 
 
 def _known_machines(run: RunDirectory) -> dict[str, Any]:
-    """The machines that an earlier part of the run met."""
+    """Return the machines that an earlier part of the run used."""
     try:
         known = json.loads((run.path / "env.json").read_text("utf-8"))["machines"]
     except (OSError, ValueError, KeyError, TypeError):

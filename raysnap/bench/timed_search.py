@@ -1,8 +1,8 @@
-"""One timed search: the page cache brought into the state asked for, counters read around it; no Ray in it.
+"""Time one search, without Ray: set the state of the page cache, read counters before and after.
 
-Cold means that the files which the search reads, the candidates' blocks and manifests and the dataset's pixel cache,
-were written out and dropped from the page cache, and found gone, just before. What the kernel keeps of their names and
-inodes stays: dropping that takes root.
+Cold means that the files that the search reads (the candidates' blocks and manifests, and the dataset's pixel cache)
+were written out, dropped from the page cache and verified absent just before. The kernel keeps their names and inodes:
+dropping these requires root.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from raysnap.store.store import Store
 
 STAGED_LEVELS = ("steps", "step_details")
 MEMORY_FILESYSTEMS = ("tmpfs", "ramfs")
-STRAY_READ_BYTES = 2**20  # what a warm run may read: a library's page here and there
+STRAY_READ_BYTES = 2**20  # what a warm run may read: a few pages of libraries
 
 
 def time_search(cell: Cell) -> dict[str, Any]:
-    """What one run of the cell gave and took, and the machine it ran on, as plain values.
+    """Run the cell once; return its result, its measurements and the machine it ran on, as plain values.
 
-    The first run of a question and method in a process is preceded by the cell's untimed ones.
+    The cell's untimed runs come before the first run of a question and method in a process.
 
     Raises:
         RaysnapError: the search failed.
@@ -43,10 +43,11 @@ def time_search(cell: Cell) -> dict[str, Any]:
     _warm_up(replace(cell, name="", cache="warm", io_limit_mib_per_s=None, detail="end_to_end", repeats=1))
     files = SearchFiles.of(cell)
     found = _prepare_page_cache(cell, files)
-    reads = BlockReads(cell.io_limit_mib_per_s and ReadLimit(cell.io_limit_mib_per_s * 2**20))
+    limit = ReadLimit(cell.io_limit_mib_per_s * 2**20) if cell.io_limit_mib_per_s else None
+    reads = BlockReads(limit)
     memory = MemoryStart.now()
     before, started_s = Moment.now(), time.perf_counter()
-    result = search(Store.open(cell.store_dir, on_read=reads.see), cell.data, cell.options).to_dict()
+    result = search(Store.open(cell.store_dir, on_read=reads.record), cell.data, cell.options).to_dict()
     wall_s, after = time.perf_counter() - started_s, Moment.now()
     needed_bytes = files.block_bytes + _pixel_bytes(result, cell.image_size)
     io = {
@@ -60,7 +61,7 @@ def time_search(cell: Cell) -> dict[str, Any]:
     noise = [*load_meanwhile.noise, *_cache_noise(cell, found, io, result["work"].get("images_decoded", 0))]
     facts = describe_machine()
     return {
-        "search": _as_told(result, cell.detail),
+        "search": _at_detail(result, cell.detail),
         "wall_s": wall_s,
         "num_threads": num_threads,
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
@@ -79,13 +80,13 @@ def time_search(cell: Cell) -> dict[str, Any]:
 
 @cache
 def _warm_up(cell: Cell) -> None:
-    """Runs the search untimed, once in a process: libraries are loaded, kernels chosen, the images decoded."""
+    """Run the search untimed, once in a process: load libraries, choose kernels, decode the images."""
     for _ in range(cell.num_warmups):
         search(cell.store_dir, cell.data, cell.options)
 
 
 def _prepare_page_cache(cell: Cell, files: SearchFiles) -> dict[str, Any]:
-    """Drops the files or brings them in, and says what came of it."""
+    """Drop the files from the page cache, or load them; return its state then."""
     gc.collect()  # pages that an earlier search's pixel cache still maps can't be dropped
     before = residency(files.read)
     if cell.cache == "cold":
@@ -105,21 +106,21 @@ def _prepare_page_cache(cell: Cell, files: SearchFiles) -> dict[str, Any]:
 
 
 def _cache_problem(asked: str, ready: Residency, kinds: list[str]) -> str | None:
-    """Why the page cache is not in the state asked for; None where it is."""
+    """Return why the page cache is not in the state asked for; None where it is."""
     if ready.state == asked:
         return None
     if ready.resident_bytes is None:
-        return f"the kernel doesn't tell what is in memory, so nobody knows that the run was {asked}"
-    told = f"{bytes_text(ready.resident_bytes)} of {bytes_text(ready.file_bytes)} were in memory"
+        return f"the kernel doesn't say what is in memory, so it is unknown whether the run was {asked}"
+    found = f"{bytes_text(ready.resident_bytes)} of {bytes_text(ready.file_bytes)} were in memory"
     in_memory = [kind for kind in kinds if kind in MEMORY_FILESYSTEMS]
     if asked == "cold" and in_memory:
-        return f"not cold: {told}, as {in_memory[0]} keeps its files there"
-    reason = "another process may hold them" if asked == "cold" else "there may be too little of it"
-    return f"not {asked}: {told}; {reason}"
+        return f"not cold: {found}, as {in_memory[0]} keeps its files there"
+    reason = "another process may keep them there" if asked == "cold" else "there may be too little memory"
+    return f"not {asked}: {found}; {reason}"
 
 
 def _cache_noise(cell: Cell, found: dict[str, Any], io: dict[str, Any], num_decoded: int) -> list[str]:
-    """What about the files that were read makes the time doubtful, a clause each."""
+    """Return why the files that were read make the time noisy, a clause each."""
     read_bytes, needed_bytes = io["read_bytes"], io["needed_bytes"]
     noise = [found["problem"]] if found["problem"] else []
     if found["state"] == "cold" == cell.cache and read_bytes < needed_bytes:
@@ -127,17 +128,17 @@ def _cache_noise(cell: Cell, found: dict[str, Any], io: dict[str, Any], num_deco
     if cell.cache == "warm" and read_bytes > max(STRAY_READ_BYTES, needed_bytes // 100):
         noise.append(f"{bytes_text(read_bytes)} were read from the disk though warm")
     if num_decoded:
-        noise.append(f"{num_decoded} images were decoded meanwhile, which later runs need not")
+        noise.append(f"{num_decoded} images were decoded during the run, which later runs need not do")
     return noise
 
 
 def _pixel_bytes(result: dict[str, Any], image_size: int) -> int:
-    """The bytes of the pixels that the best candidate was scored on: the least that has to be read of them."""
+    """Return the bytes of the pixels that the best candidate was scored on: the least that must be read of them."""
     best = result["ranking"][0] if result["ranking"] else {"num_train": 0, "num_test": 0}
     return (best["num_train"] + best["num_test"]) * 3 * image_size**2
 
 
-def _as_told(result: dict[str, Any], detail: str) -> dict[str, Any]:
-    """The search's result with its times as finely as asked for."""
+def _at_detail(result: dict[str, Any], detail: str) -> dict[str, Any]:
+    """Return the search's result with its times at the detail asked for."""
     kept = result if detail in STAGED_LEVELS else result | {"timings_s": {"total": result["timings_s"]["total"]}}
     return {key: value for key, value in kept.items() if key != "rungs" or detail != "end_to_end"}

@@ -27,14 +27,14 @@ def check_question(store_dir: Path, data: str, options: SearchOptions) -> None:
 
 
 def pick_static_baseline(candidates: Sequence[Candidate], ranking: Sequence[RankedSnapshot]) -> RankedSnapshot | None:
-    """Where the snapshot came that one would take without a search: the largest pretrained model.
+    """Return the ranking's line of the no-search baseline: the largest pretrained model.
 
-    That is, of the ranked snapshots that derive from no other one (of all, where each derives from another), the one
-    with the most bytes of weights below the head, and of several the one that comes first by id.
+    That is, of the ranked snapshots without a base (of all, where each has one), the one with the most bytes of weights
+    below the head; of several, the first by id.
     """
     by_id = {candidate.snapshot: candidate for candidate in candidates}
 
-    def preference(entry: RankedSnapshot) -> tuple:
+    def preference(entry: RankedSnapshot) -> tuple[bool, int, str]:
         candidate = by_id[entry.snapshot]
         return not candidate.is_base, -sum(block.num_bytes for block in candidate.blocks), entry.snapshot
 
@@ -42,14 +42,14 @@ def pick_static_baseline(candidates: Sequence[Candidate], ranking: Sequence[Rank
 
 
 def find_candidates(store: Store, where: str | None, image_size: int | None) -> list[Candidate]:
-    """The snapshots that a search ranks, in the order of their ids.
+    """Find the snapshots that a search ranks, in the order of their ids.
 
     Raises:
-        UsageError: the store has none, or none that fits `where`.
+        UsageError: the store has none, or none that matches `where`.
     """
     manifests = store.manifests(where)
     if not manifests:
-        wanted = f" that fit --where {where!r}" if where else ""
+        wanted = f" that match --where {where!r}" if where else ""
         raise UsageError(
             f"{store.path}: expected at least one snapshot to rank, found none{wanted}; add some with `raysnap "
             "generate` or `raysnap store add`"
@@ -69,7 +69,7 @@ def find_candidates(store: Store, where: str | None, image_size: int | None) -> 
 
 
 def _preprocessing(manifest: Manifest, image_size: int | None) -> Preprocessing:
-    """The snapshot's own preprocessing, scaled to another edge where one is asked for."""
+    """Return the snapshot's own preprocessing, scaled to another edge where one is asked for."""
     own = manifest.preprocessing
     if image_size is None or image_size == own.image_size:
         return own

@@ -1,4 +1,4 @@
-"""Rung by rung to a ranking: features, scores, and who goes on."""
+"""Rank candidates rung by rung: get features, score them, keep the best."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from raysnap.search.result import RankedSnapshot, RungReport
 
 @dataclass
 class Contest:
-    """The state that rungs hand on: who is still in, the features so far, and every score.
+    """The state between rungs: the remaining candidates, the features so far, and every score.
 
     Attributes:
         device: where features are scored.
-        confidence: how sure the rungs to come must be, together, to drop candidates that they need not keep; 0 drops
-            them at once.
-        survivors: who enters the next rung.
-        scores: each candidate's rungs so far, and its score in each.
+        confidence: confidence that the remaining rungs must have, together, to drop candidates beyond those they must
+            keep; 0 drops these at once.
+        survivors: the candidates that enter the next rung.
+        scores: each candidate's rungs so far, with its score in each.
         skipped: why a candidate could not be scored.
         reports: what each rung did.
     """
@@ -54,7 +54,7 @@ class Contest:
         self.survivors = [number for number in reasons if number not in self.skipped]
 
     def run_rung(self, rung: Rung, *, num_later: int) -> None:
-        """Gets the rung's new features, scores every survivor on all it has, and keeps the best.
+        """Get the rung's new features, score every survivor on all its features, and keep the best.
 
         Args:
             num_later: how many rungs come after it.
@@ -68,7 +68,7 @@ class Contest:
             for number, score in zip(self.survivors, self._score(rung), strict=True):
                 self.scores.setdefault(number, []).append((rung, score))
             if not is_last:
-                self._drop_the_worse(rung, num_later)
+                self._keep_the_best(rung, num_later)
         self.source.keep(() if is_last else self.survivors)
         after = (work.block_item_passes, work.flops, work.block_bytes_read)
         passes, flops, num_bytes = (new - old for new, old in zip(after, before, strict=True))
@@ -87,7 +87,7 @@ class Contest:
         )
 
     def _score(self, rung: Rung) -> list[Score]:
-        """The survivors' scores, in their order."""
+        """Return the survivors' scores, in their order."""
         return score_candidates(
             self.options.proxy,
             [self.train_features[number] for number in self.survivors],
@@ -98,8 +98,8 @@ class Contest:
             self.device,
         )
 
-    def _drop_the_worse(self, rung: Rung, num_later: int) -> None:
-        """Leaves the rung's best as survivors, and who can't be told from the last of them."""
+    def _keep_the_best(self, rung: Rung, num_later: int) -> None:
+        """Keep the rung's best as survivors, and candidates statistically tied with the last of them."""
         ordered = sorted(self.survivors, key=self._order)
         if ordered:
             ordered_CI = np.stack([self.scores[number][-1][1].contribution_I for number in ordered])
@@ -109,7 +109,7 @@ class Contest:
             self.survivors = [number for number, is_kept in zip(ordered, is_kept_C, strict=True) if is_kept]
 
     def _add_features(self, rung: Rung, *, is_last: bool) -> None:
-        """Gets the survivors' features of the rung's new items; who has none, or none that are finite, is skipped."""
+        """Get the survivors' features of the rung's new items; skip candidates with missing or non-finite features."""
         num_train = len(self.items.train_labels)
         train = range(rung.train_start, rung.train_stop)
         test = range(num_train + rung.test_start, num_train + rung.test_stop)
@@ -125,17 +125,17 @@ class Contest:
                 )
         self.survivors = [number for number in self.survivors if number not in self.skipped]
 
-    def _order(self, number: int) -> tuple:
-        """Sorts candidates: who came further, who scored higher, who has the smaller loss, then by id."""
+    def _order(self, number: int) -> tuple[int, float, float, str]:
+        """Return the sort key of a candidate: most rungs, highest score, smallest loss, then id."""
         rungs = self.scores[number]
         _, score = rungs[-1]
         return (-len(rungs), -score.value, score.loss, self.tree.candidates[number].snapshot)
 
     def ranking(self) -> tuple[RankedSnapshot, ...]:
-        """Everyone who was scored and not skipped later, best first.
+        """Return the candidates that were scored and not skipped later, best first.
 
-        Ties with the best are judged at the last rung both were in, unless that saw but some of the test items: then
-        the rung told the candidate from those it kept, or was not asked to.
+        Ties with the best are judged at the last rung that both were in, if that used all test items; otherwise the
+        rung has decided that the candidate is behind, or did not have to.
         """
         ordered = sorted(self.scores.keys() - self.skipped.keys(), key=self._order)
         by_last_rung: dict[int, list[int]] = defaultdict(list)

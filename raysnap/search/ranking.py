@@ -1,4 +1,4 @@
-"""From a store and a dataset to a ranking: the loop over a method's rungs."""
+"""Rank a store's snapshots for a dataset: the loop over a method's rungs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The answer of a search: a ranking, how sure it is, and what it cost."""
+"""The result of a search: a ranking, its statistical ties, and what it cost."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ class RankedSnapshot:
 
     Attributes:
         snapshot: the snapshot's id.
-        name: its name for people.
-        score: the proxy's score at the last rung the snapshot was in, over `num_train` and `num_test` items.
-        tied_with_best: whether all test items can't tell it from the best, at the last rung that both were in; the best
-            is tied with itself.
+        name: the name that people know it by.
+        score: the proxy's score at the last rung the snapshot was in, with `num_train` and `num_test` items.
+        tied_with_best: whether it is statistically tied with the best on all test items, at the last rung that both
+            were in; the best is tied with itself.
     """
 
     rank: int
@@ -44,9 +44,10 @@ class RungReport:
     """What one rung did.
 
     Attributes:
-        num_train: train items that its probes had, those of the rungs before included; likewise `num_test`.
-        num_candidates: how many entered it.
-        num_kept: how many it kept, of whom `num_tied` only because they can't be told from the last of the others.
+        num_train: train items of its probes, those of earlier rungs included; likewise `num_test`.
+        num_candidates: how many candidates entered it.
+        num_kept: how many it kept, `num_tied` of them only because they are statistically tied with the last of the
+            others.
         block_item_passes, flops, block_bytes_read: the work it took.
         total_s: seconds it took.
     """
@@ -73,12 +74,12 @@ class SearchResult:
     Attributes:
         timings_s: seconds: `total` and its parts `plan`, `load_blocks`, `decode`, `inference`, `proxy`; of workers the
             mean, and `start_workers`.
-        bound_s: what the same passes, bytes and decoding take at the best speeds that were seen: see `search.pace`.
+        bound_s: seconds that the same passes, bytes and decoding take at the best speeds seen: see `engine.pace`.
         precision: what blocks computed in, such as `bfloat16`.
         work: `block_item_passes`, `flops`, `block_bytes_read`, `images_decoded`.
-        peak_activation_bytes: the most bytes of activations that were held at once.
-        rungs: what each round did.
-        static_baseline: where the snapshot came that one would take without a search; None if nobody was ranked.
+        peak_activation_bytes: the most bytes of activations held at once.
+        rungs: what each rung did.
+        static_baseline: rank of the no-search baseline, the largest pretrained model; None if nothing was ranked.
     """
 
     method: str
@@ -96,11 +97,11 @@ class SearchResult:
     static_baseline: RankedSnapshot | None
 
     def to_dict(self) -> dict[str, Any]:
-        """The result as plain values, in the form that `raysnap search --json` prints."""
+        """Return the result as plain values, in the form that `raysnap search --json` prints."""
         return asdict(self)
 
     def to_pandas(self) -> pd.DataFrame:
-        """The ranking as a data frame, a row per snapshot, best first."""
+        """Return the ranking as a data frame, a row per snapshot, best first."""
         import pandas as pd
 
         columns = [field.name for field in fields(RankedSnapshot)]

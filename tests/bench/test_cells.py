@@ -48,7 +48,7 @@ def test_cells_of_groups_go_by_their_group_too(tmp_path):
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({"store": ["a/store", "b/store"]}, r"cell 'store\.shapes-colour-a\.linear\.baseline': stands for"),
+        ({"store": ["a/store", "b/store"]}, r"cell 'store\.shapes-colour-a\.linear\.baseline': names both"),
         ({"datasets": ["x/pets", "y/pets"]}, r"rename a folder"),
         ({"store": "mde"}, r"mde: expected a model store, found nothing there"),
         ({"datasets": "shapes-color-a"}, r"did you mean 'shapes-colour-a'\?"),

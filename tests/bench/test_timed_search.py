@@ -131,7 +131,7 @@ def test_the_limit_bounds_the_rate_of_a_stores_blocks(cell):
 def test_limited_reads_are_verified_all_the_same(cell):
     reads = BlockReads(ReadLimit(1e12))
     digest = Store.open(cell.store_dir).manifests()[0].blocks[0].digest
-    store = Store.open(cell.store_dir, on_read=reads.see)
+    store = Store.open(cell.store_dir, on_read=reads.record)
     store.read_block(digest)
     assert [row["digest"] for row in reads.rows] == [digest]
     assert reads.num_bytes == Files(cell.store_dir).object_path(digest).stat().st_size
@@ -141,6 +141,6 @@ def test_time_in_which_two_blocks_are_read_at_once_counts_once(monkeypatch):
     reads, ends = BlockReads(None), iter([2.0, 2.0, 3.0, 3.0, 6.0, 6.0])
     monkeypatch.setattr(timed_search.time, "perf_counter", lambda: next(ends))
     for digest, asked_s in (("a", 0.0), ("b", 1.0), ("c", 5.0)):
-        reads.see(digest, 10, asked_s)
+        reads.record(digest, 10, asked_s)
     assert reads.read_s == 4.0
     assert [row["read_s"] for row in reads.rows] == [2.0, 2.0, 1.0]

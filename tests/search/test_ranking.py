@@ -21,7 +21,7 @@ from raysnap.models.block_facts import block_shapes
 from raysnap.search import search
 from raysnap.search.candidates import find_candidates
 from raysnap.search.plan.rungs import plan_rungs
-from raysnap.search.plan.tree import build_tree, candidates_below, keep_candidates
+from raysnap.search.plan.tree import build_tree, candidates_below, needed_nodes
 from raysnap.search.plan.walk import Room, plan_walk
 from raysnap.search.probes.proxies import PROXIES
 from raysnap.search.probes.score import Score
@@ -99,7 +99,7 @@ def rungs_of(store, result):
     for rung in plan_rungs(result.method, len(candidates), SHAPES.num_train, SHAPES.num_val):
         alive = [number_of[one.snapshot] for one in result.ranking if one.num_train >= rung.train_stop]
         num_items = rung.train_stop - rung.train_start + rung.test_stop - rung.test_start
-        yield [tree.nodes[index] for index in keep_candidates(tree, alive)], num_items
+        yield [tree.nodes[index] for index in needed_nodes(tree, alive)], num_items
 
 
 def flops_of(nodes):
@@ -221,7 +221,7 @@ def test_probes_are_trained_on_the_items_of_probe_splits_in_their_order(resnets,
 def test_scores_do_not_depend_on_the_budget_and_the_peak_stays_within_it(find, mixed, method):
     free = find(mixed, method=method)
     tree = build_tree(find_candidates(mixed, None, None), sharing=True)
-    needed = [keep_candidates(tree, candidates_below(tree, root)) for root in tree.roots]
+    needed = [needed_nodes(tree, candidates_below(tree, root)) for root in tree.roots]
     walks = [plan_walk(tree, root, nodes, Room()) for root, nodes in zip(tree.roots, needed, strict=True)]
     item_bytes = max(walk.peak_activation_bytes // walk.batch_items for walk in walks)
     for budget_bytes in (3 * item_bytes, 17 * item_bytes + 5):
@@ -457,7 +457,7 @@ def test_a_result_is_a_data_frame_with_a_row_per_snapshot_best_first(find, resne
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"where": "architecture == 'vgg16'"}, UsageError, "that fit --where \"architecture == 'vgg16'\""),
+        ({"where": "architecture == 'vgg16'"}, UsageError, "that match --where \"architecture == 'vgg16'\""),
         ({"where": "colour == 'red'"}, UsageError, "colour"),
         (
             {"method": "nested_loops"},

@@ -1,4 +1,4 @@
-"""Activations as plain arrays and back: what leaves a process or goes to disk keeps its bits and its layout."""
+"""Turn activations into plain arrays and back: between processes and on disk they keep their bits and layout."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 def to_array(activations: Tensor) -> np.ndarray:
-    """The values as an array of the same width, images with their channels last; bfloat16 as its bits, int16."""
+    """Return the values as an array of the same width, images with channels last; bfloat16 as its bits, int16."""
     activations = activations.detach().cpu()
     if activations.dim() == 4:
         activations = activations.permute(0, 2, 3, 1)
@@ -20,26 +20,28 @@ def to_array(activations: Tensor) -> np.ndarray:
 
 
 def from_array(rows: np.ndarray, dtype: torch.dtype) -> Tensor:
-    """The activations that `to_array` gave, laid out with their channels together; shares memory with `rows`."""
+    """Return the activations that `to_array` took, in channels-last layout; shares memory with `rows`."""
     activations = torch.from_numpy(rows).view(dtype)
     return activations.permute(0, 3, 1, 2) if activations.dim() == 4 else activations
 
 
 class Border(Protocol):
-    """Where walks begin and end besides pixels and features: activations that others made, and that others want.
+    """Where walks start and end other than at pixels and features: with activations computed or wanted elsewhere."""
 
-    Attributes:
-        given: indices of nodes whose outputs need not be computed.
-        wanted: indices of nodes whose outputs others want.
-        dtype: of all these outputs, that in which blocks compute.
-    """
+    @property
+    def dtype(self) -> torch.dtype:
+        """What all these outputs are in: what blocks compute in."""
 
-    dtype: torch.dtype
-    given: Collection[int]
-    wanted: Collection[int]
+    @property
+    def given(self) -> Collection[int]:
+        """The indices of nodes whose outputs need not be computed."""
+
+    @property
+    def wanted(self) -> Collection[int]:
+        """The indices of nodes whose outputs are wanted elsewhere."""
 
     def read(self, node: int, positions: Sequence[int]) -> Tensor:
-        """The outputs of a given node, as a block gives them, on any device."""
+        """Return the outputs of a given node, as its block returns them, on any device."""
 
     def write(self, node: int, positions: Sequence[int], outputs: Tensor) -> None:
-        """Takes the outputs of a wanted node."""
+        """Take the outputs of a wanted node."""

@@ -1,7 +1,7 @@
-"""A source of features in front of another: what earlier searches computed is read, what is new is kept.
+"""Put a cache in front of a source of features: read what earlier searches computed, keep what is new.
 
-Features are kept for whoever asks the same of the same items, whatever else is in that search; activations, for
-snapshots to come that branch off there.
+Features are kept for later searches of the same items, whatever their candidates; activations, for later snapshots that
+branch off there.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from raysnap.models.block_facts import block_shapes
 from raysnap.search.engine.border import Border, from_array, to_array
 from raysnap.search.engine.feature_cache import FeatureCache, Segment
 from raysnap.search.engine.source import FeatureSource, Gathered, ItemSource
-from raysnap.search.plan.tree import PrefixTree, keep_candidates
+from raysnap.search.plan.tree import PrefixTree, needed_nodes
 from raysnap.store.manifest import Preprocessing
 
 # Activations are kept where reading and writing them at a disk's pace takes less than computing them on one core.
@@ -38,7 +38,7 @@ class CachedSource:
     """Another source behind a cache; a `FeatureSource`."""
 
     def __init__(self, source: FeatureSource, tree: PrefixTree, items: ItemSource, num_items: int, cache: FeatureCache):
-        """`num_items` is how many the whole search looks at."""
+        """`num_items` is how many items the whole search uses."""
         self.work = source.work
         self.dtype = source.dtype
         self.fingerprint = source.fingerprint
@@ -51,7 +51,7 @@ class CachedSource:
         self._item_digests: dict[tuple[int, int, int], str] = {}
 
     def keep(self, candidates: Collection[int]) -> None:
-        """Lets go of what only other candidates need."""
+        """Drop what only other candidates need."""
         self._source.keep(candidates)
 
     def gather(
@@ -60,9 +60,9 @@ class CachedSource:
         positions: Sequence[int],
         *,
         is_last: bool,
-        border: Border | None = None,  # noqa: ARG002 - it has its own
+        border: Border | None = None,  # noqa: ARG002 - the cache makes its own
     ) -> Gathered:
-        """The candidates' features of the items at these positions."""
+        """Return the candidates' features of the items at these positions."""
         positions = list(positions)
         known: dict[int, dict[int, np.ndarray]] = {}
         missing: dict[tuple[Preprocessing, tuple[int, ...]], list[int]] = defaultdict(list)
@@ -87,8 +87,8 @@ class CachedSource:
         return Gathered(features, failed)
 
     def _known_features(self, number: int, positions: Sequence[int]) -> dict[int, np.ndarray]:
-        """The candidate's features that are in the cache, by position."""
-        key = self._key(self._tree.ends[number])
+        """Return the candidate's features that are in the cache, by position."""
+        key = self._key(self._tree.end_of(number))
         here = self._cache.items_of(key)
         digests = self._digests(positions, self._tree.candidates[number].preprocessing) if here else []
         known = {position: digest for position, digest in zip(positions, digests, strict=False) if digest in here}
@@ -98,7 +98,7 @@ class CachedSource:
     def _compute(
         self, numbers: list[int], positions: Sequence[int], preprocessing: Preprocessing, *, is_last: bool
     ) -> Gathered:
-        """What the source behind says, begun where the cache's activations end; kept for the next search."""
+        """Compute features, starting from cached activations where there are any; keep them for later searches."""
         digests = self._digests(positions, preprocessing)
         border = self._open_border(numbers, positions, digests)
         try:
@@ -106,10 +106,10 @@ class CachedSource:
             border.publish()
         finally:
             border.abandon()
-        with _as_far_as_the_disk_allows():
+        with _tolerate_disk_errors():
             segment = Segment(self._cache)
             try:
-                for end, number in {self._tree.ends[number]: number for number in found.features}.items():
+                for end, number in {self._tree.end_of(number): number for number in found.features}.items():
                     segment.add(self._key(end), found.features[number])
                 segment.publish(digests)
             finally:
@@ -117,15 +117,16 @@ class CachedSource:
         return found
 
     def _open_border(self, numbers: list[int], positions: Sequence[int], digests: list[str]) -> _CacheBorder:
-        """The activations that the cache has for all these items, and those that it should get."""
-        needed = keep_candidates(self._tree, numbers)
-        ends = {self._tree.ends[number] for number in numbers}
+        """Return the activations that the cache has for all these items, and those that it should get."""
+        needed = needed_nodes(self._tree, numbers)
+        ends = {self._tree.end_of(number) for number in numbers}
         asked = set(digests)
         here = {n for n in needed - ends if asked <= self._cache.items_of(self._activations_key(n))}
         given: dict[int, list[np.ndarray]] = {}
         while True:
-            run = keep_candidates(self._tree, numbers, here)
-            sources = {self._tree.nodes[index].parent for index in run} & here - given.keys()
+            run = needed_nodes(self._tree, numbers, here)
+            parents = {parent for index in run if (parent := self._tree.nodes[index].parent) is not None}
+            sources = parents & here - given.keys()
             for node in sources:
                 rows = self._cache.rows(self._activations_key(node), digests)
                 if rows is None:
@@ -134,18 +135,18 @@ class CachedSource:
                     given[node] = rows
             if sources <= given.keys():
                 break
-        wanted = self._worth_keeping(run - ends, len(positions))
+        wanted = self._choose_kept(run - ends, len(positions))
         return _CacheBorder(self._cache, self.dtype, dict(zip(positions, digests, strict=True)), given, wanted)
 
-    def _worth_keeping(self, nodes: Collection[int], num_items: int) -> dict[int, str]:
-        """The nodes whose outputs to keep, with their keys: where most snapshots branch off for their bytes.
+    def _choose_kept(self, nodes: Collection[int], num_items: int) -> dict[int, str]:
+        """Choose the nodes whose outputs to keep, with their keys: those where most snapshots branch off per byte.
 
-        All that a search keeps takes at most a part of the budget, for each item alike.
+        What a search keeps takes at most a part of the budget, the same for each item.
         """
         room = ACTIVATIONS_SHARE * self._cache.budget_bytes * num_items / self._num_items
         worth: list[tuple[float, int, int]] = []
         flops: dict[int | None, int] = {None: 0}
-        for index in sorted(keep_candidates_above(self._tree, nodes)):
+        for index in sorted(nodes_and_ancestors(self._tree, nodes)):
             node = self._tree.nodes[index]
             shape = block_shapes(node.architecture, node.preprocessing.image_size)[node.block_index]
             flops[index] = flops[node.parent] + shape.flops
@@ -162,7 +163,7 @@ class CachedSource:
         return wanted
 
     def _key(self, index: int) -> str:
-        """A digest of all that a node's features follow from, the item aside."""
+        """Return a digest of all that a node's features depend on, apart from the item."""
         if index not in self._node_keys:
             node = self._tree.nodes[index]
             if node.parent is None:
@@ -177,7 +178,7 @@ class CachedSource:
         return f"{self._key(index)}-activations"
 
     def _digests(self, positions: Sequence[int], preprocessing: Preprocessing) -> list[str]:
-        """A digest of each item's pixels."""
+        """Return a digest of each item's pixels."""
         size = (preprocessing.resize_size, preprocessing.image_size)
         unknown = [position for position in positions if (*size, position) not in self._item_digests]
         with self.work.timed("decode"):
@@ -209,14 +210,14 @@ class _CacheBorder:
         return from_array(np.stack([self.rows[node][self._row_of[position]] for position in positions]), self.dtype)
 
     def write(self, node: int, positions: Sequence[int], outputs: Tensor) -> None:
-        with _as_far_as_the_disk_allows():
+        with _tolerate_disk_errors():
             if node not in self.segments:
                 self.segments[node] = Segment(self.cache)
             self.segments[node].add(self.keys[node], to_array(outputs))
             self.written[node] += [self.digests[position] for position in positions]
 
     def publish(self) -> None:
-        with _as_far_as_the_disk_allows():
+        with _tolerate_disk_errors():
             for node, segment in self.segments.items():
                 segment.publish(self.written[node])
 
@@ -226,16 +227,16 @@ class _CacheBorder:
 
 
 @contextmanager
-def _as_far_as_the_disk_allows() -> Iterator[None]:
-    """A disk that is full or broken costs the next search time, not this one its answer."""
+def _tolerate_disk_errors() -> Iterator[None]:
+    """Log an error of the disk: a full or broken one costs the next search time, not this one its answer."""
     try:
         yield
     except OSError as error:
         logger.warning("the feature cache can't be written: %s", error)
 
 
-def keep_candidates_above(tree: PrefixTree, nodes: Collection[int]) -> set[int]:
-    """The nodes and all above them."""
+def nodes_and_ancestors(tree: PrefixTree, nodes: Collection[int]) -> set[int]:
+    """Return the nodes and all above them."""
     above: set[int] = set()
     for start in nodes:
         index: int | None = start

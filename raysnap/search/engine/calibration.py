@@ -18,27 +18,27 @@ NUM_TIMED = 3
 
 
 def measure_kinds(kinds: Iterable[Kind], numerics: Numerics) -> dict[Kind, float]:
-    """Seconds that each kind of block takes for an item in a usual batch, with all threads at work.
+    """Measure the seconds that each kind of block takes per item of a usual batch, with all threads at work.
 
-    Blocks that are alike in shapes, FLOPs and bytes, as most of a transformer's are, are measured once.
+    Blocks of equal shapes, FLOPs and bytes, as most of a transformer's are, are measured once.
     """
     seconds: dict[Kind, float] = {}
-    known: dict[tuple, float] = {}
+    known: dict[tuple[object, ...], float] = {}
     for architecture, image_size, index in sorted(kinds):
         shapes = block_shapes(architecture, image_size)
         input_shape = shapes[index - 1].output_shape if index else (3, image_size, image_size)
         shape = shapes[index]
-        alike = (architecture, input_shape, shape.output_shape, shape.flops, shape.num_parameter_bytes)
-        if alike not in known:
+        facts = (architecture, input_shape, shape.output_shape, shape.flops, shape.num_parameter_bytes)
+        if facts not in known:
             batch_items = usual_batch_items(architecture, image_size, numerics.device.type)
-            known[alike] = _seconds_per_item(architecture, index, (batch_items, *input_shape), numerics)
-        seconds[architecture, image_size, index] = known[alike]
+            known[facts] = _seconds_per_item(architecture, index, (batch_items, *input_shape), numerics)
+        seconds[architecture, image_size, index] = known[facts]
     return seconds
 
 
 @torch.inference_mode()
 def _seconds_per_item(architecture: str, index: int, input_shape: tuple[int, ...], numerics: Numerics) -> float:
-    """The best of some runs after a first one; a CPU's threads each run a batch of their own in a search."""
+    """Return the best of some runs after a first one; in a search, each thread of a CPU runs its own batch."""
     tensors = {
         name: torch.zeros(tensor.shape, dtype=tensor.dtype)
         for name, tensor in block_skeleton(architecture, index).tensors().items()

@@ -1,7 +1,7 @@
-"""The one executor of every search plan: walks the tree for each batch of items and collects features.
+"""Execute every search plan: walk the tree for each batch of items and collect features.
 
 Blocks stay in memory while a later batch or rung needs them, so that each is read once per search; activations of a
-batch live only as long as the walk says. Each core of a CPU takes a batch of its own. What was done is counted, and the
+batch are kept only as long as the walk says. Each core of a CPU takes its own batch. The work is counted, and the
 counts are results.
 """
 
@@ -27,13 +27,13 @@ from raysnap.search.engine.border import Border
 from raysnap.search.engine.pace import Pace
 from raysnap.search.engine.source import Gathered, ItemSource
 from raysnap.search.engine.work import Work
-from raysnap.search.plan.tree import Node, PrefixTree, candidates_below, keep_candidates
+from raysnap.search.plan.tree import Node, PrefixTree, candidates_below, needed_nodes
 from raysnap.search.plan.walk import Room, Walk, plan_walk
 
 
 @dataclass
 class _Outcome:
-    """What one batch gave: features and wanted outputs by node, what is wrong with a node's block, and its work."""
+    """The outcome of one batch: features and wanted outputs by node, faults of nodes' blocks, and its work."""
 
     features: dict[int, Tensor] = field(default_factory=dict)
     wanted: dict[int, Tensor] = field(default_factory=dict)
@@ -42,7 +42,7 @@ class _Outcome:
 
 
 class Executor:
-    """Runs walks over one tree in this process, to be closed by `with`; a `FeatureSource`."""
+    """Runs walks over one tree in this process; a `FeatureSource` and a context manager."""
 
     def __init__(
         self,
@@ -55,15 +55,15 @@ class Executor:
         is_sharing: bool = True,
         budget_bytes: int | None = None,
     ):
-        """Without sharing, blocks are let go as soon as the candidate they belong to has run."""
+        """Without sharing, blocks are dropped as soon as their candidate has run."""
         self.tree = tree
         self.work = work
         self._items = items
         self._shelf = shelf
         self._numerics = numerics
         self._is_sharing = is_sharing
-        # A CPU's cores take a batch each: ResNet-18 at 224 px runs a fifth faster so on two of them than with both at
-        # work on one batch, and on a busy machine the threads of one operation wait for each other much longer.
+        # Each core of a CPU takes a batch: on two cores ResNet-18 at 224 px runs a fifth faster than with both cores on
+        # one batch, and on a busy machine the threads of one operation wait for each other much longer.
         num_streams = torch.get_num_threads() if numerics.device.type == "cpu" else 1
         self._streams = ThreadPoolExecutor(
             num_streams,
@@ -84,42 +84,43 @@ class Executor:
 
     @property
     def dtype(self) -> torch.dtype:
-        """What blocks give."""
+        """What blocks compute in."""
         return self._numerics.dtype
 
     @property
     def fingerprint(self) -> str:
-        """What the last bits of features depend on, blocks and items aside."""
+        """What the last bits of features depend on, apart from blocks and items."""
         return self._numerics.fingerprint
 
     def gather(
         self, candidates: Collection[int], positions: Sequence[int], *, is_last: bool, border: Border | None = None
     ) -> Gathered:
-        """Features of the items at `positions`, root by root."""
+        """Return features of the items at `positions`, computed root by root."""
         candidates = set(candidates)
         given = border.given if border else ()
-        nodes = keep_candidates(self.tree, candidates, given)
+        nodes = needed_nodes(self.tree, candidates, given)
         outputs, faults = self.run(nodes, positions, border, is_last=is_last)
         failed: dict[int, str] = {}
         for index, reason in faults.items():
             failed |= dict.fromkeys(candidates_below(self.tree, self.tree.nodes[index]) & candidates, reason)
         features: dict[int, np.ndarray] = {}
         for number in candidates - failed.keys():
-            features[number] = outputs[self.tree.ends[number]]
+            features[number] = outputs[self.tree.end_of(number)]
         return Gathered(features, failed)
 
     def run(
         self, nodes: Collection[int], positions: Sequence[int], border: Border | None = None, *, is_last: bool = False
     ) -> tuple[dict[int, np.ndarray], dict[int, str]]:
-        """Runs these nodes on the items at `positions`.
+        """Run these nodes on the items at `positions`.
 
         Returns:
-            The features of each node that is a candidate's last, and what is wrong with a node's block.
+            The features of each node that is a candidate's last, and what is wrong with nodes' blocks.
         """
         below: dict[int, set[int]] = {}
         top_of: dict[int, int] = {}
         for index in sorted(nodes):
-            top_of[index] = top = top_of.get(self.tree.nodes[index].parent, index)
+            parent = self.tree.nodes[index].parent
+            top_of[index] = top = index if parent is None else top_of.get(parent, index)
             below.setdefault(top, set()).add(index)
         features: dict[int, np.ndarray] = {}
         faults: dict[int, str] = {}
@@ -136,28 +137,29 @@ class Executor:
         return features, faults
 
     def keep(self, candidates: Collection[int]) -> None:
-        """Lets go of blocks that only other candidates need."""
-        self._shelf.keep(self.tree.nodes[index] for index in keep_candidates(self.tree, candidates))
+        """Drop blocks that only other candidates need."""
+        self._shelf.keep(self.tree.nodes[index] for index in needed_nodes(self.tree, candidates))
 
     def _run_below(
         self, top: Node, nodes: set[int], positions: Sequence[int], border: Border | None
     ) -> tuple[dict[int, np.ndarray], dict[int, str]]:
-        """One walk over all items; a block that can't be used takes out the nodes below it."""
+        """Walk once over all items; nodes below a block that can't be used are left out."""
         parts: dict[int, list[Tensor]] = defaultdict(list)
         faults: dict[int, str] = {}
         walk = self._plan(top, nodes)
         self._shelf.fetch(self.tree.nodes[step.node] for step in walk.steps)
         batches = walk.split(positions)
-        # The first ones find out which blocks can't be used, and the others are spared what only those need.
+        # The first batches find out which blocks can't be used; the others skip what only those need.
         for some in (batches[: walk.num_streams], batches[walk.num_streams :]):
             for batch, outcome in zip(some, self._run_batches(walk, some, border), strict=True):
                 faults |= outcome.faults
                 for index, output in outcome.features.items():
                     parts[index].append(output)
-                for index, output in outcome.wanted.items():
-                    border.write(index, batch, output)
+                if border is not None:
+                    for index, output in outcome.wanted.items():
+                        border.write(index, batch, output)
             if faults:
-                nodes = self._without(nodes, faults, border.wanted if border else ())
+                nodes = self._leave_out(nodes, faults, border.wanted if border else ())
                 if not nodes:
                     break
                 walk = replace(self._plan(top, nodes), num_streams=walk.num_streams)
@@ -165,7 +167,7 @@ class Executor:
         return {index: torch.cat(parts[index]).float().cpu().numpy() for index in ends}, faults
 
     def _run_batches(self, walk: Walk, batches: Sequence[Sequence[int]], border: Border | None) -> Iterator[_Outcome]:
-        """What becomes of each batch, in order; as many run at once as the walk has streams."""
+        """Yield the outcome of each batch, in order; as many run at once as the walk has streams."""
         started_s = time.perf_counter()
         spent_s: dict[str, float] = defaultdict(float)
         waiting = deque(batches)
@@ -181,13 +183,13 @@ class Executor:
                     spent_s[stage] += seconds
                 yield outcome
         finally:
-            # Streams overlap: of the seconds that all of them took together, each stage gets its share.
+            # Streams overlap: each stage gets its share of the seconds that all of them took together.
             total_s = sum(spent_s.values()) or 1.0
             for stage, seconds in spent_s.items():
                 self.work.timings_s[stage] += (time.perf_counter() - started_s) * seconds / total_s
 
-    def _without(self, nodes: set[int], faulty: Collection[int], wanted: Collection[int]) -> set[int]:
-        """The nodes that are needed still when those below faulty ones can't run."""
+    def _leave_out(self, nodes: set[int], faulty: Collection[int], wanted: Collection[int]) -> set[int]:
+        """Return the nodes that are still needed when faulty ones, and those below them, can't run."""
         lost: set[int] = set()
         for index in sorted(nodes):
             if index in faulty or self.tree.nodes[index].parent in lost:
@@ -205,7 +207,7 @@ class Executor:
 
     @torch.inference_mode()
     def _run_batch(self, walk: Walk, batch: Sequence[int], border: Border | None) -> _Outcome:
-        """One batch down the whole walk, in a stream's own thread."""
+        """Run one batch down the whole walk, in the thread of a stream."""
         outcome = _Outcome()
         top = self.tree.nodes[walk.root]
         held: dict[int | None, Tensor] = {top.parent: self._inputs(top, batch, border, outcome.work)}
@@ -231,9 +233,10 @@ class Executor:
         return outcome
 
     def _inputs(self, top: Node, batch: Sequence[int], border: Border | None, work: Work) -> Tensor:
-        """What the first block of a walk takes: pixels made ready, or outputs that are given."""
+        """Return the input of a walk's first block: normalised pixels, or given outputs."""
         device = self._numerics.device
         if top.parent is not None:
+            assert border is not None, "a walk from an inner node has given outputs"
             with work.timed("inference"):
                 return border.read(top.parent, batch).to(device, non_blocking=True)
         with work.timed("decode"):
@@ -244,11 +247,11 @@ class Executor:
             return self._numerics.lay_out_images(inputs)
 
     def _run_block(self, node: Node, held: dict[int | None, Tensor], work: Work) -> Tensor:
-        """The node's block on its input among what is `held`, counted."""
+        """Run the node's block on its input, which is among what is `held`, and count it."""
         block, inputs = self._shelf.block(node, work), held[node.parent]
         kind = (node.architecture, node.preprocessing.image_size, node.block_index)
         with work.timed("inference"), self._pace.lap(kind, len(inputs)):
-            output = block(inputs)
+            output: Tensor = block(inputs)
         work.block_item_passes += len(inputs)
         shapes = block_shapes(node.architecture, node.preprocessing.image_size)
         work.flops += len(inputs) * shapes[node.block_index].flops
@@ -256,7 +259,7 @@ class Executor:
         return output
 
     def _note_held(self, num_bytes: int) -> None:
-        """Takes down what this stream holds now, for the most that all of them ever held at once."""
+        """Record what this stream holds now, for the most that all of them held at once."""
         with self._lock:
             self._held_bytes[threading.get_ident()] = num_bytes
             held_bytes = sum(self._held_bytes.values())

@@ -1,12 +1,12 @@
-"""Features and activations that searches left for the next ones: segments on disk, each whole and checked or not there.
+"""Keep features and activations for later searches: segments on disk, each complete and verified, or absent.
 
-A segment is one file with the outputs of some nodes for some items. It is written under a name of its own and appears
-by rename, nothing in it ever changes, and any number of processes may add and remove some at once. What is not what
-its digest promises (torn, flipped) is removed, and computed again by whoever needs it. An output goes by its node's
-key, a digest of all that it follows from but the item, and the item by a digest of its pixels.
+A segment is one file with the outputs of some nodes for some items. It is written under a unique name and appears by
+rename; nothing in it ever changes, and any number of processes may add and remove segments at once. A segment whose
+bytes don't match its digest is removed, and its outputs are computed again when needed. An output is identified by its
+node's key, a digest of all that it depends on apart from the item, and by a digest of the item's pixels.
 
 Layout: the outputs of each node, row by row; a JSON footer that lists items and nodes; the footer's length, 8 bytes,
-little-endian; its BLAKE3. When the budget is full, the segments go that have not been used for longest.
+little-endian; its BLAKE3. When the budget is full, the least recently used segments are removed.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 from blake3 import blake3
@@ -50,18 +50,18 @@ class _Entry:
 
 
 class Segment:
-    """A segment in the making: `add` nodes' outputs, then `publish`."""
+    """A segment being written: `add` nodes' outputs, then `publish` or `abandon`."""
 
     def __init__(self, cache: FeatureCache):
         cache.place.mkdir(parents=True, exist_ok=True)
         self._cache = cache
         self._path = cache.place / f"{secrets.token_hex(16)}{_PARTIAL}"
         self._file: BinaryIO = self._path.open("xb")
-        self._entries: list[dict] = []
+        self._entries: list[dict[str, Any]] = []
         self._hasher = blake3()
 
     def add(self, key: str, rows: np.ndarray) -> None:
-        """Appends rows of a node's outputs; to those added before when the node is the same."""
+        """Append rows of a node's outputs; to those added before where the node is the same."""
         content = np.ascontiguousarray(rows)
         if not self._entries or self._entries[-1]["key"] != key:
             self._hasher = blake3()
@@ -73,7 +73,7 @@ class Segment:
         self._file.write(content.data.cast("B"))
 
     def publish(self, items: Sequence[str]) -> None:
-        """Makes the segment visible, others going to make room; without room it is dropped.
+        """Make the segment visible, removing others to make room; without room it is dropped.
 
         Args:
             items: which item each row is of; the same for all nodes.
@@ -85,18 +85,18 @@ class Segment:
         if self._entries and self._cache.make_room(num_bytes):
             path = self._path.with_suffix("")
             self._path.rename(path)
-            self._cache.take_in(path)
+            self._cache.adopt(path)
         else:
             self._path.unlink()
 
     def abandon(self) -> None:
-        """Leaves nothing behind."""
+        """Remove what was written."""
         self._file.close()
         self._path.unlink(missing_ok=True)
 
 
 class FeatureCache:
-    """The segments of one dataset's place, as they were when it was opened and as this process adds to them."""
+    """The segments of one dataset: those found when it was opened, and those that this process adds."""
 
     def __init__(self, place: Path, budget_bytes: int):
         self.place = place
@@ -109,10 +109,10 @@ class FeatureCache:
             if stat is not None and time.time() - stat.st_mtime > ABANDONED_S:
                 path.unlink(missing_ok=True)
         for path in self._disk.entries():
-            self.take_in(path)
+            self.adopt(path)
 
-    def take_in(self, path: Path) -> None:
-        """Adds what a segment lists; one that is torn is removed."""
+    def adopt(self, path: Path) -> None:
+        """Add what a segment lists; remove one that is torn."""
         try:
             footer = _read_footer(path)
         except FileNotFoundError:
@@ -126,11 +126,11 @@ class FeatureCache:
             self._entries[entry["key"]].append(found)
 
     def items_of(self, key: str) -> set[str]:
-        """The items that a node's outputs are here for."""
+        """Return the items for which a node's outputs are cached."""
         return set().union(*(entry.row_of for entry in self._entries.get(key, ())))
 
     def rows(self, key: str, items: Sequence[str]) -> list[np.ndarray] | None:
-        """A node's outputs of each of these items, verified; None where some are not here, or not any more."""
+        """Return a node's outputs of each of these items, verified; None where some are missing."""
         found: dict[str, np.ndarray] = {}
         wanted = set(items)
         for entry in list(self._entries.get(key, ())):
@@ -142,38 +142,42 @@ class FeatureCache:
         return [found[item] for item in items] if not wanted else None
 
     def make_room(self, num_bytes: int) -> bool:
-        """Evict what a segment of so many bytes, written already, needs gone; return whether it fits."""
+        """Evict segments until a written one of `num_bytes` fits; return whether it does."""
         return self._disk.make_room(self.place, num_bytes, num_written_bytes=num_bytes)
 
     def _content(self, key: str, entry: _Entry) -> np.ndarray | None:
-        """An entry's rows; None, and never asked for again, where they are not what they were."""
+        """Return an entry's rows; where they can't be read, drop the entry and return None."""
         if id(entry) in self._verified:
             return self._verified[id(entry)]
+        content = self._read_verified(entry)
+        if content is None:
+            self._entries[key].remove(entry)
+        else:
+            self._verified[id(entry)] = content
+        return content
+
+    def _read_verified(self, entry: _Entry) -> np.ndarray | None:
+        """Return an entry's rows; where its segment is torn or damaged, remove that and return None."""
         try:
             content = np.memmap(entry.path, np.dtype(entry.dtype), "r", entry.offset, entry.shape)
             mark_used(entry.path)
         except FileNotFoundError:
-            content = None  # it made room for others
+            return None  # removed to make room for others
         except ValueError:
-            content = None
             self._remove(entry.path, "is torn")
-        else:
-            if blake3(content.data.cast("B")).hexdigest() != entry.digest:
-                content = None
-                self._remove(entry.path, "is damaged")
-        if content is None:
-            self._entries[key].remove(entry)
             return None
-        self._verified[id(entry)] = content
+        if blake3(content.data.cast("B")).hexdigest() != entry.digest:
+            self._remove(entry.path, "is damaged")
+            return None
         return content
 
     def _remove(self, path: Path, why: str) -> None:
-        logger.warning("cached features %s: the file %s; what it held is computed again", path, why)
+        logger.warning("cached features %s: the file %s; its contents are computed again", path, why)
         path.unlink(missing_ok=True)
 
 
-def _read_footer(path: Path) -> dict | None:
-    """A segment's footer; None where it is not whole."""
+def _read_footer(path: Path) -> dict[str, Any] | None:
+    """Return a segment's footer; None where the segment is torn."""
     with path.open("rb") as file:
         num_bytes = os.fstat(file.fileno()).st_size
         tail = os.pread(file.fileno(), _TAIL_BYTES, max(0, num_bytes - _TAIL_BYTES))
@@ -183,7 +187,7 @@ def _read_footer(path: Path) -> dict | None:
         footer = os.pread(file.fileno(), length, num_bytes - _TAIL_BYTES - length)
     if blake3(footer).digest() != tail[8:]:
         return None
-    facts = json.loads(footer)
+    facts: dict[str, Any] = json.loads(footer)
     return facts if facts.get("format") == FORMAT else None
 
 

@@ -1,7 +1,7 @@
-"""A rung's features from many workers: Ray actors, each with its own blocks, run the pieces dealt to them.
+"""Compute a rung's features on many workers: Ray actors, each with its own blocks, run the pieces dealt to them.
 
-The driver deals, says what runs next and puts features together; activations go from worker to worker as Ray objects,
-which those on one machine read in place. When workers die, those that are left run the rung's part again.
+The driver deals pieces, schedules them and assembles features; activations pass between workers as Ray objects, which
+workers on one machine read in place. When workers die, the remaining ones run that part of the rung again.
 """
 
 from __future__ import annotations
@@ -28,52 +28,51 @@ from raysnap.search.plan.costs import BlockKey, Costs, Kind, Rates, block_key, k
 from raysnap.search.plan.dispatch import Dispatcher, Task
 from raysnap.search.plan.partition import Partition
 from raysnap.search.plan.simulation import HANDOVER_BYTES, choose_partition, held_after
-from raysnap.search.plan.tree import PrefixTree, candidates_below, find_misfit, keep_candidates
+from raysnap.search.plan.tree import PrefixTree, candidates_below, find_misfit, needed_nodes
 from raysnap.search.plan.walk import usual_batch_items
 from raysnap.store.store import Store
 
-NUM_QUEUED = 2  # tasks that a worker has been given: the one it runs and the next
+NUM_QUEUED = 2  # tasks given to a worker: the one it runs and the next
 PING_TIMEOUT_S = 120.0
 
 logger = logging.getLogger(__name__)
 
 
 class WorkerLost(Exception):
-    """A worker died, or what it made is gone."""
+    """A worker died, or its outputs are lost."""
 
 
 class Fleet:
-    """Workers on the Ray that is up; a `FeatureSource`, to be closed by `with`."""
+    """Workers on the running Ray; a `FeatureSource` and a context manager."""
 
     def __init__(self, tree: PrefixTree, setup: Setup, work: Work):
-        """Starts the workers.
+        """Start the workers.
 
         Raises:
-            UsageError: Ray is not up, or has fewer CPUs than workers.
+            UsageError: Ray is not running, or has fewer CPUs than workers.
         """
         num_workers = setup.options.workers
         if not ray.is_initialized():
-            raise UsageError(f"workers={num_workers}: expected Ray to be up, found none; call ray.init() first")
+            raise UsageError(f"workers={num_workers}: expected Ray to be running, found none; call ray.init() first")
         self.tree = tree
         self.work = work
-        resources = ray.cluster_resources()
+        resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
         num_cpus = int(resources.get("CPU", 0))
         num_gpus = 0 if setup.options.device == "cpu" else resources.get("GPU", 0)
         if num_workers > num_cpus:
-            raise UsageError(
-                f"--workers {num_workers}: expected at most {num_cpus}, the CPUs that Ray has; ask for less"
-            )
-        cpus = min(num_cpus // num_workers, int(max(node["Resources"].get("CPU", 0) for node in ray.nodes())))
+            raise UsageError(f"--workers {num_workers}: expected at most {num_cpus}, the CPUs that Ray has; use fewer")
+        nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+        cpus = min(num_cpus // num_workers, int(max(node["Resources"].get("CPU", 0) for node in nodes)))
         gpus = min(1.0, num_gpus / num_workers)
         self._device = "cuda" if num_gpus else "cpu"
         arguments = ray.put(tree), ray.put(setup.absolute()), cpus
-        start = _Worker.options(num_cpus=cpus, num_gpus=gpus).remote
+        start = _Worker.options(num_cpus=cpus, num_gpus=gpus).remote  # type: ignore[attr-defined]
         self._budget_bytes = setup.options.budget_bytes
         self._workers = [start(*arguments) for _ in range(num_workers)]
         self._held: list[set[BlockKey]] = [set() for _ in self._workers]
-        self._seen = [Work() for _ in self._workers]
+        self._reported = [Work() for _ in self._workers]
         fit = [number for number, candidate in enumerate(tree.candidates) if find_misfit(candidate) is None]
-        kinds = {kind_of(tree.nodes[index]) for index in keep_candidates(tree, fit)}
+        kinds = {kind_of(tree.nodes[index]) for index in needed_nodes(tree, fit)}
         with work.timed("start_workers"):
             try:
                 self.dtype, self.fingerprint = _get([worker.describe.remote() for worker in self._workers])[0]
@@ -94,32 +93,32 @@ class Fleet:
         candidates: Collection[int],
         positions: Sequence[int],
         *,
-        is_last: bool,  # noqa: ARG002 - all blocks are let go of with the workers
+        is_last: bool,  # noqa: ARG002 - workers drop all blocks when they end
         border: Border | None = None,
     ) -> Gathered:
-        """Features of the items at `positions`; where workers die, from those that are left.
+        """Return features of the items at `positions`; where workers die, the remaining ones compute them.
 
         Raises:
-            RaysnapError: none is left.
+            RaysnapError: no worker remains.
         """
         while True:
             try:
                 found = self._gather(set(candidates), positions, border)
-                self._add_up()
+                self._add_work()
             except WorkerLost as loss:
-                self._leave_out_the_dead(str(loss))
+                self._drop_dead_workers(str(loss))
             else:
                 return found
 
     def keep(self, candidates: Collection[int]) -> None:
-        """Lets go of blocks that only other candidates need."""
-        keys = {block_key(self.tree.nodes[index]) for index in keep_candidates(self.tree, candidates)}
+        """Drop blocks that only other candidates need."""
+        keys = {block_key(self.tree.nodes[index]) for index in needed_nodes(self.tree, candidates)}
         self._held = [held & keys for held in self._held]
         for worker in self._workers:
             worker.keep.remote(list(candidates))
 
     def _gather(self, candidates: set[int], positions: Sequence[int], border: Border | None) -> Gathered:
-        nodes = keep_candidates(self.tree, candidates, border.given if border else ())
+        nodes = needed_nodes(self.tree, candidates, border.given if border else ())
         with self.work.timed("plan"):
             partition = self._deal(nodes, len(positions))
         run = _Run(self, partition, positions, border)
@@ -128,7 +127,7 @@ class Fleet:
         failed: dict[int, str] = {}
         for index, reason in run.faults.items():
             failed |= dict.fromkeys(candidates_below(self.tree, self.tree.nodes[index]) & candidates, reason)
-        features = {number: run.features_of(self.tree.ends[number]) for number in candidates - failed.keys()}
+        features = {number: run.features_of(self.tree.end_of(number)) for number in candidates - failed.keys()}
         return Gathered(features, failed)
 
     def _deal(self, nodes: Collection[int], num_items: int) -> Partition:
@@ -146,33 +145,33 @@ class Fleet:
             min(HANDOVER_BYTES, self._budget_bytes or HANDOVER_BYTES),
         )
 
-    def _add_up(self) -> None:
-        """Adds what the workers did since the last time; of seconds their mean."""
+    def _add_work(self) -> None:
+        """Add what the workers did since the last report; of seconds, their mean."""
         reports: list[Work] = _get([worker.report.remote() for worker in self._workers])
-        for report, seen in zip(reports, self._seen, strict=True):
+        for report, seen in zip(reports, self._reported, strict=True):
             self.work.block_item_passes += report.block_item_passes - seen.block_item_passes
             self.work.flops += report.flops - seen.flops
             self.work.block_bytes_read += report.block_bytes_read - seen.block_bytes_read
             self.work.peak_activation_bytes = max(self.work.peak_activation_bytes, report.peak_activation_bytes)
             for stage, seconds in report.timings_s.items():
                 self.work.timings_s[stage] += (seconds - seen.timings_s[stage]) / len(reports)
-        self._seen = reports
+        self._reported = reports
         self.work.bound_s = sum(report.bound_s for report in reports) / len(reports)
 
-    def _leave_out_the_dead(self, loss: str) -> None:
+    def _drop_dead_workers(self, loss: str) -> None:
         alive = [number for number, worker in enumerate(self._workers) if _responds(worker)]
         if not alive or len(alive) == len(self._workers):
-            what = "none is left" if not alive else "all of them respond"
+            what = "none remains" if not alive else "all of them respond"
             raise RaysnapError(f"search workers: one was lost ({loss}), and {what}; search again with fewer --workers")
         num_dead = len(self._workers) - len(alive)
-        logger.warning("%d search workers died; the %d left run this rung again", num_dead, len(alive))
+        logger.warning("%d search workers died; the remaining %d run this rung again", num_dead, len(alive))
         self._workers = [self._workers[number] for number in alive]
         self._held = [self._held[number] for number in alive]
-        self._seen = [self._seen[number] for number in alive]
+        self._reported = [self._reported[number] for number in alive]
 
 
 class _Run:
-    """One partition on its way: what is running, what waits to be taken, and the features so far."""
+    """One partition being run: running tasks, outputs that wait for other workers, and the features so far."""
 
     def __init__(self, fleet: Fleet, partition: Partition, positions: Sequence[int], border: Border | None):
         self.faults: dict[int, str] = {}
@@ -182,24 +181,24 @@ class _Run:
         self._positions = positions
         self._border = border
         self._dispatcher = Dispatcher(partition)
-        self._running: dict[ray.ObjectRef, tuple[Task, tuple[int, ...]]] = {}
+        self._running: dict[ray.ObjectRef[Any], tuple[Task, tuple[int, ...]]] = {}
         self._num_queued = [0] * partition.num_workers
-        self._handed: dict[int, dict[tuple[int, int], ray.ObjectRef]] = defaultdict(dict)
+        self._handed: dict[int, dict[tuple[int, int], ray.ObjectRef[Any]]] = defaultdict(dict)
         self._features: dict[int, dict[int, np.ndarray]] = defaultdict(dict)
         self._lost: set[int] = set()
         self._written: set[tuple[int, int]] = set()
 
     def finish(self) -> None:
-        """Runs everything.
+        """Run everything.
 
         Raises:
             WorkerLost: a worker died.
-            RaysnapError: what a worker raised.
+            RaysnapError: a worker raised it.
         """
         woken = set(range(self._partition.num_workers))
         while True:
             while woken:
-                woken |= self._give_work(woken.pop())
+                woken |= self._start_tasks(woken.pop())
             if self._dispatcher.is_done:
                 break
             (ref,), _ = ray.wait(list(self._running), num_returns=1)
@@ -216,11 +215,11 @@ class _Run:
                 del self._handed[wave]
 
     def features_of(self, node: int) -> np.ndarray:
-        """The node's outputs of all items, float32 `[num_items, feature_dim]`."""
+        """Return the node's outputs of all items, float32 `[num_items, feature_dim]`."""
         return np.concatenate([rows for _, rows in sorted(self._features[node].items())])
 
-    def _give_work(self, worker: int) -> set[int]:
-        """Starts what the worker can be given; others may have more to do, where all that a task runs is lost."""
+    def _start_tasks(self, worker: int) -> set[int]:
+        """Start tasks for the worker; return others that have more to do, as tasks without usable nodes are skipped."""
         woken: set[int] = set()
         while self._num_queued[worker] < NUM_QUEUED:
             task = self._dispatcher.next_task(worker)
@@ -244,13 +243,14 @@ class _Run:
         return woken
 
     def _input(self, task: Task) -> Any:
-        """What the task's piece takes besides pixels."""
+        """Return what the task's piece takes other than pixels."""
         piece = self._partition.pieces[task.piece]
         if piece.source is None:
             return None
         maker = self._partition.maker.get((piece.source, task.wave, piece.worker))
         if maker is not None:
             return self._handed[task.wave][maker, piece.source]
+        assert self._border is not None, "an output that no piece makes is given"
         wave = self._partition.waves[task.wave]
         return ray.put(to_array(self._border.read(piece.source, self._positions[wave.start : wave.stop])))
 
@@ -263,7 +263,7 @@ class _Run:
             stack.extend(self._tree.nodes[index].children)
 
     def _write(self, task: Task, exports: tuple[int, ...]) -> None:
-        """Gives the search's border what it wants of a task's outputs."""
+        """Write to the border those of a task's outputs that it wants."""
         if self._border is None:
             return
         wave = self._partition.waves[task.wave]
@@ -277,12 +277,12 @@ class _Run:
 
 @ray.remote(max_restarts=0)
 class _Worker:
-    """An executor in a process of its own."""
+    """An executor in its own process."""
 
     def __init__(self, tree: PrefixTree, setup: Setup, num_threads: int):
         torch.set_num_threads(num_threads)
         self._work = Work()
-        self._open = ExitStack()  # until the process ends
+        self._open = ExitStack()  # closed when the process ends
         _, items = setup.open_items(tree.candidates)
         store = Store.open(setup.store)
         self._numerics = setup.numerics()
@@ -300,10 +300,10 @@ class _Worker:
     def run(
         self, nodes: list[int], exports: tuple[int, ...], positions: Sequence[int], source: int | None, handed: Any
     ) -> Any:
-        """Features and faults, and after them each export's outputs, None where a fault took them."""
+        """Return features and faults, and after them each export's outputs; None where a fault prevented them."""
         border = _WaveBorder(self._executor.dtype, positions, source, handed, exports)
         found = self._executor.run(nodes, positions, border)
-        return (found, *(border.taken(node) for node in exports)) if exports else found
+        return (found, *(border.collected(node) for node in exports)) if exports else found
 
     def keep(self, candidates: list[int]) -> None:
         self._executor.keep(candidates)
@@ -313,7 +313,7 @@ class _Worker:
 
 
 class _WaveBorder:
-    """A wave's activations that came from another piece, and those that go to others."""
+    """A wave's activations that come from another piece, and those that go to others."""
 
     def __init__(
         self, dtype: torch.dtype, positions: Sequence[int], source: int | None, handed: Any, exports: tuple[int, ...]
@@ -325,19 +325,19 @@ class _WaveBorder:
         self._handed = handed
         self._parts: dict[int, list[np.ndarray]] = defaultdict(list)
 
-    def read(self, node: int, positions: Sequence[int]) -> Tensor:  # noqa: ARG002 - there is one
+    def read(self, node: int, positions: Sequence[int]) -> Tensor:  # noqa: ARG002 - only one is given
         return from_array(self._handed[[self._rows[position] for position in positions]], self.dtype)
 
-    def write(self, node: int, positions: Sequence[int], outputs: Tensor) -> None:  # noqa: ARG002 - they come in order
+    def write(self, node: int, positions: Sequence[int], outputs: Tensor) -> None:  # noqa: ARG002 - they arrive in order
         self._parts[node].append(to_array(outputs))
 
-    def taken(self, node: int) -> np.ndarray | None:
+    def collected(self, node: int) -> np.ndarray | None:
         parts = self._parts.get(node, [])
         return np.concatenate(parts) if sum(map(len, parts)) == len(self._rows) else None
 
 
 def _get(refs: Any) -> Any:
-    """What the references stand for; Ray's errors become raysnap's."""
+    """Return what the references refer to; Ray's errors become raysnap's."""
     try:
         return ray.get(refs)
     except ray.exceptions.RayTaskError as error:

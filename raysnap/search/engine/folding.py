@@ -1,7 +1,7 @@
-"""Blocks made ready for inference: batch norms folded into the convolutions before them, in one precision and layout.
+"""Prepare blocks for inference: batch norms folded into the convolutions before them, in one precision and layout.
 
-In eval mode a batch norm is a scale and a shift per channel, which the convolution's weights and bias take over: the
-activations are read and written once less. What all blocks of a kind have in common is found out once.
+In eval mode a batch norm is a scale and a shift per channel, which the convolution's weights and bias absorb: the
+activations are read and written once less. What all blocks of a kind have in common is computed once.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ USUAL_IMAGE_SIZE = 224  # the only one that vision transformers of torchvision t
 def build_inference_block(
     architecture: str, index: int, tensors: Mapping[str, Tensor], numerics: Numerics
 ) -> nn.Module:
-    """Block `index`, no head, with these weights, folded, on its device; the tensors given stay as they are.
+    """Build block `index`, not a head, with these weights, folded, on its device; the given tensors are not changed.
 
     Raises:
         WeightsError: the tensors aren't this block's.
     """
     recipe = _recipe(architecture, index)
     if {name: tuple(tensor.shape) for name, tensor in tensors.items()} != recipe.shapes:
-        block_skeleton(architecture, index).load(tensors)  # raises, and says in what they differ
+        block_skeleton(architecture, index).load(tensors)  # raises, and says how they differ
     weights = dict(tensors)
     for fold in recipe.folds:
         weights[fold.weight], weights[fold.bias] = fold.apply(weights)
-    block = _twin(recipe.block)
+    block = _copy_module(recipe.block)
     modules = dict(block.named_modules())
     for slot in recipe.slots:
-        module, weight = modules[slot.path], _made_ready(weights[slot.name], numerics)
+        module, weight = modules[slot.path], _prepare(weights[slot.name], numerics)
         if slot.is_parameter:
             module._parameters[slot.key] = nn.Parameter(weight, requires_grad=False)
         else:
@@ -58,7 +58,7 @@ class _Slot:
 
 @dataclass(frozen=True)
 class _Fold:
-    """A convolution and the batch norm after it, by the names of their tensors; the bias need not be there before."""
+    """A convolution and the batch norm after it, by the names of their tensors; the bias may be missing."""
 
     weight: str
     bias: str
@@ -66,10 +66,9 @@ class _Fold:
     eps: float
 
     def apply(self, weights: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """The convolution's weight and bias with the batch norm in them, float32."""
-        mean, variance, scale, shift = (
-            weights.get(f"{self.norm}.{key}") for key in ("running_mean", "running_var", "weight", "bias")
-        )
+        """Return the convolution's weight and bias with the batch norm in them, float32."""
+        mean, variance = weights[f"{self.norm}.running_mean"], weights[f"{self.norm}.running_var"]
+        scale, shift = weights.get(f"{self.norm}.weight"), weights.get(f"{self.norm}.bias")
         weight, bias = weights[self.weight].float(), weights.get(self.bias)
         return fuse_conv_bn_weights(weight, bias, mean, variance, self.eps, scale, shift)
 
@@ -79,8 +78,8 @@ class _Recipe:
     """How a kind of block is made from tensors.
 
     Attributes:
-        block: its modules without weights, nothing in the place of each batch norm that is folded.
-        shapes: of the tensors it is made from, by their names.
+        block: its modules without weights, an identity in place of each folded batch norm.
+        shapes: the shapes of the tensors it is made from, by name.
     """
 
     block: Block
@@ -96,8 +95,9 @@ def _recipe(architecture: str, index: int) -> _Recipe:
     folds = []
     for conv_path, norm_path in _foldable_pairs(architecture, index):
         conv, norm = block.get_submodule(conv_path), block.get_submodule(norm_path)
-        names = (_full_name(block, conv_path, "weight"), _full_name(block, conv_path, "bias"))
-        folds.append(_Fold(*names, _full_name(block, norm_path), norm.eps))
+        assert isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)
+        weight, bias = _full_name(block, conv_path, "weight"), _full_name(block, conv_path, "bias")
+        folds.append(_Fold(weight, bias, _full_name(block, norm_path), norm.eps))
         conv.bias = nn.Parameter(torch.empty(conv.out_channels, device="meta"))
         block.set_submodule(norm_path, nn.Identity())
     slots = [
@@ -111,31 +111,33 @@ def _recipe(architecture: str, index: int) -> _Recipe:
 
 
 def _full_name(block: Block, path: str, *key: str) -> str:
-    """Torchvision's name of a module at `path` in the block, or of a tensor in it."""
+    """Return torchvision's name of a module at `path` in the block, or of a tensor in it."""
     _, step, *below = path.split(".")
     return ".".join([*filter(None, [block.paths[int(step)]]), *below, *key])
 
 
-def _twin(module: nn.Module) -> nn.Module:
-    """A module that does what this one does and may be given weights of its own; `deepcopy` takes 50 times as long."""
-    twin = object.__new__(type(module))
-    vars(twin).update({key: value.copy() if isinstance(value, dict) else value for key, value in vars(module).items()})
-    vars(twin)["_modules"] = {key: child and _twin(child) for key, child in module._modules.items()}
-    return twin
+def _copy_module(module: nn.Module) -> nn.Module:
+    """Copy a module so that it can get other weights; `deepcopy` takes 50 times as long."""
+    copied = object.__new__(type(module))
+    vars(copied).update(
+        {key: value.copy() if isinstance(value, dict) else value for key, value in vars(module).items()}
+    )
+    vars(copied)["_modules"] = {key: child and _copy_module(child) for key, child in module._modules.items()}
+    return copied
 
 
-def _made_ready(tensor: Tensor, numerics: Numerics) -> Tensor:
-    """The tensor on the device, in the precision and layout in which blocks compute."""
+def _prepare(tensor: Tensor, numerics: Numerics) -> Tensor:
+    """Return the tensor on the device, in the precision and layout in which blocks compute."""
     dtype = numerics.dtype if tensor.is_floating_point() else tensor.dtype
     memory_format = numerics.memory_format if tensor.dim() == 4 else torch.preserve_format
     return tensor.detach().to(numerics.device, dtype, memory_format=memory_format)
 
 
 def _foldable_pairs(architecture: str, index: int) -> tuple[tuple[str, str], ...]:
-    """The paths of each convolution in the block whose output a batch norm takes, and of that.
+    """Return the paths of each convolution in the block whose output a batch norm takes, and of the batch norm.
 
-    Found by running the block without weights or values and watching which tensor goes where. In torchvision's models
-    nothing else takes such an output, which the tests hold for every family.
+    Runs the block without weights or values and watches which tensor goes where. In torchvision's models nothing else
+    takes such an output; tests check that for every family.
     """
     block = block_skeleton(architecture, index)
     made_by: dict[int, tuple[Tensor, str]] = {}
@@ -143,7 +145,7 @@ def _foldable_pairs(architecture: str, index: int) -> tuple[tuple[str, str], ...
 
     def watch(path: str, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         if isinstance(module, nn.Conv2d):
-            made_by[id(output)] = (output, path)  # the tensor is held, so that its id stays its own
+            made_by[id(output)] = (output, path)  # the tensor is kept so that no other gets its id
         elif id(inputs[0]) in made_by:
             pairs.append((made_by[id(inputs[0])][1], path))
 
@@ -156,7 +158,7 @@ def _foldable_pairs(architecture: str, index: int) -> tuple[tuple[str, str], ...
 
 
 def _weightless_input(architecture: str, index: int) -> Tensor:
-    """What the block takes for images of the size the architecture was made for, on the meta device."""
+    """Return the block's input for images of the size that the architecture was made for, on the meta device."""
     if index == 0:
         return torch.empty(1, 3, USUAL_IMAGE_SIZE, USUAL_IMAGE_SIZE, device="meta")
     return torch.empty(1, *block_shapes(architecture, USUAL_IMAGE_SIZE)[index - 1].output_shape, device="meta")

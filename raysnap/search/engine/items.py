@@ -1,4 +1,4 @@
-"""The items a search looks at: drawn once, decoded once, read by position."""
+"""Draw and decode the items of a search once; read them by position."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from raysnap.store.manifest import Preprocessing
 
 @dataclass(frozen=True)
 class ProbeItems:
-    """The items a search looks at: train first, then test, decoded once for each size that a candidate needs."""
+    """The items of a search: train, then test, decoded once for each size that a candidate needs."""
 
     caches: dict[int, PixelCache]
     positions: tuple[int, ...]
@@ -53,9 +53,10 @@ class ProbeItems:
 
     @property
     def num_decoded(self) -> int:
+        """How many images this search decoded, as no earlier one had."""
         return sum(cache.num_decoded for cache in self.caches.values())
 
     def read(self, positions: Sequence[int], preprocessing: Preprocessing) -> Tensor:
-        """The items at these positions, uint8 `[n, 3, S, S]`."""
+        """Return the items at these positions, uint8 `[n, 3, S, S]`."""
         indices = [self.positions[position] for position in positions]
         return self.caches[preprocessing.resize_size].read(indices, preprocessing.image_size)

@@ -1,4 +1,4 @@
-"""Where a contest's features come from, and what getting them took; one process or many workers answer alike."""
+"""Define where a contest's features come from: one process or many workers behind one protocol."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Gathered:
 
     Attributes:
         features: by candidate, float32 `[num_items, feature_dim]`, in the order of the positions asked for.
-        failed: why a candidate has none: a block of it is damaged or does not fit.
+        failed: why a candidate has none: one of its blocks is damaged or doesn't fit.
     """
 
     features: dict[int, np.ndarray]
@@ -29,7 +29,7 @@ class Gathered:
 
 
 class FeatureSource(Protocol):
-    """What a contest asks for features; candidates go by their number in the tree."""
+    """What gives a contest its features; candidates are numbered as in the tree."""
 
     @property
     def work(self) -> Work:
@@ -46,14 +46,14 @@ class FeatureSource(Protocol):
     def gather(
         self, candidates: Collection[int], positions: Sequence[int], *, is_last: bool, border: Border | None = None
     ) -> Gathered:
-        """The candidates' features of the items at these positions; nothing is asked for after the last time."""
+        """Return the candidates' features of the items at these positions; `is_last`: no call follows."""
 
     def keep(self, candidates: Collection[int]) -> None:
-        """Lets go of what only other candidates need."""
+        """Drop what only other candidates need."""
 
 
 class ItemSource(Protocol):
     """Where a search's pixels come from."""
 
     def read(self, positions: Sequence[int], preprocessing: Preprocessing) -> Tensor:
-        """The items at these positions, uint8 `[n, 3, S, S]`."""
+        """Return the items at these positions, uint8 `[n, 3, S, S]`."""

@@ -18,8 +18,8 @@ class Work:
         flops: FLOPs of those passes, as `block_shapes` counts them.
         block_bytes_read: bytes of the blocks read from the store.
         peak_activation_bytes: the most bytes of activations held at once.
-        timings_s: seconds by stage: `plan`, `load_blocks` (waited for), `decode`, `inference`, `proxy`.
-        bound_s: seconds that the same passes and bytes need at the least: see `Pace`.
+        timings_s: seconds by stage: `plan`, `load_blocks` (waiting for them), `decode`, `inference`, `proxy`.
+        bound_s: least seconds that the same passes and bytes would take: see `Pace`.
     """
 
     block_item_passes: int = 0
@@ -31,7 +31,7 @@ class Work:
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
-        """Adds the seconds spent inside to `stage`."""
+        """Add the seconds spent inside to `stage`."""
         started = time.perf_counter()
         try:
             yield

@@ -1,1 +1,1 @@
-"""Prefix trees, rungs, walks and partitions: frozen data without tensors."""
+"""Plan a search as frozen data without tensors: prefix trees, rungs, walks and partitions."""

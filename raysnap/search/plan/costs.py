@@ -16,7 +16,7 @@ Kind: TypeAlias = tuple[str, int, int]  # architecture, image size, index of the
 
 @dataclass(frozen=True)
 class Rates:
-    """What a worker does in a second; only their ratios shape a partition.
+    """How fast a worker is; only the ratios shape a partition.
 
     Attributes:
         read_bytes_per_s: of blocks read, verified and made ready.
@@ -52,7 +52,7 @@ class Costs:
     def of(
         cls, tree: PrefixTree, needed: Collection[int], rates: Rates, measured_s: Mapping[Kind, float] | None = None
     ) -> Costs:
-        """The costs of these nodes at these rates, or as measured for an item of blocks of their kind."""
+        """Return the costs of these nodes at these rates, or as measured for an item of blocks of their kind."""
         measured_s = measured_s or {}
         needed = tuple(sorted(needed))
         nodes = [tree.nodes[index] for index in needed]
@@ -72,11 +72,11 @@ class Costs:
         )
 
     def total_s(self, num_items: int) -> float:
-        """Seconds of all work, each block read once and nothing run twice."""
+        """Return the seconds of all work, each block read once and nothing run twice."""
         return num_items * sum(self.item_s.values()) + sum(self.read_s.values())
 
     def longest_path_s(self, num_items: int) -> float:
-        """Seconds of the longest way from a root to a candidate."""
+        """Return the seconds of the longest path from a root to a candidate."""
         down: dict[int, float] = {}
         for index in self.needed:
             parent = self.tree.nodes[index].parent
@@ -86,15 +86,15 @@ class Costs:
 
 
 def shape_of(node: Node) -> BlockShape:
-    """What the node's block costs."""
+    """Return what the node's block costs."""
     return block_shapes(node.architecture, node.preprocessing.image_size)[node.block_index]
 
 
 def kind_of(node: Node) -> Kind:
-    """What a block's speed goes by."""
+    """Return what determines a block's speed."""
     return node.architecture, node.preprocessing.image_size, node.block_index
 
 
 def block_key(node: Node) -> BlockKey:
-    """What a block in memory goes by: nodes under different parents may hold the same one."""
+    """Return what identifies a block in memory: nodes under different parents may hold the same one."""
     return node.architecture, node.block_index, node.block.digest

@@ -31,7 +31,7 @@ def deal(
     share_s: float,
     held: Sequence[Collection[BlockKey]] = (),
 ) -> Partition:
-    """A partition into pieces of up to `piece_s` seconds, those of more than `share_s` shared by several workers.
+    """Return a partition into pieces of up to `piece_s` seconds; several workers share those of more than `share_s`.
 
     Args:
         held: the blocks that each worker has in memory and need not read.

@@ -1,7 +1,7 @@
-"""In which order pieces run on the waves of items: the same for real workers and for simulated ones.
+"""Order the pieces that run on waves of items: the same for real workers and for simulated ones.
 
-A worker runs, of what is ready, that first on which the longest chain of others waits. No wave runs until those
-`MAX_OPEN_WAVES` before it are done, which bounds the activations that wait for a taker.
+Of the tasks that are ready, a worker runs first the one on which the longest chain of others waits. A wave does not run
+until the wave `MAX_OPEN_WAVES` before it is done, which bounds the activations that wait for another worker.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Task:
 
 
 class Dispatcher:
-    """What is ready to run, and on what the rest waits.
+    """Tracks which tasks are ready to run, and what the others wait for.
 
     Attributes:
         first_open: the first wave that is not done.
@@ -52,11 +52,11 @@ class Dispatcher:
         self._advance()
 
     def next_task(self, worker: int) -> Task | None:
-        """The most urgent task that is ready for the worker; None where it has to wait."""
+        """Return the most urgent task that is ready for the worker; None where it has to wait."""
         return heapq.heappop(self._ready[worker])[1] if self._ready[worker] else None
 
     def finish(self, task: Task) -> set[int]:
-        """Notes that the task is done; the workers that have more to do now."""
+        """Mark the task as done; return the workers that have more to do now."""
         woken = {self.partition.pieces[taker.piece].worker for taker in self._takers[task] if self._make_ready(taker)}
         self._num_left[task.wave] -= 1
         return woken | self._advance()
@@ -75,8 +75,8 @@ class Dispatcher:
         return True
 
     def _advance(self) -> set[int]:
-        """Opens the waves behind those that are done; the workers that have more to do now."""
-        woken = set()
+        """Open the waves after those that are done; return the workers that have more to do now."""
+        woken: set[int] = set()
         while not self.is_done and self._num_left[self.first_open] == 0:
             self.first_open += 1
             for task in self._held_back.pop(self.first_open + MAX_OPEN_WAVES - 1, ()):
@@ -86,7 +86,7 @@ class Dispatcher:
 
 
 def play(partition: Partition, costs: Costs, rates: Rates) -> float:
-    """Seconds till the last worker is through, on a clock that only counts."""
+    """Simulate the partition; return the seconds until the last worker is done."""
     seconds_of = _task_seconds(partition, costs, rates)
     dispatcher = Dispatcher(partition)
     clock_s, idle = 0.0, set(range(partition.num_workers))
@@ -106,10 +106,12 @@ def play(partition: Partition, costs: Costs, rates: Rates) -> float:
 
 
 def _task_seconds(partition: Partition, costs: Costs, rates: Rates) -> Callable[[Task], float]:
-    """How long each task takes: computing, reading blocks at the piece's first wave, its part in handovers."""
+    """Return how long each task takes: computing, reading blocks at the piece's first wave, its part in handovers."""
     is_taken_elsewhere: set[tuple[int, int, int]] = set()
     is_from_elsewhere: set[Task] = set()
     for number, piece in enumerate(partition.pieces):
+        if piece.source is None:
+            continue
         for wave, maker in partition.takes_from(number).items():
             if partition.pieces[maker].worker != piece.worker:
                 is_taken_elsewhere.add((maker, wave, piece.source))
@@ -117,7 +119,9 @@ def _task_seconds(partition: Partition, costs: Costs, rates: Rates) -> Callable[
 
     def seconds(task: Task) -> float:
         piece, num_items = partition.pieces[task.piece], len(partition.waves[task.wave])
-        taken_s = costs.handover_s[piece.source] / 2 if task in is_from_elsewhere else 0.0
+        taken_s = 0.0
+        if piece.source is not None and task in is_from_elsewhere:
+            taken_s = costs.handover_s[piece.source] / 2
         given_s = sum(
             costs.handover_s[node] / 2 for node in piece.exports if (task.piece, task.wave, node) in is_taken_elsewhere
         )
@@ -128,7 +132,7 @@ def _task_seconds(partition: Partition, costs: Costs, rates: Rates) -> Callable[
 
 
 def _urgencies(partition: Partition) -> list[float]:
-    """For each piece the longest chain of pieces that wait for one another from it on, in seconds per item."""
+    """Return, for each piece, the longest chain of pieces that wait for one another from it on, in seconds per item."""
     below_s = [0.0] * len(partition.pieces)
     for number in reversed(range(len(partition.pieces))):
         below_s[number] += partition.pieces[number].item_s

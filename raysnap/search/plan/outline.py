@@ -1,4 +1,4 @@
-"""A prefix tree as people can take it in: chains of blocks as one branch, and of many branches the largest."""
+"""Outline a prefix tree for people: chains of blocks as one branch, and of many branches the largest."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ MAX_BRANCHES = 40
 
 @dataclass(frozen=True)
 class Branch:
-    """A chain of blocks that the same candidates share, or several branches that are folded.
+    """A chain of blocks that the same candidates share, or several branches folded into one.
 
     Attributes:
         architecture: empty where branches are folded.
         first_block, last_block: names of its ends, empty where branches are folded; likewise their digests.
         num_blocks: how many blocks it has; where branches are folded, all below them.
         num_candidates: how many need it.
-        names: of candidates whose last block is its last, not those that are folded.
-        flops_share: part of the FLOPs of the whole tree, for an item, that it and all below it take.
-        num_folded: how many branches this one stands for; 0 for a branch.
+        names: of candidates whose last block is its last; empty where branches are folded.
+        flops_share: the part of the whole tree's FLOPs per item that it and all branches below it take.
+        num_folded: how many branches are folded into this one; 0 for a branch.
     """
 
     architecture: str
@@ -40,9 +40,9 @@ class Branch:
 
 
 def outline(tree: PrefixTree, max_branches: int = MAX_BRANCHES) -> tuple[Branch, ...]:
-    """The tree's branches, those with most candidates first; candidates that can't run are left out.
+    """Return the tree's branches, those with most candidates first; candidates that can't run are left out.
 
-    Of more than `max_branches` those with most candidates are there, the others folded where they grow.
+    Of more than `max_branches`, those with most candidates are kept and the others folded in their place.
     """
     return _Outline(tree, max_branches).branches([root.index for root in tree.roots])
 
@@ -68,7 +68,7 @@ class _Outline:
         self._is_shown = self._choose(max_branches)
 
     def _choose(self, max_branches: int) -> set[int]:
-        """The first nodes of the branches to show."""
+        """Choose the branches to show, by their first nodes."""
         shown: set[int] = set()
         waiting = [(-self._num_candidates[root.index], root.index) for root in self._tree.roots]
         heapq.heapify(waiting)
@@ -87,7 +87,7 @@ class _Outline:
         return chain
 
     def branches(self, tops: Sequence[int]) -> tuple[Branch, ...]:
-        """The branches that begin at these nodes."""
+        """Return the branches that begin at these nodes."""
         tops = sorted((top for top in tops if self._num_candidates[top]), key=lambda top: -self._num_candidates[top])
         folded = [top for top in tops if top not in self._is_shown]
         shown = tuple(self._branch(top) for top in tops if top in self._is_shown)

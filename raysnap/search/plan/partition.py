@@ -36,7 +36,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class Partition:
-    """Who runs what on which items.
+    """Which worker runs what on which items.
 
     Attributes:
         waves: ranges that together are the rung's items.
@@ -79,7 +79,7 @@ class Partition:
         return tuple(loads_s)
 
     def takes_from(self, number: int) -> dict[int, int]:
-        """For each of a piece's waves the piece that makes its input, where one does."""
+        """Return, for each of a piece's waves, the piece that makes its input, where one does."""
         piece = self.pieces[number]
         if piece.source is None:
             return {}
@@ -88,5 +88,5 @@ class Partition:
 
 
 def split_waves(num_items: int, wave_items: int) -> tuple[range, ...]:
-    """Ranges of `wave_items` items, the last one of what is left."""
+    """Split items into ranges of `wave_items`; the last has the rest."""
     return tuple(range(start, min(num_items, start + wave_items)) for start in range(0, num_items, wave_items))

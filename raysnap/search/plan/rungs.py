@@ -1,4 +1,4 @@
-"""Each method's rungs: which items, and how many candidates are kept."""
+"""Plan each method's rungs: which items they add, and how many candidates they keep."""
 
 from __future__ import annotations
 
@@ -8,24 +8,19 @@ from dataclasses import dataclass
 from raysnap.config.choices import Method
 
 SHARING_METHODS = ("alsatian", "shared", "nested")
-
-
 PUBLISHED_HALVING_METHODS = ("shift", "alsatian")
 
-
 # The part of the train items that the rungs of `nested` before the last one get together, and how many times faster
-# than the train items its test items are brought in: four of five items are train items, but only test items tell
-# candidates apart. On four questions to trained snapshots such rungs take 7 % less, for answers as good, than smaller
+# than the train items its test items are added: four of five items are train items, but only test items distinguish
+# candidates. On four questions to trained snapshots such rungs take 7 % less, for answers as good, than smaller
 # ones up to a quarter of the train items, which leave a long way from the last decision to the end.
 EARLY_TRAIN_SHARE = 0.375
-
-
 TEST_LEAD = 3
 
 
 @dataclass(frozen=True)
 class Rung:
-    """One round: the items it adds, and how many candidates it keeps for the next.
+    """One round of a search: the items it adds, and how many candidates it keeps for the next.
 
     Probes train on the items before `train_stop` and are scored on those before `test_stop`.
     """
@@ -38,18 +33,18 @@ class Rung:
 
 
 def shares_prefixes(method: Method) -> bool:
-    """Whether the method runs a block that several candidates begin with only once."""
+    """Return whether the method runs a block that several candidates begin with only once."""
     return method in SHARING_METHODS
 
 
 def plan_rungs(method: Method, num_candidates: int, num_train: int, num_test: int) -> tuple[Rung, ...]:
-    """The rounds of a method; together they bring in every item, and the last one scores on all.
+    """Plan the rungs of a method; together they add every item, and the last one scores on all.
 
     Halving is as published for SHiFT and Alsatian: K = ceil(log2 N) rungs, the first with ceil(T / 2^K) of the T train
-    items and all test items, each next one with twice as many train items, the last with all that is left; the upper
-    half (rounded down, at least one) stays. With fewer items than that needs there are fewer rungs. `nested` halves as
-    often, and then scores whoever is left on everything: each rung before the last reaches twice as far into the train
-    items as the one before, and into the test items, till these are all in.
+    items and all test items, each next one with twice as many train items, the last with the rest; the upper half
+    (rounded down, at least one) is kept. With fewer items than that needs there are fewer rungs. `nested` halves as
+    often, and then scores the remaining candidates on everything: each rung before the last ends twice as far into the
+    train items as the one before, and into the test items, until all of these are in.
     """
     if method == "nested":
         return _plan_nested(num_candidates, num_train, num_test)
@@ -63,7 +58,7 @@ def plan_rungs(method: Method, num_candidates: int, num_train: int, num_test: in
 
 
 def _plan_nested(num_candidates: int, num_train: int, num_test: int) -> tuple[Rung, ...]:
-    """The rungs of `nested`: see `EARLY_TRAIN_SHARE` and `TEST_LEAD`."""
+    """Plan the rungs of `nested`: see `EARLY_TRAIN_SHARE` and `TEST_LEAD`."""
     num_halvings = math.ceil(math.log2(num_candidates))
     early_stops = {math.ceil(EARLY_TRAIN_SHARE * num_train / 2**number) for number in range(num_halvings)}
     train_stops = [*sorted(stop for stop in early_stops if stop < num_train), num_train]
@@ -72,7 +67,7 @@ def _plan_nested(num_candidates: int, num_train: int, num_test: int) -> tuple[Ru
 
 
 def _link_rungs(num_candidates: int, train_stops: list[int], test_stops: list[int]) -> tuple[Rung, ...]:
-    """Rungs that end at these items, each beginning where the one before ended and keeping the upper half."""
+    """Return rungs that end at these items; each begins where the one before ended and keeps the upper half."""
     num_kept = (max(1, num_candidates >> number) for number in range(1, len(train_stops) + 1))
     edges = zip([0, *train_stops], train_stops, [0, *test_stops], test_stops, num_kept, strict=False)
     return tuple(Rung(*edge) for edge in edges)

@@ -1,6 +1,6 @@
-"""The partition that would be through first, and how long a whole search would take on many workers.
+"""Choose the partition that would finish first, and simulate how long a whole search takes on many workers.
 
-The searches that run and those that are only simulated choose their partitions here.
+Real and simulated searches choose their partitions here.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from raysnap.search.plan.dealing import deal
 from raysnap.search.plan.dispatch import MAX_OPEN_WAVES, play
 from raysnap.search.plan.partition import Partition, split_waves
 from raysnap.search.plan.rungs import Rung
-from raysnap.search.plan.tree import PrefixTree, keep_candidates
+from raysnap.search.plan.tree import PrefixTree, needed_nodes
 
 MAX_WAVES = 16
 HANDOVER_BYTES = 64 * 2**20
@@ -29,10 +29,10 @@ class SimulatedRung:
     """What one rung would take.
 
     Attributes:
-        makespan_s: until the last worker is through.
+        makespan_s: seconds until the last worker is done.
         bound_s: total work over workers, each block read once and nothing run twice, or the longest path from a root
             to a candidate, whichever is more.
-        computed_s: seconds of all workers' computing; `unique_s` of them are not for what another worker computes too.
+        computed_s: seconds of all workers' computing; `unique_s` is what remains when nothing is computed twice.
         read_s: seconds of all workers' reading.
     """
 
@@ -56,15 +56,16 @@ def choose_partition(
     held: Sequence[Collection[BlockKey]] = (),
     handover_bytes: int = HANDOVER_BYTES,
 ) -> Partition:
-    """The partition that is through first by the rates, of those that `CUTS` gives.
+    """Return the partition that finishes first by the rates, of those that `CUTS` gives.
 
     Args:
         batch_items: waves have whole batches of so many items.
         held: the blocks that each worker has in memory.
-        handover_bytes: what may wait to be handed over, per worker, as far as waves of one batch allow.
+        handover_bytes: bound on the bytes that wait to be handed over, per worker, unless waves of one batch exceed it.
     """
     fair_s = costs.total_s(num_items) / num_workers
-    best, best_s = None, math.inf
+    best: Partition | None = None
+    best_s = math.inf
     for piece_share, fragment_share in CUTS if num_workers > 1 else CUTS[:1]:
         wave_items = batch_items * _even_wave(math.ceil(num_items / batch_items), num_workers)
         while True:
@@ -79,11 +80,12 @@ def choose_partition(
             makespan_s = play(partition, costs, rates)
             if makespan_s < best_s:
                 best, best_s = partition, makespan_s
+    assert best is not None, "a partition takes finite time"
     return best
 
 
 def _even_wave(num_batches: int, num_workers: int) -> int:
-    """Batches in a wave: about as many as give `MAX_WAVES`, and where workers are few so that each gets as many."""
+    """Return the batches of a wave: about as many as give `MAX_WAVES`, and with few workers an equal part for each."""
     usual = math.ceil(num_batches / MAX_WAVES)
     if num_workers > MAX_WAVES:
         return usual
@@ -97,12 +99,12 @@ def _even_wave(num_batches: int, num_workers: int) -> int:
 def simulate(
     tree: PrefixTree, rungs: Sequence[Rung], entrants: Sequence[Collection[int]], num_workers: int, rates: Rates
 ) -> tuple[SimulatedRung, ...]:
-    """What the rungs would take, each with the candidates that enter it; workers keep the blocks they have read."""
+    """Return what the rungs would take, each with the candidates that enter it; workers keep the blocks they read."""
     held: list[set[BlockKey]] = [set() for _ in range(num_workers)]
     result = []
     for rung, candidates in zip(rungs, entrants, strict=True):
         num_items = rung.train_stop - rung.train_start + rung.test_stop - rung.test_start
-        costs = Costs.of(tree, keep_candidates(tree, candidates), rates)
+        costs = Costs.of(tree, needed_nodes(tree, candidates), rates)
         partition = choose_partition(costs, num_items, 1, num_workers, rates, held)
         unique_s = num_items * sum(costs.item_s.values())
         seconds_of = {block_key(tree.nodes[index]): read_s for index, read_s in costs.read_s.items()}
@@ -128,7 +130,7 @@ def simulate(
 
 
 def held_after(tree: PrefixTree, partition: Partition) -> list[set[BlockKey]]:
-    """The blocks that each worker has read when its pieces have run."""
+    """Return the blocks that each worker has read when its pieces have run."""
     held: list[set[BlockKey]] = [set() for _ in range(partition.num_workers)]
     for piece in partition.pieces:
         held[piece.worker].update(block_key(tree.nodes[node]) for node in piece.nodes)
@@ -136,7 +138,7 @@ def held_after(tree: PrefixTree, partition: Partition) -> list[set[BlockKey]]:
 
 
 def _handed_over_bytes(costs: Costs, partition: Partition) -> int:
-    """Bytes of one item's outputs that wait for other workers."""
+    """Return the bytes of one item's outputs that wait for other workers."""
     given = {
         (maker, source)
         for (source, _, worker), maker in partition.maker.items()

@@ -1,7 +1,7 @@
-"""Candidates as a prefix tree: snapshots that begin with the same blocks share the nodes of those blocks.
+"""Arrange candidates as a prefix tree: snapshots that begin with the same blocks share the nodes of those blocks.
 
-A node is (parent, block structure, block digest); heads take no part, as a search replaces them by its probe. Without
-sharing every candidate gets a chain of its own, which is how the methods that share nothing are expressed.
+A node is (parent, block structure, block digest). Heads are left out, as a search replaces them by its probe. Without
+sharing, each candidate has its own chain: that is how the methods that share nothing are expressed.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class Candidate:
 
     Attributes:
         snapshot: the snapshot's id.
-        name: its name for people.
+        name: the name that people know it by.
         preprocessing: how pixels become its input.
         blocks: its blocks from the stem to the last body block.
         is_base: whether it derives from no other snapshot.
@@ -69,6 +69,12 @@ class PrefixTree:
     nodes: tuple[Node, ...]
     ends: tuple[int | None, ...]
 
+    def end_of(self, candidate: int) -> int:
+        """Return the index of the node whose output is the candidate's features."""
+        end = self.ends[candidate]
+        assert end is not None, "a candidate without blocks is a misfit"
+        return end
+
     @cached_property
     def roots(self) -> tuple[Node, ...]:
         """The nodes whose input is pixels."""
@@ -76,13 +82,15 @@ class PrefixTree:
 
 
 def find_misfit(candidate: Candidate) -> str | None:
-    """Why the candidate can't run, as far as its manifest tells; None when it can."""
+    """Return why the candidate can't run, judging by its manifest; None when it can."""
     resize_size, image_size = candidate.preprocessing.resize_size, candidate.preprocessing.image_size
     if image_size > resize_size:
         return f"snapshot {candidate.snapshot}: expected image_size up to resize_size {resize_size}, found {image_size}"
-    if candidate.preprocessing.interpolation != "bilinear":
-        found = candidate.preprocessing.interpolation
-        return f"snapshot {candidate.snapshot}: expected bilinear interpolation, the pixel cache's, found {found}"
+    interpolation = candidate.preprocessing.interpolation
+    if interpolation != "bilinear":
+        return (
+            f"snapshot {candidate.snapshot}: expected bilinear interpolation, the pixel cache's, found {interpolation}"
+        )
     try:
         shapes = block_shapes(candidate.architecture, image_size)
     except ArchitectureError as error:
@@ -94,12 +102,12 @@ def find_misfit(candidate: Candidate) -> str | None:
 
 
 def build_tree(candidates: Sequence[Candidate], *, sharing: bool) -> PrefixTree:
-    """The prefix tree of the candidates, or one chain per candidate where `sharing` is off."""
+    """Build the prefix tree of the candidates, or one chain per candidate where `sharing` is off."""
     made: list[tuple[int | None, Candidate, int]] = []
     children: list[list[int]] = []
     ending: list[list[int]] = []
     ends: list[int | None] = []
-    known: dict[tuple, int] = {}
+    known: dict[tuple[object, BlockEntry], int] = {}
     for number, candidate in enumerate(candidates):
         above: object = (None if sharing else number, candidate.architecture, candidate.preprocessing)
         parent = None
@@ -131,8 +139,8 @@ def build_tree(candidates: Sequence[Candidate], *, sharing: bool) -> PrefixTree:
     return PrefixTree(tuple(candidates), tuple(nodes), tuple(ends))
 
 
-def keep_candidates(tree: PrefixTree, kept: Iterable[int], given: Collection[int] = ()) -> set[int]:
-    """The indices of the nodes that the `kept` candidates still need where the outputs of the `given` ones are here."""
+def needed_nodes(tree: PrefixTree, kept: Iterable[int], given: Collection[int] = ()) -> set[int]:
+    """Return the indices of the nodes that the `kept` candidates need, given the outputs of the `given` nodes."""
     needed: set[int] = set()
     for number in kept:
         index = tree.ends[number]
@@ -143,8 +151,9 @@ def keep_candidates(tree: PrefixTree, kept: Iterable[int], given: Collection[int
 
 
 def candidates_below(tree: PrefixTree, node: Node) -> set[int]:
-    """The indices of all candidates that need this node."""
-    below, stack = set(), [node]
+    """Return the indices of all candidates that need this node."""
+    below: set[int] = set()
+    stack = [node]
     while stack:
         top = stack.pop()
         below.update(top.candidates)

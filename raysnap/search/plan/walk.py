@@ -1,7 +1,7 @@
-"""What a search will do, as frozen data made before any tensor is in hand.
+"""Plan a walk over the tree, as frozen data made before any tensor is in hand.
 
 A method is a list of rungs; the candidates that survive a rung decide which nodes the next one needs, so each rung's
-walk over the tree is planned when its candidates are known. One executor runs every plan.
+walk is planned when its candidates are known. One executor runs every plan.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ class Room:
 
 
 @dataclass(frozen=True)
-class Step:
+class WalkStep:
     """Running one node's block on the batch at hand.
 
     Attributes:
         node: index of the node.
-        frees_input: whether its input is let go afterwards: it is the last child to run.
+        frees_input: whether its input is freed afterwards: it is the last child to run.
         keeps_output: whether children of it run later in the walk.
     """
 
@@ -65,13 +65,13 @@ class Walk:
     """
 
     root: int
-    steps: tuple[Step, ...]
+    steps: tuple[WalkStep, ...]
     batch_items: int
     num_streams: int
     peak_activation_bytes: int
 
     def split(self, positions: Sequence[int]) -> list[Sequence[int]]:
-        """The positions in batches of equal length, as nearly as can be, and as many as keep all streams busy."""
+        """Split the positions into batches of nearly equal length, as many as keep all streams busy."""
         num_rounds = math.ceil(len(positions) / (self.batch_items * self.num_streams))
         num_batches = min(len(positions), num_rounds * self.num_streams)
         edges = [len(positions) * number // num_batches for number in range(num_batches + 1)] if num_batches else []
@@ -79,7 +79,7 @@ class Walk:
 
 
 def plan_walk(tree: PrefixTree, root: Node, needed: Collection[int], room: Room) -> Walk:
-    """The walk over the `needed` nodes from `root` down that holds the fewest bytes of activations at once.
+    """Plan the walk over the `needed` nodes from `root` down that holds the fewest bytes of activations at once.
 
     A node's output is held until its last child has run, so the child whose own subtree needs the most goes last.
 
@@ -115,7 +115,7 @@ def plan_walk(tree: PrefixTree, root: Node, needed: Collection[int], room: Room)
 
 
 def usual_batch_items(architecture: str, image_size: int, device: str) -> int:
-    """Items per batch where no budget binds: see `BATCH_ACTIVATION_BYTES`.
+    """Return the items per batch where no budget binds: see `BATCH_ACTIVATION_BYTES`.
 
     It depends on nothing else, so methods with and without sharing run the same batches and get the same features. On
     a CPU ResNet-18 at 224 px runs within 8 % of its best speed in batches of 8 to 32, and slower in larger ones.
@@ -125,17 +125,17 @@ def usual_batch_items(architecture: str, image_size: int, device: str) -> int:
 
 
 def _activation_bytes(architecture: str, image_size: int, value_bytes: int) -> list[int]:
-    """Bytes of one item's input pixels, and of each block's output."""
+    """Return the bytes of one item's input pixels, and of each block's output."""
     float32_bytes = [12 * image_size**2, *(shape.output_bytes for shape in block_shapes(architecture, image_size))]
     return [num_bytes * value_bytes // 4 for num_bytes in float32_bytes]
 
 
-def _depth_first(root: int, children: dict[int, list[int]]) -> tuple[Step, ...]:
-    steps = []
+def _depth_first(root: int, children: dict[int, list[int]]) -> tuple[WalkStep, ...]:
+    steps: list[WalkStep] = []
     stack = [(root, True)]
     while stack:
         node, is_last_child = stack.pop()
-        steps.append(Step(node, frees_input=is_last_child, keeps_output=bool(children[node])))
+        steps.append(WalkStep(node, frees_input=is_last_child, keeps_output=bool(children[node])))
         siblings = children[node]
         stack.extend((child, child == siblings[-1]) for child in reversed(siblings))
     return tuple(steps)

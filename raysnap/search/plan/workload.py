@@ -1,4 +1,4 @@
-"""How much a search computes, counted from its tree and rungs alone."""
+"""Count how much a search computes, from its tree and rungs alone."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ from collections.abc import Collection, Sequence
 
 from raysnap.models.block_facts import block_shapes
 from raysnap.search.plan.rungs import Rung
-from raysnap.search.plan.tree import PrefixTree, keep_candidates
+from raysnap.search.plan.tree import PrefixTree, needed_nodes
 
 
 def image_forwards(tree: PrefixTree, rungs: Sequence[Rung], entrants: Sequence[Collection[int]]) -> float:
-    """Images that are run through a whole model, or through parts that amount to one by their FLOPs.
+    """Count the images that run through whole models; a block counts as its share of its own model's FLOPs.
 
-    A block counts as its part of its own model's FLOPs from stem to last body block; heads don't run in a search.
+    A model is counted from its stem to its last body block, as heads don't run in a search.
 
     Args:
-        entrants: the candidates that are still in, by rung.
+        entrants: the candidates that enter each rung.
     """
     total = 0.0
     for rung, candidates in zip(rungs, entrants, strict=True):
@@ -25,9 +25,9 @@ def image_forwards(tree: PrefixTree, rungs: Sequence[Rung], entrants: Sequence[C
 
 
 def whole_models(tree: PrefixTree, candidates: Collection[int]) -> float:
-    """How many whole models the nodes that the candidates need amount to, by FLOPs."""
+    """Return how many whole models, by FLOPs, the nodes amount to that the candidates need."""
     total = 0.0
-    for index in keep_candidates(tree, candidates):
+    for index in needed_nodes(tree, candidates):
         node = tree.nodes[index]
         shapes = block_shapes(node.architecture, node.preprocessing.image_size)
         total += shapes[node.block_index].flops / sum(shape.flops for shape in shapes[:-1])

@@ -1,1 +1,1 @@
-"""From features to scores, and how sure a score is."""
+"""Turn features into scores, and say how certain a ranking is."""

@@ -1,4 +1,4 @@
-"""The directions that features vary in: fewer than items or dimensions, and all that a quadratic score needs."""
+"""Find the directions that features vary in: fewer than items or dimensions, and all that a quadratic score needs."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def principal_axes(inputs_ND: Tensor) -> tuple[Tensor, Tensor]:
-    """Orthonormal axes `[D, R]` of the inputs' span, and the sum of squares along each, `[R]`; all float64."""
+    """Return orthonormal axes `[D, R]` of the inputs' span, and the sum of squares along each, `[R]`; all float64."""
     is_wide = inputs_ND.shape[0] < inputs_ND.shape[1]
     sums_R, vectors = torch.linalg.eigh(inputs_ND @ inputs_ND.T if is_wide else inputs_ND.T @ inputs_ND)
     is_kept_R = sums_R > 1e-10 * sums_R[-1].clamp_min(1e-300)
@@ -16,10 +16,10 @@ def principal_axes(inputs_ND: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def span_coordinates(train_BND: Tensor, test_BTD: Tensor) -> tuple[Tensor, Tensor]:
-    """Coordinates of items along N directions that span the train items, `[B, N, N]` and `[B, T, N]`, float64.
+    """Return items' coordinates along N directions that span the train items, `[B, N, N]` and `[B, T, N]`, float64.
 
-    Inner products with train items stay what they are, so what is linear and penalised alike in all directions can be
-    learned in these coordinates. The directions are those of a Cholesky factor, which costs less than principal axes.
+    Inner products with train items are unchanged, so a linear model with the same penalty in all directions can be
+    fitted in these coordinates. The directions are those of a Cholesky factor, which costs less than principal axes.
     """
     products_BNN = train_BND @ train_BND.mT
     diagonal_BN = products_BNN.diagonal(dim1=1, dim2=2)

@@ -1,4 +1,4 @@
-"""How sure a ranking is: a paired bootstrap over items says who can't be told from another, and who stays in a rung."""
+"""Say how certain a ranking is: a paired bootstrap over items finds statistical ties, and survivors of a rung."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ NUM_RESAMPLES = 2000
 LEVEL = 0.95
 RESAMPLES_ITEMS = 2**21
 
-# The part of a rung's items in a resample that asks who will lead in the end. There is chance in the scores so far, and
-# as much in the last ones, of probes that train on more items: their difference varies twice as much as either, and so
-# do resamples of half of the items. Among equally good candidates this errs as often as it says, where resamples of all
+# The part of a rung's items in a resample that forecasts which candidate leads in the end. The scores so far vary, and
+# so do the last ones, of probes that train on more items: their difference varies twice as much as either, and so do
+# resamples of half of the items. Among equally good candidates this errs as often as it says, where resamples of all
 # items erred three times as often (docs/search_quality.md).
 FORECAST_SHARE = 0.5
 
@@ -18,15 +18,15 @@ FORECAST_SHARE = 0.5
 def tied_with(
     best_I: np.ndarray, others_CI: np.ndarray, seed: int, confidence: float = LEVEL, drawn_share: float = 1.0
 ) -> np.ndarray:
-    """For each other candidate whether its score may well be the best's, bool `[C]`.
+    """Return for each other candidate whether it is statistically tied with the best, bool `[C]`.
 
-    A score is the mean of an item's parts in it (of an accuracy: right or not). The same resamples of the items (with
-    replacement) are drawn for all candidates; a candidate is tied when the best is not ahead in at least `confidence`
-    of them. To the items come two more, one won and one lost by the usual lead, as few items would tell too much:
-    four that the best alone has right do not, five do, as in an exact sign test at 95 %.
+    A score is the mean of the items' contributions (to an accuracy: right or not). The same resamples of the items,
+    with replacement, are drawn for all candidates; a candidate is tied when the best is not ahead in at least
+    `confidence` of them. Two items are added, one won and one lost by the usual lead, as few items would decide too
+    early: four items that only the best has right are not enough, five are, as in an exact sign test at 95 %.
 
     Args:
-        drawn_share: the part of the items that a resample takes; fewer vary more.
+        drawn_share: the part of the items that a resample takes; smaller ones vary more.
     """
     if len(others_CI) == 0:
         return np.zeros(0, dtype=bool)
@@ -42,7 +42,7 @@ def tied_with(
     for start in range(0, NUM_RESAMPLES, resamples_at_once):
         num_resamples = min(resamples_at_once, NUM_RESAMPLES - start)
         drawn_BK = rng.integers(num_items, size=(num_resamples, num_drawn))
-        # Counting all rows at once, each in bins of its own, is four times as fast as multinomial draws.
+        # Counting all rows at once, each in its own bins, is four times as fast as multinomial draws.
         drawn_BK += num_items * np.arange(num_resamples)[:, None]
         weights_BI = np.bincount(drawn_BK.ravel(), minlength=num_resamples * num_items).reshape(num_resamples, -1)
         # Whole numbers far below 2**53: exact in float64, whose matrix product is many times faster.
@@ -53,17 +53,17 @@ def tied_with(
 def find_survivors(
     ordered_CI: np.ndarray, num_kept: int, confidence: float, num_decisions: int, seed: int
 ) -> tuple[np.ndarray, float]:
-    """Whether each candidate stays, bool `[C]`: the first `num_kept`, and who can't be told from the last of these.
+    """Decide which candidates stay: the first `num_kept`, and those statistically tied with the last of these.
 
     Args:
-        ordered_CI: the candidates' parts by item, the best candidate first.
-        confidence: how sure this decision and those to come must be together that whoever they drop will be behind the
-            last of those they keep on all items; 0 keeps `num_kept`.
-        num_decisions: how many these are. Each gets its share, as if they erred independently; one that drops nobody
-            can't err, and leaves all to the others.
+        ordered_CI: the candidates' contributions by item, the best candidate first.
+        confidence: probability with which this decision and the later ones together must be right that every candidate
+            they drop ends behind the last one that they keep on all items; 0 keeps `num_kept`.
+        num_decisions: how many decisions these are. Each gets its share, as if they erred independently; one that drops
+            no candidate can't err, and leaves its share to the others.
 
     Returns:
-        Who stays, and how sure the later decisions must be together.
+        Which candidates stay, bool `[C]`, and the confidence that the later decisions must have together.
     """
     is_kept_C = np.arange(len(ordered_CI)) < num_kept
     level = confidence ** (1 / num_decisions)

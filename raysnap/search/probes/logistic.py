@@ -1,9 +1,9 @@
-"""Multinomial logistic regressions to convergence: Newton steps, found by preconditioned conjugate gradients.
+"""Fit multinomial logistic regressions to convergence: Newton steps, found by preconditioned conjugate gradients.
 
-Losses and gradients are in double precision, so the optimum is; curvature, which only says where to look for it, is in
-single. Directions are measured in coordinates in which the classes' mean curvature is one, so that some tens of matrix
-products do what hundreds did. Arrays are laid out by class, then item or dimension (`CN`, `CR`): thin matrix products
-are up to five times as fast so. Problems of a batch go in lock-step and never look at each other.
+Losses and gradients, and with them the optimum, are in double precision; curvature, which only gives the direction of
+the search, is in single. Directions are measured in coordinates in which the classes' mean curvature is one, so that
+some tens of matrix products suffice instead of hundreds. Arrays are laid out by class, then item or dimension (`CN`,
+`CR`): thin matrix products are then up to five times as fast. Problems of a batch run in lock-step, independently.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ MAX_HALVINGS = 40
 # A Newton step is found to a tenth, in as many products with the curvature as that takes.
 STEP_TOLERANCE = 0.1
 MAX_PRODUCTS = 200
-# New coordinates cost as much as some 25 products; a step that took more than half of that asks for them.
+# New coordinates cost as much as some 25 products; they are computed after a step that took more than half of that.
 PATIENCE = 12
 
 
 def fit_logistic_regressions(inputs_BNR: Tensor, targets_N: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
-    """Weights `[B, C, R]` and biases `[B, C]` of least summed cross-entropy plus half the squared weights.
+    """Fit weights `[B, C, R]` and biases `[B, C]` of least summed cross-entropy plus half the squared weights.
 
     Args:
-        inputs_BNR: float64, of roughly equal scale; each of the batch is a problem of its own.
+        inputs_BNR: float64, of roughly equal scale; each entry of the batch is a separate problem.
         targets_N: each item's class, int64, the same for all problems.
     """
     num_dims = inputs_BNR.shape[2]
-    # The bias is the weight of one more input that costs no penalty; this long, it bends the loss as the others do.
+    # The bias is the weight of one more input without penalty; at this length its curvature is like the others'.
     length = math.sqrt(max(1, num_dims))
     inputs_BNR = torch.cat([inputs_BNR, inputs_BNR.new_full((*inputs_BNR.shape[:2], 1), length)], dim=2)
     penalty_R = inputs_BNR.new_ones(num_dims + 1)
@@ -52,7 +52,7 @@ class _Coordinates:
     Attributes:
         root_BRR: the lower Cholesky factor of `diag(penalty) + X' diag(mean curvature) X`.
         inputs_BNR: the items' inputs in these coordinates.
-        mean_curvature_B1N: what each item adds, averaged over the directions that differ between classes.
+        mean_curvature_B1N: each item's contribution, averaged over the directions that differ between classes.
     """
 
     root_BRR: Tensor
@@ -74,7 +74,7 @@ class _Coordinates:
         return cls(root_BRR, inputs_BNR, mean_curvature_BN[:, None])
 
     def where(self, is_kept_B: Tensor, other: _Coordinates) -> _Coordinates:
-        """These coordinates for the problems that keep them, the other ones for the rest."""
+        """Return these coordinates for the problems that keep them, the other ones for the rest."""
         is_kept_B11 = is_kept_B[:, None, None]
         return _Coordinates(
             torch.where(is_kept_B11, self.root_BRR, other.root_BRR),
@@ -100,7 +100,7 @@ class _Problems:
 
 
 def _minimise(problems: _Problems) -> Tensor:
-    """Weights `[B, C, R]` of least loss, from zeros by damped Newton steps until every problem has converged."""
+    """Find weights `[B, C, R]` of least loss, from zeros by damped Newton steps until every problem has converged."""
     num_problems, num_items, num_dims = problems.inputs_BNR.shape
     num_classes = len(problems.one_hot_CN)
     inputs_BNR, penalty_R = problems.inputs_BNR.float(), problems.penalty_R.float()
@@ -135,9 +135,9 @@ def _minimise(problems: _Problems) -> Tensor:
 def _newton_step(
     gradient_BCR: Tensor, probabilities_BCN: Tensor, coordinates: _Coordinates, is_done_B: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The step `[B, C, R]` towards the minimum of the loss's quadratic model, and the products it took, `[B]`.
+    """Return the step `[B, C, R]` to the minimum of the loss's quadratic model, and the products it took, `[B]`.
 
-    None, and a step of 0, for those that are done.
+    Problems that are done take none, and their step is 0.
     """
     root_BRR, inputs_BNR = coordinates.root_BRR, coordinates.inputs_BNR
     residual_BCR = -torch.linalg.solve_triangular(root_BRR, gradient_BCR.mT, upper=False).mT.contiguous()
@@ -171,7 +171,7 @@ def _step_length(
     logits_step_BCN: Tensor,
     slope_B: Tensor,
 ) -> Tensor:
-    """The largest of 1, 1/2, 1/4, … for each problem that lessens its loss enough (Armijo); 0 where none does."""
+    """Return for each problem the largest of 1, 1/2, 1/4, … that lowers its loss enough (Armijo); 0 where none does."""
     length_B = torch.ones_like(slope_B)
     start_B = problems.loss(weights_BCR, logits_BCN)
     for _ in range(MAX_HALVINGS):

@@ -1,9 +1,9 @@
-"""Proxies: cheap scores of features that stand for fine-tuned accuracy.
+"""Score features cheaply, as a proxy of fine-tuned accuracy.
 
-Every proxy is a function from many candidates' features of the same train and test items to a `Score` each; every
-item's part in it is kept, so that candidates can be compared item by item. A candidate's score is the same, to the
-bit on CPUs, whatever other candidates are in the call: there each is scored on one thread, as many at once as torch
-has threads. On a GPU `linear` and `sgd_linear` take candidates of equal width in lock-step.
+Every proxy is a function from many candidates' features of the same train and test items to a `Score` each, with every
+item's contribution, so that candidates can be compared item by item. On CPUs a candidate's score is the same to the
+bit, whatever other candidates are in the call: each is scored on one thread, as many at once as torch has threads. On a
+GPU `linear` and `sgd_linear` take candidates of equal width in lock-step.
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ CPU = torch.device("cpu")
 
 
 def linear(train_BND: Tensor, train_labels_N: Array, test_BTD: Tensor, test_labels_T: Array, seed: int) -> list[Score]:  # noqa: ARG001
-    """Scores of multinomial logistic regressions, converged.
+    """Score by multinomial logistic regressions, converged.
 
     Features are standardised with the train items' mean and deviation; the penalty is half the squared weights, once
-    for the sum of all items' losses (scikit-learn's C = 1). The optimum lies in the span of the train items, where it
-    is sought if these are fewer than the dimensions. See `logistic` for when a regression has converged.
+    for the sum of all items' losses (scikit-learn's C = 1). The optimum is in the span of the train items, and is
+    searched there if these are fewer than the dimensions. See `logistic` for when a regression has converged.
     """
     classes, targets_N = np.unique(train_labels_N, return_inverse=True)
     inputs_BND, tests_BTD = train_BND.double(), test_BTD.double()
     deviation_B1D, mean_B1D = torch.std_mean(inputs_BND, dim=1, correction=0, keepdim=True)
-    # A feature that is constant up to float32's rounding says nothing: it becomes 0 everywhere.
+    # A feature that is constant up to float32's rounding has no information: it becomes 0 everywhere.
     deviation_B1D[deviation_B1D <= 1e-6 * mean_B1D.abs()] = torch.inf
     inputs_BND, tests_BTD = ((features - mean_B1D) / deviation_B1D for features in (inputs_BND, tests_BTD))
     if inputs_BND.shape[1] < inputs_BND.shape[2]:
@@ -59,9 +59,9 @@ def linear(train_BND: Tensor, train_labels_N: Array, test_BTD: Tensor, test_labe
 def sgd_linear(
     train_BND: Tensor, train_labels_N: Array, test_BTD: Tensor, test_labels_T: Array, seed: int
 ) -> list[Score]:
-    """Scores of linear layers trained as the published protocol does: SGD, lr 0.1, 100 epochs, batches of 128.
+    """Score by linear layers trained as in the published protocol: SGD, lr 0.1, 100 epochs, batches of 128.
 
-    The layers start as torch's do, and all are shown the items in the same order.
+    The layers start as torch's do, and all see the items in the same order.
     """
     classes, targets_N = np.unique(train_labels_N, return_inverse=True)
     num_problems, num_items, num_dims = train_BND.shape
@@ -85,10 +85,10 @@ def sgd_linear(
 
 
 def knn(train_BND: Tensor, train_labels_N: Array, test_BTD: Tensor, test_labels_T: Array, seed: int) -> list[Score]:  # noqa: ARG001
-    """Scores of the most frequent class among an item's nearest train items by the cosine of their features.
+    """Score by the most frequent class among an item's nearest train items, by the cosine of their features.
 
-    There are 5 neighbours, fewer where classes have fewer train items on average. Of train items that are equally
-    near the earlier counts, of classes with equally many neighbours the first. A class's probability, for the loss,
+    There are 5 neighbours, fewer where classes have fewer train items on average. Of equally near train
+    items the earlier counts, of classes with equally many neighbours the first. A class's probability, for the loss,
     is its share of the neighbours after one more of each class.
     """
     classes, targets_N = np.unique(train_labels_N, return_inverse=True)
@@ -119,10 +119,10 @@ def score_candidates(
     seed: int,
     device: torch.device = CPU,
 ) -> list[Score]:
-    """Each candidate's score by a proxy, in the order given.
+    """Score each candidate by a proxy, in the given order.
 
     Args:
-        train_features: each candidate's features of the train items, float32 `[N, D]`, each of its own width.
+        train_features: each candidate's features of the train items, float32 `[N, D]`; widths may differ.
         test_features: the same of the test items, `[T, D]`.
         device: where the work is done.
     """
@@ -137,10 +137,11 @@ def score_candidates(
     batches = list(_batches([features.shape[1] for features in train_features], device))
     num_numbers = sum(features.size for features in train_features)
     with _one_thread_each(device) as num_threads:
+        scored: Iterator[list[Score]]
         if num_threads == 1 or num_numbers < THREADED_NUMBERS:
             scored = map(score_batch, batches)
         else:
-            # What torch was told of threads holds for the thread that told it; MKL's share of a new one is all cores.
+            # torch's number of threads holds for the thread that set it; in a new one MKL takes all cores.
             with ThreadPoolExecutor(num_threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
                 scored = pool.map(score_batch, batches)
         by_number = {
@@ -152,7 +153,7 @@ def score_candidates(
 
 
 def _batches(widths: Sequence[int], device: torch.device) -> Iterator[list[int]]:
-    """Which candidates go together: on a CPU nobody, so that no score depends on another's company."""
+    """Yield the candidates that are scored together: on a CPU each alone, so that no score depends on others."""
     if device.type == "cpu":
         yield from ([number] for number in range(len(widths)))
         return
@@ -165,7 +166,7 @@ def _batches(widths: Sequence[int], device: torch.device) -> Iterator[list[int]]
 
 @contextmanager
 def _one_thread_each(device: torch.device) -> Iterator[int]:
-    """How many candidates to score at once; on a CPU as many as torch has threads, each of which gets one."""
+    """Yield how many candidates to score at once; on a CPU as many as torch has threads, one thread each."""
     if device.type != "cpu":
         yield 1
         return
@@ -178,7 +179,7 @@ def _one_thread_each(device: torch.device) -> Iterator[int]:
 
 
 def _initial_layer(num_dims: int, num_classes: int, seed: int) -> tuple[Tensor, Tensor]:
-    """The weight `[C, D]` and bias `[C]` that `nn.Linear` begins with after `torch.manual_seed(seed)`."""
+    """Return the weight `[C, D]` and bias `[C]` that `nn.Linear` starts with after `torch.manual_seed(seed)`."""
     generator = torch.Generator().manual_seed(seed)
     weight_CD = nn.init.kaiming_uniform_(torch.empty(num_classes, num_dims), a=math.sqrt(5), generator=generator)
     bound = 1 / math.sqrt(num_dims)
@@ -186,7 +187,7 @@ def _initial_layer(num_dims: int, num_classes: int, seed: int) -> tuple[Tensor, 
 
 
 def _normalised(features_BND: Tensor) -> Tensor:
-    """The features at length 1, float64; those of length 0 as they are."""
+    """Return the features scaled to length 1, float64; those of length 0 unchanged."""
     features_BND = features_BND.double()
     lengths_BN1 = torch.linalg.vector_norm(features_BND, dim=2, keepdim=True)
     return features_BND / torch.where(lengths_BN1 > 0, lengths_BN1, 1.0)

@@ -1,6 +1,6 @@
-"""Scores of features and labels that train no classifier: H-score and LogME.
+"""Score features and labels without training a classifier: H-score and LogME.
 
-Neither learns from some items to be judged on others, so train and test items count alike.
+Neither learns from some items to be tested on others, so train and test items count the same.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ NUM_REFINEMENTS = 24
 
 
 def hscore(train_BND: Tensor, train_labels_N: Array, test_BTD: Tensor, test_labels_T: Array, seed: int) -> list[Score]:  # noqa: ARG001
-    """Scores of how far class means lie apart, measured by the features' own spread; 0 where they don't.
+    """Score by the distance between class means, relative to the features' own spread; 0 where there is none.
 
     `tr(S^-1 (1 - a) B)`: B is the covariance of items' class means (Bao et al. 2019, doi 10.1109/ICIP.2019.8803726),
     `S = (1 - a) Cov + a tr(Cov) / D I` the covariance, shrunk by the `a` of Ledoit and Wolf 2004 (Ibrahim et al. 2021,
@@ -33,24 +33,24 @@ def hscore(train_BND: Tensor, train_labels_N: Array, test_BTD: Tensor, test_labe
 
 
 def logme(train_BND: Tensor, train_labels_N: Array, test_BTD: Tensor, test_labels_T: Array, seed: int) -> list[Score]:  # noqa: ARG001
-    """Scores by the evidence of Bayesian linear regressions, one per class, in nats per item and class.
+    """Score by the evidence of Bayesian linear regressions, one per class, in nats per item and class.
 
     `log p(y | F)` for y = 1 on the class's items and 0 elsewhere, weights of precision alpha and noise of precision
     beta that maximise it (You et al. 2021, https://arxiv.org/abs/2102.11005). Given alpha / beta the best
-    beta is known, so the maximum is sought along that ratio alone: where the published fixed-point iteration
-    converges it ends there, and where it runs away, as for targets that features fit exactly, the range bounds it.
+    beta is known, so the maximum is searched along that ratio alone: where the published fixed-point iteration
+    converges, it ends there; where it diverges, as for targets that features fit exactly, the range bounds it.
     """
     targets_I = _all_targets(train_labels_N, test_labels_T)
     return [_logme(features_ID, targets_I.to(features_ID.device)) for features_ID in _all_items(train_BND, test_BTD)]
 
 
 def _all_items(train_BND: Tensor, test_BTD: Tensor) -> Tensor:
-    """Features of all items, float64 `[B, N + T, D]`."""
+    """Return the features of all items, float64 `[B, N + T, D]`."""
     return torch.cat([train_BND, test_BTD], dim=1).double()
 
 
 def _all_targets(train_labels_N: Array, test_labels_T: Array) -> Tensor:
-    """The classes of all items, numbered from 0."""
+    """Return the classes of all items, numbered from 0."""
     return torch.from_numpy(np.unique(np.concatenate([train_labels_N, test_labels_T]), return_inverse=True)[1])
 
 
@@ -69,7 +69,7 @@ def _hscore(features_ID: Tensor, targets_I: Tensor) -> Score:
     weight_C = counts_C / num_items
     separation_C = (means_CR * scaled_means_CR).sum(dim=1)
     value = (1 - shrinkage) * (weight_C @ separation_C).item()
-    # The derivative by an item's weight, through B and through S; the shrinkage itself is held.
+    # The derivative by an item's weight, through B and through S, with the shrinkage held constant.
     projected_IC = inputs_IR @ scaled_means_CR.T
     through_means_I = ((2 * projected_IC - separation_C) * one_hot_IC).sum(dim=1)
     through_cov_I = (1 - shrinkage) * (projected_IC.square() @ weight_C)
@@ -92,14 +92,14 @@ def _logme(features_ID: Tensor, targets_I: Tensor) -> Score:
     shrunk_RC = sums_R[:, None] / (sums_R[:, None] + ratio_C)
     noise_C = (outside_C + (squares_RC * (1 - shrunk_RC)).sum(dim=0)) / num_items
     evidence_C = -num_items / 2 * ((2 * math.pi * noise_C).log() + 1) + torch.log1p(-shrunk_RC).sum(dim=0) / 2
-    # At the maximum only the item's own terms of the evidence move with its weight.
+    # At the maximum only the item's own terms of the evidence change with its weight.
     residual_IC = one_hot_IC - basis_IR @ (shrunk_RC * along_RC)
     own_IC = -(residual_IC.square() / noise_C + basis_IR.square() @ shrunk_RC) / 2
     return score_influences(evidence_C.mean().item() / num_items, own_IC.mean(dim=1).cpu().numpy())
 
 
 def _ledoit_wolf(inputs_IR: Tensor, num_dims: int) -> float:
-    """The shrinkage of Ledoit and Wolf 2004 for centred inputs in `num_dims` dimensions."""
+    """Return the shrinkage of Ledoit and Wolf 2004 for centred inputs in `num_dims` dimensions."""
     squares_IR = inputs_IR.square()
     norms_I, variances_R = squares_IR.sum(dim=1), squares_IR.mean(dim=0)
     spread = (variances_R.square().sum() - variances_R.sum().square() / num_dims).item()
@@ -108,7 +108,7 @@ def _ledoit_wolf(inputs_IR: Tensor, num_dims: int) -> float:
 
 
 def _best_log_ratios(sums_R: Tensor, squares_RC: Tensor, outside_C: Tensor, num_items: int) -> Tensor:
-    """Log of the alpha / beta of most evidence for each class: the best of a grid, then ever smaller steps."""
+    """Return the log of each class's alpha / beta of most evidence: the best of a grid, then ever smaller steps."""
 
     def evidence(log_ratio_CG: Tensor) -> Tensor:
         kept_CGR = 1 / (1 + sums_R * torch.exp(-log_ratio_CG)[..., None])

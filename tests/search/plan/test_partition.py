@@ -12,7 +12,7 @@ from raysnap.search.plan.dispatch import MAX_OPEN_WAVES, Dispatcher, Task, play
 from raysnap.search.plan.partition import split_waves
 from raysnap.search.plan.rungs import plan_rungs
 from raysnap.search.plan.simulation import choose_partition, held_after, simulate
-from raysnap.search.plan.tree import keep_candidates
+from raysnap.search.plan.tree import needed_nodes
 from tests.support.search_trees import NUM_BLOCKS, star, tree_of
 
 CHEAP_HANDOVER = Rates(handover_bytes_per_s=1e15)
@@ -21,7 +21,7 @@ cuts = st.sampled_from([math.inf, 1.0, 0.5, 0.1, 0.01])
 
 
 def dealt(tree, num_items, num_workers, cut, share, rates=CHEAP_HANDOVER, given=(), wave_items=4):
-    costs = Costs.of(tree, keep_candidates(tree, range(len(tree.candidates)), given), rates)
+    costs = Costs.of(tree, needed_nodes(tree, range(len(tree.candidates)), given), rates)
     fair_s = costs.total_s(num_items) / num_workers
     waves = split_waves(num_items, wave_items)
     return costs, deal(costs, num_workers, waves, fair_s * cut, fair_s * share)
@@ -114,7 +114,7 @@ def test_a_prefix_runs_again_where_that_is_cheaper_than_its_handover():
 
 def test_blocks_that_a_worker_holds_draw_its_pieces_to_it():
     tree = star(12)
-    costs = Costs.of(tree, keep_candidates(tree, range(12)), Rates(read_bytes_per_s=1e-3))
+    costs = Costs.of(tree, needed_nodes(tree, range(12)), Rates(read_bytes_per_s=1e-3))
     first = choose_partition(costs, 40, 4, 3, CHEAP_HANDOVER)
     held = held_after(tree, first)
     assert sum(map(len, held)) == len({block_key(tree.nodes[index]) for index in costs.needed}), "each is read once"
@@ -134,7 +134,7 @@ def test_the_makespan_is_within_a_tenth_of_its_bound(distribution, num_workers):
 
 def test_one_candidate_is_shared_by_its_items():
     tree = star(1)
-    costs = Costs.of(tree, keep_candidates(tree, [0]), Rates())
+    costs = Costs.of(tree, needed_nodes(tree, [0]), Rates())
     partition = choose_partition(costs, 1000, 4, 2, Rates())
     assert play(partition, costs, Rates()) < 0.55 * costs.total_s(1000)
 

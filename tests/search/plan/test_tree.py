@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raysnap.search.plan.tree import build_tree, candidates_below, find_misfit, keep_candidates
+from raysnap.search.plan.tree import build_tree, candidates_below, find_misfit, needed_nodes
 from raysnap.store.manifest import Preprocessing
 from tests.support.search_stores import PREPROCESSING, candidate, digest
 
@@ -69,7 +69,7 @@ def test_the_kept_nodes_are_those_on_the_ways_to_kept_candidates(all_digits, dat
     tree = build_tree(candidates_of(all_digits), sharing=True)
     kept = data.draw(st.sets(st.integers(0, len(all_digits) - 1)))
     expected = {step.index for node in tree.nodes if kept & set(node.candidates) for step in path_to_root(tree, node)}
-    assert keep_candidates(tree, kept) == expected
+    assert needed_nodes(tree, kept) == expected
     for node in tree.nodes:
         ways = (path_to_root(tree, end) for end in tree.nodes if end.candidates)
         below = {number for way in ways if node in way for number in way[-1].candidates}

@@ -12,7 +12,7 @@ from raysnap.errors import UsageError
 from raysnap.models.block_facts import block_shapes
 from raysnap.search.plan import walk as plan
 from raysnap.search.plan.rungs import plan_rungs
-from raysnap.search.plan.tree import build_tree, keep_candidates
+from raysnap.search.plan.tree import build_tree, needed_nodes
 from raysnap.search.plan.walk import Room, plan_walk, usual_batch_items
 from tests.support.search_stores import PREPROCESSING, candidate, digest
 
@@ -138,7 +138,7 @@ def depth_first_orders(tree, index, needed):
 @given(random_trees(), st.integers(1, 5_000_000))
 def test_a_walks_peak_is_the_least_of_all_depth_first_orders_and_within_the_budget(tree_and_shapes, budget_bytes):
     tree, shapes, kept = tree_and_shapes
-    needed = keep_candidates(tree, kept)
+    needed = needed_nodes(tree, kept)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(plan, "block_shapes", lambda architecture, image_size: shapes)
         walk = plan_walk(tree, tree.roots[0], needed, Room())
@@ -178,7 +178,7 @@ def test_the_child_whose_subtree_needs_the_most_goes_last():
 @given(random_trees())
 def test_a_step_frees_its_input_after_the_last_child_and_keeps_what_children_wait_for(tree_and_shapes):
     tree, shapes, kept = tree_and_shapes
-    needed = keep_candidates(tree, kept)
+    needed = needed_nodes(tree, kept)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(plan, "block_shapes", lambda architecture, image_size: shapes)
         steps = plan_walk(tree, tree.roots[0], needed, Room()).steps
