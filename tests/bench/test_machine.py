@@ -32,7 +32,7 @@ def test_a_quiet_machine_is_no_noise(load):
 def test_a_load_that_nobody_knows_is_noise():
     load = moment(own_cpu_s=1.0).load_until(moment(own_cpu_s=3.0))
     assert load == Load(2.0)
-    assert "nobody knows" in load.noise[0]
+    assert "it is unknown what else used the CPUs" in load.noise[0]
 
 
 def test_own_work_counts_as_own():
