@@ -51,8 +51,8 @@ def test_every_method_ranks_the_related_task_first(answer):
 
 def test_its_log_is_quiet_and_each_line_says_how_far_it_is(quickstart):
     lines = quickstart.finished.stderr.splitlines()
-    told = [line for line in lines if re.match(r"\[ *\d+ s\] (Data|Base|Fine-tunes|Searches) +\d+/\d+", line)]
-    assert told == lines
+    shown = [line for line in lines if re.match(r"\[ *\d+ s\] (Data|Base|Fine-tunes|Searches) +\d+/\d+", line)]
+    assert shown == lines
     assert len(lines) < 60
 
 

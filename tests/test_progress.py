@@ -8,7 +8,7 @@ from raysnap import progress
 
 
 def lines_of(monkeypatch, calls: list[tuple[float, tuple]]) -> list[str]:
-    """What a log shows when progress is told at these times."""
+    """What a log shows when progress is shown at these times."""
     stream, clock = io.StringIO(), iter([0.0, *(time_s for time_s, _ in calls)])
     monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
     with progress.show_progress(stream) as show:
@@ -44,7 +44,7 @@ def test_a_log_leaves_out_short_rests_and_notes():
 def test_pieces_of_a_stage_are_shown_on_a_terminal_only(monkeypatch):
     calls = [("trials", 0, 2, ""), ("trials/001-a", 1, 3, "val 0.5"), ("trials/[red]b", 1, 3, "val 0.25")]
 
-    def told(stream) -> str:
+    def shown(stream) -> str:
         with progress.show_progress(stream) as show:
             for call in calls:
                 show(*call)
@@ -53,11 +53,11 @@ def test_pieces_of_a_stage_are_shown_on_a_terminal_only(monkeypatch):
             show("trials", 1, 2, "a is done")
         return stream.getvalue()
 
-    assert [line[10:] for line in told(io.StringIO()).splitlines()] == ["Fine-tunes 0/2", "Fine-tunes 1/2  a is done"]
+    assert [line[10:] for line in shown(io.StringIO()).splitlines()] == ["Fine-tunes 0/2", "Fine-tunes 1/2  a is done"]
     terminal = io.StringIO()
     monkeypatch.setattr(terminal, "isatty", lambda: True)
     monkeypatch.setenv("COLUMNS", "120")
-    last = told(terminal).split("\x1b[1A")[-1]
+    last = shown(terminal).split("\x1b[1A")[-1]
     text = terminal.getvalue()
     assert "a is done" in text and "[red]b" in text and "val 0.25" in text
     assert "001-a" not in last and "never-begun" not in text

@@ -1,4 +1,4 @@
-"""Grids of timed searches as they are written: one value or a list, groups that differ in a few keys, mistakes told."""
+"""Grids of timed searches as people write them: one value or a list, groups that differ in a few keys."""
 
 import pytest
 

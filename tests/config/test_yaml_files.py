@@ -69,10 +69,10 @@ def test_any_text_is_a_mapping_or_refused(folder, text):
     path = folder / "any.yaml"
     path.write_text(text, encoding="utf-8", newline="")
     try:
-        told = read_yaml(path)
+        outcome = read_yaml(path)
     except ConfigError as error:
-        told = str(error)
-    assert isinstance(told, dict) or "\n" not in told
+        outcome = str(error)
+    assert isinstance(outcome, dict) or "\n" not in outcome
 
 
 @pytest.mark.parametrize(
@@ -106,9 +106,9 @@ def test_a_learning_rate_is_a_number_however_yaml_writes_it(folder, text, expect
     ],
 )
 def test_an_ambiguous_number_is_refused_in_a_file(folder, text, number):
-    told = f"YAML reads {text} as text: write {number}, or quotes if text is meant"
-    assert refusal(folder, f"datasets: [a]\ntrain:\n  lr: {text}\n").endswith(f"job.yaml line 3: {told}")
-    assert refusal(folder, f"datasets: [a]\ntrain: {{layer_lrs: [0.1, {text}]}}\n").endswith(f"line 2: {told}")
+    message = f"YAML reads {text} as text: write {number}, or quotes if text is meant"
+    assert refusal(folder, f"datasets: [a]\ntrain:\n  lr: {text}\n").endswith(f"job.yaml line 3: {message}")
+    assert refusal(folder, f"datasets: [a]\ntrain: {{layer_lrs: [0.1, {text}]}}\n").endswith(f"line 2: {message}")
     assert load(folder, f"datasets: ['{text}']").datasets == (text,)
     assert apply_overrides({}, [f"train.lr={text}"]) == {"train": {"lr": float(text)}}
 

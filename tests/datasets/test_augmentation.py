@@ -152,7 +152,7 @@ DRAWN = [[1304493, 2595454, 3098794, 13033759, 15753651], [11207487, 6355884, 14
 
 
 def test_draws_stay_what_they_were():
-    """Cached views of past runs stand on these numbers."""
+    """Cached views of past runs depend on these numbers."""
     expected = (np.array(DRAWN, dtype=np.float64) / 2**24).tolist()
     assert item_draws(7, 3, [0, 41]).double().tolist() == expected
 

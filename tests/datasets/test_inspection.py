@@ -112,9 +112,9 @@ def test_a_duplicate_is_reported_by_what_it_spoils(root, places, kind, is_encode
     }
     assert relative(root, getattr(result, kind)) == [("pixels" if is_encoded_anew else "bytes", tuple(names))]
     assert result.is_sound == (kind != "leaks")
-    told = [row["error"] for row in check_failures(result)]
-    assert len(told) == (kind != "copies")
-    assert all(names[0] in one for one in told)
+    errors = [row["error"] for row in check_failures(result)]
+    assert len(errors) == (kind != "copies")
+    assert all(names[0] in one for one in errors)
 
 
 def test_equal_pixels_in_another_shape_are_another_picture(root):
@@ -205,10 +205,10 @@ def test_very_many_faults_are_cut_short_and_the_rest_is_counted(root):
 
 def test_progress_is_reported_to_the_end_and_seldom(root, monkeypatch):
     monkeypatch.setattr("raysnap.datasets.inspection.IMAGES_AT_ONCE", 1)
-    told = []
-    check_dataset(read_folder(root), lambda *facts: told.append(facts))
-    assert told[-1] == ("Check", 24, 24, "") and len(told) <= 20
-    assert [done for _, done, _, _ in told] == sorted({done for _, done, _, _ in told})
+    calls = []
+    check_dataset(read_folder(root), lambda *facts: calls.append(facts))
+    assert calls[-1] == ("Check", 24, 24, "") and len(calls) <= 20
+    assert [done for _, done, _, _ in calls] == sorted({done for _, done, _, _ in calls})
 
 
 def test_the_result_is_plain_for_json(root):

@@ -184,11 +184,11 @@ def test_a_damaged_file_is_downloaded_again(server, tmp_path):
 
 def test_progress_is_reported_in_whole_units_and_seldom(server, tmp_path):
     server.answers = [whole(CONTENT * 3)]
-    told = []
+    shown = []
     digest = f"md5:{hashlib.md5(CONTENT * 3).hexdigest()}"
-    get(server, tmp_path, digest, on_progress=lambda *facts: told.append(facts))
-    assert told[-1] == ("data.bin", 3, 3, "MB")
-    assert len(told) <= 51
+    get(server, tmp_path, digest, on_progress=lambda *facts: shown.append(facts))
+    assert shown[-1] == ("data.bin", 3, 3, "MB")
+    assert len(shown) <= 51
 
 
 GIVES_UP_AT_ONCE = {

@@ -49,7 +49,7 @@ HARMLESS = {
     ),
     "empty lines at the end": ("cub-birds-200", edited("cub-birds-200", "/classes.txt", lambda text: f"{text}\n\n")),
     "byte order mark": ("cub-birds-200", edited("cub-birds-200", "/images.txt", lambda text: f"\ufeff{text}")),
-    "image nobody lists": (
+    "image in no list": (
         "cub-birds-200",
         official_sources.cub() | {"CUB_200_2011/images/001.Black_footed_Albatross/x.jpg": jpeg()},
     ),
