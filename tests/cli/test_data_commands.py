@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import json
+import shutil
 import struct
 import threading
 from dataclasses import replace
@@ -15,10 +16,11 @@ from PIL import Image
 
 from raysnap.cli.app import main
 from raysnap.datasets.published import SOURCES, SourceFile
+from tests.support.cli_commands import make_dataset, run_json, run_text
 
 
 @pytest.fixture
-def here(tmp_path, monkeypatch):
+def empty_folder(tmp_path, monkeypatch):
     """An empty current folder."""
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
@@ -26,14 +28,14 @@ def here(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def pets(here):
+def pets(empty_folder):
     """A dataset of two classes and two splits, all images different."""
     for index in range(24):
-        folder = here / "data" / "pets" / ("train", "test")[index % 2] / ("cat", "dog")[index // 2 % 2]
+        folder = empty_folder / "data" / "pets" / ("train", "test")[index % 2] / ("cat", "dog")[index // 2 % 2]
         folder.mkdir(parents=True, exist_ok=True)
         pixels = np.random.default_rng(index).integers(0, 255, (70, 80, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(folder / f"{index}.png")
-    return here / "data" / "pets"
+    return empty_folder / "data" / "pets"
 
 
 @pytest.fixture
@@ -78,7 +80,7 @@ def run(capsys, *arguments):
 PREPARE = ("data", "prepare", "fashion-mnist", "--download", "--allow-other-counts")
 
 
-def test_a_download_is_prepared_and_not_fetched_twice(here, capsys, fashion_mnist_server):
+def test_a_download_is_prepared_and_not_fetched_twice(empty_folder, capsys, fashion_mnist_server):
     code, out, err = run(capsys, *PREPARE)
     assert code == 0
     assert "data/fashion-mnist: 10\u00a0classes, train/val/test 40/0/20" in out
@@ -89,16 +91,16 @@ def test_a_download_is_prepared_and_not_fetched_twice(here, capsys, fashion_mnis
     assert (code, err) == (0, "")
     assert json.loads(out)["counts"] == {"train": 40, "val": 0, "test": 20}
     assert len(fashion_mnist_server) == 4
-    assert sorted(path.name for path in (here / "data").iterdir()) == [".downloads", "fashion-mnist"]
+    assert sorted(path.name for path in (empty_folder / "data").iterdir()) == [".downloads", "fashion-mnist"]
 
 
-def test_other_counts_than_the_official_ones_need_a_word(here, capsys, fashion_mnist_server):
+def test_counts_unlike_the_published_ones_need_an_option(empty_folder, capsys, fashion_mnist_server):
     code, _, err = run(capsys, *PREPARE[:-1])
     assert code == 2 and "60000" in err.replace(",", "")
-    assert not (here / "data" / "fashion-mnist").exists()
+    assert not (empty_folder / "data" / "fashion-mnist").exists()
 
 
-def test_a_download_that_fails_is_told_in_one_line(here, capsys, fashion_mnist_server, monkeypatch):
+def test_a_failed_download_is_reported_in_one_line(empty_folder, capsys, fashion_mnist_server, monkeypatch):
     files = tuple(replace(file, url=f"{file.url}.gone") for file in SOURCES["fashion-mnist"].files)
     monkeypatch.setitem(SOURCES, "fashion-mnist", replace(SOURCES["fashion-mnist"], files=files))
     code, out, err = run(capsys, *PREPARE)
@@ -117,19 +119,19 @@ MISTAKES = [
 
 
 @pytest.mark.parametrize(("arguments", "message"), MISTAKES)
-def test_a_mistake_is_told_in_one_line_and_leaves_nothing(here, capsys, arguments, message):
+def test_a_mistake_is_one_line_and_leaves_nothing(empty_folder, capsys, arguments, message):
     code, out, err = run(capsys, "data", "prepare", *arguments)
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert message in err
-    assert list(here.iterdir()) == []
+    assert list(empty_folder.iterdir()) == []
 
 
-def test_a_built_in_dataset_needs_no_download(here, capsys):
+def test_a_built_in_dataset_needs_no_download(empty_folder, capsys):
     code, out, _ = run(capsys, "data", "prepare", "shapes-shape-a", "--download")
     assert code == 0 and "400/100/100" in out and "downloaded" not in out
 
 
-def test_the_list_shows_what_is_here_and_where_the_rest_is(pets, capsys):
+def test_ls_shows_local_datasets_and_sources_of_others(pets, capsys):
     code, out, err = run(capsys, "data", "ls")
     assert (code, err) == (0, "")
     (line,) = (one for one in out.splitlines() if one.startswith("pets"))
@@ -140,14 +142,14 @@ def test_the_list_shows_what_is_here_and_where_the_rest_is(pets, capsys):
     assert datasets["cub-birds-200"]["num_files"] == 1 and datasets["stanford-cars"]["num_files"] == 0
 
 
-def test_a_check_without_findings_prints_tables_and_ends_well(pets, capsys):
+def test_a_check_without_findings_prints_tables_and_ends_0(pets, capsys):
     code, out, err = run(capsys, "data", "check", "pets")
     assert (code, err) == (0, "")
     assert out.startswith("data/pets: 2\u00a0classes, train/val/test 12/0/12\n")
-    assert "24 of 24: 24 PNG" in out and "duplicates    none" in out
+    assert "24 of 24: 24 PNG" in out and "duplicates   none" in out
 
 
-def test_bad_files_and_leaks_end_a_check_with_1_and_other_copies_do_not(pets, capsys):
+def test_a_leak_ends_a_check_with_1_and_other_copies_do_not(pets, capsys):
     whole = (pets / "train" / "cat" / "0.png").read_bytes()
     (pets / "train" / "dog" / "copy.png").write_bytes(whole)
     code, out, err = run(capsys, "data", "check", "pets")
@@ -160,11 +162,45 @@ def test_bad_files_and_leaks_end_a_check_with_1_and_other_copies_do_not(pets, ca
     assert document["ok"] is False and len(document["leaks"]) == 1 and document["label_conflicts"] == []
 
 
-def test_a_sheet_is_drawn_beside_the_check(pets, here, capsys):
+def test_a_sheet_is_drawn_beside_the_check(pets, empty_folder, capsys):
     (pets / "train" / "cat" / "bad.png").write_bytes(b"x")
     code, out, _ = run(capsys, "data", "check", "pets", "--sheet", "sheet.png")
     assert code == 1 and "Contact sheet: sheet.png" in out
-    with Image.open(here / "sheet.png") as sheet:
+    with Image.open(empty_folder / "sheet.png") as sheet:
         assert sheet.format == "PNG"
     code, _, err = run(capsys, "data", "check", "pets", "--sheet", "sheet.jpg")
     assert code == 2 and "ends in .png" in err
+
+
+def test_ls_counts_local_images_and_draws_nothing(here, capsys):
+    datasets = {one["name"]: one for one in run_json(capsys, "data", "ls")["datasets"]}
+    assert datasets["pets"]["counts"] == {"train": 12, "val": 12, "test": 0}
+    assert datasets["shapes-shape-a"]["path"] is None
+    out = run_text(capsys, "data", "ls")
+    assert "12/12/0" in out and "drawn on first use" in out
+    assert not (here / "data" / "shapes-shape-a").exists()
+
+
+def test_check_names_bad_images_and_duplicates(here, capsys):
+    assert run_json(capsys, "data", "check", "pets")["ok"] is True
+    assert "2\u00a0classes, train/val/test 12/12/0" in run_text(capsys, "data", "check", "data/pets")
+    root = make_dataset(here / "own")
+    shutil.copy(root / "train" / "cat" / "0.png", root / "val" / "cat" / "copy.png")
+    (root / "train" / "dog" / "bad.png").write_bytes(b"no image")
+    (root / "train" / "dog" / "notes.txt").touch()
+    assert run_json(capsys, "data", "check", "own", exit_code=1)["ok"] is False
+    assert main(["data", "check", "own"]) == 1
+    out, err = capsys.readouterr()
+    assert out.startswith("own: 2\u00a0classes, train/val/test 13/13/0; 1\u00a0file ignored\n")
+    assert err.count("\n") == 2
+    assert "raysnap: own/train/dog/bad.png: expected an image" in err
+    assert "raysnap: own: leak between splits, the same bytes in train/cat/0.png, val/cat/copy.png" in err
+
+
+def test_prepare_draws_a_built_in_dataset(here, capsys):
+    document = run_json(capsys, "data", "prepare", "shapes-shape-a", "--data-dir", "drawn")
+    assert document == {
+        "dataset": "shapes-shape-a", "counts": {"train": 400, "val": 100, "test": 100}, "num_classes": 4, "num_bad": 0,
+    }  # fmt: skip
+    out = run_text(capsys, "data", "prepare", "shapes-shape-a", "--data-dir", "drawn")
+    assert out == "drawn/shapes-shape-a: 4\u00a0classes, train/val/test 400/100/100\n"

@@ -1,4 +1,4 @@
-"""A report in a real browser: it says nothing to the console or the network, and what can be clicked works.
+"""A report in a real browser: it uses neither console nor network, and its controls work.
 
 Debian's `chromium` and `chromium-driver` are driven by selenium; without them these tests are skipped.
 """
@@ -105,7 +105,7 @@ def page(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def opened(browser, page) -> Any:
-    browser.get("about:blank")  # to load anew what is there already may end before it begins
+    browser.get("about:blank")  # loading the page that is already open may end before it begins
     browser.get_log("performance")
     browser.get_log("browser")
     browser.get(page.as_uri())
@@ -134,7 +134,7 @@ def click(browser: Any, element: Any) -> None:
     webdriver.ActionChains(browser).move_to_element(element).click().perform()
 
 
-def test_the_page_says_nothing_to_the_console_and_asks_the_network_for_nothing(opened, page):
+def test_the_page_uses_neither_console_nor_network(opened, page):
     assert opened.get_log("browser") == []
     assert requests_of(opened) == [page.as_uri()]
 
@@ -152,7 +152,7 @@ def test_every_picture_is_shown(opened):
     assert set(widths) == {112}
 
 
-def test_a_click_on_a_heading_sorts_and_a_second_one_turns_it_round(opened):
+def test_clicks_on_a_heading_sort_up_and_then_down(opened):
     click(opened, heading(opened, "trials", "val acc."))
     values = rows_of(opened, "trials", "val acc.")
     known = [value for value in values if value != "–"]
@@ -180,8 +180,8 @@ def test_typing_filters_and_a_status_narrows_it_further(opened):
     field.send_keys("sweep PETS")
     names = rows_of(opened, "trials", "trial")
     assert names == [f"00{n}-sweep" for n in range(8)]
-    told = opened.find_element(By.CSS_SELECTOR, '.controls[data-for="trials"] .shown')
-    assert told.text == f"8 of {len(before)} shown"
+    shown = opened.find_element(By.CSS_SELECTOR, '.controls[data-for="trials"] .shown')
+    assert shown.text == f"8 of {len(before)} shown"
     field.send_keys(Keys.CONTROL + "a", Keys.DELETE)
     assert rows_of(opened, "trials", "trial") == before
     choices = opened.find_elements(By.CSS_SELECTOR, ".choice")
@@ -198,7 +198,7 @@ def test_a_long_table_opens_by_a_click(opened):
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_text_stands_out_from_the_paper(opened, scheme):
+def test_text_has_enough_contrast(opened, scheme):
     opened.execute_cdp_cmd(
         "Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
     )
@@ -221,7 +221,7 @@ def test_a_narrow_window_needs_no_sideways_scrolling(opened):
         opened.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
 
-def test_on_paper_every_row_stands_and_no_control_does(opened):
+def test_printed_pages_have_every_row_and_no_control(opened):
     opened.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
     try:
         assert len(rows_of(opened, "sweep_trials", "rank")) == 17

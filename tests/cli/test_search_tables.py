@@ -1,32 +1,8 @@
-"""Tables that commands show: what stands in them, not how it looks."""
+"""Tables of search and bench: their contents, not their looks."""
 
 from types import SimpleNamespace
 
 from raysnap.cli.search_tables import cells_table, methods_table, noise_lines
-from raysnap.cli.training_tables import trained_table
-from tests.support.terminal import shown
-
-
-def trial(name: str, dataset: str, val: float | None, test: float | None, architecture: str = "resnet18"):
-    return SimpleNamespace(
-        name=name, dataset=dataset, architecture=architecture, val_accuracy=val, test_accuracy=test, total_s=1.5
-    )
-
-
-def test_trained_snapshots_are_summed_up_by_dataset_and_architecture_with_the_best_on_val():
-    trials = [
-        trial("003", "dogs", 0.5, 0.9),
-        trial("001", "cars", 0.25, None),
-        trial("004", "dogs", 0.75, 0.6),
-        trial("005", "dogs", None, None),
-        trial("006", "dogs", None, None, "vit_b_32"),
-    ]
-    _, *rows = [[cell.strip() for cell in row] for row in shown(trained_table(trials))]
-    assert rows == [
-        ["cars", "resnet18", "1", "0.250", "0.250", "–", "001", "1.50\u00a0s"],
-        ["dogs", "resnet18", "3", "0.625", "0.750", "0.600", "004", "4.50\u00a0s"],
-        ["dogs", "vit_b_32", "1", "–", "–", "–", "–", "1.50\u00a0s"],
-    ]
 
 
 def bench_cell(method: str, cache: str, median_s: float, **keys):
@@ -46,7 +22,7 @@ def columns(table) -> list[dict[str, str]]:
     return [dict(zip(titles, row, strict=True)) for row in zip(*cells, strict=True)]
 
 
-def test_speed_ups_are_against_the_slowest_on_the_same_question_in_the_same_cache_state():
+def test_speed_ups_are_against_the_slowest_per_question():
     cells = [
         bench_cell("baseline", "cold", 4.0),
         bench_cell("nested", "cold", 1.0),
@@ -60,7 +36,7 @@ def test_speed_ups_are_against_the_slowest_on_the_same_question_in_the_same_cach
     assert not {"store", "image size", "group", "noise"} & rows[0].keys()
 
 
-def test_a_cell_that_is_not_cold_though_asked_for_is_told_from_one_that_is_noisy():
+def test_a_cell_that_is_not_cold_differs_from_a_noisy_one():
     doubted = {"is_noisy": True, "noise": ["run 1: other work", "run 2: other work"]}
     cells = [
         bench_cell("baseline", "cold", 4.0),
@@ -75,7 +51,7 @@ def test_a_cell_that_is_not_cold_though_asked_for_is_told_from_one_that_is_noisy
     assert noise_lines(cells[:1]) == ""
 
 
-def test_planned_work_is_marked_where_it_is_an_average_and_left_out_where_nothing_is_known():
+def test_planned_work_marks_averages_and_what_is_unknown():
     cells = [SimpleNamespace(name=name, repeats=3) for name in "abc"]
     exact = SimpleNamespace(num_candidates=2, num_items=10, image_forwards=20.0, flops=1e9, is_exact=True)
     works = [exact, SimpleNamespace(**vars(exact) | {"is_exact": False}), None]

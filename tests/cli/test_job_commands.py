@@ -1,0 +1,42 @@
+"""Commands that fine-tune: what they print and refuse before Ray starts."""
+
+from raysnap.cli.app import main
+from raysnap.runs.run_directory import RunDirectory
+from tests.support.cli_commands import listing, run_json, run_text
+
+
+def test_a_dry_run_lists_the_trials_and_writes_nothing(here, capsys):
+    before = listing(here)
+    document = run_json(capsys, "generate", "job.yaml", "--dry-run", "base.pretraining.dataset=pets")
+    assert (document["num_trials"], len(document["trials"])) == (3, 3)
+    assert [trial["role"] for trial in document["trials"]] == ["base", "finetune", "finetune"]
+    out = run_text(capsys, "generate", "job.yaml", "--dry-run", "datasets=[pets, shapes-shape-a]")
+    assert "002-resnet18-shapes-shape-a-r" in out
+    assert "2\u00a0fine-tunes and 1\u00a0base, " in out and "Nothing was written." in out
+    assert "To be drawn first: shapes-shape-a" in out and "of new blocks; copies would take" in out
+    assert listing(here) == before
+
+
+def test_a_dry_run_of_a_sweep_shows_its_points(here, capsys):
+    before = listing(here)
+    document = run_json(capsys, "sweep", "sweep.yaml", "--dry-run", "train.optimizer=sgd")
+    assert [trial["train"]["lr"] for trial in document["trials"] if trial["role"] == "finetune"] == [1e-3, 1e-2]
+    (_, alone) = run_json(capsys, "sweep", "sweep.yaml", "--dry-run", "space={}", "train.lr=1e-2")["trials"]
+    assert alone["train"]["lr"] == 0.01
+    out = run_text(capsys, "sweep", "sweep.yaml", "--dry-run")
+    assert out.splitlines()[:3] == ["trial  lr", "001    0.001", "002    0.01"]
+    assert "Nothing was written." in out
+    assert listing(here) == before
+
+
+def test_a_run_that_was_begun_is_refused_before_ray_starts(here, capsys):
+    from raysnap.config.jobs import GenerateConfig
+    from raysnap.config.load import load_config
+
+    RunDirectory.open(load_config(here / "job.yaml", [], GenerateConfig), here / "runs/generate", resume=False)
+    before = listing(here)
+    assert main(["generate", "job.yaml"]) == 2
+    assert "already holds a run; add --resume to finish it" in capsys.readouterr().err
+    assert main(["generate", "job.yaml", "--resume", "seed=4"]) == 2
+    assert "seed: the run was started with 0, found 4" in capsys.readouterr().err
+    assert listing(here) == before

@@ -1,0 +1,56 @@
+"""`raysnap search`: its JSON keys, its table, and its explanation."""
+
+import inspect
+import json
+
+from raysnap.cli.search_commands import search
+from raysnap.config.search_options import SearchOptions
+from tests.support.cli_commands import process, run_json, run_text
+
+
+def test_a_search_in_a_process_prints_only_one_document(here):
+    done = process("search", "--data", "pets", "--json", cwd=here)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert json.loads(done.stdout)["num_candidates"] == 2
+
+
+def test_every_candidate_is_ranked_with_documented_keys(here, capsys):
+    document = run_json(capsys, "search", "--data", "pets", "--method", "shared", "--num-test", "6")
+    assert {
+        "method", "proxy", "num_candidates", "ranking", "timings_s", "work", "peak_activation_bytes", "skipped",
+    } <= set(document)  # fmt: skip
+    assert [entry["rank"] for entry in document["ranking"]] == [1, 2]
+    assert {entry["name"] for entry in document["ranking"]} == {"base", "tuned"}
+    assert set(document["ranking"][0]) >= {"snapshot", "score", "num_train", "num_test", "tied_with_best"}
+    assert set(document["timings_s"]) >= {"total", "plan", "load_blocks", "decode", "inference", "proxy"}
+    assert set(document["work"]) >= {"block_item_passes", "flops", "block_bytes_read", "images_decoded"}
+
+
+def test_search_takes_a_path_and_shows_a_table(here, capsys):
+    out = run_text(capsys, "search", "--data", "data/pets", "--method", "baseline", "--where", "retrain_index == 0")
+    assert "tuned" in out and "best" in out
+    assert "1\u00a0candidate by baseline" in out
+    assert "Without a search, the largest pretrained model would be the choice, tuned: rank 1 of 1" in out
+
+
+def test_explain_shows_shared_blocks_and_rungs(here, capsys):
+    out = run_text(capsys, "search", "--data", "pets", "--explain", "--feature-cache", "0")
+    assert "resnet18 stem … layer4.1" in out and "2\u00a0candidates  100\u00a0% of the compute  → " in out
+    assert (
+        out.index("What candidates share")
+        < out.index("block passes")
+        < out.index("largest pretrained model would be the choice, base")
+    )
+
+
+def test_a_second_search_reads_what_the_first_left(here, capsys):
+    first, again = (run_json(capsys, "search", "--data", "pets", "--image-size", "24") for _ in range(2))
+    assert first["ranking"] == again["ranking"]
+    assert first["work"]["block_item_passes"] > 0 == again["work"]["block_item_passes"]
+
+
+def test_defaults_are_those_of_search_options():
+    defaults = {name: one.default for name, one in inspect.signature(search).parameters.items()}
+    fields = SearchOptions.model_fields
+    differing = {name for name in defaults.keys() & fields.keys() if defaults[name] != fields[name].default}
+    assert differing == {"feature_cache_bytes"}  # the command line keeps features for later searches

@@ -1,0 +1,130 @@
+"""`raysnap store`: what each command prints, and its exit code."""
+
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+from torchvision.models import get_model
+
+from raysnap.cli.app import main
+from raysnap.models.blocks import random_head
+from raysnap.store.store import Store
+from tests.support.cli_commands import run_json, run_text
+
+
+def test_listing_a_store_does_without_torch_and_ray(here):
+    code = (
+        "import sys; from raysnap.cli.app import main; main(['store', 'ls']); main(['store', 'stats']); "
+        "sys.exit(str({'torch', 'ray'} & {*sys.modules}))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=here, capture_output=True, text=True, check=False)
+    assert done.stderr.strip() == "set()"
+
+
+def test_ls_lists_names_and_figures(here, capsys):
+    snapshots = run_json(capsys, "store", "ls")["snapshots"]
+    assert {name for one in snapshots for name in one["names"]} == {"base", "tuned"}
+    out = run_text(capsys, "store", "ls", "--where", "retrain_index == 0")
+    assert "tuned" in out and "0.750" in out and "44.8" in out
+    assert "base" not in out
+
+
+def test_show_prints_the_manifest_and_shared_blocks(here, capsys):
+    document = run_json(capsys, "store", "show", "tuned")
+    assert (document["names"], document["retrain_index"], len(document["blocks"])) == (["tuned"], 0, 10)
+    out = run_text(capsys, "store", "show", document["id"][:8])
+    assert "resnet18, 3\u00a0classes" in out and "val_accuracy 0.75" in out
+    assert document["shared_with"]["stem"] == document["lineage"]
+    blocks = {line.split()[0]: line.split()[-2:] for line in out.splitlines()[-10:]}
+    assert (blocks["stem"], blocks["layer4.1"]) == (["1", "base"], ["1", "base"])
+    assert blocks["head"][-1] == "0"
+
+
+def test_show_draws_bases_and_derived_snapshots(here, capsys):
+    assert "└── tuned" in run_text(capsys, "store", "show", "tuned")
+    drawn = run_text(capsys, "store", "show", "base")
+    assert any(line.startswith("base ") and "← this one" in line for line in drawn.splitlines())
+    assert "└── tuned" in drawn
+
+
+def test_diff_says_which_blocks_differ(here, capsys):
+    blocks = run_json(capsys, "store", "diff", "base", "tuned")["blocks"]
+    assert [block["name"] for block in blocks if not block["equal"]] == ["head"]
+    lines = run_text(capsys, "store", "diff", "base", "tuned").splitlines()
+    assert [line.split()[-1] for line in lines[1:]] == ["same"] * 9 + ["differs"]
+
+
+def test_stats_counts_snapshots_blocks_and_bytes(here, capsys):
+    stats = run_json(capsys, "store", "stats")
+    assert (stats["num_snapshots"], stats["num_blocks"]) == (2, 11)
+    assert stats["bytes_on_disk"] < 0.51 * stats["bytes_if_copied"]
+    assert "2\u00a0snapshots in 11\u00a0blocks" in run_text(capsys, "store", "stats")
+
+
+def test_export_then_add_gives_the_same_snapshot(here, capsys):
+    for name in ("w.safetensors", "w.pth"):
+        exported = run_json(capsys, "store", "export", "tuned", "--to", name)
+        assert exported["weights_path"] == name
+        added = run_json(capsys, "store", "add", name, "--arch", "resnet18", "--store", "new", "--name", "back")
+        assert set(added) == {"snapshot", "new_blocks", "new_bytes"}
+        assert added["snapshot"] == Store.open("store").resolve("tuned")
+    assert (added["new_blocks"], added["new_bytes"]) == (0, 0)
+    model = get_model("resnet18", weights=None, num_classes=3)
+    model.load_state_dict(torch.load("w.pth", weights_only=True), strict=True)
+    assert "0\u00a0new blocks" in run_text(capsys, "store", "add", "w.pth", "--arch", "resnet18", "--store", "new")
+    assert "w.pth and README.md" in run_text(capsys, "store", "export", "tuned", "--to", "w.pth")
+
+
+def test_add_records_given_facts_and_the_retrain_index(here, capsys):
+    store = Store.open("store")
+    blocks = [(block.name, store.read_block(block.digest)) for block in store.manifest("base").blocks]
+    tensors = {name: tensor for _, block in blocks for name, tensor in block.items()}
+    torch.save(tensors | {name: tensor + 1 for name, tensor in blocks[-3][1].items()}, "tuned.pth")
+    shutil.copytree("store", "other")
+    facts = ("--base", "base", "--dataset", "birds", "--metric", "val_accuracy=0.5", "--metric", "f1=1e-1")
+    arguments = ("tuned.pth", "--arch", "resnet18", "--image-size", "112", *facts, "--store", "other")
+    added = run_json(capsys, "store", "add", *arguments)
+    assert added["new_blocks"] == 1
+    manifest = Store.open("other").manifest(added["snapshot"])
+    assert (manifest.base, manifest.retrain_index) == (store.resolve("base"), 2)
+    assert (manifest.dataset.name, manifest.metrics) == ("birds", {"val_accuracy": 0.5, "f1": 0.1})
+    assert (manifest.preprocessing.resize_size, manifest.preprocessing.image_size) == (128, 112)
+
+
+def test_gc_deletes_what_no_snapshot_needs(here, capsys):
+    store = Store.open("own", create=True)
+    store.put_block(random_head("resnet18", 3, 0))
+    assert "0\u00a0blocks deleted (0\u00a0B), 1 kept" in run_text(capsys, "store", "gc", "--store", "own")
+    assert run_json(capsys, "store", "gc", "--store", "own", "--grace", "0")["num_blocks_deleted"] == 1
+
+
+def test_verify_names_each_damage_and_exits_3(here, shared, capsys):
+    assert run_json(capsys, "store", "verify")["damaged"] == []
+    assert run_text(capsys, "store", "verify").startswith("ok; read 2\u00a0snapshots, 11\u00a0blocks")
+    shutil.copytree(shared / "store", here / "bad")
+    store = Store.open(here / "bad")
+    head = store.manifest("tuned").blocks[-1].digest
+    path = here / "bad" / "objects" / head[:2] / head
+    path.chmod(0o644)
+    path.write_bytes(path.read_bytes()[:-1] + b"!")
+    (here / "bad" / "refs" / "not a name").touch()
+    damaged = run_json(capsys, "store", "verify", "--store", "bad", exit_code=3)["damaged"]
+    assert [(one["block"], one["snapshots"]) for one in damaged] == [(head, [store.resolve("tuned")])]
+    assert main(["store", "verify", "--store", "bad"]) == 3
+    out, err = capsys.readouterr()
+    assert out.startswith("damaged: 1\u00a0block and 1\u00a0other file")
+    assert f"raysnap: block {head}: its " in err and "refs/not a name: does not belong here" in err
+    assert main(["store", "export", "tuned", "--store", "bad", "--to", "x.pth"]) == 3
+    assert head in capsys.readouterr().err
+    assert not (here / "x.pth").exists()
+
+
+def test_an_unreadable_folder_is_reported_in_one_line(here, capsys):
+    if os.geteuid() == 0:
+        pytest.skip("root reads everything")
+    (here / "closed").mkdir(mode=0)
+    assert main(["store", "ls", "--store", "closed"]) == 2
+    assert capsys.readouterr().err.startswith("raysnap: closed: can't be read as a store")
