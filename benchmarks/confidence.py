@@ -1,10 +1,10 @@
 """Measure what the confidence of `nested` buys: how often its winner is that of `shared`, and at what part of its work.
 
-`benchmarks/confidence.py [--architecture NAME] [--snapshots N] [--distribution NAME] [--base WEIGHTS]
-[--store STORE] [--dataset TASK] [--image-size PX] [--train N] [--test N] [--draws N] [--confidences A,B] [--dir DIR]`:
-snapshots that are synthetic hardly differ and are the hardest case. Each draw takes other items of a pool; features are
-computed once for all draws, and image-forwards are those that the rungs would take. What is measured is said first, on
-stderr; the last line, on stdout, is one JSON document.
+`benchmarks/confidence.py [--architecture NAME] [--snapshots N] [--distribution NAME] [--base WEIGHTS] [--store STORE]
+[--dataset TASK] [--image-size PX] [--train N] [--test N] [--draws N] [--confidences A,B] [--dir DIR]`: synthetic
+snapshots hardly differ and are the hardest case. Each draw takes different items of a pool; features are computed once
+for all draws, and image-forwards are those that the rungs would take without the cache. What is measured is announced
+first, on stderr; the last line, on stdout, is one JSON document.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ CACHE_BYTES = 2**33
 
 
 def main() -> None:
-    """Says what it measures, measures, and prints one JSON line."""
+    """Announce what is measured, measure it, and print one JSON line."""
     options = parse_options()
     say(f"{options.draws} draws of {describe_items(options)}; {describe_snapshots(options)}")
     with tempfile.TemporaryDirectory(prefix="bench_confidence-") as temporary:
@@ -48,7 +48,7 @@ def main() -> None:
 
 
 def parse_options() -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add_question(parser, snapshots=36, image_size=64, train=800, test=200)
     parser.add_argument("--draws", type=int, default=40, help="draws of items")
@@ -57,12 +57,12 @@ def parse_options() -> argparse.Namespace:
 
 
 def say(text: str) -> None:
-    """Progress goes to stderr."""
-    sys.stderr.write(f"bench_confidence: {text}\n")
+    """Write progress to stderr."""
+    sys.stderr.write(f"confidence: {text}\n")
 
 
 def measure(options: argparse.Namespace, folder: Path) -> dict[str, dict[str, Any]]:
-    """Each confidence's figures over all draws."""
+    """Measure each confidence over all draws."""
     store = make_store(options, folder)
     num_train, num_test = round(POOL * options.train), round(POOL * options.test)
     places = {
@@ -91,7 +91,7 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, dict[str, An
 
 
 def image_forwards(tree: PrefixTree, result: SearchResult) -> float:
-    """What a search's rungs take without any cache, in images through a whole model, weighed by FLOPs."""
+    """Count what a search's rungs take without any cache, in images through a whole model, weighted by FLOPs."""
     flops = {node.index: shape_of(node).flops for node in tree.nodes}
     number_of = {candidate.snapshot: number for number, candidate in enumerate(tree.candidates)}
     total, num_before = 0, 0
@@ -104,7 +104,7 @@ def image_forwards(tree: PrefixTree, result: SearchResult) -> float:
 
 
 def summarise(rows: Sequence[tuple[float, float, float, bool]]) -> dict[str, Any]:
-    """Means over the draws, and how many winners were `shared`'s, or scored as well on all items."""
+    """Average over the draws; count winners that were `shared`'s, or scored as well on all items."""
     forwards, shares, regrets, is_same = zip(*rows, strict=True)
     return {
         "image_forwards": fmean(forwards),

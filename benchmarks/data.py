@@ -1,8 +1,8 @@
-"""Measure the way of images on this machine: decoding them once, reading them warm, and training batches from them.
+"""Measure how fast images are on this machine: decoding them once, reading them warm, and training batches from them.
 
-`benchmarks/data.py [--images N] [--repeats N] [--dir DIR]`; what is measured is said first, on stderr; the last
-line, on stdout, is one JSON document. What is compared takes turns, so that a busy machine hits both alike; figures are
-medians of the repeats, with their interquartile range over the median beside them.
+`benchmarks/data.py [--images N] [--repeats N] [--dir DIR]`; what is measured is announced first, on stderr; the last
+line, on stdout, is one JSON document. Measurements that are compared take turns, so that a busy machine affects both;
+figures are medians of the repeats, with the interquartile range divided by the median.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ SPREAD_LIMIT = 0.10
 
 
 def main() -> None:
-    """Says what it measures, measures, and prints one JSON line."""
+    """Announce what is measured, measure it, and print one JSON line."""
     options = parse_options()
     if options.only:
         sys.stdout.write(json.dumps(ALONE[options.only](options.dir, options.repeats)) + "\n")
@@ -69,7 +69,7 @@ def main() -> None:
 
 
 def parse_options() -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--images", type=int, default=2_000, help="JPEGs that are drawn and measured")
     parser.add_argument("--repeats", type=int, default=5, help="repeats of each measurement")
@@ -79,15 +79,15 @@ def parse_options() -> argparse.Namespace:
 
 
 def say(text: str) -> None:
-    """Progress goes to stderr."""
-    sys.stderr.write(f"bench_data: {text}\n")
+    """Write progress to stderr."""
+    sys.stderr.write(f"data: {text}\n")
 
 
 # Photos
 
 
 def draw_photos(root: Path, num_images: int) -> float:
-    """An image folder of seeded JPEGs; returns their mean length in bytes."""
+    """Write an image folder of seeded JPEGs; return their mean length in bytes."""
     say("drawing")
     for number in range(NUM_CLASSES):
         (root / "train" / f"class-{number}").mkdir(parents=True)
@@ -101,7 +101,7 @@ def draw_photos(root: Path, num_images: int) -> float:
 
 
 def draw_photo(seed: int) -> bytes:
-    """A JPEG with the detail of a photo: clouds of four scales, a few shapes, and a sensor's noise."""
+    """Draw a JPEG with the detail of a photo: clouds of four scales, a few shapes, and a sensor's noise."""
     rng = np.random.default_rng(seed)
     levels_HW3 = rng.normal(0, 6, (HEIGHT, WIDTH, 1)).astype(np.float32)
     for num_columns, weight in ((4, 0.5), (12, 0.25), (40, 0.15), (128, 0.1)):
@@ -138,7 +138,7 @@ print(len(paths) / (time.perf_counter() - started_s))
 
 
 def measure_cold(root: Path, repeats: int) -> dict[str, Any]:
-    """Images per second of a cache that is filled, and of bare loops."""
+    """Return images per second of filling a cache, and of bare loops."""
     from raysnap.datasets.dataset import read_folder
     from raysnap.datasets.pixel_cache import PixelCache
 
@@ -169,7 +169,7 @@ def measure_cold(root: Path, repeats: int) -> dict[str, Any]:
 
 
 def bare_loops(parts: list[list[str]]) -> float:
-    """Images per second of bare loops that run at once, a process for each list of paths."""
+    """Return images per second of bare loops that run at once, a process for each list of paths."""
     processes = [
         subprocess.Popen([sys.executable, "-c", BARE_LOOP], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         for _ in parts
@@ -188,7 +188,7 @@ def bare_loops(parts: list[list[str]]) -> float:
 
 
 def measure_warm(root: Path, repeats: int) -> dict[str, Any]:
-    """Images per second of crops read on one thread, and of copying their bytes from memory."""
+    """Return images per second of crops read on one thread, and of copying their bytes from memory."""
     import torch
 
     from raysnap.datasets.dataset import read_folder
@@ -222,7 +222,7 @@ def measure_warm(root: Path, repeats: int) -> dict[str, Any]:
 
 
 def measure_training(root: Path, repeats: int) -> dict[str, Any]:
-    """Images per second of augmented batches, from the warm cache and from a DataLoader on the same CPUs."""
+    """Return images per second of augmented batches, from the warm cache and from a DataLoader on the same CPUs."""
     import torch
     from torch.utils.data import DataLoader
     from torchvision import transforms
@@ -278,13 +278,13 @@ ALONE: dict[str, Callable[[Path, int], dict[str, Any]]] = {
 
 
 def run_alone(part: str, root: Path, repeats: int) -> dict[str, Any]:
-    """The figures of one part, measured in a fresh process."""
+    """Measure one part in a fresh process."""
     command = [sys.executable, __file__, "--only", part, "--dir", str(root), "--repeats", str(repeats)]
     return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
 
 
 def take_turns(measurements: dict[str, Callable[[], float]], repeats: int) -> dict[str, float]:
-    """The median of each measurement, and from four repeats on its interquartile range over it."""
+    """Return the median of each measurement, and from four repeats on its interquartile range divided by it."""
     raw: dict[str, list[float]] = {name: [] for name in measurements}
     for turn in range(repeats + 1):
         for name, measure in measurements.items():

@@ -1,9 +1,9 @@
 """Measure what caching the outputs of frozen blocks saves: the time of a training epoch with and without it.
 
 `benchmarks/prefix.py [--architecture NAME] [--retrain-index N] [--items N] [--batch-size N] [--image-size PX]
-[--repeats N] [--device NAME] [--dir DIR]`; what is measured is said first, on stderr; the last line, on stdout, is one
-JSON document. Epochs with and without the cache take turns; times are medians, with their interquartile range over the
-median beside them.
+[--repeats N] [--device NAME] [--dir DIR]`; what is measured is announced first, on stderr; the last line, on stdout, is
+one JSON document. Epochs with and without the cache take turns; times are medians, with their interquartile range over
+the median beside them.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ SPREAD_LIMIT = 0.10
 
 
 def main() -> None:
-    """Says what it measures, measures, and prints one JSON line."""
+    """Announce what is measured, measure it, and print one JSON line."""
     options = parse_options()
     flops = [shape.flops for shape in block_shapes(options.architecture, options.image_size)]
     num_frozen = 1 + num_body_blocks(options.architecture) - options.retrain_index
@@ -60,10 +60,10 @@ def main() -> None:
 
 
 def parse_options() -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--architecture", default="resnet18", help="a torchvision builder's name")
-    parser.add_argument("--retrain-index", type=int, default=1, help="body blocks that are trained, besides the head")
+    parser.add_argument("--retrain-index", type=int, default=1, help="trained body blocks, not counting the head")
     parser.add_argument("--items", type=int, default=512, help="training items")
     parser.add_argument("--batch-size", type=int, default=128, help="items per optimizer step")
     parser.add_argument("--image-size", type=int, default=224, help="edge of the images, in pixels")
@@ -74,12 +74,12 @@ def parse_options() -> argparse.Namespace:
 
 
 def say(text: str) -> None:
-    """Progress goes to stderr."""
-    sys.stderr.write(f"bench_prefix: {text}\n")
+    """Write progress to stderr."""
+    sys.stderr.write(f"prefix: {text}\n")
 
 
 def measure(options: argparse.Namespace, num_frozen: int, folder: Path) -> dict[str, Any]:
-    """The figures: seconds per epoch of both kinds, and what filling the cache took."""
+    """Return seconds per epoch of both kinds, and what filling the cache took."""
     preprocessing = Preprocessing.cropping(options.image_size)
     splits = {
         "train": random_items(options.items, options.image_size, seed=0),
@@ -131,7 +131,7 @@ def measure(options: argparse.Namespace, num_frozen: int, folder: Path) -> dict[
 
 
 def random_items(num_items: int, image_size: int, seed: int) -> LabelledPixels:
-    """Items of noise that lie in memory, as the pixel cache's do once read."""
+    """Make items of noise in memory, where the pixel cache's are once read."""
     generator = torch.Generator().manual_seed(seed)
     shape = (num_items, 3, image_size, image_size)
     pixels = torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
@@ -140,7 +140,7 @@ def random_items(num_items: int, image_size: int, seed: int) -> LabelledPixels:
 
 
 def spread(times_s: list[float]) -> float:
-    """The interquartile range over the median."""
+    """Return the interquartile range divided by the median."""
     if len(times_s) < 2:
         return 0.0
     first, middle, third = statistics.quantiles(times_s, n=4, method="inclusive")

@@ -8,9 +8,9 @@ that the base was not trained on as a target,
   accuracies: weighted Kendall tau, averaged over targets, with its 95 % interval from resampled candidates;
 - draws: a planted candidate, the one that was fine-tuned on the task related to the target with most blocks retrained,
   among four of other tasks, and a subset of the items; the default method and proxy have to put it first. Draws in
-  which another candidate is really the better start are told apart.
+  which another candidate is really the better start are counted separately.
 
-What is measured is said first, on stderr; the last line, on stdout, is one JSON document.
+What is measured is announced first, on stderr; the last line, on stdout, is one JSON document.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ NUM_RESAMPLES = 1000
 
 
 def main() -> None:
-    """Says what it measures, measures, and prints one JSON line."""
+    """Announce what is measured, measure it, and print one JSON line."""
     options = parse_options()
     say(f"goal: the planted candidate first in {GOAL:.0%} of {options.draws} draws of targets, candidates and items")
     say(f"targets {', '.join(TARGETS)}; {options.num_train} train and {options.num_test} test items")
@@ -63,7 +63,7 @@ def main() -> None:
 
 
 def parse_options() -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--draws", type=int, default=42, help="searches for a planted candidate")
     parser.add_argument("--num-train", type=int, default=160, help="train items of a search, and of a fine-tune")
@@ -74,12 +74,12 @@ def parse_options() -> argparse.Namespace:
 
 
 def say(text: str) -> None:
-    """Progress goes to stderr."""
-    sys.stderr.write(f"bench_quality: {text}\n")
+    """Write progress to stderr."""
+    sys.stderr.write(f"quality: {text}\n")
 
 
 def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
-    """All figures."""
+    """Return all figures."""
     started = time.perf_counter()
     config = train_population(folder)
     store = Store.open(config.store)
@@ -111,7 +111,7 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def train_population(folder: Path) -> GenerateConfig:
-    """Trains the quickstart's population, as far as `folder` does not hold it; its configuration."""
+    """Train the quickstart's population, except what `folder` has; return its configuration."""
     from raysnap.cli.app import main as raysnap
 
     quickstart = load_config(QUICKSTART, [], QuickstartConfig)
@@ -129,7 +129,7 @@ def train_population(folder: Path) -> GenerateConfig:
         sys.stdout.flush()
         os.dup2(stdout, 1)
     if exit_code:
-        sys.exit(f"bench_quality: training the population ended with exit code {exit_code}")
+        sys.exit(f"quality: training the population ended with exit code {exit_code}")
     return config
 
 
@@ -140,7 +140,7 @@ def run_draw(
     accuracies: dict[str, dict[str, float]],
     options: argparse.Namespace,
 ) -> dict[str, Any]:
-    """One search by the default method and proxy for a planted candidate among others."""
+    """Search by the default method and proxy for a planted candidate among others."""
     rng = np.random.default_rng(draw)
     target = TARGETS[draw % len(TARGETS)]
     by_relation: dict[bool, list[Manifest]] = {True: [], False: []}
@@ -152,7 +152,7 @@ def run_draw(
     ranking = find(store, config, target, options, where=where, seed=draw).ranking
     (rank,) = (line.rank for line in ranking if line.snapshot == planted)
     name = store.names_of(planted)[0]
-    say(f"draw {draw}: {target}: {name} on place {rank}, {ranking[0].score:.3f} is the best score")
+    say(f"draw {draw}: {target}: {name} at rank {rank}, {ranking[0].score:.3f} is the best score")
     return {
         "draw": draw,
         "target": target,
@@ -164,7 +164,7 @@ def run_draw(
 
 
 def find(store: Store, config: GenerateConfig, target: str, options: argparse.Namespace, **more: Any) -> Any:
-    """A search for a target among the population."""
+    """Search the population for a target."""
     return search(
         store,
         target,
@@ -179,7 +179,7 @@ def find(store: Store, config: GenerateConfig, target: str, options: argparse.Na
 def fine_tune_all(
     store: Store, config: GenerateConfig, target: str, folder: Path, options: argparse.Namespace
 ) -> dict[str, float]:
-    """Each candidate's test accuracy after a real fine-tune on the target; kept in `folder`."""
+    """Return each candidate's test accuracy after a real fine-tune on the target; kept in `folder`."""
     path = folder / f"{target}-{options.num_train}-{options.epochs}.json"
     known = json.loads(path.read_text()) if path.exists() else {}
     dataset = open_dataset(target, config.data_dir, config.shapes)
@@ -220,7 +220,7 @@ def judge_proxy(
     accuracies: dict[str, dict[str, float]],
     options: argparse.Namespace,
 ) -> dict[str, Any]:
-    """How well a proxy's scores order the candidates as their real accuracies do."""
+    """Compare the order of a proxy's scores with that of the candidates' real accuracies."""
     pairs, regrets = [], []
     for target, by_snapshot in accuracies.items():
         ranking = find(store, config, target, options, method="shared", proxy=proxy, seed=0).ranking
@@ -243,7 +243,7 @@ def judge_proxy(
 
 
 def mean_tau(pairs: list[np.ndarray]) -> float:
-    """The mean over targets of the weighted Kendall tau of scores and accuracies, `[K, 2]` each."""
+    """Return the mean over targets of the weighted Kendall tau of scores and accuracies, `[K, 2]` each."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a resample may hold one candidate only
         return float(np.nanmean([weightedtau(scores, real).statistic for scores, real in (one.T for one in pairs)]))

@@ -2,11 +2,11 @@
 
 `benchmarks/search.py [--architecture NAME] [--snapshots N] [--distribution NAME] [--base WEIGHTS] [--store STORE]
 [--dataset TASK] [--train N] [--test N] [--image-size PX] [--repeats N] [--warmups N] [--threads N] [--device NAME]
-[--precision NAME] [--proxy NAME] [--methods A,B] [--dir DIR]`; what is measured is said first, on stderr; the last
-line, on stdout, is one JSON document. Without a store of its own the benchmark synthesises one; that and the dataset
-are made in DIR where they are missing, and stay there. Methods take turns, after their warm-ups; times are medians,
-with their interquartile range over the median beside them. The bound is what the same block-item passes, bytes and
-decoding would take at the best speed at which each block, each read and the decoder ran.
+[--precision NAME] [--proxy NAME] [--methods A,B] [--dir DIR]`; what is measured is announced first, on stderr; the last
+line, on stdout, is one JSON document. Without a store the benchmark synthesises one; that and the dataset are made in
+DIR where they are missing, and kept. Methods take turns, after their warm-ups; times are medians, with the
+interquartile range divided by the median. The bound is what the same block-item passes, bytes and decoding would take
+at the best speed at which each block, each read and the decoder ran.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ SETTINGS = {method: {"method": method} for method in get_args(Method)} | {
 
 
 def main() -> None:
-    """Says what it measures, measures, and prints one JSON line."""
+    """Announce what is measured, measure it, and print one JSON line."""
     options = parse_options()
     for line in (
         f"search of {describe_snapshots(options)}, proxy {options.proxy}",
@@ -66,7 +66,7 @@ def main() -> None:
 
 
 def parse_options() -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add_question(parser, snapshots=16, image_size=224, train=320, test=80)
     parser.add_argument("--repeats", type=int, default=3, help="timed searches of each method")
@@ -84,7 +84,7 @@ def parse_options() -> argparse.Namespace:
 
 
 def add_question(parser: argparse.ArgumentParser, *, snapshots: int, image_size: int, train: int, test: int) -> None:
-    """The options that say what is searched, and for which items."""
+    """Add the options that say what is searched, and for which items."""
     parser.add_argument("--architecture", default="resnet18", help="a torchvision builder's name")
     parser.add_argument("--snapshots", type=int, default=snapshots, help="synthetic snapshots, the base among them")
     parser.add_argument("--distribution", default="twenty_five_percent", help="of their retrain indices")
@@ -98,19 +98,19 @@ def add_question(parser: argparse.ArgumentParser, *, snapshots: int, image_size:
 
 
 def describe_snapshots(options: argparse.Namespace) -> str:
-    """The candidates, in words."""
+    """Describe the candidates."""
     if options.store:
         return f"the snapshots of {options.store}"
     return f"{options.snapshots} synthetic {options.architecture} at {options.distribution} of the base {options.base}"
 
 
 def describe_items(options: argparse.Namespace) -> str:
-    """What starts are wanted for, in words."""
+    """Describe the items of the target task."""
     return f"{options.train} + {options.test} items of {options.dataset} at {options.image_size} px"
 
 
 def facts(options: argparse.Namespace) -> dict[str, Any]:
-    """The question, for the JSON document."""
+    """Return the question, for the JSON document."""
     made = {"num_snapshots": options.snapshots, "distribution": options.distribution, "base": options.base}
     return {
         "architecture": options.architecture,
@@ -123,12 +123,12 @@ def facts(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def say(text: str) -> None:
-    """Progress goes to stderr."""
-    sys.stderr.write(f"bench_search: {text}\n")
+    """Write progress to stderr."""
+    sys.stderr.write(f"search: {text}\n")
 
 
 def device_name(device: str) -> str:
-    """The device as its maker calls it."""
+    """Return the device's name."""
     if device.startswith("cuda"):
         return torch.cuda.get_device_name(device)
     models = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
@@ -136,7 +136,7 @@ def device_name(device: str) -> str:
 
 
 def make_store(options: argparse.Namespace, folder: Path) -> Path:
-    """The store of the options' snapshots; a synthetic one is made where it is missing."""
+    """Return the store of the options' snapshots; make a synthetic one where it is missing."""
     if options.store:
         return options.store
     made_of = (options.architecture, options.snapshots, options.distribution, slug(options.base), options.image_size)
@@ -156,7 +156,7 @@ def make_store(options: argparse.Namespace, folder: Path) -> Path:
 
 
 def measure(options: argparse.Namespace, folder: Path, store: Path) -> dict[str, list[SearchResult]]:
-    """The timed searches by setting, in turns."""
+    """Time the searches of each setting, in turns."""
     shapes = ShapesConfig(
         image_size=options.image_size + options.image_size // 7,
         num_train=options.train,
@@ -187,7 +187,7 @@ def measure(options: argparse.Namespace, folder: Path, store: Path) -> dict[str,
 
 
 def summarise(options: argparse.Namespace, results: dict[str, list[SearchResult]]) -> dict[str, dict[str, Any]]:
-    """Each setting's figures; regret is what its winner's score on all items lacks of the best one's."""
+    """Summarise each setting; regret is the best score on all items minus its winner's."""
     shapes = block_shapes(options.architecture, options.image_size)
     model_flops = sum(shape.flops for shape in shapes[:-1])
     full = results.get("shared") or results.get("baseline")
@@ -215,7 +215,7 @@ def summarise(options: argparse.Namespace, results: dict[str, list[SearchResult]
 
 
 def spread(times_s: list[float]) -> float:
-    """The interquartile range over the median."""
+    """Return the interquartile range divided by the median."""
     if len(times_s) < 2:
         return 0.0
     first, middle, third = statistics.quantiles(times_s, n=4, method="inclusive")

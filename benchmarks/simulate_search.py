@@ -32,7 +32,7 @@ GOAL_RATIO = 1.1
 
 
 def main() -> None:
-    """Says what it simulates, simulates, and prints one JSON line."""
+    """Announce what is simulated, simulate it, and print one JSON line."""
     options = parse_options()
     config = SynthesizeConfig(
         seed=options.seed,
@@ -68,7 +68,7 @@ def main() -> None:
 
 
 def parse_options() -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     usual = Rates()
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--snapshots", type=int, default=10_000)
@@ -86,7 +86,7 @@ def parse_options() -> argparse.Namespace:
 
 
 def draw_candidates(config: SynthesizeConfig) -> list[Candidate]:
-    """The snapshots that the job would make, as a search sees them; a block's digest says whose it is."""
+    """Draw the candidates that the job would make; a block's digest says which snapshot it belongs to."""
     candidates: list[Candidate] = []
     preprocessing = Preprocessing.cropping(config.image_size)
     for descent in draw_descents(config):
@@ -102,13 +102,13 @@ def draw_candidates(config: SynthesizeConfig) -> list[Candidate]:
 
 
 def draw_entrants(rungs: tuple[Rung, ...], num_candidates: int, seed: int) -> list[list[int]]:
-    """The candidates that enter each rung, where chance decides."""
+    """Draw the candidates that enter each rung, those kept at random."""
     order = np.random.default_rng(seed).permutation(num_candidates).tolist()
     return [order, *(order[: rung.num_kept] for rung in rungs[:-1])]
 
 
 def say(line: str) -> None:
-    """A line for whoever watches."""
+    """Write progress to stderr."""
     sys.stderr.write(f"{line}\n")
 
 

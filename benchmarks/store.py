@@ -1,8 +1,8 @@
 """Measure the model store on this machine: listing, reading, adding, and what sharing saves.
 
 `benchmarks/store.py [--snapshots N] [--blocks N] [--repeats N] [--synthetic N] [--dir DIR]`; what is measured is
-said first, on stderr; the last line, on stdout, is one JSON document. Each listing runs in a fresh process, so that its
-memory is its own; times of repeats are medians, with their interquartile range over the median beside them.
+announced first, on stderr; the last line, on stdout, is one JSON document. Each listing runs in a fresh process, so
+that its memory can be measured; times of repeats are medians, with the interquartile range divided by the median.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ MEBIBYTE = 2**20
 
 
 def main() -> None:
-    """Says what it measures, measures, and prints one JSON line."""
+    """Announce what is measured, measure it, and print one JSON line."""
     options = parse_options()
     if options.only:
         sys.stdout.write(json.dumps(ALONE[options.only](options.dir, options.repeats)) + "\n")
@@ -68,7 +68,7 @@ def main() -> None:
 
 
 def parse_options() -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--snapshots", type=int, default=10_000, help="snapshots in the store that is listed")
     parser.add_argument("--blocks", type=int, default=100, help="blocks of each")
@@ -80,15 +80,15 @@ def parse_options() -> argparse.Namespace:
 
 
 def say(text: str) -> None:
-    """Progress goes to stderr."""
-    sys.stderr.write(f"bench_store: {text}\n")
+    """Write progress to stderr."""
+    sys.stderr.write(f"store: {text}\n")
 
 
 # Listing
 
 
 def measure_listing(folder: Path, options: argparse.Namespace, small: int) -> dict[str, Any]:
-    """The figures of a store of many snapshots."""
+    """Measure a store of many snapshots."""
     figures: dict[str, Any] = {}
     for label, num_snapshots in (("small", small), ("large", options.snapshots)):
         say(f"writing {num_snapshots:,} manifests")
@@ -108,7 +108,7 @@ def measure_listing(folder: Path, options: argparse.Namespace, small: int) -> di
 
 
 def write_manifests(path: Path, num_snapshots: int, num_blocks: int) -> None:
-    """A store of snapshots that share most of their blocks, written without fsync; the blocks are not there."""
+    """Write manifests of snapshots that share most of their blocks, without fsync and without the blocks."""
     Store.open(path, create=True)
     rng = random.Random(0)
     shared = [blake3(f"shared {index}".encode()).hexdigest() for index in range(num_blocks)]
@@ -136,13 +136,13 @@ def write_manifests(path: Path, num_snapshots: int, num_blocks: int) -> None:
 
 
 def rebuild(path: Path, repeats: int) -> dict[str, Any]:
-    """Seconds of the first listing after the index was lost."""
+    """Time the first listing after the index was lost."""
     (path / "index.sqlite").unlink(missing_ok=True)
     return {**timed("rebuild_s", lambda: Store.open(path).summaries(), repeats), "rebuild_rss_bytes": peak_rss_bytes()}
 
 
 def list_snapshots(path: Path, repeats: int) -> dict[str, Any]:
-    """Seconds of listings and filters in one process, the index being up to date."""
+    """Time listings and filters in one process, with an up-to-date index."""
     store = Store.open(path)
     return {
         **timed("list_s", store.summaries, repeats),
@@ -153,13 +153,13 @@ def list_snapshots(path: Path, repeats: int) -> dict[str, Any]:
 
 
 def time_command(path: Path, repeats: int) -> dict[str, Any]:
-    """Seconds of the command in a fresh process, start of Python included."""
+    """Time the command in a fresh process, start of Python included."""
     command = [sys.executable, "-m", "raysnap", "store", "ls", "--json", "--store", str(path)]
     return timed("list_command_s", lambda: subprocess.run(command, check=True, stdout=subprocess.DEVNULL), repeats)
 
 
 def collect(path: Path, repeats: int) -> dict[str, Any]:
-    """Seconds of a gc that reads every manifest to mark what is reached."""
+    """Time a gc that reads every manifest to mark what is reached."""
     return {**timed("gc_mark_s", lambda: Store.open(path).gc(), repeats), "gc_rss_bytes": peak_rss_bytes()}
 
 
@@ -167,7 +167,7 @@ def collect(path: Path, repeats: int) -> dict[str, Any]:
 
 
 def read_and_add(folder: Path, repeats: int) -> dict[str, Any]:
-    """Seconds of adding a snapshot, new and again; verified reads against reading and hashing alone."""
+    """Time adding a snapshot, new and again, and verified reads against reading and hashing alone."""
     from raysnap.models.blocks import random_tensors
 
     store = Store.open(folder / "reading", create=True)
@@ -204,7 +204,7 @@ def read_and_add(folder: Path, repeats: int) -> dict[str, Any]:
 
 
 def share(folder: Path, num_snapshots: int) -> dict[str, Any]:
-    """Bytes of synthetic snapshots, each made from another one's by re-initialising its last blocks."""
+    """Count the bytes of synthetic snapshots, each made from another by re-initialising its last blocks."""
     import numpy as np
 
     from raysnap.config.parts import RetrainConfig
@@ -250,25 +250,25 @@ ALONE: dict[str, Callable[[Path, int], dict[str, Any]]] = {
 
 
 def run_alone(part: str, path: Path, count: int) -> dict[str, Any]:
-    """The figures of one part, measured in a fresh process."""
+    """Measure one part in a fresh process."""
     command = [sys.executable, __file__, "--only", part, "--dir", str(path), "--repeats", str(count)]
     return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
 
 
 def seconds_of(call: Callable[[], object]) -> float:
-    """How long one call takes."""
+    """Time one call."""
     started_s = time.perf_counter()
     call()
     return time.perf_counter() - started_s
 
 
 def timed(name: str, call: Callable[[], object], repeats: int) -> dict[str, float]:
-    """The median seconds of the call, and their spread."""
+    """Return the median seconds of the call, and their spread."""
     return summarise(name, [seconds_of(call) for _ in range(repeats)])
 
 
 def summarise(name: str, times_s: list[float]) -> dict[str, float]:
-    """The median of raw times under `name`; from four repeats on, the interquartile range over it."""
+    """Return the median of raw times under `name`; from four repeats on, the interquartile range divided by it."""
     median_s = statistics.median(times_s)
     figures = {name: median_s}
     if len(times_s) >= 4:
@@ -278,7 +278,7 @@ def summarise(name: str, times_s: list[float]) -> dict[str, float]:
 
 
 def peak_rss_bytes() -> int:
-    """The most memory this process ever held; `getrusage` would count its parent's before exec."""
+    """Return the most memory this process ever held; `getrusage` would count its parent's before exec."""
     status = Path("/proc/self/status").read_text()
     kibibytes = next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM:"))
     return int(kibibytes) * (MEBIBYTE // 1024)

@@ -1,10 +1,10 @@
-"""Measure what a local-mode trial costs beside its training, on this machine and its own Ray.
+"""Measure what a local-mode trial costs in addition to its training, on this machine and its own Ray.
 
 `benchmarks/trials.py [--trials N] [--at-once N] [--epochs N] [--dir DIR]`: N tiny fine-tunes on the built-in data,
-through `generate`. A trial's overhead is its time from its start in Tune till it is stored, less the time in training;
-the first of each actor pays for imports and is told apart. The stage's overhead counts the start of the actors and
-what lies between trials, too. What is measured is said first, on stderr; the last line, on stdout, is one JSON
-document.
+through `generate`. A trial's overhead is its time from its start in Tune until it is stored, minus the time in
+training; the first of each actor includes imports and is reported separately. The stage's overhead includes the start
+of the actors and the gaps between trials. What is measured is announced first, on stderr; the last line, on stdout, is
+one JSON document.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ SPREAD_LIMIT = 0.10
 
 
 def main() -> None:
-    """Says what it measures, measures, and prints one JSON line."""
+    """Announce what is measured, measure it, and print one JSON line."""
     options = parse_options()
     say(f"{options.trials} fine-tunes of resnet18 on built-in data, {options.at_once} at once, epochs={options.epochs}")
     say(f"goal: at most {GOAL_S:g} s of overhead for each trial after its actor's first")
@@ -36,22 +36,22 @@ def main() -> None:
 
 
 def parse_options() -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--trials", type=int, default=16, help="fine-tunes")
-    parser.add_argument("--at-once", type=int, default=1, help="how many of them run at a time, in an actor each")
+    parser.add_argument("--at-once", type=int, default=1, help="how many of them run at a time, each in its own actor")
     parser.add_argument("--epochs", type=int, default=3, help="epochs of each")
     parser.add_argument("--dir", type=Path, help="folder to work in; the system's temporary one by default")
     return parser.parse_args()
 
 
 def say(text: str) -> None:
-    """Progress goes to stderr."""
-    sys.stderr.write(f"bench_trials: {text}\n")
+    """Write progress to stderr."""
+    sys.stderr.write(f"trials: {text}\n")
 
 
 def run(folder: Path, options: argparse.Namespace) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """The rows and the environment that `raysnap generate` leaves."""
+    """Return the rows and the environment that `raysnap generate` writes."""
     from raysnap.cli.app import main as raysnap
     from raysnap.config.jobs import GenerateConfig
     from raysnap.config.load import dump_yaml
@@ -80,13 +80,13 @@ def run(folder: Path, options: argparse.Namespace) -> tuple[list[dict[str, Any]]
         sys.stdout.flush()
         os.dup2(stdout, 1)
     if exit_code:
-        sys.exit(f"bench_trials: the job ended with exit code {exit_code}")
+        sys.exit(f"trials: the job ended with exit code {exit_code}")
     rows = [json.loads(line) for line in (config.run_dir / "results.jsonl").read_text().splitlines()]
     return rows, json.loads((config.run_dir / "env.json").read_text())
 
 
 def measure(rows: list[dict[str, Any]], environment: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
-    """The figures: each trial's overhead in the order they ended, and the share of time that was training."""
+    """Return each trial's overhead in the order they ended, and the share of time that was training."""
     overheads_s = [row["overhead_s"] for row in rows]
     later = sorted(overheads_s[options.at_once :])
     quartiles = statistics.quantiles(later, n=4)

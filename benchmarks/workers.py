@@ -1,8 +1,8 @@
 """Measure a search with one worker of one thread against workers of one thread each, on this machine and its own Ray.
 
-`benchmarks/workers.py --store STORE --data DATA [--workers N] [--num-train N] [--num-test N] [--method M]
-[--repeats N]`: the pixels are decoded before; methods take turns. What Ray and its actors take to start is told apart.
-What is measured is said first, on stderr; the last line, on stdout, is one JSON document, its ratio of median times.
+`benchmarks/workers.py --store STORE --data DATA [--workers N] [--num-train N] [--num-test N] [--method M] [--repeats
+N]`: the pixels are decoded first; both take turns. The start of Ray and its actors is reported separately. What is
+measured is announced first, on stderr; the last line, on stdout, is one JSON document, with the ratio of median times.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ OBJECT_STORE_BYTES = 512 * 2**20
 
 
 def main() -> None:
-    """Says what it measures, measures, and prints one JSON line."""
+    """Announce what is measured, measure it, and print one JSON line."""
     options = parse_options()
     say(f"{options.method} over {options.store}, 1 worker of 1 thread against {options.workers} of 1 thread each")
     say(f"goal with 2 workers: {GOAL_SPEEDUP:g} x; taking turns, {options.repeats} times")
@@ -81,7 +81,7 @@ def main() -> None:
 
 
 def parse_options() -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--store", type=Path, required=True)
     parser.add_argument("--data", required=True, help="a dataset's name in --data-dir, or the path of an ImageFolder")
@@ -95,14 +95,14 @@ def parse_options() -> argparse.Namespace:
 
 
 def decode(options: argparse.Namespace) -> None:
-    """Fills the pixel cache."""
+    """Fill the pixel cache."""
     candidates = find_candidates(Store.open(options.store), None, None)
     dataset = open_dataset(options.data, options.data_dir)
     ProbeItems.open(dataset, candidates, SearchOptions(num_train=options.num_train, num_test=options.num_test))
 
 
 def run(options: argparse.Namespace, workers: int) -> SearchResult:
-    """One search, without what another left."""
+    """Search once, without a feature cache."""
     return search(
         options.store,
         options.data,
@@ -115,7 +115,7 @@ def run(options: argparse.Namespace, workers: int) -> SearchResult:
 
 
 def say(line: str) -> None:
-    """A line for whoever watches."""
+    """Write progress to stderr."""
     sys.stderr.write(f"{line}\n")
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any
 
+from raysnap.config.choices import Method, Proxy
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -82,8 +84,8 @@ class SearchResult:
         static_baseline: rank of the no-search baseline, the largest pretrained model; None if nothing was ranked.
     """
 
-    method: str
-    proxy: str
+    method: Method
+    proxy: Proxy
     dataset: str
     num_candidates: int
     ranking: tuple[RankedSnapshot, ...]
