@@ -101,14 +101,19 @@ def search(
     if as_json:
         print_json(result)
     else:
-        from raysnap.cli.search_tables import ranking_table, search_lines
-
-        if explain:
-            _explain(store_dir, result, options)
-        print_result(ranking_table(result.to_dict()))
-        print_result(f"\n{search_lines(result.to_dict())}")
-        print_failures([{"snapshot": skipped.name, "error": skipped.error} for skipped in result.skipped])
+        _show_result(store_dir, result, options, explain=explain)
     return SOME_FAILED if result.skipped else 0
+
+
+def _show_result(store_dir: Path, result: SearchResult, options: SearchOptions, *, explain: bool) -> None:
+    """Print the ranking and what the search took; skipped candidates go to stderr."""
+    from raysnap.cli.search_tables import ranking_table, search_lines
+
+    if explain:
+        _explain(store_dir, result, options)
+    print_result(ranking_table(result.to_dict()))
+    print_result(f"\n{search_lines(result.to_dict())}")
+    print_failures([{"snapshot": skipped.name, "error": skipped.error} for skipped in result.skipped])
 
 
 def _explain(store_dir: Path, result: SearchResult, options: SearchOptions) -> None:
@@ -121,7 +126,7 @@ def _explain(store_dir: Path, result: SearchResult, options: SearchOptions) -> N
     from raysnap.store.store import Store
 
     tree = build_tree(find_candidates(Store.open(store_dir), options.where, options.image_size), sharing=True)
-    is_shared = shares_prefixes(result.method)
+    is_shared = shares_prefixes(options.method)
     title = "What candidates share" + ("" if is_shared else f" ({result.method} runs every block once per candidate)")
     print_result(prefix_tree(outline(tree), title))
     print_result("")

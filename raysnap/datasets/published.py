@@ -118,7 +118,7 @@ SOURCES: dict[str, DatasetSource] = {
             SourceFile("car_devkit.tgz", digest="md5:c3b158d763b6e2245038c8ad08e45376"),
             SourceFile("cars_test_annos_withlabels.mat", digest="md5:b0a2b23655a3edd16d84508592a98d10"),
         ),
-        licence="Images from the web; its authors permit use for research purposes only.",
+        licence="Images from the web; the authors permit use for research purposes only.",
         num_classes=196,
         counts={"train": 8_144, "test": 8_041},
     ),

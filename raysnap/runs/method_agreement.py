@@ -13,20 +13,20 @@ def best_of(question: Question) -> RankingRow | None:
 
 def ranks_alike(question: Question, first: str, second: str) -> bool | None:
     """Return whether two methods rank all candidates alike; None if one of them did not run."""
-    one, other = question.method(first), question.method(second)
-    if one is None or other is None:
+    runs, others = question.method(first), question.method(second)
+    if runs is None or others is None:
         return None
-    rankings = [[ranked.snapshot for ranked in runs.median_run.ranking] for runs in (one, other)]
+    rankings = [[ranked.snapshot for ranked in each.median_run.ranking] for each in (runs, others)]
     return rankings[0] == rankings[1]
 
 
 def largest_difference(question: Question, first: str, second: str) -> float | None:
     """Return the largest difference between the scores of two methods for one candidate; None if not comparable."""
-    one, other = question.method(first), question.method(second)
-    if one is None or other is None:
+    runs, others = question.method(first), question.method(second)
+    if runs is None or others is None:
         return None
-    scores, others = one.median_run.scores, other.median_run.scores
-    return max((abs(scores[key] - others[key]) for key in scores.keys() & others.keys()), default=None)
+    scores, other_scores = runs.median_run.scores, others.median_run.scores
+    return max((abs(scores[key] - other_scores[key]) for key in scores.keys() & other_scores.keys()), default=None)
 
 
 def regret(question: Question, method: str) -> float | None:

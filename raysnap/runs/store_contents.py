@@ -83,22 +83,25 @@ def _read_store(name: str, run: Run) -> StoreContents:
         store = Store.open(store_dir)
         wanted = _snapshots_of(run)
         summaries, stats = store.summaries(), store.stats()
-        manifests = _manifests(store, [one.id for one in summaries if one.id in wanted])
-        started = _manifests(store, [one.id for one in summaries if one.base in wanted and one.dataset])
+        manifests = _manifests(store, [summary.id for summary in summaries if summary.id in wanted])
+        started = _manifests(store, [summary.id for summary in summaries if summary.base in wanted and summary.dataset])
         names = {snapshot: name for name, snapshot in sorted(store.refs().items(), reverse=True)}
     except RaysnapError as error:
         return StoreContents(store_dir, problem=f"The store at {store_dir} can't be read: {error}")
+    run_names = {snapshot: trial.name for snapshot, trial in run.trial_of.items()}
     held = tuple(
         StoredSnapshot(
-            id=one.id,
-            name=run.trial_of[one.id].name if one.id in run.trial_of else names.get(one.id, one.id[:12]),
-            architecture=one.architecture,
-            dataset=one.dataset.name if one.dataset else None,
-            retrain_index=one.retrain_index,
-            num_classes=one.num_classes,
-            blocks=tuple((block.name, block.digest, block.num_bytes) for block in one.blocks),
+            id=manifest.id,
+            name=run.trial_of[manifest.id].name
+            if manifest.id in run.trial_of
+            else names.get(manifest.id, manifest.id[:12]),
+            architecture=manifest.architecture,
+            dataset=manifest.dataset.name if manifest.dataset else None,
+            retrain_index=manifest.retrain_index,
+            num_classes=manifest.num_classes,
+            blocks=tuple((block.name, block.digest, block.num_bytes) for block in manifest.blocks),
         )
-        for one in manifests
+        for manifest in manifests
     )
     return StoreContents(
         store_dir=store_dir,
@@ -106,7 +109,11 @@ def _read_store(name: str, run: Run) -> StoreContents:
         num_in_store=stats["num_snapshots"],
         bytes_on_disk=stats["bytes_on_disk"],
         bytes_if_copied=stats["bytes_if_copied"],
-        finetunes=tuple((one.base, one.dataset.name, one.metrics) for one in started if one.base and one.dataset),
+        finetunes=tuple(
+            (manifest.base, manifest.dataset.name, manifest.metrics)
+            for manifest in started
+            if manifest.base and manifest.dataset
+        ),
     )
 
 

@@ -37,11 +37,11 @@ def test_speed_ups_are_against_the_slowest_per_question():
 
 
 def test_a_cell_that_is_not_cold_differs_from_a_noisy_one():
-    doubted = {"is_noisy": True, "noise": ["run 1: other work", "run 2: other work"]}
+    noisy = {"is_noisy": True, "noise": ["run 1: other work", "run 2: other work"]}
     cells = [
         bench_cell("baseline", "cold", 4.0),
-        bench_cell("nested", "cold", 1.0, page_cache="warm", **doubted),
-        bench_cell("shift", "cold", 1.0, **doubted),
+        bench_cell("nested", "cold", 1.0, page_cache="warm", **noisy),
+        bench_cell("shift", "cold", 1.0, **noisy),
     ]
     assert [row["noise"] for row in columns(methods_table(cells))] == ["", "not cold", "noisy"]
     assert noise_lines(cells).splitlines() == [

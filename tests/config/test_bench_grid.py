@@ -3,7 +3,7 @@
 import pytest
 
 from raysnap.config.bench import BenchConfig
-from raysnap.config.load import dump_yaml, find_config, load_config
+from raysnap.config.load import dump_yaml, load_config
 from raysnap.errors import ConfigError
 
 TEXT = """
@@ -93,9 +93,3 @@ def test_groups_are_chosen_by_name(path):
     assert config.only([]) == config
     with pytest.raises(ConfigError, match=r"group 'size': expected one of sizes, memory.*did you mean 'sizes'\?"):
         config.only(["size"])
-
-
-def test_a_quickstart_times_one_grid(tmp_path):
-    config = load_config(find_config("quickstart"), ["bench.groups.a.repeats=1"])
-    with pytest.raises(ConfigError, match=r"bench\.groups"):
-        config.inside(tmp_path)

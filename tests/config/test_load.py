@@ -1,7 +1,6 @@
 """Configurations load as the kind that they name, never change, and a dump of one loads as an equal one."""
 
 import math
-from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -11,7 +10,6 @@ from pydantic import ValidationError
 from raysnap.config.bench import BenchConfig
 from raysnap.config.jobs import GenerateConfig
 from raysnap.config.load import KINDS, dump_yaml, find_config, load_config
-from raysnap.config.quickstart import QuickstartConfig
 from raysnap.config.yaml_files import read_yaml
 from raysnap.errors import ConfigError
 from tests.support import ROOT
@@ -109,13 +107,6 @@ def test_every_default_is_valid_and_finite():
         config = model(datasets=("a",))
         assert model.model_validate(config.model_dump(mode="json")) == config
         assert all(math.isfinite(value) for value in config.model_dump().values() if isinstance(value, float))
-
-
-def test_the_quickstart_is_found_and_moves_into_a_folder():
-    config = load_config(find_config("quickstart"), [], QuickstartConfig).inside(Path("here"))
-    assert (config.generate.store, config.bench.store) == (Path("here/store"), (Path("here/store"),))
-    assert config.generate.data_dir == config.bench.data_dir == Path("here/data")
-    assert (config.generate.run_dir, config.bench.run_dir) == (Path("here/run"), Path("here/run/bench"))
 
 
 def test_a_configuration_that_does_not_ship_is_named():

@@ -163,8 +163,8 @@ def test_no_name_or_value_becomes_markup(tmp_path, attack):
         row["point"] |= {attack: attack if row["trial"] < "004" else "other", "base": attack + row["point"]["base"]}
     rows += [bench_row(m, 0, ranking_of(rows), dataset=attack, store=attack, group=attack) for m in (attack, "shared")]
     write_run(run_dir, rows, kind="sweep", space={attack: {"grid": [attack]}})
-    told = next(run_dir.glob("predictions/*.json"))
-    told.write_text(json.dumps(json.loads(told.read_text()) | {"classes": [attack, f"{attack}2", "owl"]}))
+    path = next(run_dir.glob("predictions/*.json"))
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"classes": [attack, f"{attack}2", "owl"]}))
     page = render(run_dir)
     assert_harmless(page)
     assert "example.org" not in "".join(page.values("src") + page.values("href"))

@@ -26,20 +26,20 @@ def test_the_most_confident_mistakes_are_shown_first(tmp_path):
 def test_predictions_show_no_file_outside_their_dataset(tmp_path):
     run_dir = grid_sweep(tmp_path / "run", tmp_path / "pets")
     write_images(tmp_path / "secret", ["x"], 1)
-    told = next(run_dir.glob("predictions/*.json"))
-    document = json.loads(told.read_text())
+    path = next(run_dir.glob("predictions/*.json"))
+    document = json.loads(path.read_text())
     document["paths"][0] = "../secret/test/x/0.png"
     document["paths"][1] = str(tmp_path / "secret" / "test" / "x" / "0.png")
-    told.write_text(json.dumps(document))
+    path.write_text(json.dumps(document))
     assert "of 16 test images correctly" in render(run_dir).text
 
 
 def test_predictions_without_their_images_keep_figures(tmp_path):
     run_dir = grid_sweep(tmp_path / "run", tmp_path / "pets")
-    told = next(run_dir.glob("predictions/*.json"))
-    told.write_text(json.dumps(json.loads(told.read_text()) | {"root": str(tmp_path / "gone")}))
+    path = next(run_dir.glob("predictions/*.json"))
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"root": str(tmp_path / "gone")}))
     page = render(run_dir)
     assert "accuracy 0.833" in page.text
     assert "img" not in page.tags
-    told.write_text("{")
+    path.write_text("{")
     assert "Test predictions of the best model" not in render(run_dir).text

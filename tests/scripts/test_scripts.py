@@ -1,7 +1,7 @@
-"""scripts/: the set-up that is never half done, and the commands and entry scripts that stand on it.
+"""scripts/: a set-up that is never left half done, and the commands and entry scripts that use it.
 
-No test builds the real environment: a copy of the scripts runs on a tiny project, with a `uv` that writes down what it
-was asked and puts stand-ins where the packages would be.
+No test builds the real environment: a copy of the scripts runs on a tiny project, with a `uv` that records what it
+was asked and puts substitutes in place of the packages.
 """
 
 import hashlib
@@ -94,7 +94,7 @@ class Project:
         )
 
     def start(self, script: str, **variables: str) -> subprocess.Popen[str]:
-        """The script in a process group of its own, which Ctrl-C reaches even where the test run ignores it."""
+        """Start the script in its own process group, which Ctrl-C reaches even if the test run ignores it."""
         restore = (
             "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])"
         )
@@ -115,7 +115,7 @@ class Project:
 def wait_for(condition: Callable[[], bool]) -> None:
     deadline = time.monotonic() + TIMEOUT_S
     while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
+        assert time.monotonic() < deadline, "timed out"
         time.sleep(0.01)
 
 
@@ -158,7 +158,7 @@ def test_a_changed_requirement_updates_the_environment_in_place(project, name):
     assert len(project.installs()) == 2
 
 
-def test_an_environment_that_was_copied_elsewhere_is_built_anew(project, tmp_path):
+def test_a_copied_environment_is_built_again(project, tmp_path):
     project.run("setup")
     (project.venv / "old").touch()
     copy = Project(tmp_path / "copy")
@@ -204,7 +204,7 @@ def test_a_newer_python_is_found_behind_an_old_python3(project):
     assert project.run("setup", PYTHON="").stderr == ""
 
 
-def test_a_full_disk_is_refused_with_what_is_needed_and_what_is_there(project):
+def test_a_full_disk_is_refused_with_needed_and_free_space(project):
     project.executable("df", "#!/bin/sh\necho header\necho disk 100 0 5120000 0% /\n")
     done = project.run("setup", RAYSNAP_MIN_FREE_MB="5001")
     assert done.returncode == 2
@@ -213,7 +213,7 @@ def test_a_full_disk_is_refused_with_what_is_needed_and_what_is_there(project):
     assert project.run("setup", RAYSNAP_MIN_FREE_MB="5000").returncode == 0
 
 
-def test_somebody_elses_environment_is_left_alone(project):
+def test_an_environment_made_otherwise_is_left_alone(project):
     (project.venv / "bin").mkdir(parents=True)
     done = project.run("setup")
     assert done.returncode == 2
@@ -224,7 +224,7 @@ def test_somebody_elses_environment_is_left_alone(project):
 # setup: cut short
 
 
-def test_a_failed_install_shows_why_and_the_next_setup_starts_over(project):
+def test_after_a_failed_install_the_next_setup_starts_over(project):
     project.install_uv(step='touch "$PROJECT/.venv/half"; echo no such package >&2; exit 7')
     failed = project.run("setup")
     assert failed.returncode == 1
@@ -243,7 +243,7 @@ def test_a_failed_install_shows_why_and_the_next_setup_starts_over(project):
         (signal.SIGKILL, -9, ""),
     ],
 )
-def test_a_setup_stopped_half_way_is_never_taken_for_done(project, number, status, said):
+def test_a_setup_stopped_half_way_does_not_count_as_done(project, number, status, said):
     project.install_uv(step='touch "$PROJECT/.venv/half"; exec sleep 60')
     process = project.start("quickstart")
     wait_for((project.venv / "half").exists)
@@ -257,7 +257,7 @@ def test_a_setup_stopped_half_way_is_never_taken_for_done(project, number, statu
     assert not (project.venv / "half").exists()
 
 
-def test_an_update_stopped_half_way_is_never_taken_for_done(project):
+def test_an_update_stopped_half_way_does_not_count_as_done(project):
     project.run("setup")
     (project.directory / "constraints.txt").write_text("# changed\n")
     project.install_uv(step="exit 1")
@@ -284,7 +284,7 @@ def test_two_setups_at_once_install_once(project):
 # the commands
 
 
-def test_quickstart_passes_its_arguments_on_and_stays_in_the_callers_folder(project):
+def test_quickstart_passes_arguments_and_keeps_the_folder(project):
     assert project.run("quickstart", "--json", "--dir", "a b").stdout == "raysnap quickstart --json --dir a b\n"
 
 
@@ -312,7 +312,7 @@ ENTRY_SCRIPTS = sorted(path.name for path in (ROOT / "scripts").glob("*.py") if 
 
 
 @pytest.mark.parametrize("name", ENTRY_SCRIPTS)
-def test_an_entry_script_runs_its_verb_on_the_cluster_it_is_sent_to(tmp_path, name):
+def test_an_entry_script_runs_its_command_on_its_cluster(tmp_path, name):
     (tmp_path / "raysnap" / "cli").mkdir(parents=True)
     (tmp_path / "raysnap" / "__init__.py").touch()
     (tmp_path / "raysnap" / "cli" / "__init__.py").touch()

@@ -97,11 +97,11 @@ def trend(name: str = "one") -> str:
 def threads(name: str = "one") -> str:
     words, place = sweep_charts.value_axis(name, [name, "b"])
     numbers, along = sweep_charts.numeric_axis(name, [1e-4, 1e-1], is_log=True)
-    told = [
+    traces = [
         sweep_charts.Trace((place(name), along(1e-3)), name, 0.3),
         sweep_charts.Trace((place("b"), None), name, 1.0, is_best=True),
     ]
-    return sweep_charts.parallel_coordinates([words, numbers], told, name)
+    return sweep_charts.parallel_coordinates([words, numbers], traces, name)
 
 
 def confusion(name: str = "one") -> str:

@@ -256,8 +256,8 @@ def write_predictions(path: Path, data_dir: Path, num_images: int = 6) -> None:
     ]
     confidence = [0.5 + 0.4 * index / len(paths) for index in range(len(paths))]
     path.parent.mkdir(parents=True, exist_ok=True)
-    told = {"trial": path.stem, "dataset": data_dir.name, "root": str(data_dir), "classes": classes, "paths": paths}
-    path.write_text(json.dumps(told | {"labels": labels, "predicted": predicted, "confidence": confidence}))
+    document = {"trial": path.stem, "dataset": data_dir.name, "root": str(data_dir), "classes": classes, "paths": paths}
+    path.write_text(json.dumps(document | {"labels": labels, "predicted": predicted, "confidence": confidence}))
 
 
 def everything(run_dir: Path, store: Store, data_dir: Path) -> Path:

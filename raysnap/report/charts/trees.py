@@ -97,37 +97,12 @@ def _draw_branch(
     heights = [_draw_branch(child, branch.depth, rows, columns, frame, css_of, parts) for child in branch.children]
     y = (heights[0] + heights[-1]) / 2 if heights else top + ((branch.start + branch.end) / 2) * pitch
     x, x_from = left + branch.depth * step, left + from_depth * step
-    names = [column.name for column in columns[from_depth : branch.depth]]
-    blocks = names[0] if len(names) == 1 else f"{names[0]} … {names[-1]}, {len(names)} blocks" if names else "no block"
+    parts.append(_branch_line(branch, from_depth, rows, columns, css_of, (x_from, x, y)))
     num_below = branch.end - branch.start
-    holders = f"shared by {num_below} snapshots" if num_below > 1 else f"only in {rows[branch.start].name}"
-    group = rows[branch.start].group if num_below == 1 else ""
-    css = f"branch {css_of.get(group, '')}" if num_below == 1 else "branch trunk"
-    width = 1.6 + 5.4 * math.sqrt((num_below - 1) / max(1, len(rows) - 1)) if num_below > 1 else 1.6
-    parts.append(
-        tag(
-            "line",
-            tooltip(f"{blocks}: {holders}"),
-            x1=x_from,
-            x2=x,
-            y1=y,
-            y2=y,
-            stroke_width=width,
-            class_=f"mark {css}",
-        )
-    )
     if not branch.children:
         if num_below > 1:  # equal in every block
-            parts.append(
-                tag(
-                    "line",
-                    x1=x,
-                    x2=x,
-                    y1=top + (branch.start + 0.5) * pitch,
-                    y2=top + (branch.end - 0.5) * pitch,
-                    class_="fork",
-                )
-            )
+            first, last = top + (branch.start + 0.5) * pitch, top + (branch.end - 0.5) * pitch
+            parts.append(tag("line", x1=x, x2=x, y1=first, y2=last, class_="fork"))
         return y
     parts.append(tag("line", x1=x, x2=x, y1=heights[0], y2=heights[-1], class_="fork"))
     after = f"after {columns[branch.depth - 1].name}" if branch.depth else "from the first block on"
@@ -138,9 +113,30 @@ def _draw_branch(
     return y
 
 
+def _branch_line(
+    branch: Branch,
+    from_depth: int,
+    rows: Sequence[MapRow],
+    columns: Sequence[MapColumn],
+    css_of: dict[str, str],
+    place: tuple[float, float, float],
+) -> str:
+    """Draw the line that leads to a node, thicker for more snapshots; `place` is (x from, x to, y)."""
+    x_from, x, y = place
+    names = [column.name for column in columns[from_depth : branch.depth]]
+    blocks = names[0] if len(names) == 1 else f"{names[0]} … {names[-1]}, {len(names)} blocks" if names else "no block"
+    num_below = branch.end - branch.start
+    holders = f"shared by {num_below} snapshots" if num_below > 1 else f"only in {rows[branch.start].name}"
+    group = rows[branch.start].group if num_below == 1 else ""
+    css = f"branch {css_of.get(group, '')}" if num_below == 1 else "branch trunk"
+    width = 1.6 + 5.4 * math.sqrt((num_below - 1) / max(1, len(rows) - 1)) if num_below > 1 else 1.6
+    hint = tooltip(f"{blocks}: {holders}")
+    return tag("line", hint, x1=x_from, x2=x, y1=y, y2=y, stroke_width=width, class_=f"mark {css}")
+
+
 def _depth_axis(columns: Sequence[MapColumn], left: float, step: float, top: float, bottom: float) -> str:
     """Draw the blocks' names along the top, every n-th if they don't all fit, with a faint line under each."""
-    longest = max((text_width(one.name, 11) for one in columns), default=0) + 8
+    longest = max((text_width(column.name, 11) for column in columns), default=0) + 8
     every = max(1, math.ceil(longest / step))
     parts = []
     for index in range(0, len(columns), every):
@@ -206,7 +202,9 @@ def _cell(
 
 def _column_names(columns: Sequence[MapColumn], left: float, pitch: float) -> str:
     """Draw the names and notes above the columns, every n-th if they don't all fit."""
-    longest = max((max(text_width(one.name, 11), text_width(one.note, 10.5)) for one in columns), default=0) + 6
+    longest = (
+        max((max(text_width(column.name, 11), text_width(column.note, 10.5)) for column in columns), default=0) + 6
+    )
     step = max(1, math.ceil(longest / pitch))
     parts = []
     for index in range(0, len(columns), step):
