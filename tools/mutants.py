@@ -24,7 +24,7 @@ NUM_JOBS = 2
 FOLDERS = ("raysnap", "tests", "configs", "scripts", "benchmarks", "tools", "docs")
 FAILED = 1  # pytest's exit code for tests that failed, and not for its own trouble
 
-POWER = "faults/test_store_crashes.py::test_a_power_cut_leaves_the_old_state_or_the_new_and_all_that_was_reported"
+POWER = "faults/test_store_crashes.py::test_a_power_cut_leaves_the_old_or_the_reported_state"
 FLIPPED = "faults/test_store_damage.py::test_every_flipped_bit_is_found"
 HOSTILE = "models/test_tensor_bytes.py::test_a_hostile_file_is_refused"
 SYNCED = "test_atomic.py::test_file_and_folder_are_synced_around_the_rename"
@@ -105,7 +105,7 @@ MUTANTS = [
         "store/store_file.py",
         "files.write_new(path, STORE_CONTENT)",
         "files.write(path, STORE_CONTENT)",
-        "laws/test_store_concurrency.py::test_a_store_that_another_process_makes_and_fills_meanwhile_is_opened_as_it_is",
+        "laws/test_store_concurrency.py::test_a_store_created_by_another_process_is_opened",
         r"assert \[\d+\] == \[\d+\]",
     ),
     Mutant(
@@ -121,7 +121,7 @@ MUTANTS = [
         "store/store.py",
         "                self._files.sync_shards(entry.digest for entry in manifest.blocks)\n",
         "",
-        "store/test_store.py::test_folders_of_blocks_that_others_wrote_are_on_the_disk_before_the_manifest",
+        "store/test_files.py::test_shards_are_synced_before_the_manifest",
         r"assert set\(\) ==|assert set\(synced",
     ),
     Mutant(
@@ -129,7 +129,7 @@ MUTANTS = [
         "store/store.py",
         "                    self._files.sync(target)\n",
         "",
-        "faults/test_store_crashes.py::test_what_a_killed_writer_left_unsynced_is_on_the_disk_once_it_is_put_again",
+        "faults/test_store_crashes.py::test_putting_again_syncs_what_a_killed_writer_left",
         r"which is not in the store|assert found in allowed",
     ),
     Mutant(
@@ -137,7 +137,7 @@ MUTANTS = [
         "store/catalog.py",
         "            files.sync(path)\n",
         "            pass\n",
-        "faults/test_store_crashes.py::test_what_a_killed_writer_left_unsynced_is_on_the_disk_once_it_is_put_again",
+        "faults/test_store_crashes.py::test_putting_again_syncs_what_a_killed_writer_left",
         r"assert found in allowed",
     ),
     Mutant(
@@ -153,7 +153,7 @@ MUTANTS = [
         "store/files.py",
         "if digest is not None and hasher.hexdigest() != digest:",
         "if False:",
-        "store/test_store.py::test_tensors_that_change_while_they_are_written_are_not_stored",
+        "store/test_store.py::test_tensors_that_change_during_a_write_are_not_stored",
         NOT_RAISED,
     ),
     Mutant(
@@ -209,7 +209,7 @@ MUTANTS = [
         "store/files.py",
         "                os.utime(path)\n",
         "                path.stat()\n",
-        "store/test_garbage.py::test_putting_a_block_again_starts_its_age_anew",
+        "store/test_garbage.py::test_putting_a_block_again_restarts_its_grace",
         r"assert 1 == 0",
     ),
     Mutant(
@@ -289,7 +289,7 @@ MUTANTS = [
         "store/catalog.py",
         "    if expected is not None and (current or ABSENT) != expected:",
         "    if False:",
-        "store/test_store.py::test_a_name_moves_only_from_what_is_expected",
+        "store/test_catalog.py::test_a_name_moves_only_from_what_is_expected",
         NOT_RAISED,
     ),
     Mutant(
@@ -305,7 +305,7 @@ MUTANTS = [
         "store/catalog.py",
         "    path = files.refs_dir / check_ref_name(name)\n    with files.ref_lock():\n        if not",
         "    path = files.refs_dir / name\n    with files.ref_lock():\n        if not",
-        "store/test_store.py::test_a_name_moves_only_from_what_is_expected",
+        "store/test_catalog.py::test_a_name_moves_only_from_what_is_expected",
         NOT_RAISED,
     ),
     Mutant(
@@ -313,7 +313,7 @@ MUTANTS = [
         "store/store_file.py",
         "    if type(found) is int and found > FORMAT:",
         "    if False:",
-        "store/test_store.py::test_a_newer_format_is_refused_without_touching_anything",
+        "store/test_store_file.py::test_a_newer_format_is_rejected_unchanged",
         r"StoreDamaged",
     ),
     Mutant(

@@ -140,14 +140,14 @@ def check_power_cuts(bench: Path, scenario: Scenario, disk: Disk, power: Power, 
 
 
 @pytest.mark.parametrize("name", SCENARIOS)
-def test_a_power_cut_leaves_the_old_state_or_the_new_and_all_that_was_reported(bench, name):
+def test_a_power_cut_leaves_the_old_or_the_reported_state(bench, name):
     base, scenario = prepare(bench, name)
     power, disk = Power(base), Disk(base / NESTED)
     assert run(scenario, disk, disk.root) == len(scenario.steps)
     check_power_cuts(bench, scenario, disk, power, COUNTS.power_states // len(SCENARIOS))
 
 
-def test_what_a_killed_writer_left_unsynced_is_on_the_disk_once_it_is_put_again(bench):
+def test_putting_again_syncs_what_a_killed_writer_left(bench):
     """Its manifest or name is visible, but not yet on the disk; who finds it there and says so makes sure it is."""
     base, scenario = prepare(bench, "under an old name")
     whole = Disk(copy(base, bench / "whole") / NESTED)

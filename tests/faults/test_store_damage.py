@@ -244,7 +244,7 @@ def test_a_file_without_permission_is_an_error_that_names_it(whole, target):
 
 @pytest.mark.parametrize("folder", ["objects", "snapshots", "refs", "tmp"])
 @pytest.mark.parametrize("is_missing", [True, False])
-def test_a_folder_that_is_missing_or_closed_is_named_and_nothing_is_deleted(whole, folder, is_missing):
+def test_a_missing_or_closed_folder_stops_a_gc(whole, folder, is_missing):
     store, world = whole
     path = store.path / folder
     num_blocks = store.stats()["num_blocks"]
@@ -276,7 +276,7 @@ def test_a_file_that_belongs_nowhere_is_named_and_breaks_nothing(whole, stray):
     assert look(store.path, world.snapshots) == world
 
 
-def test_a_block_too_many_is_no_fault_and_goes_with_the_next_collection(whole):
+def test_an_unneeded_block_is_no_fault_and_is_collected(whole):
     store, world = whole
     with disk_folder() as folder:
         foreign, _ = make_store(folder / "foreign", (7,))

@@ -137,7 +137,7 @@ def check_state_of_reads(store: Store, scenario: Scenario) -> None:
 
 
 @pytest.mark.parametrize("code", [errno.EIO, errno.EINTR], ids=errno.errorcode.get)
-def test_an_error_while_reading_names_itself_and_never_returns_less(bench, code):
+def test_a_read_error_is_raised_and_never_shortens_a_list(bench, code):
     """Every call of a full reading, of a listing and of a check fails in turn."""
     template, scenario, _ = prepare(bench, "beside shared blocks")
     path = template / "store"
@@ -202,7 +202,7 @@ def check_full(template: Path, bench: Path, scenario: Scenario, step: int, code:
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT], ids=errno.errorcode.get)
 @pytest.mark.parametrize("name", SCENARIOS)
-def test_a_disk_that_fills_up_at_any_call_is_named_and_can_be_cleaned_up(bench, name, code):
+def test_a_disk_that_fills_up_at_any_call_can_be_cleaned_up(bench, name, code):
     template, scenario, calls = prepare(bench, name)
     steps = [step for step, call in enumerate(calls, start=1) if call.kind in CHANGING]
     assert sum(check_full(template, bench, scenario, step, code) for step in steps) > 10
@@ -266,7 +266,7 @@ def run_limited(limit_kib: int, *command: object) -> subprocess.CompletedProcess
     return subprocess.run(shell, capture_output=True, text=True, env=environment, cwd=ROOT, check=False)
 
 
-def test_a_block_past_the_file_size_limit_ends_the_command_with_an_error(empty_dir, weights_path):
+def test_a_block_past_the_file_size_limit_is_an_error(empty_dir, weights_path):
     store = Store.open(empty_dir / "store", create=True)
     ended = run_limited(64, sys.executable, "-m", "raysnap", *add_command(store.path, weights_path))
     assert ended.returncode == 2, ended.stderr
@@ -291,7 +291,7 @@ assert len(store.summaries()) == 2 and not (store.path / "index.sqlite").exists(
 
 
 @pytest.mark.parametrize("what", ["manifest", "index"])
-def test_a_manifest_or_index_past_the_file_size_limit_leaves_the_store_as_it_was(empty_dir, what):
+def test_the_file_size_limit_leaves_the_store_as_it_was(empty_dir, what):
     """A snapshot whose manifest is too long fails; one whose listing can't be kept is listed all the same."""
     store = Store.open(empty_dir / "store", create=True)
     put(store, seed=1)
@@ -305,7 +305,7 @@ def test_a_manifest_or_index_past_the_file_size_limit_leaves_the_store_as_it_was
     check_clean(store.path)
 
 
-def test_a_small_disk_that_is_full_is_named_and_cleaned_up_by_the_commands(empty_dir, weights_path):
+def test_a_full_small_disk_is_cleaned_up_by_the_commands(empty_dir, weights_path):
     script = SUPPORT / "store_full_disk.py"
     unshare = shutil.which("unshare")
     if unshare is None:

@@ -31,12 +31,12 @@ def crowd(law: str, folder: Path, *numbers: float) -> dict[str, int]:
     return json.loads(result.stdout)
 
 
-def test_concurrent_writers_lose_no_commit_no_shared_block_twice_and_no_move_of_a_name(tmp_path):
+def test_concurrent_writers_lose_nothing(tmp_path):
     assert crowd("writers", tmp_path, NUM_WORKERS, NUM_COMMITS)["num_commits"] == NUM_WORKERS * NUM_COMMITS
 
 
 @pytest.mark.slow
-def test_writers_collectors_and_readers_killed_at_random_lose_no_needed_block_and_leave_none_unneeded(tmp_path):
+def test_random_kills_lose_no_needed_block_and_leave_no_other(tmp_path):
     result = crowd("storm", tmp_path, STORM_S, 8128)
     assert result["num_kills"] >= STORM_S
     assert result["num_stored"] >= STORM_S
@@ -49,7 +49,7 @@ def store(tmp_path) -> Store:
 
 
 @pytest.mark.parametrize("moment", ["_check_vacant", "create_folders"])
-def test_a_store_that_another_process_makes_and_fills_meanwhile_is_opened_as_it_is(tmp_path, monkeypatch, moment):
+def test_a_store_created_by_another_process_is_opened(tmp_path, monkeypatch, moment):
     path, owner = tmp_path / "store", Store if moment == "_check_vacant" else Files
     unhurried, made = getattr(owner, moment), []
 
@@ -66,7 +66,7 @@ def test_a_store_that_another_process_makes_and_fills_meanwhile_is_opened_as_it_
     assert not list((path / "tmp").iterdir())
 
 
-def test_a_name_that_is_taken_away_while_names_are_verified_is_no_damage(store, monkeypatch):
+def test_a_name_removed_during_verify_is_not_damage(store, monkeypatch):
     put(store, name="mine")
     resolve = catalog.resolve
 
@@ -78,7 +78,7 @@ def test_a_name_that_is_taken_away_while_names_are_verified_is_no_damage(store, 
     assert store.verify()["ok"]
 
 
-def test_a_name_that_moves_while_its_snapshot_is_removed_is_no_damage(store, monkeypatch):
+def test_a_name_moved_during_a_removal_is_not_damage(store, monkeypatch):
     old, new = (put(store, seed=seed).manifest.id for seed in range(2))
     store.set_ref("mine", old)
     (store.path / "snapshots" / f"{old}.json").unlink()
@@ -94,7 +94,7 @@ def test_a_name_that_moves_while_its_snapshot_is_removed_is_no_damage(store, mon
     assert store.verify()["ok"]
 
 
-def test_a_block_that_is_collected_and_put_again_while_it_is_verified_is_no_damage(store, monkeypatch):
+def test_a_block_rewritten_during_verify_is_not_damage(store, monkeypatch):
     store.put_block(make_blocks()[0][1])
     check_block = audit._check_block
 

@@ -176,7 +176,7 @@ class StoreMachine(RuleBasedStateMachine):
 
 
 @pytest.mark.timeout(0)
-def test_any_sequence_of_commands_and_kills_leaves_what_the_model_says(monkeypatch):
+def test_any_commands_and_kills_leave_what_the_model_says(monkeypatch):
     few_shards(monkeypatch)
     with disk_folder() as folder:
         StoreMachine.folder = folder

@@ -53,7 +53,7 @@ def test_the_number_of_blocks_is_the_contracts(architecture, expected):
     assert num_body_blocks(architecture) == expected
 
 
-def test_every_architecture_of_a_supported_family_is_split_and_every_other_is_refused():
+def test_exactly_the_supported_families_are_split():
     families = ("resne", "wide", "mobilenet", "efficientnet", "regnet", "vit", "swin", "convnext")
     for architecture in blocks.list_architectures():
         if architecture.startswith(families):
@@ -66,7 +66,7 @@ def test_every_architecture_of_a_supported_family_is_split_and_every_other_is_re
 
 
 @pytest.mark.parametrize(("architecture", "image_size"), ONE_OF_EACH_FAMILY)
-def test_blocks_built_alone_compose_to_torchvisions_forward_bit_for_bit(architecture, image_size):
+def test_blocks_compose_to_torchvisions_forward_bit_for_bit(architecture, image_size):
     model = randomised(architecture)
     split = blocks.split_state_dict(architecture, model.state_dict())
     x = torch.randn(2, 3, image_size, image_size)
@@ -80,7 +80,7 @@ def test_blocks_built_alone_compose_to_torchvisions_forward_bit_for_bit(architec
 
 
 @pytest.mark.parametrize(("architecture", "image_size"), ONE_OF_EACH_FAMILY)
-def test_shapes_and_bytes_without_weights_are_those_of_the_real_model(architecture, image_size):
+def test_measured_shapes_and_bytes_are_the_real_models(architecture, image_size):
     split = blocks.split_state_dict(architecture, models.get_model(architecture, weights=None).state_dict())
     x = torch.randn(1, 3, image_size, image_size)
     for index, (shape, (name, tensors)) in enumerate(zip(block_shapes(architecture, image_size), split, strict=True)):
@@ -103,7 +103,7 @@ def test_the_union_of_the_blocks_loads_into_torchvision_strictly():
     models.get_model("resnet18", num_classes=5).load_state_dict(union, strict=True)
 
 
-def test_random_tensors_and_heads_follow_their_seed_and_leave_the_global_generator_alone():
+def test_random_tensors_follow_their_seed_alone():
     state = torch.random.get_rng_state()
     first, again, other = (blocks.random_tensors("resnet18", 5, seed) for seed in (1, 1, 2))
     assert all(
@@ -112,6 +112,11 @@ def test_random_tensors_and_heads_follow_their_seed_and_leave_the_global_generat
         for a, b in zip(x.values(), y.values(), strict=True)
     )
     assert not torch.equal(first[0][1]["conv1.weight"], other[0][1]["conv1.weight"])
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def test_random_heads_follow_their_seed_alone():
+    state = torch.random.get_rng_state()
     head, same, another = (blocks.random_head("mobilenet_v3_small", 4, seed) for seed in (1, 1, 2))
     assert torch.equal(head["classifier.3.weight"], same["classifier.3.weight"])
     assert not torch.equal(head["classifier.3.weight"], another["classifier.3.weight"])
@@ -139,6 +144,6 @@ def test_an_unknown_architecture_is_answered_with_the_nearest():
         num_body_blocks("resnet_18")
 
 
-def test_a_vision_transformer_refuses_images_it_has_no_positions_for():
+def test_a_vision_transformer_rejects_other_image_sizes():
     with pytest.raises(ArchitectureError, match="224"):
         block_shapes("vit_b_32", 64)

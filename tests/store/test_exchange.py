@@ -13,7 +13,6 @@ from raysnap.models.weight_files import load_state_dict
 from raysnap.store.exchange import add_file, export_snapshot
 from raysnap.store.manifest import DatasetRecord
 from raysnap.store.model_card import CARD_MARK
-from raysnap.store.store import Store
 from tests.support.store_blocks import object_path
 
 ARCHITECTURE = "mobilenet_v3_small"
@@ -23,11 +22,6 @@ ARCHITECTURE = "mobilenet_v3_small"
 def state_dict() -> dict[str, torch.Tensor]:
     torch.manual_seed(0)
     return torchvision.models.get_model(ARCHITECTURE, weights=None, num_classes=3).state_dict()
-
-
-@pytest.fixture
-def store(tmp_path) -> Store:
-    return Store.open(tmp_path / "store", create=True)
 
 
 def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
@@ -60,7 +54,7 @@ def test_a_safetensors_file_gives_its_state_dict(state_dict, tmp_path):
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
-def test_what_comes_in_goes_out_unchanged_and_torchvision_loads_it(store, state_dict, tmp_path, suffix):
+def test_exported_weights_are_those_added_and_load_strictly(store, state_dict, tmp_path, suffix):
     path = tmp_path / "in.pth"
     torch.save(state_dict, path)
     written = add_file(store, path, ARCHITECTURE, name="mine")
@@ -91,7 +85,7 @@ def test_batch_counts_that_old_files_lack_are_zero(store, state_dict, tmp_path):
     assert same(torch.load(tmp_path / "new.pth", weights_only=True), state_dict)
 
 
-def test_a_name_that_is_taken_is_refused_before_anything_is_written(store, state_dict, tmp_path):
+def test_a_taken_name_is_rejected_before_any_write(store, state_dict, tmp_path):
     path = tmp_path / "in.pth"
     torch.save(state_dict, path)
     snapshot = add_file(store, path, ARCHITECTURE, name="mine").manifest.id
@@ -119,7 +113,7 @@ def test_a_name_that_is_taken_is_refused_before_anything_is_written(store, state
         lambda weights: weights | {"../../features.0.0.weight": torch.zeros(1)},
     ],
 )
-def test_weights_that_do_not_fit_are_refused_and_nothing_is_written(store, state_dict, tmp_path, change):
+def test_unfit_weights_are_rejected_before_any_write(store, state_dict, tmp_path, change):
     path = tmp_path / "weights.pth"
     torch.save(change(dict(state_dict)), path)
     with pytest.raises(WeightsError) as caught:

@@ -12,11 +12,6 @@ from raysnap.store.store import Store
 from tests.support.store_blocks import equal, make_blocks, object_path, put, read
 
 
-@pytest.fixture
-def store(tmp_path) -> Store:
-    return Store.open(tmp_path / "store", create=True)
-
-
 def age(store: Store, seconds: float) -> None:
     for path in (store.path / "objects").rglob("*"):
         if path.is_file():
@@ -42,7 +37,7 @@ def test_what_is_younger_than_the_grace_stays(store):
     assert store.gc(grace_s=60)["num_blocks_deleted"] == 1
 
 
-def test_putting_a_block_again_starts_its_age_anew(store):
+def test_putting_a_block_again_restarts_its_grace(store):
     store.put_block(make_blocks()[0][1])
     age(store, 7200)
     assert not store.put_block(make_blocks()[0][1]).is_new
@@ -56,7 +51,7 @@ def test_a_clock_that_was_set_back_deletes_nothing_early(store):
     assert store.gc(grace_s=0)["num_blocks_deleted"] == 1
 
 
-def test_what_dead_writers_left_is_swept(store):
+def test_files_of_dead_writers_are_removed(store):
     for name in ("block-1-ab", "draft-1-ab", "file-1-ab"):
         (store.path / "tmp" / name).write_bytes(b"half")
     assert store.gc()["num_files_swept"] == 0
@@ -118,7 +113,7 @@ def test_a_snapshot_published_after_the_mark_keeps_its_blocks(store, monkeypatch
     assert equal(read(store, store.manifests()[0].id), make_blocks())
 
 
-def test_a_snapshot_published_after_its_blocks_were_set_aside_gets_them_back(store, monkeypatch):
+def test_blocks_set_aside_are_restored_for_a_later_snapshot(store, monkeypatch):
     for _, tensors in make_blocks():
         store.put_block(tensors)
     during(monkeypatch, garbage, "_adopt_abandoned", lambda: put(store))
@@ -138,7 +133,7 @@ def test_a_draft_counts_as_a_manifest(store, monkeypatch):
     assert equal(read(store, store.manifests()[0].id), make_blocks())
 
 
-def test_a_writer_whose_draft_was_swept_starts_again(store, monkeypatch):
+def test_a_writer_whose_draft_was_removed_starts_again(store, monkeypatch):
     def collect() -> None:
         for path in (store.path / "tmp").glob("draft-*"):
             path.unlink()
@@ -150,7 +145,7 @@ def test_a_writer_whose_draft_was_swept_starts_again(store, monkeypatch):
     assert equal(read(store, written.manifest.id), make_blocks())
 
 
-def test_a_block_touched_between_the_look_at_its_age_and_its_renaming_stays(store, monkeypatch):
+def test_a_block_touched_before_it_is_set_aside_stays(store, monkeypatch):
     digest = store.put_block(make_blocks()[0][1]).digest
     age(store, 7200)
     during(monkeypatch, garbage, "_aside_path", lambda: os.utime(object_path(store, digest)))
@@ -160,7 +155,7 @@ def test_a_block_touched_between_the_look_at_its_age_and_its_renaming_stays(stor
 
 
 @pytest.mark.parametrize("is_needed", [True, False])
-def test_what_a_dead_collector_set_aside_is_found_put_back_or_deleted(store, is_needed):
+def test_blocks_set_aside_by_a_dead_gc_are_found_or_deleted(store, is_needed):
     manifest = put(store).manifest
     digest = manifest.blocks[0].digest
     aside = store.path / "tmp" / f"gone-{'0' * 16}-{digest}"

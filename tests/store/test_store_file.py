@@ -1,0 +1,77 @@
+"""Opening a store: only a folder that is one, of this format, is opened; only an empty place becomes one."""
+
+import pytest
+
+from raysnap.errors import StoreDamaged, StoreError
+from raysnap.store.store import Store
+from tests.support.store_blocks import content, equal, make_blocks, put, read
+
+
+def test_a_missing_store_is_only_made_on_request(tmp_path):
+    with pytest.raises(StoreError, match="found nothing there"):
+        Store.open(tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+    Store.open(tmp_path / "deep" / "er", create=True)
+    assert Store.open(str(tmp_path / "deep" / "er")).manifests() == []
+
+
+def test_a_file_is_no_store(tmp_path):
+    path = tmp_path / "file"
+    path.write_text("mine")
+    for create in (False, True):
+        with pytest.raises(StoreError, match="found a file"):
+            Store.open(path, create=create)
+    assert path.read_text() == "mine"
+
+
+def test_a_folder_of_something_else_is_rejected_unchanged(tmp_path):
+    (tmp_path / "photo.jpg").write_bytes(b"x")
+    for create in (False, True):
+        with pytest.raises(StoreError, match=r"without store\.json"):
+            Store.open(tmp_path, create=create)
+    assert list(content(tmp_path)) == ["photo.jpg"]
+
+
+def test_an_interrupted_creation_is_finished(tmp_path):
+    (tmp_path / "objects" / "00").mkdir(parents=True)
+    (tmp_path / "tmp").mkdir()
+    with pytest.raises(StoreError):
+        Store.open(tmp_path)
+    assert put(Store.open(tmp_path, create=True)).is_new
+
+
+def test_a_store_without_its_store_file_is_not_replaced(store):
+    put(store)
+    (store.path / "store.json").unlink()
+    with pytest.raises(StoreError, match=r"without store\.json"):
+        Store.open(store.path, create=True)
+
+
+@pytest.mark.parametrize("document", ['{"format": 2, "digest": "blake3"}', '{"format": 99, "digest": "other", "x": 1}'])
+def test_a_newer_format_is_rejected_unchanged(store, document):
+    put(store)
+    (store.path / "store.json").write_text(document)
+    before = content(store.path)
+    for create in (False, True):
+        with pytest.raises(StoreError, match="newer"):
+            Store.open(store.path, create=create)
+    assert content(store.path) == before
+
+
+@pytest.mark.parametrize(
+    "document", ["", "[]", "null", '{"format": 1}', '{"format": "1", "digest": "blake3"}', "[" * 9999]
+)
+def test_a_damaged_store_file_is_damage(store, document):
+    (store.path / "store.json").write_text(document)
+    with pytest.raises(StoreDamaged):
+        Store.open(store.path)
+
+
+def test_a_moved_or_linked_store_can_be_opened(store, tmp_path):
+    snapshot = put(store, name="mine").manifest.id
+    moved = store.path.rename(tmp_path / "with blanks and ü")
+    (tmp_path / "link").symlink_to(moved)
+    again = Store.open(tmp_path / "link")
+    assert again.resolve("mine") == snapshot
+    assert not put(again).is_new
+    assert equal(read(again, "mine"), make_blocks())
