@@ -92,9 +92,7 @@ def _read_store(name: str, run: Run) -> StoreContents:
     held = tuple(
         StoredSnapshot(
             id=manifest.id,
-            name=run.trial_of[manifest.id].name
-            if manifest.id in run.trial_of
-            else names.get(manifest.id, manifest.id[:12]),
+            name=run_names.get(manifest.id) or names.get(manifest.id, manifest.id[:12]),
             architecture=manifest.architecture,
             dataset=manifest.dataset.name if manifest.dataset else None,
             retrain_index=manifest.retrain_index,
