@@ -48,8 +48,8 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     return min(num_files, MAX_PROCESSES) if num_files > 1 else 0
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+@pytest.hookimpl(wrapper=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> Iterator[None]:
     """Mark each test with its group for `--dist loadgroup`; the groups that take longest begin first.
 
     A group is what one process runs: all tests of a shared fixture, else a file, whose fixtures are made once.
@@ -65,6 +65,24 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         torch.set_num_threads(1)  # each process would have one per core
         slow = {group_of(item) for item in items if item.get_closest_marker("slow")}
         items.sort(key=lambda item: ((*SHARED, group_of(item)).index(group_of(item)), group_of(item) not in slow))
+    yield
+    if getattr(config.option, "loadgroup", False):
+        for item in items:
+            append_group(item)
+
+
+def append_group(item: pytest.Item) -> None:
+    """Append the group to the name of a test where pytest-xdist can't: it says nothing and spreads single tests then.
+
+    Since 9.2 pytest keeps names where pytest-xdist 3.8 doesn't look (pytest-dev/pytest-xdist#1386).
+    """
+    name = f"{item.nodeid}@{group_of(item)}"
+    if item.nodeid.endswith(f"@{group_of(item)}"):
+        return
+    if hasattr(item, "_id"):
+        item._id = type(item._id).parse(name)
+    if item.nodeid != name:
+        raise pytest.UsageError("tests can't be grouped with these versions of pytest and pytest-xdist; try -n 0")
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -75,9 +93,9 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    """Take the group off the name of a test, where xdist appends it: what is shown can be run."""
+    """Take the group off the name of a test before it is shown: what is shown can be run."""
     name, mark, group = report.nodeid.rpartition("@")
-    if mark and "]" not in group:
+    if mark and "]" not in group and "PYTEST_XDIST_WORKER" not in os.environ:
         report.nodeid = name
 
 
