@@ -18,7 +18,7 @@ def config(tmp_path: Path, **keys) -> BenchConfig:
     return BenchConfig(**given | {"synthetic_dir": tmp_path / "synthetic", "data_dir": tmp_path / "data"} | keys)
 
 
-def test_every_combination_is_a_cell_and_methods_of_a_question_stand_together(tmp_path):
+def test_every_combination_is_a_cell_grouped_by_question(tmp_path):
     cells = expand(config(tmp_path, methods=["shift", "nested"], cache=["cold", "warm"], image_size=[32, 64]))
     assert [cell.name for cell in cells] == [
         f"{size}px.{cache}.shapes-colour-a.linear.{method}"
@@ -56,7 +56,7 @@ def test_cells_of_groups_go_by_their_group_too(tmp_path):
         ({"synthetic_sets": {"made": RECIPE | {"base": {"weights": "nowhere"}}}}, r"base\.weights 'nowhere'"),
     ],
 )
-def test_what_can_not_be_run_is_refused_before_anything_is_written(tmp_path, keys, message):
+def test_a_benchmark_that_can_not_run_writes_nothing(tmp_path, keys, message):
     with pytest.raises(RaysnapError, match=message):
         plan_bench(config(tmp_path, **keys))
     assert not list(tmp_path.iterdir())

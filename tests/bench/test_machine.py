@@ -10,7 +10,7 @@ def moment(all_cpus_s=0.0, busy_cpus_s=0.0, steal_s=0.0, own_cpu_s=0.0) -> Momen
     return Moment(all_cpus_s, busy_cpus_s, steal_s, own_cpu_s, read_bytes=0)
 
 
-def test_the_load_between_two_moments_is_split_into_own_other_and_stolen_time():
+def test_load_is_split_into_own_other_and_stolen_time():
     load = moment(1.0, 0.5, 0.1, 0.2).load_until(moment(21.0, 14.5, 2.1, 10.2))
     assert load == Load(
         own_cpu_s=10.0, own_cpu_share=0.5, other_cpu_share=0.2, steal_share=0.1, other_cpu_s=4.0, steal_s=2.0
@@ -46,7 +46,7 @@ def test_own_work_counts_as_own():
     assert load.other_cpu_share >= 0
 
 
-def test_the_peak_is_that_since_the_start_and_not_that_of_the_process():
+def test_peak_memory_is_counted_from_the_start_of_the_search():
     old = np.ones(200 * 2**20, dtype=np.uint8)
     del old
     start = MemoryStart.now()

@@ -23,7 +23,7 @@ def written(path: Path, num_bytes: int) -> Path:
     return path
 
 
-def test_a_dropped_file_leaves_memory_though_it_was_just_written_and_reading_it_comes_from_the_disk(on_disk):
+def test_a_dropped_file_is_read_from_the_disk(on_disk):
     paths = [written(on_disk / "long", 3_000_001), written(on_disk / "short", 10), written(on_disk / "empty", 0)]
     assert residency(paths) == Residency(3_000_011, 3_000_011)
     drop([*paths, on_disk / "gone"])
@@ -33,7 +33,7 @@ def test_a_dropped_file_leaves_memory_though_it_was_just_written_and_reading_it_
     assert Moment.now().read_bytes - before >= 3_000_001
 
 
-def test_a_loaded_file_is_in_memory_whole_and_reading_it_takes_nothing_from_the_disk(on_disk):
+def test_a_loaded_file_is_read_from_memory(on_disk):
     path = written(on_disk / "file", 3_000_001)
     drop([path])
     load([path, on_disk / "gone"])

@@ -77,7 +77,7 @@ def test_what_rows_have_in_common_stands_once_beside_them(finished, config):
     assert next(iter(env["machines"].values()))["torch"] == env["torch"]
 
 
-def test_a_summary_has_a_line_per_cell_with_its_median_and_spread(finished):
+def test_a_summary_has_each_cells_median_and_spread(finished):
     assert [cell["method"] for cell in finished.cells] == list(METHODS)
     for cell, search in zip(finished.cells, finished.searches, strict=True):
         assert cell["num_done"] == 2
@@ -98,7 +98,7 @@ def test_the_methods_keep_their_laws(finished):
     assert by_method["shared"]["work"]["flops"] < by_method["baseline"]["work"]["flops"]
 
 
-def test_an_interrupted_benchmark_is_finished_without_repeating_a_finished_run(finished, config, tmp_path):
+def test_a_resumed_benchmark_repeats_no_finished_search(finished, config, tmp_path):
     """A real SIGINT hits the driver while a search runs in another process; the last row is torn besides."""
     own = config.model_copy(update={"run_dir": tmp_path / "run", "methods": ("shared", "alsatian"), "num_warmups": 0})
     timers = []
@@ -124,7 +124,7 @@ def test_an_interrupted_benchmark_is_finished_without_repeating_a_finished_run(f
     assert len(rows) == len(set(rows)) == 4
 
 
-def test_a_synthetic_set_is_made_once_and_shared_by_later_benchmarks(ray_local, config, tmp_path):
+def test_a_synthetic_set_is_made_once_for_all_benchmarks(ray_local, config, tmp_path):
     recipe = SyntheticRecipe(num_snapshots=2, num_classes=4, image_size=32)
     update = {"store": ("two",), "synthetic_dir": tmp_path, "methods": ("shared",), "repeats": 1, "num_warmups": 0}
     own = config.model_copy(update=update | {"synthetic_sets": {"two": recipe}, "run_dir": tmp_path / "first"})
@@ -163,7 +163,7 @@ def test_a_mistake_is_one_line_and_nothing_is_written(tmp_path, monkeypatch, cap
     assert [path.name for path in tmp_path.iterdir()] == ["a-file"]
 
 
-def test_a_dry_run_lists_the_cells_with_their_work_and_writes_nothing(tmp_path, monkeypatch, capsys):
+def test_a_dry_run_lists_cells_and_work_and_writes_nothing(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["bench", str(find_config("search_bench_small")), "--dry-run", "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
@@ -176,7 +176,7 @@ def test_a_dry_run_lists_the_cells_with_their_work_and_writes_nothing(tmp_path, 
     assert not list(tmp_path.iterdir())
 
 
-def test_a_store_that_is_not_there_is_refused_before_anything_is_written(config, tmp_path):
+def test_a_missing_store_is_refused_and_nothing_is_written(config, tmp_path):
     with pytest.raises(StoreError, match="expected a model store"):
         plan_bench(config.model_copy(update={"store": (tmp_path / "store",)}))
     assert not list(tmp_path.iterdir())

@@ -50,7 +50,7 @@ def _few_threads(monkeypatch):
         yield
 
 
-def test_a_cold_run_reads_what_it_needs_from_the_disk_and_a_warm_one_almost_nothing(cell):
+def test_cold_runs_read_the_disk_and_warm_ones_hardly_do(cell):
     cold = time_search(replace(cell, cache="cold"))
     assert cold["page_cache"]["state"] == "cold"
     assert cold["page_cache"]["problem"] is None
@@ -64,7 +64,7 @@ def test_a_cold_run_reads_what_it_needs_from_the_disk_and_a_warm_one_almost_noth
     assert warm["search"]["ranking"] == cold["search"]["ranking"]
 
 
-def test_what_is_needed_is_every_unique_block_but_heads_and_the_pixels(cell):
+def test_needed_files_are_unique_blocks_without_heads_and_pixels(cell):
     store = Store.open(cell.store_dir)
     blocks = {
         block.digest: block.num_bytes for one in store.manifests() for block in one.blocks if block.name != "head"
@@ -110,7 +110,7 @@ def test_a_row_tells_time_as_finely_as_asked(cell, detail, stages, num_block_rea
     assert 0 <= outcome["recording_s"] < outcome["wall_s"]
 
 
-def test_warm_ups_run_once_in_a_process_for_both_states_of_the_page_cache(cell, monkeypatch):
+def test_warm_ups_run_once_for_both_states_of_the_page_cache(cell, monkeypatch):
     calls = []
     real = timed_search.search
     monkeypatch.setattr(timed_search, "search", lambda *args, **kwargs: calls.append(1) or real(*args, **kwargs))

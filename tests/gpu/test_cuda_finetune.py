@@ -33,7 +33,7 @@ def on_gpu(architecture: str) -> torch.nn.Sequential:
 
 
 @pytest.mark.parametrize("architecture", FAMILIES)
-def test_frozen_blocks_keep_the_bases_digests_and_the_published_mistake_is_refused(architecture, monkeypatch):
+def test_frozen_blocks_keep_digests_and_the_mistake_is_refused(architecture, monkeypatch):
     model = on_gpu(architecture)
     num_frozen = num_body_blocks(architecture)
     before = digests_of(model)
@@ -103,7 +103,7 @@ def little_memory() -> Iterator[None]:
     torch.cuda.set_per_process_memory_fraction(1.0)
 
 
-def test_too_large_a_batch_is_said_to_be_and_leaves_the_memory_free(little_memory):
+def test_too_large_a_batch_is_named_and_leaves_memory_free(little_memory):
     model = on_gpu("resnet18")
     data = splits() | {"train": coloured_squares(4096, 0)}
     with pytest.raises(OutOfMemory, match="try a smaller train.batch_size"):

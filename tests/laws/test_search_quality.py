@@ -16,7 +16,7 @@ TARGET, RELATED = "shapes-orientation-b", "shapes-orientation-a"
 
 
 @pytest.mark.parametrize("draw", range(4))
-def test_the_candidate_of_the_related_task_comes_first_whatever_candidates_and_items_are_drawn(quickstart, draw):
+def test_the_candidate_of_the_related_task_ranks_first(quickstart, draw):
     store = Store.open(quickstart.directory / "store")
     related = [one.id for one in store.manifests() if one.dataset.name == RELATED]
     unrelated = [one.id for one in store.manifests() if one.dataset.name != RELATED]

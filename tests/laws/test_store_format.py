@@ -44,7 +44,7 @@ def store(tmp_path) -> Store:
     return Store.open(tmp_path / "store", create=True)
 
 
-def test_the_reader_imports_json_blake3_safetensors_and_paths_alone():
+def test_the_reader_imports_no_raysnap():
     tree = ast.parse(Path(format_reader.__file__).read_text())
     imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
     imported |= {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}

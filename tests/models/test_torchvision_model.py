@@ -80,7 +80,7 @@ def test_a_stored_snapshot_loads_bit_for_bit(store):
     }
 
 
-def test_a_loaded_model_can_be_trained_and_leaves_the_store_alone(store):
+def test_a_loaded_model_trains_and_leaves_the_store_alone(store):
     put_model(store)
     model = store.load_model("mine").train()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)

@@ -45,7 +45,7 @@ def test_foreign_roles_and_statuses_are_kept_as_text():
     assert (row.role, row.status) == ("probe", "lost")
 
 
-def test_the_last_row_of_a_trial_counts_in_the_place_of_its_first():
+def test_a_trials_last_row_counts_in_the_place_of_its_first():
     rows = [{"trial": "a", "status": "failed"}, {"method": "shift"}, {"trial": "b"}, {"trial": "a", "status": "done"}]
     assert [(row.name, row.status) for row in latest_trial_rows(rows)] == [("a", "done"), ("b", "unknown")]
 

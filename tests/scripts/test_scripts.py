@@ -45,7 +45,7 @@ cd "$PROJECT"/.venv/lib/python3*/site-packages
 echo 'import sys; print("pytest", *sys.argv[1:]); sys.exit(3 if "--fail" in sys.argv else 0)' >pytest.py
 """
 
-PYTEST = "pytest -n auto --dist loadgroup --no-loadscope-reorder"
+PYTEST = "pytest -n auto"
 
 OLD_PYTHON = """#!/bin/sh
 case "$2" in *exit*) exit 1 ;; *) echo 3.8 ;; esac
