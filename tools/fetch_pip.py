@@ -35,7 +35,7 @@ def main() -> None:
 
 
 def fetch(url: str) -> bytes:
-    """The bytes at `url`; certificates are checked against PIP_CERT where it is set, as pip does."""
+    """Return the bytes at `url`; certificates are checked against PIP_CERT where it is set, as pip does."""
     context = ssl.create_default_context(cafile=os.environ.get("PIP_CERT"))
     with urllib.request.urlopen(url, timeout=TIMEOUT_S, context=context) as response:
         return response.read()
