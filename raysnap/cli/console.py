@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.markup import escape
 from rich.table import Table
 
 if TYPE_CHECKING:
@@ -38,7 +37,10 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would run and
 
 
 def print_result(result: RenderableType) -> None:
-    """Print text or a rich table on stdout; in a pipe, lines are not cut at a terminal's width."""
+    """Print text or a rich table on stdout, brackets and all: rich's markup is off.
+
+    In a pipe, lines are not cut at a terminal's width.
+    """
     from rich.console import Console
 
     width = None if sys.stdout.isatty() else 200
@@ -84,5 +86,5 @@ def simple_table(columns: Sequence[str], rows: Iterable[Sequence[object]], numer
         keeps_width = is_numeric or column == "id"  # on a narrow terminal the other columns give way
         table.add_column(column, justify="right" if is_numeric else "left", overflow="fold", no_wrap=keeps_width)
     for row in rows:
-        table.add_row(*("–" if value is None else escape(str(value)) for value in row))
+        table.add_row(*("–" if value is None else str(value) for value in row))
     return table

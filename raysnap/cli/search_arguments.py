@@ -11,7 +11,7 @@ from raysnap.config.choices import Method, Proxy
 Data = Annotated[str, typer.Option("--data", metavar="DATASET", help="Name of a dataset, or path of an ImageFolder.")]
 SearchMethod = Annotated[Method, typer.Option("--method", help="How candidates are compared, see above.")]
 SearchProxy = Annotated[
-    Proxy, typer.Option("--proxy", help="Score of frozen features that stands in for fine-tuned accuracy.")
+    Proxy, typer.Option("--proxy", help="Score computed on frozen features, an estimate of fine-tuned accuracy.")
 ]
 NumTrain = Annotated[
     int | None, typer.Option("--num-train", metavar="N", min=1, help="Train items to fit probes on; default: all.")
