@@ -8,7 +8,7 @@ from raysnap import progress
 
 
 def lines_of(monkeypatch, calls: list[tuple[float, tuple]]) -> list[str]:
-    """What a log shows when progress is shown at these times."""
+    """Return what a log shows when progress is shown at these times."""
     stream, clock = io.StringIO(), iter([0.0, *(time_s for time_s, _ in calls)])
     monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
     with progress.show_progress(stream) as show:

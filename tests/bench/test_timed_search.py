@@ -23,7 +23,7 @@ SHARED_MEMORY = Path("/dev/shm")
 
 @pytest.fixture(scope="module")
 def cell(tmp_path_factory) -> Cell:
-    """A search over three snapshots that share blocks."""
+    """Return a search over three snapshots that share blocks."""
     directory = tmp_path_factory.mktemp("timed")
     if filesystem(directory) in ("tmpfs", "ramfs"):
         pytest.skip("the temporary folder is in memory; files there are never cold")

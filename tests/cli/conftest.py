@@ -29,7 +29,7 @@ def no_ray(monkeypatch):
 
 @pytest.fixture(scope="session")
 def shared(tmp_path_factory) -> Path:
-    """A folder with a store of two snapshots that differ in the head, an empty store, and a dataset; read only."""
+    """Return a read-only folder with a store of two snapshots that differ in the head, an empty one, and a dataset."""
     folder = tmp_path_factory.mktemp("cli")
     store = Store.open(folder / "store", create=True)
     blocks = random_tensors("resnet18", 3, 0)
@@ -55,7 +55,7 @@ def shared(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def here(shared, tmp_path, monkeypatch, no_ray) -> Path:
-    """A current folder of its own, with links to the shared store and data."""
+    """Return a current folder of its own, with links to the shared store and data."""
     for name in ("store", "data"):
         (tmp_path / name).symlink_to(shared / name)
     (tmp_path / "job.yaml").write_text(JOB)

@@ -21,7 +21,7 @@ from tests.support.cli_commands import make_dataset, run_json, run_text
 
 @pytest.fixture
 def empty_folder(tmp_path, monkeypatch):
-    """An empty current folder."""
+    """Return an empty current folder."""
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     return tmp_path / "here"
@@ -29,7 +29,7 @@ def empty_folder(tmp_path, monkeypatch):
 
 @pytest.fixture
 def pets(empty_folder):
-    """A dataset of two classes and two splits, all images different."""
+    """Return a dataset of two classes and two splits, all images different."""
     for index in range(24):
         folder = empty_folder / "data" / "pets" / ("train", "test")[index % 2] / ("cat", "dog")[index // 2 % 2]
         folder.mkdir(parents=True, exist_ok=True)

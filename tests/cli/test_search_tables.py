@@ -16,7 +16,7 @@ def bench_cell(method: str, cache: str, median_s: float, **keys):
 
 
 def columns(table) -> list[dict[str, str]]:
-    """The table's rows by column title."""
+    """Return the table's rows by column title."""
     cells = [list(column.cells) for column in table.columns]
     titles = [column.header for column in table.columns]
     return [dict(zip(titles, row, strict=True)) for row in zip(*cells, strict=True)]

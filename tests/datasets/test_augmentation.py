@@ -24,7 +24,7 @@ def noise(num_images: int, height: int, width: int) -> torch.Tensor:
 
 
 def augment(pixels: torch.Tensor, draws: torch.Tensor, crop_size: int, *crop_area: tuple[float, float]) -> torch.Tensor:
-    """The crops as they would be seen, uint8."""
+    """Return the crops as they would be seen, uint8."""
     levels = augment_and_normalise(pixels, draws, crop_size, *crop_area, mean=(0, 0, 0), std=(1 / 255,) * 3)
     return levels.round().clamp(0, 255).to(torch.uint8)
 

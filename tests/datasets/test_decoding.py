@@ -46,7 +46,7 @@ def nobody_else(job: DecodeJob) -> bool:
 def decode(
     folder: Path, jobs: list[DecodeJob], is_done: Callable[[DecodeJob], bool] = nobody_else
 ) -> tuple[dict[DecodeJob, decoding.Outcome], bytes]:
-    """The outcomes by job, and what the file holds."""
+    """Return the outcomes by job, and what the file holds."""
     with (folder / "slots.bin").open("w+b", buffering=0) as file:
         with closing(decode_into(file.fileno(), jobs, RESIZE_SIZE, is_done)) as done:
             outcomes = list(done)

@@ -12,7 +12,7 @@ from raysnap.datasets.disk_cache import KEEP_FREE_BYTES, DiskCache, hold, mark_u
 
 @pytest.fixture
 def cache(tmp_path):
-    """A cache of two places with three entries of 100 bytes, used in the order of their names."""
+    """Return a cache of two places with three entries of 100 bytes, used in the order of their names."""
     places = (tmp_path / "first", tmp_path / "second")
     for place in places:
         place.mkdir()

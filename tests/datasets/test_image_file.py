@@ -244,7 +244,7 @@ def test_all_bad_files_together_stay_within_two_gigabytes(verdicts):
 
 
 def why_bad(path: Path) -> str | None:
-    """The reason why an image can't be read; None where it can."""
+    """Return the reason why an image can't be read; None where it can."""
     with catch_warnings():
         simplefilter("ignore")
         try:

@@ -44,7 +44,7 @@ class Driver:
         self.num_runs = 0
 
     def run(self, fault: str, address: str | None) -> subprocess.CompletedProcess:
-        """Runs or resumes the job on the Ray at an address, or on one of its own, until the fault strikes."""
+        """Run or resume the job on the Ray at an address, or on one of its own, until the fault strikes."""
         script = SUPPORT / "fault_driver.py"
         arguments = ["generate", str(self.config_path), "--json", *(["--resume"] if self.num_runs else [])]
         self.num_runs += 1
@@ -55,7 +55,7 @@ class Driver:
         return subprocess.run(command, capture_output=True, text=True, timeout=200, env=environment)
 
     def epochs(self) -> dict[str, list[int]]:
-        """The epochs of each trial that Tune heard of, in order, over all runs."""
+        """Return the epochs of each trial that were reported to Tune, in order, over all runs."""
         told = [line.split() for line in self.log_path.read_text().splitlines()] if self.log_path.exists() else []
         return {trial.id: [int(epoch) for name, epoch in told if name == trial.id] for trial in self.trials}
 
@@ -64,7 +64,7 @@ class Driver:
 
 
 def trained_undisturbed(driver: Driver, directory: Path) -> dict[str, list[str]]:
-    """The block digests of each trial's snapshot had nothing happened, by a loop without Ray."""
+    """Return the block digests of each trial's snapshot had nothing happened, by a loop without Ray."""
     config = driver.config
     store = Store.open(config.store)
     base = driver.rows()[0]["base"]

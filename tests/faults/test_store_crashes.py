@@ -35,7 +35,7 @@ def folder() -> Iterator[Path]:
 
 @pytest.fixture
 def bench(folder, monkeypatch) -> Iterator[Path]:
-    """An empty folder on the fast disk."""
+    """Return an empty folder on the fast disk."""
     few_shards(monkeypatch, range(SEEDS_EACH * SEED, SEEDS_EACH * (SEED + COUNTS.kill_seeds)))
     path = folder / "bench"
     path.mkdir()
@@ -44,7 +44,7 @@ def bench(folder, monkeypatch) -> Iterator[Path]:
 
 
 def prepare(bench: Path, name: str, round_index: int = 0) -> tuple[Path, Scenario]:
-    """The folder with the scenario's store in it, where it has one, and the scenario."""
+    """Return the folder with the scenario's store in it, where it has one, and the scenario."""
     base = bench / "template"
     base.mkdir()
     scenario = SCENARIOS[name](base / NESTED, bench / "scratch", SEEDS_EACH * (SEED + round_index))
@@ -53,7 +53,7 @@ def prepare(bench: Path, name: str, round_index: int = 0) -> tuple[Path, Scenari
 
 
 def run(scenario: Scenario, disk: Disk, path: Path, first: int = 0) -> int:
-    """Does the steps on the disk; how many were reported done before the process was killed."""
+    """Do the steps on the disk; return how many were reported done before the process was killed."""
     num_done = first
     try:
         with disk:

@@ -32,7 +32,7 @@ from tests.support.store_laws import (
 
 @pytest.fixture
 def whole(monkeypatch) -> Iterator[tuple[Store, World]]:
-    """A store of two snapshots that share all but their heads, with a name and an index, and what it holds."""
+    """Return a store of two snapshots that share all but their heads, with a name and an index, and what it holds."""
     few_shards(monkeypatch)
     with disk_folder() as folder:
         store, world = make_store(folder / "store", (1, 2))
@@ -53,7 +53,7 @@ def paths_of(store: Store) -> dict[str, Path]:
 
 
 def check_found(store: Store, world: World, target: str, path: Path) -> None:
-    """The damage is an error of its reader, and the check of the store names it and nothing else."""
+    """Check that the damage is an error of its reader, and that the check of the store names it and nothing else."""
     if target == "store.json":
         for create in (False, True):
             with pytest.raises((StoreDamaged, StoreError), match=str(store.path)):
@@ -82,7 +82,7 @@ def check_found(store: Store, world: World, target: str, path: Path) -> None:
 
 
 def flip(path: Path, bit: int) -> bytes:
-    """The file's bytes before one bit of them was turned over."""
+    """Turn over one bit of the file and return its bytes from before."""
     raw = path.read_bytes()
     damaged = bytearray(raw)
     damaged[bit // 8] ^= 1 << (bit % 8)
@@ -182,7 +182,7 @@ ROUNDS = -(-COUNTS.file_damages // len(CASES))
 
 
 def other_of(store: Store, target: str, path: Path) -> Path:
-    """A sound file of the same kind, or of another where there is only one."""
+    """Return a sound file of the same kind, or of another where there is only one."""
     if target == "block":
         return object_path(store, store.manifest("old").blocks[1].digest)
     if target == "manifest":

@@ -51,13 +51,13 @@ def empty_dir(folder) -> Iterator[Path]:
 
 @pytest.fixture
 def bench(empty_dir, monkeypatch) -> Path:
-    """An empty folder, for stores of few shards."""
+    """Return an empty folder, for stores of few shards."""
     few_shards(monkeypatch, range(SEED, SEED + 10))
     return empty_dir
 
 
 def prepare(bench: Path, name: str) -> tuple[Path, Scenario, list]:
-    """A template of the scenario's store, the scenario and its calls when nothing fails."""
+    """Return a template of the scenario's store, the scenario and its calls when nothing fails."""
     template = bench / "template"
     template.mkdir()
     scenario = SCENARIOS[name](template / "store", bench / "scratch", SEED)
@@ -67,7 +67,7 @@ def prepare(bench: Path, name: str) -> tuple[Path, Scenario, list]:
 
 
 def run(scenario: Scenario, disk: Disk) -> tuple[int, RaysnapError | None]:
-    """Does the steps on the disk; how many were reported done, and the error of the one that was not."""
+    """Do the steps on the disk; return how many were reported done, and the error of the one that was not."""
     for num_done, step in enumerate(scenario.steps):
         try:
             with disk:
@@ -260,7 +260,7 @@ def _full_at(kind: str, what: str, number: int, call) -> None:
 
 
 def run_limited(limit_kib: int, *command: object) -> subprocess.CompletedProcess:
-    """Runs a command whose files may not pass this size."""
+    """Run a command whose files may not pass this size."""
     shell = ["bash", "-c", f'ulimit -f {limit_kib}; exec "$@"', "bash", *map(str, command)]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     return subprocess.run(shell, capture_output=True, text=True, env=environment, cwd=ROOT, check=False)

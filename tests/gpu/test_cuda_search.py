@@ -35,13 +35,13 @@ def data_dir(tmp_path_factory):
 
 @pytest.fixture(scope="module", params=SIZES)
 def family(request, tmp_path_factory):
-    """An architecture and its store."""
+    """Return an architecture and its store."""
     return request.param, family_store(request.param, tmp_path_factory.mktemp(request.param))
 
 
 @pytest.fixture(scope="module")
 def resnets(tmp_path_factory) -> Store:
-    """A store of eight ResNet-18 that share more or less of the first."""
+    """Return a store of eight ResNet-18 that share more or less of the first."""
     store = Store.open(tmp_path_factory.mktemp("resnets") / "store", create=True)
     for seed, retrain_index in enumerate((0, 0, 1, 2, 3, 3, 5, 8)):
         put(store, f"{seed}", variant("resnet18", seed, retrain_index))

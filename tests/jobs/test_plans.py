@@ -46,7 +46,7 @@ def quiet(*progress) -> None:
 
 @pytest.fixture
 def planned(monkeypatch) -> list[str]:
-    """The plans that are made, while every job ends after its planning."""
+    """Return the plans that are made; every job ends after its planning."""
     made: list[str] = []
     for module, name, job in set(PLANNERS.values()):
         make = getattr(module, name)

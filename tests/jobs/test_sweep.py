@@ -46,7 +46,7 @@ def run(config: SweepConfig, resume: bool = False):
 
 
 def rows_of(config: SweepConfig) -> dict[str, dict]:
-    """The rows of the fine-tunes by their numbers; each trial has exactly one."""
+    """Return the rows of the fine-tunes by their numbers; each trial has exactly one."""
     rows = read_rows(config.run_dir / "results.jsonl")
     names = [row["trial"] for row in rows]
     assert len(names) == len(set(names)), "one row per trial"
@@ -54,7 +54,7 @@ def rows_of(config: SweepConfig) -> dict[str, dict]:
 
 
 def wait_for_resources(total: dict[str, float], available: dict[str, float]) -> None:
-    """Passes when the cluster has the resources again that it had; Ray takes a moment to count them."""
+    """Wait until the cluster has the resources again that it had; Ray takes a moment to count them."""
     deadline = time.monotonic() + 60
     expected = (total, {name: available.get(name) for name in ("CPU", "memory")})
     while (found := (ray.cluster_resources(), {name: ray.available_resources().get(name) for name in expected[1]})) != (
@@ -329,7 +329,7 @@ def test_a_small_study_gives_equal_results_from_run_to_run(ray_local, tmp_path, 
 
 
 def shortened(config: SweepConfig) -> SweepConfig:
-    """The same sweep with bases that are pretrained for one epoch."""
+    """Return the same sweep with bases that are pretrained for one epoch."""
     document = json.loads(json.dumps(config.model_dump(mode="json")))
     for base in (document["base"], document["space"].get("base", {}).get("grid", {}).get("pretrained", {})):
         if base.get("pretraining"):

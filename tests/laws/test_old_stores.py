@@ -30,7 +30,7 @@ NAMES = sorted(name for snapshot in SNAPSHOTS.values() for name in snapshot["nam
 
 @pytest.fixture(scope="module")
 def unpacked(tmp_path_factory) -> Path:
-    """A folder with the store and the runs, side by side as the runs' configurations say; tests only read there."""
+    """Return a folder with the store and the runs side by side, as their configurations say; tests only read there."""
     directory = tmp_path_factory.mktemp("old")
     for archive in ("format_1_store.tar.xz", "run_0_1.tar.xz"):
         with tarfile.open(DATA / archive) as tar:
@@ -54,7 +54,7 @@ def bytes_of(tensor: torch.Tensor) -> bytes:
 
 
 def tensors_of(snapshot: str) -> dict[str, list]:
-    """The expected (dtype, shape, digest) of each tensor of a snapshot."""
+    """Return the expected (dtype, shape, digest) of each tensor of a snapshot."""
     blocks = SNAPSHOTS[snapshot]["manifest"]["blocks"]
     return {name: entry for block in blocks for name, entry in EXPECTED["blocks"][block["digest"]].items()}
 

@@ -27,7 +27,7 @@ def data_dir(tmp_path_factory):
 
 @pytest.fixture(scope="module", params=SIZES)
 def family(request, tmp_path_factory):
-    """An architecture and its store."""
+    """Return an architecture and its store."""
     return request.param, family_store(request.param, tmp_path_factory.mktemp(request.param))
 
 

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.timeout(MOST_S)
 
 
 def crowd(law: str, folder: Path, *numbers: float) -> dict[str, int]:
-    """What the crowd did; it works in processes of its own, forked from one without threads."""
+    """Return what the crowd did; it works in processes of its own, forked from one without threads."""
     script = SUPPORT / "store_crowd.py"
     command = [sys.executable, str(script), law, str(folder), *map(str, numbers)]
     result = subprocess.run(command, capture_output=True, text=True, timeout=MOST_S)

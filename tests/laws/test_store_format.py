@@ -26,7 +26,7 @@ ODD = {
 
 
 def as_stored(blocks) -> dict[str, tuple[str, list[int], bytes]]:
-    """What the reader must find, worked out from the tensors that went in."""
+    """Return what the reader must find, worked out from the tensors that went in."""
     names = {dtype: name for name, dtype in DTYPES.items()}
     return {
         name: (

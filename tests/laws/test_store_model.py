@@ -165,7 +165,7 @@ class StoreMachine(RuleBasedStateMachine):
         return {digest for snapshot in self.world.snapshots for digest in NEEDS[snapshot]}
 
     def _on_disk(self) -> set[str]:
-        """The blocks in objects, and those that a killed collector took out and that are put back when asked for."""
+        """Return the blocks in objects, and those that a killed gc set aside and that are restored when asked for."""
         aside = {path.name[-64:] for path in (self.path / "tmp").glob("gone-*")}
         return {path.name for path in (self.path / "objects").glob("*/*")} | aside
 

@@ -38,7 +38,7 @@ ONE_OF_EACH_FAMILY = [
 
 
 def randomised(architecture: str) -> torch.nn.Module:
-    """A torchvision model in eval mode whose BatchNorm statistics and zero-initialised tensors are not trivial."""
+    """Return a torchvision model in eval mode without trivial BatchNorm statistics or zero-initialised tensors."""
     torch.manual_seed(0)
     model = models.get_model(architecture, weights=None, num_classes=7).eval()
     with torch.no_grad():

@@ -77,7 +77,7 @@ def status(code, **headers):
 
 
 def whole(content=CONTENT, etag='"one"', **headers):
-    """A server without ranges."""
+    """Return a server without ranges."""
 
     def answer(handler):
         head(handler, 200, Content_Length=len(content), **({"ETag": etag} if etag else {}), **headers)
@@ -87,7 +87,7 @@ def whole(content=CONTENT, etag='"one"', **headers):
 
 
 def cut(at, content=CONTENT, **validators):
-    """The beginning, and then the connection ends."""
+    """Return a server that sends the beginning and then ends the connection."""
 
     def answer(handler):
         head(handler, 200, Content_Length=len(content), **(validators or {"ETag": '"one"'}))
@@ -97,7 +97,7 @@ def cut(at, content=CONTENT, **validators):
 
 
 def rest(content=CONTENT, etag='"one"', until=None, shift=0, heeds_condition=True):
-    """A server that knows ranges, and the condition that comes with them."""
+    """Return a server that knows ranges, and the condition that comes with them."""
 
     def answer(handler):
         if heeds_condition and handler.headers.get("If-Range") != etag:
@@ -131,7 +131,7 @@ def trickling(handler):
 
 
 def trickling_resumably(handler):
-    """A byte at a time, of a file that could be resumed for ever."""
+    """Send a byte at a time of a file that could be resumed for ever."""
     head(handler, 200, Content_Length=len(CONTENT), ETag='"one"')
     for _ in range(20):
         handler.wfile.write(b"x")

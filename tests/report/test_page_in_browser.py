@@ -98,7 +98,7 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory) -> Path:
-    """The report of a run that has a bit of everything."""
+    """Return the report of a run that has a bit of everything."""
     folder = tmp_path_factory.mktemp("everything")
     return write_report(everything(folder / "run", Store.open(folder / "store", create=True), folder / "data"))
 
@@ -120,7 +120,7 @@ def requests_of(browser: Any) -> list[str]:
 
 
 def rows_of(browser: Any, table: str, column: str) -> list[str]:
-    """The cells of a column in the rows that are seen, from top to bottom."""
+    """Return the cells of a column in the rows that are seen, from top to bottom."""
     return browser.execute_script(ROWS, table, column)
 
 

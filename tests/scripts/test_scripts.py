@@ -334,7 +334,7 @@ def test_an_entry_script_runs_its_command_on_its_cluster(tmp_path, name):
 
 @pytest.fixture
 def index_url(tmp_path) -> Iterator[str]:
-    """A package index on this machine that offers another wheel under pip's name."""
+    """Return a package index on this machine that offers another wheel under pip's name."""
     sys.path.insert(0, str(ROOT / "tools"))
     try:
         import fetch_pip

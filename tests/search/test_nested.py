@@ -33,7 +33,7 @@ def simulated_answers(rates, num_items, seed):
 
 
 def simulated_rungs(rates, num_items, num_rungs, steadiness, seed):
-    """The same for each rung; `steadiness`: the part of the chance in an answer that stays as probes train on more."""
+    """Return the same for each rung; `steadiness`: how much of an answer's noise stays as probes train on more."""
     rng = np.random.default_rng(seed)
     lasting = rng.standard_normal((len(rates), num_items))
     difficulty = rng.standard_normal(num_items)
@@ -43,7 +43,7 @@ def simulated_rungs(rates, num_items, num_rungs, steadiness, seed):
 
 
 def play(answers_by_rung, rungs, confidence):
-    """The candidates that enter each rung, best of the rung before first, and the order after the last."""
+    """Return the candidates that enter each rung, best of the rung before first, and the order after the last."""
     alive, entrants = np.arange(len(answers_by_rung[0])), []
     for number, (rung, answers_CT) in enumerate(zip(rungs, answers_by_rung, strict=True), start=1):
         entrants.append(alive.tolist())
@@ -57,7 +57,7 @@ def play(answers_by_rung, rungs, confidence):
 
 
 def snapshots_of(distribution, seed, num_snapshots=36):
-    """A prefix tree of ResNet-18 snapshots that share all but their last retrained blocks with one base."""
+    """Return a prefix tree of ResNet-18 snapshots that share all but their last retrained blocks with one base."""
     config = RetrainConfig(distribution=distribution)
     indices = draw_retrain_indices(config, "resnet18", num_snapshots, np.random.default_rng(seed))
     paths = [

@@ -44,7 +44,7 @@ def _one_thread():
 
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory):
-    """A folder with one drawn dataset, its pixels decoded."""
+    """Return a folder with one drawn dataset, its pixels decoded."""
     directory = tmp_path_factory.mktemp("data")
     open_dataset(DATA, directory, SHAPES)
     return directory
@@ -52,7 +52,7 @@ def data_dir(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def resnets(tmp_path_factory):
-    """A store of a ResNet-18, and of variants whose last blocks are others."""
+    """Return a store of a ResNet-18, and of variants whose last blocks are others."""
     store = Store.open(tmp_path_factory.mktemp("resnets") / "store", create=True)
     for name, (seed, retrain_index) in VARIANTS.items():
         put(store, name, variant("resnet18", seed, retrain_index))
@@ -61,7 +61,7 @@ def resnets(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def mixed(tmp_path_factory):
-    """A store of two architectures, of which one snapshot was trained at another image size."""
+    """Return a store of two architectures, of which one snapshot was trained at another image size."""
     store = Store.open(tmp_path_factory.mktemp("mixed") / "store", create=True)
     for name, (seed, retrain_index) in VARIANTS.items():
         put(store, f"small-{name}", variant(SMALL, seed, retrain_index), SMALL)
@@ -73,7 +73,7 @@ def mixed(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def find(data_dir):
-    """Searches the drawn dataset; equal searches run once."""
+    """Return a search of the drawn dataset; equal searches run once."""
     found = {}
 
     def run(store, **arguments):
@@ -87,7 +87,7 @@ def find(data_dir):
 
 
 def lines(result):
-    """The ranking as plain values, everything but the rank."""
+    """Return the ranking as plain values, everything but the rank."""
     return [(one.snapshot, one.score, one.num_train, one.num_test, one.tied_with_best) for one in result.ranking]
 
 
@@ -319,7 +319,7 @@ def test_the_head_is_never_read(resnets, data_dir, tmp_path):
 
 
 def _copy(store, tmp_path):
-    """A store of the same files, and the ids by name."""
+    """Return a store of the same files, and the ids by name."""
     shutil.copytree(store.path, tmp_path / "copy", copy_function=os.link)
     copy = Store.open(tmp_path / "copy")
     return copy, copy.refs()

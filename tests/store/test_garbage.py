@@ -95,7 +95,7 @@ def test_a_grace_that_is_no_time_is_refused(store, grace_s):
 
 
 def during(monkeypatch: pytest.MonkeyPatch, owner: object, name: str, action) -> None:
-    """Runs `action` once, just before the call of `owner.name`."""
+    """Run `action` once, just before the call of `owner.name`."""
     function = getattr(owner, name)
     pending = [action]
 

@@ -40,7 +40,7 @@ def png_chunk(kind: bytes, content: bytes) -> bytes:
 
 
 def png(width: int, height: int, *chunks: bytes, bits: int = 8, colour: int = 2, pixels: bytes = b"") -> bytes:
-    """A PNG that claims this extent, with `chunks` before its pixels."""
+    """Return a PNG that claims this extent, with `chunks` before its pixels."""
     header = png_chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0))
     end = png_chunk(b"IDAT", pixels) + png_chunk(b"IEND", b"")
     return b"\x89PNG\r\n\x1a\n" + header + b"".join(chunks) + end
@@ -51,12 +51,12 @@ def zeros(num_bytes: int) -> bytes:
 
 
 def gray_rows(width: int, height: int) -> bytes:
-    """The compressed pixels of a black PNG of one bit per pixel."""
+    """Return the compressed pixels of a black PNG of one bit per pixel."""
     return zeros(height * (1 + (width + 7) // 8))
 
 
 def jpeg_of_extent(width: int, height: int) -> bytes:
-    """A JPEG whose frame header claims another extent."""
+    """Return a JPEG whose frame header claims another extent."""
     at = JPEG.index(b"\xff\xc0") + 5
     return JPEG[:at] + struct.pack(">HH", height, width) + JPEG[at + 4 :]
 
@@ -71,7 +71,7 @@ def bmp_of_extent(width: int, height: int) -> bytes:
 
 
 def sparse_giant(path: Path) -> None:
-    """A PNG's first bytes, then a chunk of a gigabyte of nothing: a few blocks on the disk."""
+    """Write a PNG's first bytes, then a chunk of a gigabyte of nothing: a few blocks on the disk."""
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 2**30) + b"tEXt")
     os.truncate(path, 2**30 + 64)
 

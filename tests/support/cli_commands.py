@@ -33,7 +33,7 @@ def listing(folder: Path) -> dict[str, int]:
 
 
 def run_json(capsys, *arguments: str, exit_code: int = 0) -> dict:
-    """The one document that a command prints."""
+    """Return the one document that a command prints."""
     assert main([*arguments, "--json"]) == exit_code
     return json.loads(capsys.readouterr().out)
 

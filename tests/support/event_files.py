@@ -6,7 +6,7 @@ import pytest
 
 
 def read_events(folder: Path):
-    """What TensorBoard reads in one run's folder."""
+    """Return what TensorBoard reads in one run's folder."""
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     events = accumulator.EventAccumulator(str(folder))
     events.Reload()

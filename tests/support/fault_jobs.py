@@ -88,7 +88,7 @@ def _short_of_memory(num_items: int) -> Any:
 
 
 def trial(name: str, dataset: str | None = None, **train: Any) -> Trial:
-    """A trial of that name on the dataset, or the fault, of that name."""
+    """Return a trial of that name on the dataset, or the fault, of that name."""
     return Trial(
         id=name,
         role="finetune",
@@ -101,7 +101,7 @@ def trial(name: str, dataset: str | None = None, **train: Any) -> Trial:
 
 
 def train_job(directory: Path, kill_step: int = 0) -> TrainJob:
-    """The job that such trials belong to; its base is the store's, under the name `base`."""
+    """Return the job that such trials belong to; its base is the store's, under the name `base`."""
     dataset = open_dataset(DATASET, directory / "data", SHAPES)
     return TrainJob(
         store_dir=directory / "store",
@@ -116,7 +116,7 @@ def train_job(directory: Path, kill_step: int = 0) -> TrainJob:
 
 
 def generate_config(directory: Path, **changes: Any) -> GenerateConfig:
-    """A job of two fine-tunes of six short epochs, as `raysnap generate` takes it."""
+    """Return a job of two fine-tunes of six short epochs, as `raysnap generate` takes it."""
     settings = {
         "run_dir": directory / "run",
         "store": directory / "store",

@@ -20,7 +20,7 @@ SPARE_BYTES = 64 * 2**20  # gradients, optimizer state and the kept copy of what
 
 
 def run(directory: Path) -> dict:
-    """The batch sizes that were tried, and the reason why the last one failed."""
+    """Return the batch sizes that were tried, and the reason why the last one failed."""
     store = Store.open(directory / "store", create=True)
     store.set_ref("base", store_base(store, "random", "resnet18", 4, 0, fault_jobs.PREPROCESSING))
     job = fault_jobs.train_job(directory)

@@ -10,7 +10,7 @@ HEXADECIMAL = set("0123456789abcdef")
 
 
 def read_snapshot(store: Path, name_or_id: str) -> tuple[dict, dict[str, tuple[str, list[int], bytes]]]:
-    """The manifest, and each tensor's dtype, shape and bytes by name; every promise of the format is checked."""
+    """Return the manifest, and each tensor's dtype, shape and bytes by name; every promise of the format is checked."""
     assert json.loads((store / "store.json").read_bytes()) == {"digest": "blake3", "format": 1}
     manifest = read_manifest(store, resolve(store, name_or_id))
     tensors = {}
@@ -22,7 +22,7 @@ def read_snapshot(store: Path, name_or_id: str) -> tuple[dict, dict[str, tuple[s
 
 
 def resolve(store: Path, name_or_id: str) -> str:
-    """The snapshot id that is given, or that a name stands for."""
+    """Return the snapshot id that is given, or that a name stands for."""
     if is_digest(name_or_id):
         return name_or_id
     raw = (store / "refs" / name_or_id).read_bytes()
@@ -61,7 +61,7 @@ def read_block(store: Path, digest: str, num_bytes: int) -> dict[str, tuple[str,
 
 
 def check_canonical_block(raw: bytes) -> None:
-    """The file is the one way to write its tensors: order, keys, offsets and padding are as the format says."""
+    """Check that the file is the one way to write its tensors: its order, keys, offsets and padding."""
     length = int.from_bytes(raw[:8], "little")
     assert length % 8 == 0
     text = raw[8 : 8 + length]
@@ -81,7 +81,7 @@ def check_canonical_block(raw: bytes) -> None:
 
 
 def list_snapshots(store: Path) -> dict[str, list[str]]:
-    """The names of each snapshot, by id."""
+    """Return the names of each snapshot, by id."""
     snapshots = {path.stem: [] for path in (store / "snapshots").iterdir() if is_digest(path.stem)}
     for path in sorted((store / "refs").iterdir()):
         snapshots[resolve(store, path.name)].append(path.name)

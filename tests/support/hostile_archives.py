@@ -58,7 +58,7 @@ def tar(*parts: bytes, end: bytes = END) -> bytes:
 
 
 def with_field(block: bytes, offset: int, field: bytes) -> bytes:
-    """A header with other bytes in one field and the right checksum."""
+    """Return a header with other bytes in one field and the right checksum."""
     block = block[:offset] + field + block[offset + len(field) :]
     block = block[:148] + b" " * 8 + block[156:]
     return block[:148] + f"{sum(block[:BLOCK]):06o}\0 ".encode() + block[156:]
@@ -80,7 +80,7 @@ def pax_raw(content: bytes) -> bytes:
 
 
 def zipped(name: str, content: bytes = IMAGE, **fields) -> bytes:
-    """A zip file with `ok.jpg` and one more entry, whose fields in the directory are as given."""
+    """Return a zip file with `ok.jpg` and one more entry, whose fields in the directory are as given."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("ok.jpg", IMAGE)
@@ -93,7 +93,7 @@ def zipped(name: str, content: bytes = IMAGE, **fields) -> bytes:
 
 
 def zip_renamed(old: bytes, new: bytes) -> bytes:
-    """A zip file whose second entry's name was changed into another of the same length, in both places."""
+    """Return a zip file whose second entry's name was changed into another of the same length, in both places."""
     return zipped(old.decode()).replace(old, new)
 
 
@@ -112,7 +112,7 @@ def zip_with_shared_bytes() -> bytes:
 
 
 def zip_with_long_directory() -> bytes:
-    """The end of a zip file that announces a directory of a million entries."""
+    """Return the end of a zip file that announces a directory of a million entries."""
     num_entries, num_bytes = 1_000_000, 60_000_000
     entry = b"PK\x01\x02" + bytes(42)
     end64 = struct.pack("<4sQ2H2L4Q", b"PK\x06\x06", 44, 45, 45, 0, 0, num_entries, num_entries, num_bytes, 0)
@@ -122,7 +122,7 @@ def zip_with_long_directory() -> bytes:
 
 
 def gzip_bomb(num_bytes: int) -> bytes:
-    """A tar of one image of zeros, packed a thousand to one."""
+    """Return a tar of one image of zeros, packed a thousand to one."""
     buffer = io.BytesIO()
     with gzip.GzipFile(fileobj=buffer, mode="wb", compresslevel=1) as file:
         file.write(header("bomb.jpg", num_bytes))
@@ -404,7 +404,7 @@ def all_cases(every: bool) -> list[Case]:
 
 
 def sound_archives() -> list[tuple[str, bytes]]:
-    """Archives to mutate: a tar, one with long names, a packed one, a zip."""
+    """Return archives to mutate: a tar, one with long names, a packed one, a zip."""
     files = {f"train/class {number % 3}/{number}.jpg": jpeg(number) for number in range(6)}
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as archive:

@@ -31,7 +31,7 @@ class Call:
 
 
 def opcodes(value: object) -> bytes:
-    """The pickle of a value without PROTO and STOP; calls become GLOBAL and REDUCE."""
+    """Return the pickle of a value without PROTO and STOP; calls become GLOBAL and REDUCE."""
     if isinstance(value, bytes):
         return b"B" + len(value).to_bytes(4, "little") + value
     if isinstance(value, Call):
@@ -105,7 +105,7 @@ def gadgets(canary: Path, script: Path) -> dict[str, bytes]:
 
 
 def zip_file(value: bytes, compression: int = zipfile.ZIP_STORED, members: dict[str, bytes] | None = None) -> bytes:
-    """What `torch.save` writes since 2020, with `value` as its pickle."""
+    """Return what `torch.save` writes since 2020, with `value` as its pickle."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", compression) as archive:
         archive.writestr("archive/data.pkl", PROTOCOL + value + STOP)
@@ -117,7 +117,7 @@ def zip_file(value: bytes, compression: int = zipfile.ZIP_STORED, members: dict[
 
 
 def legacy_file(value: bytes, stage: int = 3) -> bytes:
-    """What `torch.save` wrote before: five pickles in a row; `value` is the one of this stage."""
+    """Return what `torch.save` wrote before: five pickles in a row; `value` is the one of this stage."""
     pickles = [
         opcodes(LEGACY_MAGIC),
         opcodes(LEGACY_VERSION),
@@ -130,7 +130,7 @@ def legacy_file(value: bytes, stage: int = 3) -> bytes:
 
 
 def tar_file(value: bytes, place: str) -> bytes:
-    """What `torch.save` wrote in 2016, with `value` in one of its members."""
+    """Return what `torch.save` wrote in 2016, with `value` in one of its members."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as archive:
         for name in ("storages", "tensors", "pickle"):
@@ -144,7 +144,7 @@ def tar_file(value: bytes, place: str) -> bytes:
 
 
 def object_array(content: bytes) -> bytes:
-    """A .npy file whose array is a pickle."""
+    """Return a .npy file whose array is a pickle."""
     header = b"{'descr': '|O', 'fortran_order': False, 'shape': (1,), }".ljust(117) + b"\n"
     return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + content
 
@@ -198,7 +198,7 @@ def is_live(load: Callable[[], object], canary: Path) -> bool:
 
 
 def main(folder: Path) -> None:
-    """Exits 0 when every gadget and every disguise makes the canary under a loader that takes no care."""
+    """Check that every gadget and every disguise makes the canary under a loader that takes no care."""
     import torch
 
     warnings.simplefilter("ignore")

@@ -31,7 +31,7 @@ def memory_bytes(what: str) -> int:
 
 
 def examine(path: Path, architecture: str, is_guarded: bool) -> dict[str, object]:
-    """What reading the file gives: `accepted`, `refused` or `crashed`, why, and the seconds and bytes it took."""
+    """Read the file; return `accepted`, `refused` or `crashed`, why, and the seconds and bytes that it took."""
     foreign_pickles.check_checkpoint = check_checkpoint if is_guarded else lambda path: None
     before_bytes, started_s = memory_bytes("VmRSS"), time.process_time()
     try:
@@ -46,7 +46,7 @@ def examine(path: Path, architecture: str, is_guarded: bool) -> dict[str, object
 
 
 def in_a_process(folder: Path, architecture: str, batch: list[tuple[str, bool]]) -> list[dict[str, object]]:
-    """The outcomes of a batch of files; one that kills its process is crashed, and so are those after it."""
+    """Return the outcomes of a batch of files; one that kills its process is crashed, and so are those after it."""
     readable, writable = os.pipe()
     process = os.fork()
     if not process:

@@ -48,7 +48,7 @@ def saved(value: object, *, legacy: bool = False) -> bytes:
 
 
 def tensor_opcodes(num_stored: int, num_claimed: int, stride: int = 1, *, legacy: bool = False) -> bytes:
-    """A dict of one tensor `x` over a storage `0`, as torch.save writes it."""
+    """Return a dict of one tensor `x` over a storage `0`, as torch.save writes it."""
     view = b"N" if legacy else b""
     storage = b"(" + opcodes("storage") + b"ctorch\nFloatStorage\n" + opcodes("0") + opcodes("cpu")
     storage += opcodes(num_stored) + view + b"tQ"
@@ -58,13 +58,13 @@ def tensor_opcodes(num_stored: int, num_claimed: int, stride: int = 1, *, legacy
 
 
 def doubled(depth: int) -> bytes:
-    """A tuple that holds another one twice, which holds another one twice, and so on."""
+    """Return a tuple that holds another one twice, which holds another one twice, and so on."""
     steps = [b"h" + bytes([level]) + b"h" + bytes([level]) + b"\x86q" + bytes([level + 1]) for level in range(depth)]
     return b")q\0" + b"".join(steps)
 
 
 def without_values(content: bytes) -> bytes:
-    """A legacy file of the same length whose last pickle lists no storage to be read."""
+    """Return a legacy file of the same length whose last pickle lists no storage to be read."""
     file = io.BytesIO(content)
     for _ in range(4):
         for _ in pickletools.genops(file):
@@ -73,7 +73,7 @@ def without_values(content: bytes) -> bytes:
 
 
 def zip_bomb(num_bytes: int) -> bytes:
-    """An archive of some megabytes that holds a storage of `num_bytes`."""
+    """Return an archive of some megabytes that holds a storage of `num_bytes`."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
         archive.writestr("archive/data.pkl", b"\x80\x02" + tensor_opcodes(num_bytes // 4, num_bytes // 4) + b".")
@@ -117,7 +117,7 @@ def bombs(*, legacy: bool) -> dict[str, bytes]:
 
 
 def bomb_cases(zip_bomb_bytes: int) -> Iterator[Case]:
-    """The bombs in both kinds of file, and files that are bombs as a whole."""
+    """Return the bombs in both kinds of file, and files that are bombs as a whole."""
     for name, value in bombs(legacy=False).items():
         yield Case(f"zip: {name}", ".pth", zip_file(value, members={"data/0": bytes(16)}))
     for name, value in bombs(legacy=True).items():

@@ -115,7 +115,7 @@ def cars_bundle() -> Files:
 
 
 def cars_lists(labels: tuple[int, ...] = (1, 2), do_compression: bool = True) -> Files:
-    """The four lists; images 1 to 6 are train, 1 to 4 test, of class 1 and 2 by turns."""
+    """Return the four lists; images 1 to 6 are train, 1 to 4 test, of class 1 and 2 by turns."""
 
     def annotations(num_images: int, with_class: bool) -> np.ndarray:
         box = [(name, object) for name in ("bbox_x1", "bbox_y1", "bbox_x2", "bbox_y2")]
@@ -165,7 +165,7 @@ def dogs() -> Files:
 
 
 def caltech() -> Files:
-    """The images only, as they are in the tar file within the zip file; 33, 34 and 5 of a class."""
+    """Return the images only, as they are in the tar file within the zip file; 33, 34 and 5 of a class."""
     counts = {"accordion": 33, "Faces_easy": 34, "BACKGROUND_Google": 5}
     files = {
         f"101_ObjectCategories/{name}/image_{index:04d}.jpg": jpeg(index % 7, "L" if index == 2 else "RGB")

@@ -9,7 +9,7 @@ from raysnap.prepare.convert import PrepareResult, prepare_dataset
 
 
 def prepare(name: str, source: Path | None, data_dir: Path, **options) -> PrepareResult:
-    """The tiny source of a dataset, prepared although its counts are not the published ones."""
+    """Return the tiny source of a dataset, prepared although its counts are not the published ones."""
     return prepare_dataset(name, source, data_dir, **({"allow_other_counts": True} | options))
 
 

@@ -22,7 +22,7 @@ READABLE = 0o555
 
 
 def main(path: Path) -> None:
-    """Reads, lists, filters and verifies the store; prints what each write says."""
+    """Read, list, filter and verify the store; print what each write says."""
     objects.block_digest({"x": torch.zeros(1)})
     for folder, _, names in os.walk(path):
         Path(folder).chmod(READABLE)

@@ -102,7 +102,7 @@ def put_tree(store: Store, num_snapshots: int, num_blocks: int = 10) -> list[dic
 
 
 def bench_row(method: str, repeat: int, ranking: list[dict], *, cache="warm", num_train=80, **more) -> dict:
-    """A row of a benchmark with its axes, its bound, its rungs and what was found of the page cache."""
+    """Return a row of a benchmark with its axes, its bound, its rungs and what was found of the page cache."""
     row = search(method, repeat, ranking, **more)
     total_s = row["search"]["timings_s"]["total"] * (2.5 if cache == "cold" else 1.0) * num_train / 80
     rungs = [
@@ -142,7 +142,7 @@ def bench_row(method: str, repeat: int, ranking: list[dict], *, cache="warm", nu
 
 
 def bench_run(run_dir: Path, num_candidates: int = 12) -> Path:
-    """A benchmark of four methods, cold and warm, on two numbers of items."""
+    """Write a benchmark of four methods, cold and warm, on two numbers of items."""
     ranking = ranking_of([trial(number) for number in range(num_candidates)])
     rows = [
         bench_row(method, repeat, ranking, cache=cache, num_train=num_train)
@@ -155,7 +155,7 @@ def bench_run(run_dir: Path, num_candidates: int = 12) -> Path:
 
 
 def sweep_trial(number: int, point: dict, accuracy: float, *, status="done", stopped=None, **more) -> dict:
-    """A row of a sweep whose validation loss turns up again after its best epoch."""
+    """Return a row of a sweep whose validation loss turns up again after its best epoch."""
     best_epoch, num_epochs = 4, 7 if stopped == "patience" else 8
     history = [
         {
@@ -188,7 +188,7 @@ def sweep_trial(number: int, point: dict, accuracy: float, *, status="done", sto
 
 
 def grid_sweep(run_dir: Path, data_dir: Path | None = None, num_samples: int = 1) -> Path:
-    """A grid of eight models: pretrained x fine-tuned x optimizer; the best one with test predictions."""
+    """Write a grid of eight models: pretrained x fine-tuned x optimizer; the best one with test predictions."""
     rows, number = [], 0
     for sample in range(1, num_samples + 1):
         for base in ("pretrained", "not pretrained"):
@@ -211,7 +211,7 @@ def grid_sweep(run_dir: Path, data_dir: Path | None = None, num_samples: int = 1
 
 
 def random_sweep(run_dir: Path, num_trials: int = 30) -> Path:
-    """A random search over numbers and words with a conditional key, ended by ASHA for the worse half."""
+    """Write a random search over numbers and words with a conditional key, ended by ASHA for the worse half."""
     rows = []
     for number in range(num_trials):
         noise = math.sin(number * 12.9898) * 43758.5453 % 1
@@ -261,7 +261,7 @@ def write_predictions(path: Path, data_dir: Path, num_images: int = 6) -> None:
 
 
 def everything(run_dir: Path, store: Store, data_dir: Path) -> Path:
-    """A run with a bit of everything: a sweep, a failure, a store, searches of its snapshots, images, predictions."""
+    """Write a run of everything: a sweep, a failure, a store, searches of its snapshots, images, predictions."""
     grid_sweep(run_dir, data_dir / "pets", num_samples=2)
     rows = [json.loads(line) for line in (run_dir / "results.jsonl").read_text().splitlines()]
     held = put_tree(store, 8, num_blocks=6)

@@ -24,7 +24,7 @@ Blocks = list[tuple[str, dict[str, Tensor]]]
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Runs torch and BLAS on one thread: on a busy machine small work on two is many times slower."""
+    """Run torch and BLAS on one thread: on a busy machine small work on two is many times slower."""
     num_threads = torch.get_num_threads()
     with threadpool_limits(1):
         torch.set_num_threads(1)
@@ -38,14 +38,14 @@ def random_blocks(architecture: str, seed: int) -> Blocks:
 
 
 def variant(architecture: str, seed: int, retrain_index: int, base_seed: int = 0) -> Blocks:
-    """The base's blocks up to the last `retrain_index` and the head, which follow `seed`."""
+    """Return the base's blocks up to the last `retrain_index` and the head, which follow `seed`."""
     base, own = random_blocks(architecture, base_seed), random_blocks(architecture, seed)
     cut = len(base) - 1 - retrain_index
     return [*base[:cut], *own[cut:]]
 
 
 def put(store: Store, name: str, snapshot_blocks: Blocks, architecture: str = "resnet18", **fields) -> str:
-    """Adds a snapshot; its id."""
+    """Add a snapshot and return its id."""
     fields = {"preprocessing": PREPROCESSING} | fields
     write = store.put_snapshot(
         architecture=architecture, blocks=snapshot_blocks, num_classes=NUM_CLASSES, name=name, **fields
@@ -56,14 +56,14 @@ def put(store: Store, name: str, snapshot_blocks: Blocks, architecture: str = "r
 def candidate(
     name: str, digests: Sequence[str], architecture: str = "resnet18", preprocessing: Preprocessing = PREPROCESSING
 ) -> Candidate:
-    """A candidate whose blocks go by these digests, one byte long each."""
+    """Return a candidate whose blocks go by these digests, one byte long each."""
     names = blocks.block_names(architecture)
     entries = tuple(BlockEntry(names[index], digest, 1) for index, digest in enumerate(digests))
     return Candidate(name, name, architecture, preprocessing, entries)
 
 
 def digest(text: object) -> str:
-    """A short text in the form of a digest."""
+    """Return a short text in the form of a digest."""
     return f"{text:0>64}"
 
 
@@ -96,7 +96,7 @@ class BlockShelf:
 def scored(
     proxy: str, train: np.ndarray, labels: np.ndarray, test: np.ndarray, test_labels: np.ndarray, seed: int = 0
 ) -> Score:
-    """The score of a single candidate's features."""
+    """Return the score of a single candidate's features."""
     (score,) = score_candidates(proxy, [train], labels, [test], test_labels, seed)
     return score
 

@@ -85,7 +85,7 @@ def writers(folder: Path, num_workers: int, num_commits: int) -> dict[str, int]:
 
 
 def move(store: Store, snapshot: str) -> str:
-    """The id that `latest` stood for when it was moved to this snapshot."""
+    """Move `latest` to this snapshot and return the id that it had."""
     while True:
         current = store.resolve("latest")
         try:
@@ -163,7 +163,7 @@ def start_role(role: Role, life: int) -> int:
 
 
 def write(folder: Path, worker: int, life: int) -> None:
-    """Adds and removes snapshots that no one else touches, and writes down what is stored before and after."""
+    """Add and remove snapshots that no one else touches, and write down what is stored before and after."""
     store = Store.open(folder / "store")
     rng = random.Random(1000 * worker + life)
     with (folder / f"ledger-{worker}").open("a") as ledger:
@@ -195,7 +195,7 @@ def note(ledger, row: dict[str, object]) -> None:
 
 
 def live_snapshots(folder: Path, worker: int) -> dict[str, tuple[int, str]]:
-    """What the worker was told is stored, and did not begin to remove."""
+    """Return what the worker knows to be stored, and did not begin to remove."""
     live: dict[str, tuple[int, str]] = {}
     for line in (folder / f"ledger-{worker}").read_text().splitlines():
         row = json.loads(line)
@@ -207,14 +207,14 @@ def live_snapshots(folder: Path, worker: int) -> dict[str, tuple[int, str]]:
 
 
 def collect(path: Path, number: int, life: int) -> None:
-    """Collects without any grace, the second collector in turn with a short one."""
+    """Collect without any grace, the second collector in turn with a short one."""
     store = Store.open(path)
     while True:
         store.gc(grace_s=0.2 * (number * life % 2))
 
 
 def check(path: Path) -> None:
-    """Verifies the whole store again and again; what others remove meanwhile is no damage."""
+    """Verify the whole store again and again; what others remove meanwhile is no damage."""
     store = Store.open(path)
     while True:
         report = store.verify()
@@ -222,7 +222,7 @@ def check(path: Path) -> None:
 
 
 def look(path: Path, life: int) -> None:
-    """Reads snapshots whole; a block may be missing only where its snapshot is, too."""
+    """Read snapshots whole; a block may be missing only where its snapshot is, too."""
     store = Store.open(path)
     rng = random.Random(life)
     while True:
@@ -236,7 +236,7 @@ def look(path: Path, life: int) -> None:
 
 
 def check_storm(folder: Path) -> dict[str, int]:
-    """What was stored reads back bit for bit; after a quiet gc the store holds what its manifests need and no more."""
+    """Check that what was stored reads back bit for bit, and that a quiet gc leaves what manifests need and no more."""
     store = Store.open(folder / "store")
     live = {snapshot: made for worker in range(4) for snapshot, made in live_snapshots(folder, worker).items()}
     for snapshot, (family, own) in live.items():

@@ -99,11 +99,11 @@ class Disk:
         self._patch.undo()
 
     def mark(self) -> None:
-        """Notes that the call of the store before this was told to have succeeded."""
+        """Record that the store's last call was reported to have succeeded."""
         self.changes.append(Change("mark", self.root))
 
     def before(self, kind: str, path: Path) -> int | None:
-        """Counts a call and lets the fault have its way with it; the number of bytes that it may move."""
+        """Count a call and apply the fault to it; return the number of bytes that it may move."""
         if self._is_dead:
             raise Killed
         self.calls.append(Call(kind, path))
@@ -143,7 +143,7 @@ class Disk:
         return io.BufferedReader(raw) if mode == "rb" else io.BufferedWriter(raw)
 
     def _open_raw(self, function: Callable, path: Any, mode: str = "r", closefd: bool = True, opener: Any = None):
-        """A file opened for reading past Python's `open`; `opener` calls `os.open`, which counts."""
+        """Return a file opened for reading past Python's `open`; `opener` calls `os.open`, which counts."""
         if not self._is_ours(path) or mode != "r":
             return function(path, mode, closefd, opener)
         return _File(self, Path(path), mode, 0, opener)
@@ -159,7 +159,7 @@ class Disk:
         return descriptor
 
     def _is_above(self, path: object) -> bool:
-        """The folders that hold the store count too: they are fsynced when a store is made."""
+        """Return whether the folder is above the store: those count too, as they are fsynced when a store is made."""
         return isinstance(path, str | Path) and self.root.is_relative_to(path)
 
     def _close(self, function: Callable, descriptor: int) -> None:
@@ -271,7 +271,7 @@ class _File(io.FileIO):
 
 
 def killed_at(step: int) -> Fault:
-    """Ends the process in place of the call of this number, the first being 1."""
+    """End the process in place of the call of this number, the first being 1."""
 
     def fault(number: int, call: Call) -> None:
         if number == step:
@@ -296,7 +296,7 @@ def short_at(step: int) -> Fault:
 
 
 def full_from(step: int, code: int) -> Fault:
-    """A disk without room from the call of this number on: that one fails, and later ones that would take room."""
+    """Return a disk without room from the call of this number on: it fails, and so do later ones that take room."""
 
     def fault(number: int, call: Call) -> None:
         if (number == step and call.kind in CHANGING) or (number > step and call.kind in GROWING):

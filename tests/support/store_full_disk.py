@@ -28,7 +28,7 @@ DISK_BYTES = 16 * 2**20
 
 
 def raysnap(*arguments: object) -> tuple[int, str]:
-    """The exit code and the output, both streams, of one command."""
+    """Return the exit code and the output, both streams, of one command."""
     reader, writer = os.pipe()
     process = os.fork()
     if not process:
@@ -51,14 +51,14 @@ def raysnap(*arguments: object) -> tuple[int, str]:
 
 
 def fill(disk: Path) -> None:
-    """Takes all the room that is left."""
+    """Take all the room that is left."""
     with contextlib.suppress(OSError), (disk / "filler").open("ab", buffering=0) as file:
         while True:
             file.write(bytes(4096))
 
 
 def check_refused(arguments: tuple[object, ...], store: Store, num_snapshots: int) -> None:
-    """The command ends with an error that says why, and the store is what it was."""
+    """Check that the command ends with an error that says why, and that the store is what it was."""
     exit_code, text = raysnap(*arguments)
     assert exit_code == 2, (exit_code, text)
     assert "the disk is full" in text and "Traceback" not in text, text

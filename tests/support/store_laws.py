@@ -73,7 +73,7 @@ class World:
 
 
 def look(path: Path, known: dict[str, Blocks]) -> World:
-    """What the store holds, every listed snapshot read and found bit-equal to what is known of it."""
+    """Return what the store holds, every listed snapshot read and found bit-equal to what is known of it."""
     store = Store.open(path)
     snapshots = {summary.id: known[summary.id] for summary in store.summaries()}
     for snapshot, blocks in snapshots.items():
@@ -97,7 +97,7 @@ def check_clean(path: Path) -> None:
 
 
 def check_laws(path: Path, allowed: list[World], repeat: Callable[[], World], known: dict[str, Blocks]) -> World:
-    """The state that a fault left: sound, one of those allowed, and what was begun can be finished.
+    """Check the state that a fault left: sound, one of those allowed, and what was begun can be finished.
 
     Args:
         path: the store.
@@ -118,7 +118,7 @@ def check_laws(path: Path, allowed: list[World], repeat: Callable[[], World], kn
 
 @contextmanager
 def disk_folder() -> Iterator[Path]:
-    """A folder for thousands of small files: in memory where there is a memory disk, else on the real one."""
+    """Return a folder for thousands of small files: in memory where there is a memory disk, else on the real one."""
     memory = Path("/dev/shm")
     is_usable = memory.is_dir() and os.access(memory, os.W_OK)
     with TemporaryDirectory(prefix="raysnap-", dir=memory if is_usable else None) as folder:
@@ -132,7 +132,7 @@ def few_shards(patch: pytest.MonkeyPatch, seeds: range = range(10)) -> None:
 
 
 def make_store(path: Path, seeds: tuple[int, ...] = (1,), name: str = "old") -> tuple[Store, World]:
-    """A store with a snapshot of each seed, `name` for the last one, and what it holds."""
+    """Return a store with a snapshot of each seed, `name` for the last one, and what it holds."""
     store = Store.open(path, create=True)
     world = World()
     for seed in seeds:

@@ -74,7 +74,7 @@ class Power:
         self._waiting.append(entry)
 
     def cut(self, is_kept: Callable[[Entry], bool], spoil: Callable[[bytes, bytes], bytes]) -> Tree:
-        """The folder after a power cut at this moment.
+        """Return the folder after a power cut at this moment.
 
         Args:
             is_kept: whether a name that is on its way has arrived.
@@ -107,7 +107,7 @@ def _enter(names: dict[Path, int | None], entry: Entry) -> None:
 
 
 def cuts(power: Power, random: Random, num_random: int) -> Iterator[Tree]:
-    """The folder after a power cut at this moment, in the worst ways and some random ones."""
+    """Return the folder after a power cut at this moment, in the worst ways and some random ones."""
     for spoil in (_kept, _lost, _zeroed, _halved):
         yield power.cut(lambda entry: True, spoil)
     yield power.cut(lambda entry: False, _kept)
@@ -138,7 +138,7 @@ def _halved(written: bytes, synced: bytes) -> bytes:
 
 
 def restore(tree: Tree, base: Path) -> None:
-    """Makes the folder that the power cut left."""
+    """Make the folder that the power cut left."""
     base.mkdir()
     for path, content in tree.items():
         if content is None:

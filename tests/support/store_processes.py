@@ -29,7 +29,7 @@ MAX_LIFE_S = 0.02
 
 
 def fork(work: Callable[[], object]) -> int:
-    """The id of a new process that does `work` and exits 0, or 1 where it failed."""
+    """Return the id of a new process that does `work` and exits 0, or 1 where it failed."""
     process = os.fork()
     if process:
         return process
@@ -49,7 +49,7 @@ def wait(process: int) -> int:
 
 
 def struck(folder: Path) -> None:
-    """A writer killed from outside at any moment: what it reported is there, and at most one snapshot more."""
+    """Check that what a writer reported before it was killed is there, and at most one snapshot more."""
     random = Random(SEED)
     store, world = make_store(folder / "store")
     known = dict(world.snapshots)
@@ -92,7 +92,7 @@ def struck(folder: Path) -> None:
 
 
 def together(folder: Path) -> None:
-    """Processes that add the same snapshots at once store each block once and lose no name."""
+    """Check that processes that add the same snapshots at once store each block once and lose no name."""
     path, num_workers, num_snapshots = folder / "store", 4, 15
 
     def work(worker: int) -> None:

@@ -35,14 +35,14 @@ class Scenario:
         return {one: blocks for world in (self.old or World(), *worlds) for one, blocks in world.snapshots.items()}
 
     def allowed(self, num_done: int) -> list[World]:
-        """What the store may hold when so many steps were reported done and the next one was broken off."""
+        """Return what the store may hold when so many steps were reported done and the next one was broken off."""
         before = self.steps[num_done - 1].after if num_done else (self.old or World())
         if num_done == len(self.steps):
             return [before]
         return [before, *self.steps[num_done].midst, self.steps[num_done].after]
 
     def finish(self, path: Path, num_done: int) -> World:
-        """Does the steps that are left, the broken one again; what the store holds then."""
+        """Do the steps that are left, the broken one again; return what the store holds then."""
         for step in self.steps[num_done:]:
             step.act(path)
         return self.steps[-1].after
@@ -76,22 +76,22 @@ def _putting(old: World | None, path: Path, seed: int, name: str) -> Scenario:
 
 
 def in_no_store(path: Path, scratch: Path, seed: int) -> Scenario:
-    """The first snapshot of a store that is not there yet, nor are the folders above it."""
+    """Return the scenario of the first snapshot of a store that doesn't exist yet, nor do the folders above it."""
     return _putting(None, scratch, seed + 2, "mine")
 
 
 def beside_shared_blocks(path: Path, scratch: Path, seed: int) -> Scenario:
-    """A snapshot of which all but the head is there."""
+    """Return the scenario of a snapshot of which all but the head is there."""
     return _putting(make_store(path, (seed + 1,))[1], scratch, seed + 2, "mine")
 
 
 def under_an_old_name(path: Path, scratch: Path, seed: int) -> Scenario:
-    """A new snapshot that takes over a name."""
+    """Return the scenario of a new snapshot that takes over a name."""
     return _putting(make_store(path, (seed + 1, seed + 3))[1], scratch, seed + 2, "old")
 
 
 def after_a_removal(path: Path, scratch: Path, seed: int) -> Scenario:
-    """A snapshot is removed, its head collected, and then put again."""
+    """Return the scenario of a snapshot that is removed, its head collected, and that is put again."""
     store, old = make_store(path, (seed + 1, seed + 2))
     removed = store.resolve("old")
     nameless, rest = old.without_names(removed), old.minus(removed)

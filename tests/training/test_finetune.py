@@ -417,7 +417,7 @@ SHARED_CASES = (("resnet18", 9, 9), ("convnext_tiny", 17, 12))
 
 @pytest.fixture(scope="module")
 def trained_twice(tmp_path_factory) -> Path:
-    """A folder for each of the cases, with what two workers made of it and what one did, in `shared` and `alone`."""
+    """Return a folder per case, with what two workers made of it and what one did, in `shared` and `alone`."""
     folder = tmp_path_factory.mktemp("two_workers")
     for architecture, *_ in SHARED_CASES:
         for name in ("shared", "alone"):

@@ -33,7 +33,7 @@ def entries(folder):
 
 
 def rows(positions):
-    """Outputs of three numbers per item that tell the item."""
+    """Return outputs of three numbers per item that tell the item."""
     return torch.stack([positions, positions * 2, positions * 3], dim=1).float()
 
 

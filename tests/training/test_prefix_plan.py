@@ -49,7 +49,7 @@ def held_bytes(trials, groups, depths):
 
 
 def saved_flops(trials, groups, depths):
-    """What a plan saves over no cache, by the definition: passes that are not run, less the passes that fill."""
+    """Return what a plan saves over no cache, by the definition: passes that are not run, less the passes that fill."""
     below = {name: [0, *accumulate(group.block_flops)] for name, group in groups.items()}
     held = {(trial.group, depths[trial.id]) for trial in trials if depths[trial.id]}
     run = sum(trial.num_passes * below[trial.group][depths[trial.id]] for trial in trials)

@@ -32,7 +32,7 @@ FAMILIES = [
 
 
 def torch_factors(schedule: str, num_epochs: int, steps_per_epoch: int, **options) -> list[float]:
-    """The rates that torch's scheduler gives to a rate of 1."""
+    """Return the rates that torch's scheduler gives to a rate of 1."""
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
     num_steps = num_epochs * steps_per_epoch
     made = {

@@ -64,7 +64,7 @@ class Task:
         return (self.before[0][0].weight - self.head[0][0].weight).detach() / self.config.lr
 
     def gradient(self, **options) -> torch.Tensor:
-        """The gradient of torch's own mean loss on the whole batch."""
+        """Return the gradient of torch's own mean loss on the whole batch."""
         loss = functional.cross_entropy(self.before(self.features), self.labels, **options)
         return torch.autograd.grad(loss, self.before[0][0].weight)[0]
 

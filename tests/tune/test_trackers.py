@@ -63,7 +63,7 @@ def run_trial(
 
 
 def hparams_experiment(root: Path):
-    """What the HParams tab of TensorBoard shows of the runs in a folder."""
+    """Return what the HParams tab of TensorBoard shows of the runs in a folder."""
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing import data_provider, plugin_event_multiplexer
     from tensorboard.context import RequestContext

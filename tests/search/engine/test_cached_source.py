@@ -27,7 +27,7 @@ def _one_thread():
 
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory):
-    """A folder with a drawn dataset, its pixels decoded."""
+    """Return a folder with a drawn dataset, its pixels decoded."""
     directory = tmp_path_factory.mktemp("data")
     store = Store.open(tmp_path_factory.mktemp("any") / "store", create=True)
     put(store, "any", random_blocks(SMALL, 0), SMALL)
@@ -38,14 +38,14 @@ def drawn(tmp_path_factory):
 
 @pytest.fixture
 def data_dir(drawn, tmp_path):
-    """A copy of it without cached features, whose pixels are decoded again only where files' times count."""
+    """Return a copy of it without cached features, whose pixels are decoded again only where files' times count."""
     shutil.copytree(drawn, tmp_path / "data")
     return tmp_path / "data"
 
 
 @pytest.fixture
 def store(tmp_path):
-    """A store of a base and two variants."""
+    """Return a store of a base and two variants."""
     store = Store.open(tmp_path / "store", create=True)
     for name, (seed, retrain_index) in {"base": (0, 0), "one": (1, 1), "three": (2, 3)}.items():
         put(store, name, variant(SMALL, seed, retrain_index), SMALL)

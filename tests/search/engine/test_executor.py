@@ -50,7 +50,7 @@ def penultimate(architecture, snapshot_blocks):
 
 
 def shelf_and_candidates(architecture, snapshots):
-    """The bodies of these snapshots as blocks in memory and the candidates that name them."""
+    """Return the bodies of these snapshots as blocks in memory and the candidates that name them."""
     shelf, candidates = {}, []
     for number, snapshot_blocks in enumerate(snapshots):
         body = snapshot_blocks[:-1]
@@ -61,7 +61,7 @@ def shelf_and_candidates(architecture, snapshots):
 
 
 def executor_of(tree, shelf, pixels, budget_bytes=None, precision="float32", **options):
-    """An executor over blocks in memory."""
+    """Return an executor over blocks in memory."""
     numerics, work = Numerics.for_inference(precision, CPU), Work()
     return Executor(tree, pixels, Shelf(shelf, numerics, work), work, numerics, budget_bytes=budget_bytes, **options)
 

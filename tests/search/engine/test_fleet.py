@@ -39,7 +39,7 @@ def data_dir(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
-    """A store of three architectures that share blocks within each."""
+    """Return a store of three architectures that share blocks within each."""
     store = Store.open(tmp_path_factory.mktemp("fleet") / "store", create=True)
     for name, (seed, retrain_index) in {"base": (0, 0), "one": (1, 1), "two": (2, 2), "three": (3, 3)}.items():
         put(store, f"resnet-{name}", variant("resnet18", seed, retrain_index))
@@ -67,7 +67,7 @@ def passes_by_rung(result):
 
 @pytest.fixture
 def dealt(monkeypatch):
-    """The tree and the partition of each rung that workers run."""
+    """Return the tree and the partition of each rung that workers run."""
     found, deal = [], fleet.Fleet._deal
 
     def deal_and_note(self, *arguments):
@@ -80,7 +80,7 @@ def dealt(monkeypatch):
 
 
 def with_what_runs_again(alone, dealt):
-    """What one worker passes, and what a partition runs again rather than hand it over, which is little."""
+    """Return what one worker passes, and what a partition runs again rather than hand it over, which is little."""
     expected = []
     for (passes, flops), (tree, partition) in zip(passes_by_rung(alone), dealt, strict=True):
         runs = Counter((node, wave) for piece in partition.pieces for node in piece.nodes for wave in piece.waves)

@@ -13,7 +13,7 @@ paths = st.lists(st.lists(st.integers(0, 2), min_size=NUM_BLOCKS, max_size=NUM_B
 
 
 def candidates_of(all_digits, **fields):
-    """A candidate per list of digits; the digit at a position chooses the block there."""
+    """Return a candidate per list of digits; the digit at a position chooses the block there."""
     return [
         candidate(str(number), [digest(f"{position}{digit}") for position, digit in enumerate(digits)], **fields)
         for number, digits in enumerate(all_digits)

@@ -95,7 +95,7 @@ class FakeShape:
 
 @st.composite
 def random_trees(draw):
-    """A small tree of shared prefixes, and how many bytes each of its blocks puts out per item."""
+    """Return a small tree of shared prefixes, and how many bytes each of its blocks puts out per item."""
     depth = draw(st.integers(1, 6))
     all_digits = draw(st.lists(st.lists(st.integers(0, 1), min_size=depth, max_size=depth), min_size=1, max_size=6))
     candidates = [
@@ -108,7 +108,7 @@ def random_trees(draw):
 
 
 def peak_of_order(tree, order, shapes, needed):
-    """The most bytes that are live at once when nodes run in `order`, each output until its last child has run."""
+    """Return the most bytes live at once when nodes run in `order`, each output until its last child has run."""
     waiting = {index: sum(child in needed for child in tree.nodes[index].children) for index in order}
     live = {None: INPUT_BYTES}
     waiting[None] = 1

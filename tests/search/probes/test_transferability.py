@@ -69,7 +69,7 @@ def logme_by_the_density(features, labels):
 
 
 def logme_by_fixed_point(features, labels):
-    """The iteration of the paper's algorithm 1, to convergence."""
+    """Return the iteration of the paper's algorithm 1, to convergence."""
     num_items, num_dims = features.shape
     eigenvalues, vectors = np.linalg.eigh(features.T @ features)
     evidences = []
