@@ -27,6 +27,7 @@ from raysnap.models.tensor_bytes import block_digest
 from raysnap.store.manifest import Preprocessing
 from raysnap.training.feeds import LabelledPixels
 from raysnap.training.finetune import finetune
+from raysnap.training.freezing import StartModel
 from raysnap.training.prefix_cache import PrefixCache
 
 NUM_CLASSES = 100
@@ -95,13 +96,11 @@ def measure(options: argparse.Namespace, num_frozen: int, folder: Path) -> dict[
             model = build_model(options.architecture, tensors).to(options.device)
             digests = [block_digest(block.tensors()) for block in model]
             result = finetune(
-                model,
-                num_frozen,
+                StartModel(model, num_frozen, digests),
                 splits,
                 preprocessing,
                 config,
                 seed=0,
-                base_digests=digests,
                 on_epoch=lambda entry, save: None,
                 prefix=prefix,
             )

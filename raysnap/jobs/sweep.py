@@ -1,7 +1,7 @@
 """A sweep, from a space to rows: points sampled from one seed, bases they start from, trials compared by one metric.
 
-Its trials run as those of a generate job do. What differs: what the trials vary, who may end them early, and whose
-weights are kept.
+Its trials run as those of a generate job do. What differs: what the trials vary, how they may be stopped early, and
+which weights are kept.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Synthetic snapshots: parts of a base under freshly initialised top blocks, for measuring stores and searches.
 
 Nothing is trained and no parent's weights are read: a snapshot is its parent's digests and some new blocks. Each one
-follows from the seed and its number alone, so an interrupted run can be resumed.
+follows from the seed and its number only, so an interrupted run can be resumed.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ class TrialsPlan:
     """What a job that fine-tunes will do.
 
     Attributes:
-        preprocessing: of trials that have no image size of their own.
+        preprocessing: of trials without an image size.
         bases: a trial per base; one without a dataset is stored as it is.
         weights: `base.weights` of each base, by its trial's `base_key`.
         trials: the fine-tunes; of a sweep that Optuna leads, those known so far.

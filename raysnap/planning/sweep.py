@@ -18,7 +18,7 @@ MIN_BRED = 4
 def plan_sweep(config: SweepConfig) -> TrialsPlan:
     """Return the sweep's trials and the bases they start from, checked against what is there; writes nothing.
 
-    With Optuna the trials are not known yet: those in the plan are one random draw that stands for them.
+    With Optuna the trials are not known yet: the plan has one random draw in their place.
 
     Raises:
         RaysnapError: a point is invalid, or an architecture, a dataset or a base's weights are not available.

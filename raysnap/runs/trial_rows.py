@@ -40,7 +40,7 @@ class TrialRow:
         timings_s: seconds of training by phase, and their `total`.
         wall_s: from its start in Tune until it was stored, of which `overhead_s` was not training.
         stopped: why it ended before its last epoch: `scheduler`, `time_budget` or `patience`.
-        inherited: whose weights it took over after which epoch, where a population is bred.
+        inherited: the trials and epochs whose weights it copied, under `pbt`.
         status: a `Status`; other text only in a row that raysnap did not write.
         new_bytes: how much its snapshot added to the store.
         objective: what the sweep compares trials by, at the kept epoch.

@@ -75,7 +75,7 @@ class FrozenPrefix:
     """The frozen blocks of one model, and what is cached of them; closing it releases the cache.
 
     Args:
-        frozen: the blocks that are not trained, perhaps none, in eval mode.
+        frozen: the blocks that are not trained (possibly none), in eval mode.
         digests: of the frozen blocks.
         cache: where outputs may be cached; None computes them for every batch.
         verify: called before anything is written into the cache; raises where the blocks aren't what `digests` says.

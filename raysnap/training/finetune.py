@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -18,13 +18,13 @@ import torch
 from torch import Tensor, nn
 
 from raysnap.config.train import TrainConfig
-from raysnap.errors import FrozenBlockChanged, OutOfMemory
+from raysnap.errors import OutOfMemory
 from raysnap.models.blocks import blocks_of
 from raysnap.models.numerics import Numerics
-from raysnap.models.tensor_bytes import block_digest
 from raysnap.store.manifest import Preprocessing
 from raysnap.training.evaluation import Predictions, Scores, evaluate_with, predictions_of
 from raysnap.training.feeds import Feed, FrozenPrefix, LabelledPixels, View
+from raysnap.training.freezing import StartModel
 from raysnap.training.prefix_cache import PrefixCache
 from raysnap.training.state import TrainingState, random_state
 from raysnap.training.steps import UpdateStep, diverged
@@ -79,29 +79,25 @@ class FinetuneResult:
 
 
 def finetune(
-    model: nn.Sequential,
-    num_frozen: int,
+    start: StartModel,
     splits: dict[str, LabelledPixels],
     preprocessing: Preprocessing,
     config: TrainConfig,
     *,
     seed: int,
-    base_digests: Sequence[str],
     on_epoch: EpochCallback,
     resume_dir: Path | None = None,
     prefix: PrefixCache | None = None,
     views_seed: int | None = None,
     worker: Worker = ALONE,
 ) -> FinetuneResult:
-    """Train all but the first `num_frozen` blocks of `model` in place, and return its scores and history.
+    """Train all but the frozen blocks of a model in place, and return its scores and history.
 
     Several workers share every batch, so that they train what one worker would, up to rounding. Trained BatchNorm takes
     its statistics from the whole batch on GPUs (SyncBatchNorm), from each worker's part on CPUs.
 
     Args:
-        model: blocks from stem to head, on the device to train on.
         splits: `train` and `val`, and `test` where there is one.
-        base_digests: the digests that the frozen blocks must still have afterwards, in order.
         on_epoch: called on every worker with each epoch's history entry and, where a checkpoint is due, with what
             writes it into a folder: every `checkpoint_every` epochs, to be called before `on_epoch` returns, and after
             the last epoch (its `is_final` is true), which may be called later too. Only the first worker need call it.
@@ -116,39 +112,35 @@ def finetune(
         WeightsError: `resume_dir` holds no such checkpoint.
         ConfigError: there are more `layer_lrs` than trained blocks.
     """
-    numerics = Numerics.choose(config, next(model.parameters()).device)
+    numerics = Numerics.choose(config, next(start.model.parameters()).device)
     terms = Terms(config, numerics, worker, seed, seed if views_seed is None else views_seed)
-
-    def verify() -> None:
-        check_frozen(model, base_digests[:num_frozen])
-
     try:
         with numerics.applied(), _forked_random_state(numerics.device):
             torch.manual_seed(seed + worker.rank)
-            freeze(model, num_frozen)
-            numerics.lay_out(model)
+            start.freeze()
+            numerics.lay_out(start.model)
             frozen = FrozenPrefix(
-                model[:num_frozen],
+                start.frozen,
                 preprocessing,
                 numerics,
-                digests=base_digests[:num_frozen],
+                digests=start.frozen_digests,
                 cache=prefix,
-                verify=verify,
+                verify=start.check_frozen,
             )
-            result = _run(model[num_frozen:], frozen, splits, terms, resume_dir, on_epoch)
+            result = _run(start.trained, frozen, splits, terms, resume_dir, on_epoch)
     except (MemoryError, RuntimeError) as error:
         if not _is_out_of_memory(error):
             raise
         reason = (str(error).splitlines() or ["no reason given"])[0]
     else:
         started = time.perf_counter()
-        verify()
+        start.check_frozen()
         result.timings_s["verify"] = time.perf_counter() - started
         return result
     # Raised here, where the error and every tensor in its traceback are freed: a retry finds the memory free.
     raise OutOfMemory(
         f"fine-tune on {numerics.device}: expected memory for train.batch_size {config.batch_size} and "
-        f"{len(model) - num_frozen} trained blocks, found too little: {reason}; try a smaller train.batch_size"
+        f"{len(start.trained)} trained blocks, found too little: {reason}; try a smaller train.batch_size"
     )
 
 
@@ -163,7 +155,7 @@ def _run(
     """Train the blocks and load the best epoch's weights into them; the frozen ones aren't verified yet."""
     worker = terms.worker
     trained = worker.synchronise_batchnorm(trained, terms.numerics.device)
-    state = TrainingState.begin(trained, terms.config, terms.seed, terms.numerics)
+    state = TrainingState.start(trained, terms.config, terms.seed, terms.numerics)
     if resume_dir is not None:
         state.load(resume_dir, worker.rank)
     with frozen:
@@ -172,11 +164,11 @@ def _run(
         metrics = state.best
         outputs: list[Tensor] = []
         if "test" in splits:
-            begun = time.perf_counter()
+            preparing = time.perf_counter()
             feed = frozen.feed(splits["test"])
             started = time.perf_counter()
             metrics = metrics | _named("test", evaluate_with(trained, feed, terms, into=outputs))
-            timings_s["prefix"] += started - begun
+            timings_s["prefix"] += started - preparing
             timings_s["evaluate"] += time.perf_counter() - started
     is_cut_short = len(state.history) < terms.config.epochs
     return FinetuneResult(metrics, state.history, timings_s, predictions_of(outputs, worker), is_cut_short)
@@ -195,10 +187,10 @@ def _train(
     forward: Callable[[Tensor], Tensor] = terms.worker.parallel(trained)
     if config.compile:
         forward = torch.compile(forward)
-    step = UpdateStep.begin(forward, state, splits["train"].labels, terms.numerics, terms.worker)
+    step = UpdateStep.start(forward, state, splits["train"].labels, terms.numerics, terms.worker)
     while not state.is_over:
         epoch = len(state.history) + 1
-        begun = time.perf_counter()
+        preparing = time.perf_counter()
         train = _training_feed(frozen, splits["train"], terms.view(epoch), step, config)
         val = frozen.feed(splits["val"])
         started = time.perf_counter()
@@ -208,7 +200,7 @@ def _train(
         scores = _named("val", evaluate_with(state.scored, val, terms))
         _check_finite(trained, {"train_loss": train_loss} | scores, config)
         ended = time.perf_counter()
-        timings_s["prefix"] += started - begun
+        timings_s["prefix"] += started - preparing
         timings_s["train"] += evaluating - started
         timings_s["evaluate"] += ended - evaluating
         lr = state.optimizer.param_groups[-1]["lr"]
@@ -240,32 +232,6 @@ def _checkpoint(state: TrainingState, epoch: int, terms: Terms) -> Save | None:
 
 def _named(split: str, scores: Scores) -> Scores:
     return {f"{split}_{name}": value for name, value in scores.items()}
-
-
-def freeze(model: nn.Sequential, num_frozen: int) -> None:
-    """Put the first `num_frozen` blocks in eval mode without gradients, and the others in train mode with them."""
-    for index, block in enumerate(model):
-        block.requires_grad_(index >= num_frozen).train(index >= num_frozen)
-
-
-def check_frozen(model: nn.Sequential, digests: Sequence[str]) -> None:
-    """Check that the first `len(digests)` blocks have these digests and are in eval mode.
-
-    Raises:
-        FrozenBlockChanged: a block differs; the message names the first.
-    """
-    for block, expected in zip(blocks_of(model), digests, strict=False):
-        found = block_digest(block.tensors())
-        if found != expected:
-            raise FrozenBlockChanged(
-                f"block {block.name} should have stayed frozen: expected digest {expected[:12]}, found {found[:12]}; "
-                "nothing of this trial is stored"
-            )
-        if any(module.training for module in block.modules()):
-            raise FrozenBlockChanged(
-                f"block {block.name} should have stayed frozen: expected eval mode, found training mode, in which "
-                "dropout and stochastic depth are on and BatchNorm drifts; nothing of this trial is stored"
-            )
 
 
 def _check_finite(trained: nn.Sequential, scores: Scores, config: TrainConfig) -> None:

@@ -94,7 +94,7 @@ def plan_trials(
     """Return the depth to cache for each trial's id.
 
     Args:
-        image_size: of trials that have none of their own.
+        image_size: of trials without their own.
         num_items: of each dataset that trials name, the items used of `train`, `val` and, where there is one, `test`.
         element_bytes: of one number of an output: 4 in float32, 2 in bfloat16 and float16.
 
@@ -134,12 +134,12 @@ def _choices_of_group(name: str, group: PrefixGroup, trials: Sequence[PrefixTria
     ending: list[tuple[int, list[_Choice]]] = []
     for depth in sorted(_depths_worth_caching(group, trials), reverse=True):
         num_bytes = group.num_items * group.output_bytes[depth - 1]
-        begun = []
+        extended = []
         for deeper, choices in [(math.inf, [_Choice()]), *ending]:
             num_passes = sum(trial.num_passes for trial in trials if depth <= trial.num_frozen < deeper)
-            alone = _Choice(num_bytes, flops[depth] * (num_passes - group.num_items), ((name, depth),))
-            begun += [choice + alone for choice in choices]
-        ending.append((depth, _best_per_bytes(begun)))
+            added = _Choice(num_bytes, flops[depth] * (num_passes - group.num_items), ((name, depth),))
+            extended += [choice + added for choice in choices]
+        ending.append((depth, _best_per_bytes(extended)))
     return _best_per_bytes([_Choice(), *(choice for _, choices in ending for choice in choices)])
 
 

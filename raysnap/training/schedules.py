@@ -1,6 +1,6 @@
 """Learning rates as pure functions of a block's depth and of the step, so that a checkpoint need not hold them.
 
-A resumed fine-tune, or one that takes over another's weights, has the rates of its own configuration at once.
+A resumed fine-tune, or one that takes over another's weights, has the rates of its configuration at once.
 """
 
 from __future__ import annotations

@@ -55,7 +55,7 @@ class TrainingState:
     best_tensors: BlockTensors = field(default_factory=dict)
 
     @classmethod
-    def begin(cls, trained: nn.Sequential, config: TrainConfig, seed: int, numerics: Numerics) -> TrainingState:
+    def start(cls, trained: nn.Sequential, config: TrainConfig, seed: int, numerics: Numerics) -> TrainingState:
         """Return the state before the first epoch.
 
         Raises:

@@ -31,7 +31,7 @@ class UpdateStep:
     """What every optimizer step of a fine-tune has in common.
 
     Attributes:
-        forward: runs the trained blocks; of several workers DDP's, perhaps compiled.
+        forward: runs the trained blocks; with several workers in DDP, compiled where configured.
         class_weights: of the loss, float32 `[num_classes]`; None weighs all classes equally.
         mix: mixes the images of a batch; None leaves them as they are.
     """
@@ -44,7 +44,7 @@ class UpdateStep:
     mix: Mix | None
 
     @classmethod
-    def begin(
+    def start(
         cls,
         forward: Callable[[Tensor], Tensor],
         state: TrainingState,

@@ -26,6 +26,7 @@ from raysnap.store.manifest import Preprocessing
 from raysnap.store.store import Store
 from raysnap.training.feeds import LabelledPixels
 from raysnap.training.finetune import Save, finetune
+from raysnap.training.freezing import StartModel
 from raysnap.training.prediction_files import write_predictions
 from raysnap.training.prefix_cache import PrefixCache, items_digest
 from raysnap.training.savepoints import Savepoint, write_record
@@ -49,7 +50,7 @@ class TrainJob:
         dataset_dirs: the folder of each dataset that trials name.
         bases: the id of the snapshot that trials start from, by their `base_key`; None draws random weights from the
             trial's seed.
-        preprocessing: of trials that have no image size of their own.
+        preprocessing: of trials without an image size.
         prefix_depths: how many frozen blocks' outputs are cached for a trial, by its id; 0 for a trial not listed.
         prefix_cache_bytes: limit of those outputs, for all datasets together.
         keeps_predictions: whether the prediction for each test item is kept with the finished trial.
@@ -104,13 +105,11 @@ def run_trial(
     with tempfile.TemporaryDirectory(prefix="raysnap-") as folder:
         final_dir = Path(folder)
         result = finetune(
-            model,
-            trial.num_frozen,
+            StartModel(model, trial.num_frozen, base_digests),
             splits,
             preprocessing,
             trial.train,
             seed=trial.seed,
-            base_digests=base_digests,
             on_epoch=_epoch_callback(report, worker, facts, final_dir, timings_s),
             resume_dir=resume.path if resume else None,
             prefix=_prefix_cache(trial, job),
@@ -187,7 +186,7 @@ def _start_model(trial: Trial, job: TrainJob, num_classes: int) -> tuple[nn.Sequ
 
 
 def _inherited(trial: Trial, resume: Savepoint | None) -> list[dict[str, Any]]:
-    """Return whose weights the trial took over after which epoch, as `pbt` makes it do."""
+    """Return the trials and epochs whose weights the trial copied, as `pbt` makes it do."""
     if resume is None:
         return []
     record = resume.record

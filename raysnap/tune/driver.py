@@ -148,7 +148,7 @@ def _launch_group(
 def _root_cause(failures: list[Exception]) -> Exception:
     """Return the error that the other workers' errors followed from: a death, else raysnap's own, else the first.
 
-    When one worker dies, the others' collectives fail as well; Ray reports the death as an error of its own.
+    When one worker dies, the others' collectives fail as well; Ray reports the death separately.
     """
     for failure in failures:
         if type(failure).__module__.partition(".")[0] == "ray":

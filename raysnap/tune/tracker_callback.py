@@ -28,7 +28,7 @@ class TrackerCallback(TBXLoggerCallback):
         return {}
 
     def log_trial_start(self, trial: Any) -> None:
-        self._call(lambda tracker: tracker.begin(str(trial), hyperparameters(trial.config["trial"])))
+        self._call(lambda tracker: tracker.start(str(trial), hyperparameters(trial.config["trial"])))
 
     def log_trial_result(self, iteration: int, trial: Any, result: dict) -> None:  # noqa: ARG002
         if "epoch" in result:

@@ -26,7 +26,7 @@ Figures = Mapping[str, float]
 class Tracker(Protocol):
     """Keeps records of trials by their ids."""
 
-    def begin(self, trial: str, hyperparameters: Mapping[str, Any]) -> None:
+    def start(self, trial: str, hyperparameters: Mapping[str, Any]) -> None:
         """Start the record of a trial, or continue it after its process died."""
 
     def measure(self, trial: str, epoch: int, figures: Figures) -> None:
@@ -74,7 +74,7 @@ class EventFiles:
         self._root = root
         self._writers: dict[str, Any] = {}
 
-    def begin(self, trial: str, hyperparameters: Mapping[str, Any]) -> None:
+    def start(self, trial: str, hyperparameters: Mapping[str, Any]) -> None:
         """See `Tracker`."""
         from tensorboardX import SummaryWriter
         from tensorboardX.summary import hparams
@@ -125,7 +125,7 @@ class MlflowRuns:
         self._group = run_dir.name
         self._runs: dict[str, str] = {}
 
-    def begin(self, trial: str, hyperparameters: Mapping[str, Any]) -> None:
+    def start(self, trial: str, hyperparameters: Mapping[str, Any]) -> None:
         """See `Tracker`."""
         from mlflow.entities import Param
 
@@ -159,7 +159,7 @@ class WandbRuns:
         self._run_dir = run_dir
         self._runs: dict[str, Any] = {}
 
-    def begin(self, trial: str, hyperparameters: Mapping[str, Any]) -> None:
+    def start(self, trial: str, hyperparameters: Mapping[str, Any]) -> None:
         """See `Tracker`."""
         import wandb
 

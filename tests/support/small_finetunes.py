@@ -11,6 +11,7 @@ from raysnap.models.tensor_bytes import block_digest
 from raysnap.store.manifest import Preprocessing
 from raysnap.training import finetune
 from raysnap.training.feeds import LabelledPixels
+from raysnap.training.freezing import StartModel
 from raysnap.training.prefix_cache import PrefixCache
 
 PREPROCESSING = Preprocessing(resize_size=36, image_size=32)
@@ -57,10 +58,10 @@ def digests_of(model) -> list[str]:
 def run(model, num_frozen, config=None, data=None, on_epoch=lambda entry, save: None, digests=None, **options):
     digests = digests or digests_of(model)
     config = config or TrainConfig(epochs=1, batch_size=8)
-    options = {"seed": 0, "base_digests": digests, "on_epoch": on_epoch} | options
+    options = {"seed": 0, "on_epoch": on_epoch} | options
     edge = 224 if any("encoder" in block.name for block in model) else 32
     preprocessing = Preprocessing(resize_size=edge + 4, image_size=edge)
-    return finetune.finetune(model, num_frozen, data or splits(), preprocessing, config, **options)
+    return finetune.finetune(StartModel(model, num_frozen, digests), data or splits(), preprocessing, config, **options)
 
 
 def one_step(num_items=4) -> dict[str, LabelledPixels]:

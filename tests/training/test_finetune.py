@@ -17,6 +17,7 @@ from raysnap.models.block_facts import num_body_blocks
 from raysnap.models.numerics import Numerics
 from raysnap.models.tensor_bytes import block_digest, decode
 from raysnap.training import evaluation, finetune
+from raysnap.training.freezing import StartModel
 from raysnap.training.steps import UpdateStep
 from tests.support import ROOT
 from tests.support.small_finetunes import (
@@ -154,7 +155,7 @@ def test_a_last_batch_of_one_item_joins_the_one_before():
 
 def test_evaluation_restores_modes_and_changes_nothing():
     model = model_of("resnet18")
-    finetune.freeze(model, 4)
+    StartModel(model, 4, ()).freeze()
     before = [block_digest(block.tensors()) for block in model]
     scores = evaluation.evaluate(model, coloured_squares(10, 1), PREPROCESSING, 4)
     assert [block.training for block in model] == [False] * 4 + [True] * 6

@@ -52,8 +52,8 @@ class Task:
         torch.manual_seed(1)
         self.head = nn.Sequential(Head(nn.Linear(5, 3)))
         self.before = copy.deepcopy(self.head)
-        self.state = TrainingState.begin(self.head, self.config, 0, CPU)
-        self.step = UpdateStep.begin(self.head, self.state, self.labels, CPU, ALONE)
+        self.state = TrainingState.start(self.head, self.config, 0, CPU)
+        self.step = UpdateStep.start(self.head, self.state, self.labels, CPU, ALONE)
 
     def run(self) -> float:
         return self.step.run_epoch(Feed(lambda positions: self.features[positions], self.labels))
@@ -113,7 +113,7 @@ def test_a_class_without_items_weighs_nothing():
 def test_class_weights_weigh_the_loss():
     task = Task(class_weights="balanced")
     task.labels[:] = torch.tensor([0] * 8 + [1] * 3 + [2])
-    task.step = UpdateStep.begin(task.head, task.state, task.labels, CPU, ALONE)
+    task.step = UpdateStep.start(task.head, task.state, task.labels, CPU, ALONE)
     task.run()
     weights = balanced_weights(task.labels, 3)
     torch.testing.assert_close(task.update, task.gradient(weight=weights, reduction="sum") / 12)
