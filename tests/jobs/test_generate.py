@@ -127,6 +127,10 @@ def test_resuming_a_finished_run_trains_nothing(finished):
     before = (config.run_dir / "results.jsonl").read_bytes()
     assert run(config, resume=True).snapshots == summary.snapshots
     assert (config.run_dir / "results.jsonl").read_bytes() == before
+
+
+def test_a_run_is_resumed_only_when_asked_and_unchanged(finished):
+    config, _ = finished
     with pytest.raises(ConfigError, match="already holds a run; add --resume"):
         run(config)
     with pytest.raises(ConfigError, match="seed: the run was started with 0, found 1"):

@@ -122,13 +122,13 @@ def seed_of_base(config: SweepConfig) -> int:
 def test_predictions_of_the_best_say_what_its_metrics_say(finished):
     config, summary = finished
     row = rows_of(config)[summary.best["trial"][:3]]
-    told = json.loads((config.run_dir / row["predictions"]).read_text())
-    assert len(told["paths"]) == len(told["labels"]) == len(told["predicted"]) == len(told["confidence"]) == 16
-    for path, label in zip(told["paths"], told["labels"], strict=True):
-        assert (Path(told["root"]) / path).is_file()
-        assert path.split("/")[:2] == ["test", told["classes"][label]]
-    assert accuracy_score(told["labels"], told["predicted"]) == pytest.approx(row["metrics"]["test_accuracy"])
-    f1 = f1_score(told["labels"], told["predicted"], average="macro")
+    kept = json.loads((config.run_dir / row["predictions"]).read_text())
+    assert len(kept["paths"]) == len(kept["labels"]) == len(kept["predicted"]) == len(kept["confidence"]) == 16
+    for path, label in zip(kept["paths"], kept["labels"], strict=True):
+        assert (Path(kept["root"]) / path).is_file()
+        assert path.split("/")[:2] == ["test", kept["classes"][label]]
+    assert accuracy_score(kept["labels"], kept["predicted"]) == pytest.approx(row["metrics"]["test_accuracy"])
+    f1 = f1_score(kept["labels"], kept["predicted"], average="macro")
     assert f1 == pytest.approx(row["metrics"]["test_macro_f1"])
     assert [path.name for path in (config.run_dir / "predictions").iterdir()] == [f"{row['trial']}.json"]
 
@@ -151,7 +151,7 @@ def test_resuming_retries_only_what_failed(finished):
 
 
 def test_what_a_killed_driver_left_is_finished_and_the_best_kept(ray_local, tmp_path):
-    """A driver that dies holds back the row of the best so far; its checkpoint is all there is of it."""
+    """A driver that dies has not written the row of the best so far; only its checkpoint is there."""
     config = job(tmp_path, {"train.lr": {"grid": [1e-3, 1e-6]}}, resources={"max_concurrent": 1})
 
     class Killed(Exception):
@@ -175,13 +175,15 @@ def test_what_a_killed_driver_left_is_finished_and_the_best_kept(ray_local, tmp_
     assert summary.best["trial"] == best["trial"]
 
 
-# Who goes on
+# Early stopping
 
 
-def test_asha_stops_bad_trials_and_leaks_no_resources(ray_local, tmp_path):
+@pytest.fixture(scope="module")
+def asha(ray_local, tmp_path_factory):
+    """A sweep that ASHA stopped trials of, and the cluster's resources before it."""
     before = ray.cluster_resources(), ray.available_resources()
     config = job(
-        tmp_path,
+        tmp_path_factory.mktemp("asha"),
         {
             "train.lr": {"grid": {"good": 3e-3, "wild": 100, "tiny": 1e-8, "tinier": 1e-9, "tiniest": 1e-10}},
             "retrain.index": {"when": {"train.lr": "wild"}, "grid": [8]},
@@ -194,10 +196,14 @@ def test_asha_stops_bad_trials_and_leaks_no_resources(ray_local, tmp_path):
         train={"epochs": 4, "batch_size": 16},
         resources={"max_concurrent": 1},
     )
-    summary = run(config)
+    return config, run(config), before
+
+
+def test_asha_stops_bad_trials_at_their_best_epoch_so_far(asha):
+    config, summary, _ = asha
     rows = rows_of(config)
     assert (rows["001"]["status"], len(rows["001"]["history"])) == ("done", 4)
-    assert rows["002"]["status"] == "diverged", "one that has nothing to compare hurts no other"
+    assert rows["002"]["status"] == "diverged", "a trial without a metric does not disturb the others"
     stopped = [row for row in rows.values() if row["status"] == "stopped"]
     assert len(stopped) == summary.num_stopped >= 2
     for row in stopped:
@@ -205,14 +211,23 @@ def test_asha_stops_bad_trials_and_leaks_no_resources(ray_local, tmp_path):
         assert 1 <= len(row["history"]) < 4
         assert row["objective"] == row["metrics"]["val_loss"] == min(one["val_loss"] for one in row["history"])
     assert summary.best["trial"] == rows["001"]["trial"]
+
+
+def test_stopped_trials_leak_no_resources(asha):
+    _, _, before = asha
     wait_for_resources(*before)
     assert not ray.util.placement_group_table() or all(
         group["state"] == "REMOVED" for group in ray.util.placement_group_table().values()
     )
-    before_rows = (config.run_dir / "results.jsonl").read_text()
+
+
+def test_a_resumed_sweep_leaves_stopped_trials_as_they_are(asha):
+    config, _, _ = asha
+    before = (config.run_dir / "results.jsonl").read_text()
     run(config, resume=True)
-    added = (config.run_dir / "results.jsonl").read_text().removeprefix(before_rows)
+    added = (config.run_dir / "results.jsonl").read_text().removeprefix(before)
     assert [json.loads(line)["status"] for line in added.splitlines()] == ["diverged"], "what was stopped stays so"
+    (config.run_dir / "results.jsonl").write_text(before)
 
 
 def test_pbt_copies_good_weights_and_perturbs_rates(ray_local, tmp_path):
@@ -246,7 +261,7 @@ def test_pbt_copies_good_weights_and_perturbs_rates(ray_local, tmp_path):
 # Tune ends such trials without a word to its own loggers, whose files are closed only when they are collected.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore:unclosed file:ResourceWarning")
 def test_a_time_budget_ends_what_runs_and_leaves_what_waits(ray_local, tmp_path):
-    """Stopped or not begun, both are for a later run to go on with; only the former is a row."""
+    """Stopped or not started, both are left for a later run; only the stopped one has a row."""
     config = job(
         tmp_path,
         {"train.lr": {"grid": [1e-3, 1e-4]}},
@@ -337,7 +352,7 @@ def shortened(config: SweepConfig) -> SweepConfig:
     return SweepConfig.model_validate(document)
 
 
-def test_chance_is_put_back_after_it_was_seeded():
+def test_generators_are_restored_after_seeding():
     states = random.getstate(), np.random.get_state()[1].tolist()
     with seeded_generators(3):
         first = random.random(), float(np.random.rand())

@@ -45,7 +45,7 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("architecture", FAMILIES)
-def test_frozen_blocks_of_every_family_keep_their_digests(architecture, monkeypatch):
+def test_frozen_blocks_of_every_family_keep_their_digests(architecture):
     model = model_of(architecture)
     num_frozen = num_body_blocks(architecture)
     before = digests_of(model)
@@ -54,23 +54,28 @@ def test_frozen_blocks_of_every_family_keep_their_digests(architecture, monkeypa
     assert after[:num_frozen] == before[:num_frozen]
     assert after[-1] != before[-1]
 
-    def freeze_gradients_only(model, num_frozen):
-        for index, block in enumerate(model):
-            block.requires_grad_(index >= num_frozen).train()
 
-    monkeypatch.setattr(finetune, "freeze", freeze_gradients_only)
+@pytest.mark.parametrize("architecture", FAMILIES)
+def test_the_published_mistake_in_freezing_is_refused(architecture, monkeypatch):
+    """Gradients are off, but the frozen blocks are in training mode."""
+
+    def freeze_gradients_only(start):
+        for index, block in enumerate(start.model):
+            block.requires_grad_(index >= start.num_frozen).train()
+
+    monkeypatch.setattr(StartModel, "freeze", freeze_gradients_only)
     with pytest.raises(FrozenBlockChanged, match="block stem should have stayed frozen"):
-        run(model, num_frozen, data=one_step())
+        run(model_of(architecture), num_body_blocks(architecture), data=one_step())
 
 
 def test_frozen_batchnorm_that_drifted_is_found_by_its_bytes(monkeypatch):
-    def drift(model, num_frozen):
-        model.train()
-        model(torch.randn(4, 3, 32, 32))
-        for index, block in enumerate(model):
-            block.requires_grad_(index >= num_frozen).train(index >= num_frozen)
+    def drift(start):
+        start.model.train()
+        start.model(torch.randn(4, 3, 32, 32))
+        for index, block in enumerate(start.model):
+            block.requires_grad_(index >= start.num_frozen).train(index >= start.num_frozen)
 
-    monkeypatch.setattr(finetune, "freeze", drift)
+    monkeypatch.setattr(StartModel, "freeze", drift)
     with pytest.raises(FrozenBlockChanged, match="block stem should have stayed frozen: expected digest"):
         run(model_of("resnet18"), num_frozen=9, data=one_step())
 
@@ -92,26 +97,26 @@ def test_a_base_with_another_frozen_block_is_refused():
 
 
 def test_an_easy_task_is_learned_and_every_epoch_reported():
-    told = []
+    reported = []
     result = run(
         model_of("resnet18"),
         0,
         TrainConfig(epochs=4, batch_size=8, lr=1e-3),
-        on_epoch=lambda entry, save: told.append(entry),
+        on_epoch=lambda entry, save: reported.append(entry),
     )
-    assert told == result.history
-    assert [entry["epoch"] for entry in told] == [1, 2, 3, 4]
+    assert reported == result.history
+    assert [entry["epoch"] for entry in reported] == [1, 2, 3, 4]
     assert result.metrics["val_accuracy"] == 1.0
     assert result.metrics["test_accuracy"] == 1.0
 
 
 def test_the_kept_weights_are_those_of_the_best_epoch(monkeypatch):
-    told = iter([0.5, 0.9, 0.7, 0.1])
+    reported = iter([0.5, 0.9, 0.7, 0.1])
     seen = []
 
     def evaluate(trained, feed, terms, into=None):
         seen.append(block_digest(trained[-1].tensors()))
-        accuracy = next(told)
+        accuracy = next(reported)
         return {"loss": 1.0, "accuracy": accuracy, "top5_accuracy": 1.0}
 
     monkeypatch.setattr(finetune, "evaluate_with", evaluate)
@@ -366,11 +371,11 @@ def test_every_precision_learns_and_leaves_float32_blocks(tmp_path, changes, num
     assert not torch.are_deterministic_algorithms_enabled()
 
 
-def test_a_cpu_computes_in_float32_unless_told_otherwise():
+def test_a_cpu_computes_in_float32_unless_reported_otherwise():
     cpu = torch.device("cpu")
     assert Numerics.choose(TrainConfig(), cpu) == Numerics(cpu, torch.float32, channels_last=False)
-    told = TrainConfig(precision="bfloat16", channels_last=True, deterministic=True)
-    assert Numerics.choose(told, cpu) == Numerics(cpu, torch.bfloat16, channels_last=True, deterministic=True)
+    reported = TrainConfig(precision="bfloat16", channels_last=True, deterministic=True)
+    assert Numerics.choose(reported, cpu) == Numerics(cpu, torch.bfloat16, channels_last=True, deterministic=True)
 
 
 def test_only_trained_blocks_are_compiled(monkeypatch):

@@ -1,0 +1,84 @@
+"""A stage of a job without Ray: what need not run is recorded at once, and what can't be collected is a failed row."""
+
+from pathlib import Path
+
+import pytest
+
+from raysnap.config.choices import Role, Status
+from raysnap.config.jobs import GenerateConfig
+from raysnap.config.parts import ResourcesConfig
+from raysnap.config.train import TrainConfig
+from raysnap.jobs.data import JobData
+from raysnap.jobs.job import Job
+from raysnap.jobs.stage import Stage, record_outcome, run_stage
+from raysnap.planning.generate import TrialsPlan
+from raysnap.store.manifest import Preprocessing
+from raysnap.training.savepoints import read_savepoint, write_record
+from raysnap.training.trial import Trial
+from raysnap.tune.options import TrialOutcome
+
+TRIAL = Trial(
+    id="001-a",
+    role=Role.FINETUNE,
+    architecture="resnet18",
+    dataset="shapes-shape-a",
+    retrain_index=0,
+    seed=1,
+    train=TrainConfig(epochs=1),
+)
+
+
+@pytest.fixture
+def job(tmp_path) -> Job:
+    places = {"run_dir": tmp_path / "run", "store": tmp_path / "store", "data_dir": tmp_path / "data"}
+    config = GenerateConfig.model_validate(places | {"datasets": ["shapes-shape-a"], "num_snapshots": 1})
+    plan = TrialsPlan(Preprocessing.cropping(32), [], {}, [TRIAL], {})
+    return Job.open(config, plan, resume=False, on_progress=lambda *progress: None)
+
+
+def checkpoint(directory: Path, trial_id: str):
+    directory.mkdir(parents=True)
+    (directory / "weights").write_bytes(b"weights")
+    write_record(directory, status="done", epoch=1, trial=trial_id)
+    return read_savepoint(directory)
+
+
+def run(job: Job, bases: dict[str, str | None]) -> None:
+    run_stage(job, JobData({}, {}), Stage("trials", [TRIAL], bases, ResourcesConfig()))
+
+
+def test_a_trial_whose_base_failed_is_a_failed_row_without_running(job):
+    run(job, {})
+    [row] = job.run_dir.trial_rows()
+    assert (row.trial, row.status, row.error) == ("001-a", Status.FAILED, "its base resnet18 failed")
+
+
+def test_a_final_row_is_not_run_again_and_its_checkpoints_go(job):
+    job.run_dir.add_row({"trial": "001-a", "status": "done"})
+    left = job.config.run_dir / "ray" / "trials" / "001-a" / "checkpoint"
+    checkpoint(left, "001-a")
+    run(job, {"resnet18": None})
+    assert len(job.run_dir.rows()) == 1
+    assert not left.exists()
+
+
+def test_a_savepoint_that_can_not_be_collected_is_a_failed_row(job, tmp_path):
+    savepoint = checkpoint(tmp_path / "checkpoint", "another")
+    row = record_outcome(job, TrialOutcome(TRIAL, savepoint, Status.DONE, None), tmp_path)
+    assert row.status == Status.FAILED
+    assert row.error.endswith("expected a checkpoint of 001-a, found another's")
+    assert [written.as_json() for written in job.run_dir.trial_rows()] == [row.as_json()]
+
+
+def test_the_checkpoints_of_a_failed_trial_stay_for_a_retry(job, tmp_path):
+    savepoint = checkpoint(tmp_path / "001-a" / "checkpoint", "another")
+    record_outcome(job, TrialOutcome(TRIAL, savepoint, Status.DONE, None), tmp_path)
+    assert savepoint.path.exists()
+
+
+def test_progress_counts_the_trials_that_had_ended_before(job):
+    shown = []
+    job = Job(job.config, job.plan, job.store, job.run_dir, lambda *progress: shown.append(progress))
+    job.run_dir.add_row({"trial": "001-a", "status": "stopped", "stopped": "scheduler"})
+    run(job, {"resnet18": None})
+    assert shown == [("trials", 1, 1, "")]
