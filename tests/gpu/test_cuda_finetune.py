@@ -9,7 +9,7 @@ from raysnap import errors
 from raysnap.config.train import TrainConfig
 from raysnap.errors import OutOfMemory, TrainingDiverged
 from raysnap.models.block_facts import num_body_blocks
-from raysnap.training import finetune
+from raysnap.training.freezing import StartModel
 from raysnap.training.prefix_cache import PrefixCache
 from tests.support.small_finetunes import (
     FAMILIES,
@@ -41,7 +41,7 @@ def test_frozen_blocks_keep_digests_and_the_mistake_is_refused(architecture, mon
     after = digests_of(model)
     assert after[:num_frozen] == before[:num_frozen]
     assert after[-1] != before[-1]
-    monkeypatch.setattr(finetune, "freeze", lambda model, num_frozen: model.train())
+    monkeypatch.setattr(StartModel, "freeze", lambda start: start.model.train())
     with pytest.raises(errors.FrozenBlockChanged, match="block stem should have stayed frozen"):
         run(model, num_frozen, data=one_step())
 
