@@ -64,18 +64,27 @@ def test_stats_counts_snapshots_blocks_and_bytes(here, capsys):
     assert "2\u00a0snapshots in 11\u00a0blocks" in run_text(capsys, "store", "stats")
 
 
-def test_export_then_add_gives_the_same_snapshot(here, capsys):
-    for name in ("w.safetensors", "w.pth"):
-        exported = run_json(capsys, "store", "export", "tuned", "--to", name)
-        assert exported["weights_path"] == name
-        added = run_json(capsys, "store", "add", name, "--arch", "resnet18", "--store", "new", "--name", "back")
-        assert set(added) == {"snapshot", "new_blocks", "new_bytes"}
-        assert added["snapshot"] == Store.open("store").resolve("tuned")
-    assert (added["new_blocks"], added["new_bytes"]) == (0, 0)
+@pytest.mark.parametrize("name", ["w.safetensors", "w.pth"])
+def test_export_then_add_gives_the_same_snapshot(here, capsys, name):
+    exported = run_json(capsys, "store", "export", "tuned", "--to", name)
+    assert exported["weights_path"] == name
+    added = run_json(capsys, "store", "add", name, "--arch", "resnet18", "--store", "new", "--name", "back")
+    assert set(added) == {"snapshot", "new_blocks", "new_bytes"}
+    assert added["snapshot"] == Store.open("store").resolve("tuned")
+
+
+def test_adding_a_file_again_writes_nothing(here, capsys):
+    for arguments in (("export", "tuned", "--to", "w.pth"), ("add", "w.pth", "--arch", "resnet18", "--store", "new")):
+        run_text(capsys, "store", *arguments)
+    again = run_json(capsys, "store", "add", "w.pth", "--arch", "resnet18", "--store", "new", "--name", "back")
+    assert (again["new_blocks"], again["new_bytes"]) == (0, 0)
+    assert "0\u00a0new blocks" in run_text(capsys, "store", "add", "w.pth", "--arch", "resnet18", "--store", "new")
+
+
+def test_an_export_is_a_state_dict_of_torchvision(here, capsys):
+    assert "w.pth and README.md" in run_text(capsys, "store", "export", "tuned", "--to", "w.pth")
     model = get_model("resnet18", weights=None, num_classes=3)
     model.load_state_dict(torch.load("w.pth", weights_only=True), strict=True)
-    assert "0\u00a0new blocks" in run_text(capsys, "store", "add", "w.pth", "--arch", "resnet18", "--store", "new")
-    assert "w.pth and README.md" in run_text(capsys, "store", "export", "tuned", "--to", "w.pth")
 
 
 def test_add_records_given_facts_and_the_retrain_index(here, capsys):
@@ -101,24 +110,39 @@ def test_gc_deletes_what_no_snapshot_needs(here, capsys):
     assert run_json(capsys, "store", "gc", "--store", "own", "--grace", "0")["num_blocks_deleted"] == 1
 
 
-def test_verify_names_each_damage_and_exits_3(here, shared, capsys):
-    assert run_json(capsys, "store", "verify")["damaged"] == []
-    assert run_text(capsys, "store", "verify").startswith("ok; read 2\u00a0snapshots, 11\u00a0blocks")
+@pytest.fixture
+def damaged_head(here, shared) -> str:
+    """The digest of the head of `tuned`, damaged in the store `bad`, which also has a file that is no name."""
     shutil.copytree(shared / "store", here / "bad")
-    store = Store.open(here / "bad")
-    head = store.manifest("tuned").blocks[-1].digest
+    head = Store.open(here / "bad").manifest("tuned").blocks[-1].digest
     path = here / "bad" / "objects" / head[:2] / head
     path.chmod(0o644)
     path.write_bytes(path.read_bytes()[:-1] + b"!")
     (here / "bad" / "refs" / "not a name").touch()
+    return head
+
+
+def test_verify_of_a_sound_store_says_ok(here, capsys):
+    assert run_json(capsys, "store", "verify")["damaged"] == []
+    assert run_text(capsys, "store", "verify").startswith("ok; read 2\u00a0snapshots, 11\u00a0blocks")
+
+
+def test_verify_lists_damage_with_its_snapshots_as_json(here, capsys, damaged_head):
     damaged = run_json(capsys, "store", "verify", "--store", "bad", exit_code=3)["damaged"]
-    assert [(one["block"], one["snapshots"]) for one in damaged] == [(head, [store.resolve("tuned")])]
+    tuned = Store.open(here / "bad").resolve("tuned")
+    assert [(block["block"], block["snapshots"]) for block in damaged] == [(damaged_head, [tuned])]
+
+
+def test_verify_names_each_damage_and_exits_3(here, capsys, damaged_head):
     assert main(["store", "verify", "--store", "bad"]) == 3
     out, err = capsys.readouterr()
     assert out.startswith("damaged: 1\u00a0block and 1\u00a0other file")
-    assert f"raysnap: block {head}: its " in err and "refs/not a name: does not belong here" in err
+    assert f"raysnap: block {damaged_head}: its " in err and "refs/not a name: does not belong here" in err
+
+
+def test_a_damaged_snapshot_is_not_exported(here, capsys, damaged_head):
     assert main(["store", "export", "tuned", "--store", "bad", "--to", "x.pth"]) == 3
-    assert head in capsys.readouterr().err
+    assert damaged_head in capsys.readouterr().err
     assert not (here / "x.pth").exists()
 
 

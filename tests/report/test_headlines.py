@@ -1,7 +1,15 @@
 """The first lines of a report: sentences and figures."""
 
+import pytest
+
+from raysnap.report.headlines import key_figures, origin_text
+from raysnap.runs.run import read_run
+from raysnap.runs.store_contents import read_store_contents
+from raysnap.runs.trial_rows import TrialRow
+from raysnap.store.store import Store
 from tests.support.report_pages import render, some_trials
 from tests.support.report_runs import (
+    everything,
     quickstart,
     ranking_of,
     search,
@@ -10,14 +18,41 @@ from tests.support.report_runs import (
 )
 
 
-def test_the_summary_has_training_winner_speed_and_savings(tmp_path):
-    page = render(quickstart(tmp_path / "run", some_trials()))
-    assert "10 snapshots of resnet18 were fine-tuned on 3 datasets; the run took 60.0 s" in page.text
-    assert "1 trial failed and 1 trial diverged" in page.text
-    assert "best of 10 candidates is 000-resnet18-shapes-shape-a-r0, fine-tuned on shapes-shape-a" in page.text
-    assert "linear score 0.890 on 20 held-out items; 1 other is tied with it" in page.text
-    assert "alsatian, takes 2.02 s (median of 3 runs), 4.0× faster than baseline (8.08 s)" in page.text
-    assert "added 10.0 kB to the store; whole copies would have taken 40.0 kB" in page.text
+@pytest.fixture(scope="module")
+def summary(tmp_path_factory) -> str:
+    """The text of the report of a quickstart."""
+    return render(quickstart(tmp_path_factory.mktemp("quickstart") / "run", some_trials())).text
+
+
+def test_the_summary_says_what_was_trained(summary):
+    assert "10 snapshots of resnet18 were fine-tuned on 3 datasets; the run took 60.0 s" in summary
+
+
+def test_the_summary_counts_trials_that_did_not_finish(summary):
+    assert "1 trial failed and 1 trial diverged" in summary
+
+
+def test_the_summary_names_the_best_start_and_its_score(summary):
+    assert "best of 10 candidates is 000-resnet18-shapes-shape-a-r0, fine-tuned on shapes-shape-a" in summary
+    assert "linear score 0.890 on 20 held-out items; 1 other is tied with it" in summary
+
+
+def test_the_summary_names_the_fastest_method(summary):
+    assert "alsatian, takes 2.02 s (median of 3 runs), 4.0× faster than baseline (8.08 s)" in summary
+
+
+def test_the_summary_says_what_sharing_blocks_saved(summary):
+    assert "added 10.0 kB to the store; whole copies would have taken 40.0 kB" in summary
+
+
+def test_a_snapshot_with_only_its_head_retrained_says_so():
+    row = TrialRow(trial="a", role="finetune", status="done", dataset="data/pets", retrain_index=0)
+    assert origin_text(row) == "fine-tuned on pets (head only)"
+
+
+def test_there_are_at_most_four_key_figures(tmp_path):
+    run = read_run(everything(tmp_path / "run", Store.open(tmp_path / "store", create=True), tmp_path / "data"))
+    assert len(key_figures(run, read_store_contents(run)[0])) == 4
 
 
 def test_the_summary_gives_the_share_of_time_in_training(tmp_path):
