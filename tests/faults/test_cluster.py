@@ -56,8 +56,8 @@ class Driver:
 
     def epochs(self) -> dict[str, list[int]]:
         """Return the epochs of each trial that were reported to Tune, in order, over all runs."""
-        told = [line.split() for line in self.log_path.read_text().splitlines()] if self.log_path.exists() else []
-        return {trial.id: [int(epoch) for name, epoch in told if name == trial.id] for trial in self.trials}
+        logged = [line.split() for line in self.log_path.read_text().splitlines()] if self.log_path.exists() else []
+        return {trial.id: [int(epoch) for name, epoch in logged if name == trial.id] for trial in self.trials}
 
     def rows(self) -> list[dict]:
         return read_rows(self.config.run_dir / "results.jsonl")

@@ -47,7 +47,7 @@ def run(job: Job, bases: dict[str, str | None]) -> None:
     run_stage(job, JobData({}, {}), Stage("trials", [TRIAL], bases, ResourcesConfig()))
 
 
-def test_a_trial_whose_base_failed_is_a_failed_row_without_running(job):
+def test_a_trial_whose_base_failed_fails_without_running(job):
     run(job, {})
     [row] = job.run_dir.trial_rows()
     assert (row.trial, row.status, row.error) == ("001-a", Status.FAILED, "its base resnet18 failed")

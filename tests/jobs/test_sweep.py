@@ -180,7 +180,7 @@ def test_what_a_killed_driver_left_is_finished_and_the_best_kept(ray_local, tmp_
 
 @pytest.fixture(scope="module")
 def asha(ray_local, tmp_path_factory):
-    """A sweep that ASHA stopped trials of, and the cluster's resources before it."""
+    """Run a sweep that ASHA stops trials of; return it with the resources of the cluster before it."""
     before = ray.cluster_resources(), ray.available_resources()
     config = job(
         tmp_path_factory.mktemp("asha"),

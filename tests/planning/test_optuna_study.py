@@ -1,4 +1,4 @@
-"""Optuna's suggestions: within their bounds, conditions held, and a study that goes on knows what was and asks anew."""
+"""Optuna's suggestions: within their bounds, conditions met, and a resumed study knows the past trials."""
 
 import pytest
 
@@ -58,8 +58,8 @@ def test_same_seed_and_results_give_the_same_suggestions():
 def test_a_resumed_study_keeps_its_points_and_suggests_others():
     before = suggestions(Study(CONFIG, 5, make))
     study = Study(CONFIG, 12, make, before, {before[0].id: 0.5, before[2].id: 0.25})
-    told = {trial.number: trial for trial in study._study.trials}
-    assert [told[number].value if told[number].state.is_finished() else None for number in range(5)] == [
+    known = {trial.number: trial for trial in study._study.trials}
+    assert [known[number].value if known[number].state.is_finished() else None for number in range(5)] == [
         0.5,
         None,
         0.25,
@@ -67,8 +67,8 @@ def test_a_resumed_study_keeps_its_points_and_suggests_others():
         None,
     ]
     for number, trial in enumerate(before):
-        lr = next(value for name, value in told[number].params.items() if name.startswith("train.lr"))
+        lr = next(value for name, value in known[number].params.items() if name.startswith("train.lr"))
         assert lr == pytest.approx(trial.train.lr)
-        assert CONFIG.space["retrain.index"][0].options[told[number].params["retrain.index#0"]] == trial.retrain_index
+        assert CONFIG.space["retrain.index"][0].options[known[number].params["retrain.index#0"]] == trial.retrain_index
     points = [tuple(trial.point.values()) for trial in [*before, *suggestions(study)]]
     assert len(set(points)) == len(points) == 12

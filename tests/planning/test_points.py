@@ -1,4 +1,4 @@
-"""Spaces: the same points for the same seed, every combination once, conditions that hold, and mistakes told early."""
+"""Spaces: the same points for the same seed, every combination once, conditions, and mistakes reported early."""
 
 import math
 from collections import Counter

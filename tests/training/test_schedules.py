@@ -83,17 +83,17 @@ def test_a_warm_up_rises_to_the_full_rate_before_the_schedule(schedule, num_epoc
 
 @pytest.mark.parametrize("architecture", FAMILIES)
 def test_listed_rates_reach_the_parameter_groups_of_every_family(architecture):
-    """The head's group has the first rate, the front's the last, each parameter stands in one group."""
+    """The head's group has the first rate, the front's the last, each parameter is in one group."""
     model = build_model(architecture, [tensors for _, tensors in random_tensors(architecture, 3, 0)])
     optimizer = torch.optim.AdamW(parameter_groups(model, TrainConfig(layer_lrs=STUDY_LRS)))
     rate_of = {id(one): group["lr"] for group in optimizer.param_groups for one in group["params"]}
     assert set(rate_of) == {id(one) for one in model.parameters()}
     rates = [{rate_of[id(one)] for one in block.parameters()} for block in model]
     assert all(len(of_block) == 1 for of_block in rates), "a block has one rate"
-    told = [of_block.pop() for of_block in rates]
-    assert told == sorted(told), "from the front to the head they rise"
-    assert told[-1] == STUDY_LRS[0]
-    shares = [told.count(lr) for lr in STUDY_LRS[1:]]
+    rates_by_block = [of_block.pop() for of_block in rates]
+    assert rates_by_block == sorted(rates_by_block), "from the front to the head they rise"
+    assert rates_by_block[-1] == STUDY_LRS[0]
+    shares = [rates_by_block.count(lr) for lr in STUDY_LRS[1:]]
     assert sum(shares) == num_body_blocks(architecture) + 1
     assert max(shares) - min(shares) <= 1
     assert shares == sorted(shares, reverse=True)

@@ -121,15 +121,15 @@ def test_class_weights_weigh_the_loss():
 
 def test_a_scheduled_rate_reaches_the_optimizer_at_every_step(monkeypatch):
     task = Task(batch_size=4, schedule="cosine", epochs=2)
-    told = []
+    seen = []
     monkeypatch.setattr(
-        task.state.optimizer, "step", lambda *_: told.append(task.state.optimizer.param_groups[0]["lr"])
+        task.state.optimizer, "step", lambda *_: seen.append(task.state.optimizer.param_groups[0]["lr"])
     )
     task.run()
     task.state.history.append({})
     task.run()
     expected = [0.5 * (1 + np.cos(np.pi * step / 6)) / 2 for step in range(6)]
-    assert told == pytest.approx(expected)
+    assert seen == pytest.approx(expected)
 
 
 def test_averaged_weights_follow_the_trained_and_are_kept(tmp_path):
@@ -198,7 +198,7 @@ def test_mixing_uses_pixels_and_caches_only_unmixed_items(tmp_path):
 
 
 def test_test_metrics_agree_with_scikit_learn(monkeypatch):
-    """Six classes, so that top-5 is told from top-1 and from everything."""
+    """Six classes, so that top-5 differs from top-1 and from everything."""
 
     def items(num_items, seed):
         generator = torch.Generator().manual_seed(seed)
@@ -217,13 +217,13 @@ def test_test_metrics_agree_with_scikit_learn(monkeypatch):
     predicted = probabilities.argmax(1)
     assert result.predictions.classes == predicted.tolist()
     assert result.predictions.confidences == pytest.approx(probabilities.max(1).tolist(), rel=1e-4)
-    told = result.metrics
-    assert told["test_accuracy"] == pytest.approx(metrics.accuracy_score(labels, predicted))
-    assert told["test_top5_accuracy"] == pytest.approx(
+    seen = result.metrics
+    assert seen["test_accuracy"] == pytest.approx(metrics.accuracy_score(labels, predicted))
+    assert seen["test_top5_accuracy"] == pytest.approx(
         metrics.top_k_accuracy_score(labels, probabilities, k=5, labels=range(6))
     )
-    assert told["test_macro_f1"] == pytest.approx(metrics.f1_score(labels, predicted, average="macro"))
-    assert told["test_loss"] == pytest.approx(metrics.log_loss(labels, probabilities, labels=range(6)), rel=1e-4)
+    assert seen["test_macro_f1"] == pytest.approx(metrics.f1_score(labels, predicted, average="macro"))
+    assert seen["test_loss"] == pytest.approx(metrics.log_loss(labels, probabilities, labels=range(6)), rel=1e-4)
 
 
 # Early stopping
@@ -242,7 +242,7 @@ CURVES = [  # val losses, patience, the epoch it ends after, the epoch that is k
 @pytest.mark.parametrize(("losses", "patience", "last", "kept"), CURVES)
 def test_early_stopping_restores_the_best_weights(monkeypatch, losses, patience, last, kept):
     """Val losses are planted; accuracy rises all along, so that it is the loss that is looked at."""
-    weights, told = [], []
+    weights, seen = [], []
 
     def evaluate(trained, feed, terms, into=None):
         weights.append(digests_of(trained))
@@ -253,13 +253,13 @@ def test_early_stopping_restores_the_best_weights(monkeypatch, losses, patience,
     model = model_of("resnet18")
     config = TrainConfig(epochs=len(losses), batch_size=24, patience=patience, monitor="val_loss")
     data = {"train": coloured_squares(8, 0), "val": coloured_squares(2, 1)}
-    report = lambda entry, save: told.append(save is not None and save.is_final)  # noqa: E731
+    report = lambda entry, save: seen.append(save is not None and save.is_final)  # noqa: E731
     result = run(model, 9, config, data, on_epoch=report)
     assert len(result.history) == last
     assert result.metrics["best_epoch"] == kept
     assert result.is_cut_short == (last < len(losses))
     assert digests_of(model)[-1:] == weights[kept - 1]
-    assert told == [False] * (last - 1) + [True], "the last one is known as such"
+    assert seen == [False] * (last - 1) + [True], "the last one is known as such"
 
 
 @pytest.mark.parametrize(("monitor", "kept"), [("val_accuracy", 2), ("val_loss", 3)])

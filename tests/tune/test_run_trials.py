@@ -97,7 +97,7 @@ def test_a_killed_trial_resumes_to_equal_bytes(finished):
     assert killed.is_final
     assert weights(killed) == weights(undisturbed) != {}
     assert killed.record["metrics"] == undisturbed.record["metrics"]
-    assert finished.epochs["killed"].count(1) == 1, "it did not begin anew"
+    assert finished.epochs["killed"].count(1) == 1, "it did not restart"
     assert finished.epochs["killed"][-1] == fault_jobs.TRAIN.epochs
 
 
@@ -174,14 +174,14 @@ def test_a_checkpoint_holds_only_what_was_trained(finished):
 
 
 def test_a_trial_without_ray_reports_epochs_and_savepoints(finished, tmp_path):
-    told = []
+    reported = []
 
     def report(entry: dict, checkpoint_dir: Path | None) -> None:
-        told.append((entry["epoch"], read_savepoint(checkpoint_dir).record["status"] if checkpoint_dir else None))
+        reported.append((entry["epoch"], read_savepoint(checkpoint_dir).record["status"] if checkpoint_dir else None))
 
     trial = fault_jobs.trial("plain", epochs=3, checkpoint_every=2)
     run_trial(trial, finished.job, torch.device("cpu"), report)
-    assert told == [(1, None), (2, "training"), (3, "done")]
+    assert reported == [(1, None), (2, "training"), (3, "done")]
 
 
 @pytest.mark.parametrize(
@@ -231,7 +231,7 @@ def test_a_checkpoint_from_another_base_restarts_the_trial(finished, caplog):
     savepoint = finished.outcomes["undisturbed"].savepoint
     other = Savepoint(savepoint.path, savepoint.record | {"base": "another"})
     run_trial(
-        fault_jobs.trial("anew", epochs=1),
+        fault_jobs.trial("restarted", epochs=1),
         finished.job,
         torch.device("cpu"),
         lambda entry, _: epochs.append(entry["epoch"]),

@@ -1,4 +1,4 @@
-"""Trackers are told of trials in full: TensorBoard's own reader, MLflow and W&B read back what was written."""
+"""Trackers record trials in full: TensorBoard's own reader, MLflow and W&B read back what was written."""
 
 import importlib.util
 import logging
@@ -130,12 +130,12 @@ def test_the_hparams_tab_lists_every_trial(tmp_path):
     assert [one.status for one in sorted(sessions, key=lambda one: one.name)] == [1, 1, 2]  # success, success, failure
     rates = {group.sessions[0].name: group.hparams["train.lr"].number_value for group in groups.session_groups}
     assert rates == {"a": 0.01, "b": 0.1, "c": 0.01}
-    told = {
+    kept_by_trial = {
         group.sessions[0].name: {one.name.tag: one.value for one in group.metric_values}
         for group in groups.session_groups
     }
-    assert told["a"]["kept/test_accuracy"] == 0.75
-    assert "kept/test_accuracy" not in told["c"]
+    assert kept_by_trial["a"]["kept/test_accuracy"] == 0.75
+    assert "kept/test_accuracy" not in kept_by_trial["c"]
 
 
 def test_hyperparameters_are_flat_and_plain():
