@@ -33,7 +33,7 @@ def test_a_writable_dataset_holds_its_cache(tmp_path):
     assert cache_place(tmp_path, "features") == tmp_path.resolve() / ".raysnap" / "features"
 
 
-def test_another_dataset_has_its_cache_elsewhere_in_the_users_folder(tmp_path, monkeypatch):
+def test_each_dataset_has_its_own_cache_in_the_users_folder(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     birds, cars = (cache_place(tmp_path / name, "features") for name in ("birds", "cars"))
     assert birds == cache_places(tmp_path / "birds", "features")[1] != cars
