@@ -112,7 +112,7 @@ def test_gc_deletes_what_no_snapshot_needs(here, capsys):
 
 @pytest.fixture
 def damaged_head(here, shared) -> str:
-    """The digest of the head of `tuned`, damaged in the store `bad`, which also has a file that is no name."""
+    """Damage the head of `tuned` in the store `bad`, which gets a file that is no name, too; return its digest."""
     shutil.copytree(shared / "store", here / "bad")
     head = Store.open(here / "bad").manifest("tuned").blocks[-1].digest
     path = here / "bad" / "objects" / head[:2] / head

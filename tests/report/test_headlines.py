@@ -20,7 +20,7 @@ from tests.support.report_runs import (
 
 @pytest.fixture(scope="module")
 def summary(tmp_path_factory) -> str:
-    """The text of the report of a quickstart."""
+    """Return the text of the report of a quickstart."""
     return render(quickstart(tmp_path_factory.mktemp("quickstart") / "run", some_trials())).text
 
 
