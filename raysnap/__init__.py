@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from raysnap.report.page import write_report
     from raysnap.search.ranking import search as rank_snapshots
     from raysnap.search.result import SearchResult
+    from raysnap.store.exchange import export_snapshot, import_snapshot
     from raysnap.store.manifest import DatasetRecord, Manifest, Preprocessing
     from raysnap.store.store import Store
 
@@ -75,7 +76,9 @@ __all__ = [
     "UsageError",
     "WeightsError",
     "__version__",
+    "export_snapshot",
     "generate",
+    "import_snapshot",
     "load_config",
     "open_dataset",
     "rank_snapshots",
@@ -99,7 +102,9 @@ _HOMES = {
     "Store": "raysnap.store.store",
     "SweepConfig": "raysnap.config.sweep",
     "SynthesizeConfig": "raysnap.config.jobs",
+    "export_snapshot": "raysnap.store.exchange",
     "generate": "raysnap.jobs.generate",
+    "import_snapshot": "raysnap.store.exchange",
     "load_config": "raysnap.config.load",
     "open_dataset": "raysnap.datasets.dataset",
     "rank_snapshots": "raysnap.search.ranking:search",

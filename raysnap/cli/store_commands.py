@@ -97,7 +97,7 @@ def store_add(
 ) -> int:
     """Add a torchvision state dict as a snapshot."""
     from raysnap.models.weight_files import read_blocks
-    from raysnap.store.exchange import add_file
+    from raysnap.store.exchange import import_snapshot
     from raysnap.store.manifest import DatasetRecord, Preprocessing, check_ref_name
     from raysnap.store.store import Store
 
@@ -105,7 +105,7 @@ def store_add(
     read_blocks(path, architecture)  # a file that doesn't fit must not leave a new store behind
     if name is not None:
         check_ref_name(name)
-    written = add_file(
+    written = import_snapshot(
         Store.open(store_dir, create=base is None),
         path,
         architecture,

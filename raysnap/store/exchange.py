@@ -36,9 +36,9 @@ class Export:
     num_bytes: int
 
 
-def add_file(
+def import_snapshot(
     store: Store,
-    path: Path,
+    path: Path | str,
     architecture: str,
     name: str | None = None,
     base: str | None = None,
@@ -48,6 +48,12 @@ def add_file(
 ) -> SnapshotWrite:
     """Store the weights in a file as a snapshot; they may have any number of classes.
 
+    >>> store = raysnap.Store.open("store")
+    >>> path = raysnap.export_snapshot(store, "base", "exported/base.pth").weights_path
+    >>> copy = raysnap.Store.open("copy", create=True)
+    >>> raysnap.import_snapshot(copy, path, "mobilenet_v3_small", name="base").new_blocks
+    14
+
     Given its `base`, its retrain index follows from the blocks: how many below the head differ from the base's.
 
     Raises:
@@ -56,7 +62,7 @@ def add_file(
     """
     if name is not None:
         check_ref_name(name)
-    blocks = read_blocks(path, architecture)
+    blocks = read_blocks(Path(path), architecture)
     retrain_index = None if base is None else _retrain_index(store.manifest(base), architecture, blocks)
     if name is not None and (current := store.refs().get(name)) is not None:
         found = snapshot_id(architecture, [(block_name, block_digest(block)) for block_name, block in blocks])
@@ -88,8 +94,12 @@ def _retrain_index(base: Manifest, architecture: str, blocks: list[tuple[str, di
     return max(0, len(blocks) - 1 - num_equal) if num_equal else None
 
 
-def export_snapshot(store: Store, name_or_id: str, to: Path) -> Export:
+def export_snapshot(store: Store, name_or_id: str, to: Path | str) -> Export:
     """Write a snapshot as a plain torchvision state dict, `.safetensors` or `.pth`, and a model card beside it.
+
+    >>> export = raysnap.export_snapshot(raysnap.Store.open("store"), "base", "exported/base.safetensors")
+    >>> str(export.weights_path), str(export.card_path)
+    ('exported/base.safetensors', 'exported/README.md')
 
     Files appear whole or not at all. The card is README.md; if that exists and was not written by raysnap, it is left
     alone and the card is named after the weights.
@@ -99,6 +109,7 @@ def export_snapshot(store: Store, name_or_id: str, to: Path) -> Export:
         BlockDamaged: a block is missing or damaged; nothing is written.
         WeightsError: `to` has another suffix or can't be written.
     """
+    to = Path(to)
     if to.suffix != SAFETENSORS_SUFFIX and to.suffix not in TORCH_SUFFIXES:
         raise WeightsError(f"{to}: expected a file called .safetensors or .pth, found {to.suffix or 'no suffix'!r}")
     manifest = store.manifest(name_or_id)

@@ -25,7 +25,7 @@ from tests.support.store_laws import (
     check_clean,
     disk_folder,
     few_shards,
-    look,
+    read_world,
     make_store,
 )
 
@@ -60,7 +60,7 @@ def check_found(store: Store, world: World, target: str, path: Path) -> None:
                 Store.open(store.path, create=create)
         return
     if target == "index":
-        assert look(store.path, world.snapshots) == world
+        assert read_world(store.path, world.snapshots) == world
         assert store.verify()["ok"]
         return
     report = store.verify()
@@ -104,7 +104,7 @@ def test_every_flipped_bit_is_found(whole, target):
             assert path.read_bytes() != flipped
         else:
             path.write_bytes(raw)
-    assert look(store.path, world.snapshots) == world
+    assert read_world(store.path, world.snapshots) == world
     check_clean(store.path)
 
 
@@ -206,7 +206,7 @@ def test_a_file_that_is_not_what_it_was_is_found(whole, target, kind: Callable):
             path.rmdir()
         path.unlink(missing_ok=True)
         path.write_bytes(raw)
-    assert look(store.path, world.snapshots) == world
+    assert read_world(store.path, world.snapshots) == world
     check_clean(store.path)
 
 
@@ -239,7 +239,7 @@ def test_a_file_without_permission_is_an_error_that_names_it(whole, target):
     finally:
         if path.exists():
             path.chmod(0o644)
-    assert look(store.path, world.snapshots) == world
+    assert read_world(store.path, world.snapshots) == world
 
 
 @pytest.mark.parametrize("folder", ["objects", "snapshots", "refs", "tmp"])
@@ -260,7 +260,7 @@ def test_a_missing_or_closed_folder_stops_a_gc(whole, folder, is_missing):
     if is_missing:
         (store.path / "elsewhere").rename(path)
     assert store.stats()["num_blocks"] == num_blocks
-    assert look(store.path, world.snapshots) == world
+    assert read_world(store.path, world.snapshots) == world
 
 
 STRAYS = ["objects/note", "objects/zz/x", "refs/.hidden", "refs/a b", "snapshots/x.json", "snapshots/.x", "refs/ü"]
@@ -273,7 +273,7 @@ def test_a_file_that_belongs_nowhere_is_named_and_breaks_nothing(whole, stray):
     path.parent.mkdir(exist_ok=True)
     path.write_bytes(b"x")
     assert stray in [row["file"] for row in store.verify()["damaged_files"]]
-    assert look(store.path, world.snapshots) == world
+    assert read_world(store.path, world.snapshots) == world
 
 
 def test_an_unneeded_block_is_no_fault_and_is_collected(whole):
@@ -284,7 +284,7 @@ def test_an_unneeded_block_is_no_fault_and_is_collected(whole):
         shutil.copy(source, object_path(store, source.name))
     assert store.verify()["ok"]
     check_clean(store.path)
-    assert look(store.path, world.snapshots) == world
+    assert read_world(store.path, world.snapshots) == world
 
 
 def test_two_swapped_blocks_are_both_found(whole):

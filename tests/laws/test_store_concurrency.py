@@ -1,4 +1,4 @@
-"""Crowds at one store: no commit, no name and no needed block is lost, whoever else writes, collects or is killed."""
+"""Many processes on one store: no commit, name or needed block is lost while others write, collect or are killed."""
 
 import json
 import os
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from raysnap.store import audit, catalog
+from raysnap.store import audit, catalog, store_file
 from raysnap.store.files import Files
 from raysnap.store.store import Store
 from tests.support import SUPPORT
@@ -50,7 +50,7 @@ def store(tmp_path) -> Store:
 
 @pytest.mark.parametrize("moment", ["_check_vacant", "create_folders"])
 def test_a_store_created_by_another_process_is_opened(tmp_path, monkeypatch, moment):
-    path, owner = tmp_path / "store", Store if moment == "_check_vacant" else Files
+    path, owner = tmp_path / "store", store_file if moment == "_check_vacant" else Files
     unhurried, made = getattr(owner, moment), []
 
     def overtaken(*args: object) -> object:

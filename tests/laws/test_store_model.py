@@ -21,7 +21,7 @@ from raysnap.store.manifest import snapshot_id
 from raysnap.store.store import Store
 from tests.support.store_blocks import make_blocks
 from tests.support.store_disk import Disk, Killed, killed_at
-from tests.support.store_laws import COUNTS, IS_DEEP, World, check_clean, copy, disk_folder, few_shards, look
+from tests.support.store_laws import COUNTS, IS_DEEP, World, check_clean, copy, disk_folder, few_shards, read_world
 
 SEEDS = range(5)
 BLOCKS = {seed: make_blocks(seed, 1) for seed in SEEDS}
@@ -50,7 +50,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         assert self.store.verify()["ok"]
-        assert look(self.path, KNOWN) == self.world
+        assert read_world(self.path, KNOWN) == self.world
         check_clean(self.path)
         shutil.rmtree(self.path)
 
@@ -123,7 +123,7 @@ class StoreMachine(RuleBasedStateMachine):
     @rule()
     def open_again(self) -> None:
         self.store = Store.open(self.path)
-        assert look(self.path, KNOWN) == self.world
+        assert read_world(self.path, KNOWN) == self.world
 
     @rule(seed=seeds, name=names, step=KILLS)
     def put_and_be_killed(self, seed: int, name: str, step: int) -> None:
@@ -155,7 +155,7 @@ class StoreMachine(RuleBasedStateMachine):
         except Killed:
             pass
         self.store = Store.open(self.path)
-        found = look(self.path, KNOWN)
+        found = read_world(self.path, KNOWN)
         assert found in allowed
         self.world = found
         self.objects = self._on_disk()

@@ -10,7 +10,7 @@ import torchvision
 
 from raysnap.errors import BlockDamaged, SnapshotNotFound, StoreError, WeightsError
 from raysnap.models.weight_files import load_state_dict
-from raysnap.store.exchange import add_file, export_snapshot
+from raysnap.store.exchange import import_snapshot, export_snapshot
 from raysnap.store.manifest import DatasetRecord
 from raysnap.store.model_card import CARD_MARK
 from tests.support.store_blocks import object_path
@@ -57,7 +57,7 @@ def test_a_safetensors_file_gives_its_state_dict(state_dict, tmp_path):
 def test_exported_weights_are_those_added_and_load_strictly(store, state_dict, tmp_path, suffix):
     path = tmp_path / "in.pth"
     torch.save(state_dict, path)
-    written = add_file(store, path, ARCHITECTURE, name="mine")
+    written = import_snapshot(store, path, ARCHITECTURE, name="mine")
     assert written.manifest.num_classes == 3
     out = tmp_path / "out" / f"weights{suffix}"
     export = export_snapshot(store, "mine", out)
@@ -66,13 +66,13 @@ def test_exported_weights_are_those_added_and_load_strictly(store, state_dict, t
     torchvision.models.get_model(ARCHITECTURE, num_classes=3).load_state_dict(back, strict=True)
     assert export.num_bytes == out.stat().st_size
     assert sorted(path.name for path in out.parent.iterdir()) == ["README.md", out.name]
-    assert add_file(store, out, ARCHITECTURE, name="mine").is_new is False
+    assert import_snapshot(store, out, ARCHITECTURE, name="mine").is_new is False
 
 
 def test_a_pth_export_keeps_torchvisions_order(store, state_dict, tmp_path):
     path = tmp_path / "in.safetensors"
     safetensors.torch.save_file(state_dict, path)
-    add_file(store, path, ARCHITECTURE, name="mine")
+    import_snapshot(store, path, ARCHITECTURE, name="mine")
     export_snapshot(store, "mine", tmp_path / "out.pth")
     assert list(torch.load(tmp_path / "out.pth", weights_only=True)) == list(state_dict)
 
@@ -80,7 +80,7 @@ def test_a_pth_export_keeps_torchvisions_order(store, state_dict, tmp_path):
 def test_batch_counts_that_old_files_lack_are_zero(store, state_dict, tmp_path):
     path = tmp_path / "old.pth"
     torch.save({name: value for name, value in state_dict.items() if "num_batches_tracked" not in name}, path)
-    add_file(store, path, ARCHITECTURE, name="old")
+    import_snapshot(store, path, ARCHITECTURE, name="old")
     export_snapshot(store, "old", tmp_path / "new.pth")
     assert same(torch.load(tmp_path / "new.pth", weights_only=True), state_dict)
 
@@ -88,10 +88,10 @@ def test_batch_counts_that_old_files_lack_are_zero(store, state_dict, tmp_path):
 def test_a_taken_name_is_rejected_before_any_write(store, state_dict, tmp_path):
     path = tmp_path / "in.pth"
     torch.save(state_dict, path)
-    snapshot = add_file(store, path, ARCHITECTURE, name="mine").manifest.id
+    snapshot = import_snapshot(store, path, ARCHITECTURE, name="mine").manifest.id
     torch.save({name: value + 1 for name, value in state_dict.items()}, path)
     with pytest.raises(StoreError, match="choose another name"):
-        add_file(store, path, ARCHITECTURE, name="mine")
+        import_snapshot(store, path, ARCHITECTURE, name="mine")
     assert store.resolve("mine") == snapshot
     assert len(store.manifests()) == 1
 
@@ -117,7 +117,7 @@ def test_unfit_weights_are_rejected_before_any_write(store, state_dict, tmp_path
     path = tmp_path / "weights.pth"
     torch.save(change(dict(state_dict)), path)
     with pytest.raises(WeightsError) as caught:
-        add_file(store, path, ARCHITECTURE)
+        import_snapshot(store, path, ARCHITECTURE)
     assert "\n" not in str(caught.value)
     assert store.stats()["num_blocks"] == 0
 
@@ -144,7 +144,7 @@ def test_a_checkpoint_that_would_run_code_does_not(store, state_dict, tmp_path, 
     else:
         torch.save(payload, path, _use_new_zipfile_serialization=nesting != "legacy")
     with pytest.raises(WeightsError, match="tensors only"):
-        add_file(store, path, ARCHITECTURE)
+        import_snapshot(store, path, ARCHITECTURE)
     assert not canary.exists()
 
 
@@ -171,10 +171,10 @@ def test_a_file_that_is_no_file_of_weights_is_refused(tmp_path, name):
 def test_the_card_tells_lineage_data_metrics_and_how_to_load(store, state_dict, tmp_path):
     path = tmp_path / "in.pth"
     torch.save(state_dict, path)
-    base = add_file(store, path, ARCHITECTURE, dataset=DatasetRecord(name="birds")).manifest
+    base = import_snapshot(store, path, ARCHITECTURE, dataset=DatasetRecord(name="birds")).manifest
     torch.save(state_dict | {"classifier.3.bias": torch.ones(3)}, path)
     hostile = DatasetRecord(name="<script>|`x`\n# title", classes=("a|b", "`c`"))
-    add_file(store, path, ARCHITECTURE, "tuned", base.id, hostile, metrics={"val_accuracy": 0.8125})
+    import_snapshot(store, path, ARCHITECTURE, "tuned", base.id, hostile, metrics={"val_accuracy": 0.8125})
     export = export_snapshot(store, "tuned", tmp_path / "out" / "weights.safetensors")
     card = export.card_path.read_text()
     for part in (base.id[:12], "`birds`", "0.8125", "load_file('weights.safetensors')", "num_classes=3", "`a/b`"):
@@ -186,7 +186,7 @@ def test_the_card_tells_lineage_data_metrics_and_how_to_load(store, state_dict, 
 def test_a_readme_of_someone_else_is_left_alone(store, state_dict, tmp_path):
     path = tmp_path / "in.pth"
     torch.save(state_dict, path)
-    add_file(store, path, ARCHITECTURE, name="mine")
+    import_snapshot(store, path, ARCHITECTURE, name="mine")
     (tmp_path / "README.md").write_text("mine")
     export = export_snapshot(store, "mine", tmp_path / "out.safetensors")
     assert (tmp_path / "README.md").read_text() == "mine"
@@ -197,7 +197,7 @@ def test_a_readme_of_someone_else_is_left_alone(store, state_dict, tmp_path):
 def test_an_export_that_fails_leaves_nothing_behind(store, state_dict, tmp_path):
     path = tmp_path / "in.pth"
     torch.save(state_dict, path)
-    manifest = add_file(store, path, ARCHITECTURE, name="mine").manifest
+    manifest = import_snapshot(store, path, ARCHITECTURE, name="mine").manifest
     out = tmp_path / "out"
     with pytest.raises(WeightsError, match="found"):
         export_snapshot(store, "mine", out / "weights.onnx")

@@ -1,4 +1,4 @@
-"""Collection: what nothing needs goes, what anything needs stays, whoever is writing at that moment."""
+"""Garbage collection: unneeded blocks are deleted and needed blocks stay, whatever is written at that moment."""
 
 import os
 import time

@@ -34,7 +34,7 @@ Role = tuple[str, Callable[[int], None]]  # a name, and what a process of that r
 
 
 def crowd_blocks(family: int, own: str) -> Blocks:
-    """Four blocks that all snapshots of a family share, and a head of its own: 80 % are shared."""
+    """Put a snapshot of four blocks that its family shares and a head of its own: 80 % are shared."""
 
     def tensors(text: str) -> dict[str, torch.Tensor]:
         generator = torch.Generator().manual_seed(int(blake3(text.encode()).hexdigest()[:15], 16))
@@ -53,7 +53,7 @@ def put_one(store: Store, family: int, own: str, name: str | None = None) -> Sna
 
 
 def writers(folder: Path, num_workers: int, num_commits: int) -> dict[str, int]:
-    """Every commit is listed, every shared block is stored once, and every move of a name starts where one ended."""
+    """Check that every commit is listed, shared blocks are stored once, and a name moves from where it was."""
     path = folder / "store"
     start = put_one(Store.open(path, create=True), 0, "start", name="latest").manifest.id
 
@@ -101,7 +101,7 @@ def read_moves(folder: Path) -> list[tuple[str, str]]:
 
 
 def check_chain(start: str, end: str, moves: list[tuple[str, str]]) -> None:
-    """Each move begins where exactly one other ended: none was lost, none was made from stale knowledge."""
+    """Check that each move begins where exactly one other ended: none was lost or made from a stale id."""
     following = dict(moves)
     assert len(following) == len(moves), "two moves began at one snapshot"
     current = start
@@ -114,14 +114,14 @@ def check_chain(start: str, end: str, moves: list[tuple[str, str]]) -> None:
 
 
 def storm(folder: Path, seconds: float, seed: int) -> dict[str, int]:
-    """Nothing that a writer was told is stored is ever lost, and a quiet gc leaves no block that nothing needs."""
+    """Check that nothing reported as stored is ever lost, and that a quiet gc leaves no unneeded block."""
     path = folder / "store"
     Store.open(path, create=True)
     roles: list[Role] = [
         *[(f"writer-{worker}", lambda life, worker=worker: write(folder, worker, life)) for worker in range(4)],
         *[(f"collector-{number}", lambda life, number=number: collect(path, number, life)) for number in range(2)],
         *[(f"checker-{number}", lambda _: check(path)) for number in range(2)],
-        ("reader", lambda life: look(path, life)),
+        ("reader", lambda life: read_snapshots(path, life)),
     ]
     running = [start_role(role, 0) for role in roles]
     try:
@@ -135,7 +135,7 @@ def storm(folder: Path, seconds: float, seed: int) -> dict[str, int]:
 
 
 def kill_at_random(roles: list[Role], running: list[int], seconds: float, rng: random.Random) -> Counter:
-    """Kills one process after the other and starts it anew; each must have been alive."""
+    """Kill one process after the other and start it again; each must have been alive."""
     lives = [0] * len(roles)
     counts = Counter()
     deadline_s = time.monotonic() + seconds
@@ -182,7 +182,7 @@ def write(folder: Path, worker: int, life: int) -> None:
             try:
                 snapshot = put_one(store, family, own, name=f"newest-{worker}").manifest.id
             except StoreError as error:
-                if "swept" not in str(error):
+                if "a gc removed it" not in str(error):
                     raise
                 continue
             kept[snapshot] = (family, own)
@@ -190,7 +190,7 @@ def write(folder: Path, worker: int, life: int) -> None:
 
 
 def note(ledger, row: dict[str, object]) -> None:
-    """One line in one system call, so that a kill leaves all of it or nothing."""
+    """Write a line in one system call, so that a kill leaves all of it or nothing."""
     os.write(ledger.fileno(), f"{json.dumps(row)}\n".encode())
 
 
@@ -221,8 +221,8 @@ def check(path: Path) -> None:
         assert report["ok"], report
 
 
-def look(path: Path, life: int) -> None:
-    """Read snapshots whole; a block may be missing only where its snapshot is, too."""
+def read_snapshots(path: Path, life: int) -> None:
+    """Read snapshots whole; a block may be missing only if its snapshot is missing too."""
     store = Store.open(path)
     rng = random.Random(life)
     while True:

@@ -236,7 +236,7 @@ class Disk:
 
 
 class _File(io.FileIO):
-    """An open file of the disk; Python's own buffers stand above it, as above any other file."""
+    """An open file of the disk, beneath Python's own buffers like any other file."""
 
     def __init__(self, disk: Disk, path: Path, mode: str, number: int, opener: Any = None):
         super().__init__(path, mode.replace("b", ""), opener=opener)
@@ -281,7 +281,7 @@ def killed_at(step: int) -> Fault:
 
 
 def failing_at(step: int, code: int) -> Fault:
-    """Lets the call of this number fail."""
+    """Let the call with this number fail."""
 
     def fault(number: int, call: Call) -> None:
         if number == step and call.kind != IN_MEMORY:
@@ -291,7 +291,7 @@ def failing_at(step: int, code: int) -> Fault:
 
 
 def short_at(step: int) -> Fault:
-    """Lets the call of this number move a single byte, where it moves bytes at all."""
+    """Let the call with this number move a single byte, if it moves bytes at all."""
     return lambda number, call: 1 if number == step else None
 
 

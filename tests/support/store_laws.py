@@ -72,8 +72,8 @@ class World:
         return World(rest, self.without_names(snapshot).names)
 
 
-def look(path: Path, known: dict[str, Blocks]) -> World:
-    """Return what the store holds, every listed snapshot read and found bit-equal to what is known of it."""
+def read_world(path: Path, known: dict[str, Blocks]) -> World:
+    """Read every listed snapshot, check that it is bit-equal to the known one, and return what the store holds."""
     store = Store.open(path)
     snapshots = {summary.id: known[summary.id] for summary in store.summaries()}
     for snapshot, blocks in snapshots.items():
@@ -84,7 +84,7 @@ def look(path: Path, known: dict[str, Blocks]) -> World:
 
 
 def check_clean(path: Path) -> None:
-    """No fault, nothing unreached, no temporary file and no lock is left after a collection."""
+    """Collect, then check that no fault, unreached block, temporary file or lock is left."""
     store = Store.open(path)
     store.gc(grace_s=0)
     report = store.verify()
@@ -107,12 +107,12 @@ def check_laws(path: Path, allowed: list[World], repeat: Callable[[], World], kn
     """
     report = Store.open(path).verify()
     assert report["ok"], report
-    found = look(path, known)
+    found = read_world(path, known)
     assert found in allowed, (found.snapshots.keys(), found.names)
     expected = repeat()
-    assert look(path, known) == expected
+    assert read_world(path, known) == expected
     check_clean(path)
-    assert look(path, known) == expected
+    assert read_world(path, known) == expected
     return found
 
 
@@ -126,7 +126,7 @@ def disk_folder() -> Iterator[Path]:
 
 
 def few_shards(patch: pytest.MonkeyPatch, seeds: range = range(10)) -> None:
-    """Lets a store do with the shards of these seeds' blocks; all 256 cost its copies and checks most of their time."""
+    """Restrict a store to the shards of these seeds' blocks; copying and checking all 256 takes most of the time."""
     digests = {block_digest(tensors) for seed in seeds for _, tensors in make_blocks(seed, 1)}
     patch.setattr(files, "_SHARDS", sorted({digest[:2] for digest in digests}))
 

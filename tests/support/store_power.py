@@ -46,7 +46,7 @@ class Power:
         self._waiting: list[Entry] = []
 
     def apply(self, change: Change) -> None:
-        """Follows one change."""
+        """Apply one change."""
         if change.kind == "write":
             old = self._contents[change.file].ljust(change.offset, b"\0")
             self._contents[change.file] = old[: change.offset] + change.data + old[change.offset + len(change.data) :]

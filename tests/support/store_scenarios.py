@@ -30,7 +30,7 @@ class Scenario:
 
     @property
     def known(self) -> dict[str, Blocks]:
-        """The blocks of every snapshot that is ever there."""
+        """Return the blocks of every snapshot that is ever there."""
         worlds = [world for step in self.steps for world in (*step.midst, step.after)]
         return {one: blocks for world in (self.old or World(), *worlds) for one, blocks in world.snapshots.items()}
 
