@@ -25,8 +25,8 @@ from tests.support.store_laws import (
     check_clean,
     disk_folder,
     few_shards,
-    read_world,
     make_store,
+    read_world,
 )
 
 

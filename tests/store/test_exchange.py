@@ -10,7 +10,7 @@ import torchvision
 
 from raysnap.errors import BlockDamaged, SnapshotNotFound, StoreError, WeightsError
 from raysnap.models.weight_files import load_state_dict
-from raysnap.store.exchange import import_snapshot, export_snapshot
+from raysnap.store.exchange import export_snapshot, import_snapshot
 from raysnap.store.manifest import DatasetRecord
 from raysnap.store.model_card import CARD_MARK
 from tests.support.store_blocks import object_path
