@@ -74,20 +74,32 @@ def test_folded_blocks_give_torchvisions_features(architecture, precision, toler
 
 
 @pytest.mark.parametrize("deterministic", [True, False])
-def test_sharing_changes_no_score_and_work_is_the_trees(family, find, deterministic):
-    architecture, store = family
-    shapes = block_shapes(architecture, SIZES[architecture])[:-1]
+def test_sharing_changes_no_score(family, find, deterministic):
+    _, store = family
     shared, baseline, shift, alsatian = (
         find(store, method=method, deterministic=deterministic)
         for method in ("shared", "baseline", "shift", "alsatian")
     )
     assert lines(shared) == lines(baseline)
     assert lines(alsatian) == lines(shift)
+
+
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_the_work_of_shared_is_that_of_the_tree(family, find, deterministic):
+    architecture, store = family
+    shapes = block_shapes(architecture, SIZES[architecture])[:-1]
+    shared = find(store, method="shared", deterministic=deterministic)
     tree = build_tree(find_candidates(store, None, None), sharing=True)
     assert shared.work["block_item_passes"] == NUM_ITEMS * len(tree.nodes)
     assert shared.work["flops"] == NUM_ITEMS * sum(shapes[node.block_index].flops for node in tree.nodes)
     assert shared.work["block_bytes_read"] == sum(node.block.num_bytes for node in tree.nodes)
     assert shared.bound_s > 0
+
+
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_a_budget_bounds_activations_and_keeps_the_ranking(family, find, deterministic):
+    _, store = family
+    shared = find(store, method="shared", deterministic=deterministic)
     tight = find(store, method="shared", budget_bytes=shared.peak_activation_bytes // 2)
     assert tight.peak_activation_bytes <= shared.peak_activation_bytes // 2
     assert [one.snapshot for one in tight.ranking] == [one.snapshot for one in shared.ranking]

@@ -31,26 +31,57 @@ def family(request, tmp_path_factory):
     return request.param, family_store(request.param, tmp_path_factory.mktemp(request.param))
 
 
-def test_sharing_changes_no_score_and_work_is_the_trees(family, data_dir, monkeypatch):
+@pytest.fixture(scope="module")
+def find(family, data_dir):
+    """Searches the family's store; equal searches run once."""
+    _, store = family
+    found = {}
+
+    def run(method, **keywords):
+        key = (method, *sorted(keywords.items()))
+        if key not in found:
+            found[key] = search(store, DATA, data_dir=data_dir, shapes=SHAPES, method=method, **keywords)
+        return found[key]
+
+    return run
+
+
+def test_sharing_changes_no_score(find):
+    assert lines(find("shared")) == lines(find("baseline"))
+
+
+def test_sharing_changes_no_rung(find):
+    assert lines(find("alsatian")) == lines(find("shift"))
+
+
+def test_the_work_of_shared_is_that_of_the_tree(family, find):
     architecture, store = family
     shapes = block_shapes(architecture, SIZES[architecture])[:-1]
-
-    def find(method, **arguments):
-        return search(store, DATA, data_dir=data_dir, shapes=SHAPES, method=method, **arguments)
-
-    shared, baseline = find("shared"), find("baseline")
-    assert lines(shared) == lines(baseline)
+    shared = find("shared")
     tree = build_tree(find_candidates(store, None, None), sharing=True)
     assert len(tree.nodes) == len(shapes) + 1 + 2
     assert shared.work["block_item_passes"] == NUM_ITEMS * len(tree.nodes)
     assert shared.work["flops"] == NUM_ITEMS * sum(shapes[node.block_index].flops for node in tree.nodes)
     assert shared.work["block_bytes_read"] == sum(node.block.num_bytes for node in tree.nodes)
-    assert baseline.work["block_item_passes"] == NUM_ITEMS * 3 * len(shapes)
-    assert lines(find("alsatian")) == lines(find("shift"))
+
+
+def test_baseline_runs_every_block_for_every_candidate(family, find):
+    architecture, _ = family
+    num_blocks = len(block_shapes(architecture, SIZES[architecture])) - 1
+    assert find("baseline").work["block_item_passes"] == NUM_ITEMS * 3 * num_blocks
+
+
+def test_a_budget_bounds_activations_and_keeps_the_ranking(find):
+    shared = find("shared")
     tight = find("shared", budget_bytes=shared.peak_activation_bytes // 2)
     assert tight.peak_activation_bytes <= shared.peak_activation_bytes // 2
     assert [one.snapshot for one in tight.ranking] == [one.snapshot for one in shared.ranking]
     assert [one.score for one in tight.ranking] == pytest.approx([one.score for one in shared.ranking], abs=1e-5)
+
+
+def test_the_order_of_manifests_changes_nothing(family, find, data_dir, monkeypatch):
+    _, store = family
+    expected = lines(find("shared"))
     manifests = store.manifests()
     monkeypatch.setattr(Store, "manifests", lambda self, where=None: manifests[::-1])
-    assert lines(find("shared")) == lines(shared)
+    assert lines(search(store, DATA, data_dir=data_dir, shapes=SHAPES, method="shared")) == expected

@@ -1,122 +1,62 @@
-"""Many candidates in one call: each gets the score it has alone, whatever the others, their order and the threads."""
+"""Which snapshots a search ranks, under which name and preprocessing, and the no-search baseline."""
 
 import numpy as np
 import pytest
-import torch
 
-from raysnap.search.probes import proxies
-from raysnap.search.probes.logistic import TOLERANCE, fit_logistic_regressions
-from raysnap.search.probes.proxies import PROXIES, score_candidates
-from tests.support.search_stores import one_thread, scored
+from raysnap.errors import UsageError
+from raysnap.search import search
+from raysnap.search.candidates import find_candidates
+from raysnap.store.store import Store
+from tests.support.search_stores import PREPROCESSING, put, random_blocks, variant
+from tests.support.searches import DATA, SMALL, VARIANTS, copy_store, flip_a_bit, lines
 
-WIDTHS = (24, 64, 24, 90, 64)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    with one_thread():
-        yield
+pytestmark = [pytest.mark.usefixtures("single_thread"), pytest.mark.xdist_group("searches")]
 
 
-def drawn(num_train=60, num_test=25, widths=WIDTHS, num_classes=4, seed=0):
-    """Features of candidates of several widths, whose classes lie ever further apart, and the items' labels."""
-    rng = np.random.default_rng(seed)
-    labels = np.concatenate([np.arange(num_classes), rng.integers(0, num_classes, num_train + num_test - num_classes)])
-    features = []
-    for number, width in enumerate(widths):
-        centres = 0.15 * (number + 1) * rng.standard_normal((num_classes, width))
-        features.append((centres[labels] + rng.standard_normal((len(labels), width))).astype(np.float32))
-    trains, tests = [one[:num_train] for one in features], [one[num_train:] for one in features]
-    return trains, labels[:num_train], tests, labels[num_train:]
+def test_another_image_size_scales_the_resizing_and_costs_less(find, resnets):
+    own, small = find(resnets, method="shared"), find(resnets, method="shared", image_size=16)
+    assert small.work["flops"] < own.work["flops"]
+    assert find(resnets, method="shared", image_size=32).work == own.work | {"images_decoded": 0}
+    (candidate,) = find_candidates(resnets, "name == 'base'", 16)
+    assert candidate.preprocessing == PREPROCESSING.model_copy(update={"image_size": 16, "resize_size": 18})
 
 
-def bits(score):
-    return score.value, score.loss, score.contribution_I.tobytes()
+def test_a_snapshot_goes_by_its_first_name_or_by_its_id(data_dir, tmp_path):
+    store = Store.open(tmp_path / "store", create=True)
+    named = put(store, "zebra", random_blocks(SMALL, 0), SMALL)
+    store.set_ref("ant", named)
+    nameless = store.put_snapshot(
+        architecture=SMALL, blocks=random_blocks(SMALL, 1), num_classes=4, preprocessing=PREPROCESSING
+    ).manifest.id
+    names = {one.snapshot: one.name for one in search(store, DATA, data_dir=data_dir, method="shared").ranking}
+    assert names == {named: "ant", nameless: nameless[:12]}
 
 
-@pytest.mark.parametrize("proxy", PROXIES)
-def test_a_score_is_the_same_to_the_bit_whatever_other_candidates_are_in_the_call(proxy):
-    trains, labels, tests, test_labels = drawn()
-    together = [bits(score) for score in score_candidates(proxy, trains, labels, tests, test_labels, 3)]
-    alone = [
-        bits(scored(proxy, train, labels, test, test_labels, 3)) for train, test in zip(trains, tests, strict=True)
-    ]
-    assert together == alone
-    order = [3, 0, 4, 1]
-    some = score_candidates(proxy, [trains[k] for k in order], labels, [tests[k] for k in order], test_labels, 3)
-    assert [bits(score) for score in some] == [together[k] for k in order]
-    assert len(set(together)) == len(WIDTHS), "a law about equal scores needs scores that differ"
+def test_a_store_without_snapshots_says_what_to_do(data_dir, tmp_path):
+    store = Store.open(tmp_path / "store", create=True)
+    with pytest.raises(UsageError, match="expected at least one snapshot.*raysnap generate"):
+        search(store, DATA, data_dir=data_dir)
 
 
-@pytest.mark.parametrize("proxy", PROXIES)
-def test_a_score_is_the_same_to_the_bit_on_one_thread_and_on_two(proxy, monkeypatch):
-    trains, labels, tests, test_labels = drawn(num_train=150, widths=(96, 200, 96))
-    expected = [bits(score) for score in score_candidates(proxy, trains, labels, tests, test_labels, 0)]
-    monkeypatch.setattr(proxies, "THREADED_NUMBERS", 0)
-    torch.set_num_threads(2)
-    try:
-        found = [bits(score) for score in score_candidates(proxy, trains, labels, tests, test_labels, 0)]
-        assert torch.get_num_threads() == 2, "the caller's threads are given back"
-    finally:
-        torch.set_num_threads(1)
-    assert found == expected
+def test_the_static_baseline_is_the_largest_without_a_base(find, mixed):
+    result = find(mixed, method="shared")
+    assert result.static_baseline.name == "resnet"
+    assert result.static_baseline == result.ranking[result.static_baseline.rank - 1]
 
 
-@pytest.mark.parametrize("proxy", PROXIES)
-def test_equal_candidates_have_equal_scores(proxy):
-    trains, labels, tests, test_labels = drawn(widths=(30, 40))
-    found = score_candidates(
-        proxy, [trains[0], *trains, trains[0].copy()], labels, [tests[0], *tests, tests[0]], test_labels, 0
-    )
-    assert bits(found[0]) == bits(found[1]) == bits(found[3]) != bits(found[2])
+def test_the_ranking_does_not_depend_on_the_stores_order(find, resnets, data_dir, tmp_path, monkeypatch):
+    expected = {method: lines(find(resnets, method=method)) for method in ("alsatian", "nested")}
+    turned = Store.open(tmp_path / "store", create=True)
+    for name in reversed(VARIANTS):
+        put(turned, name, variant("resnet18", *VARIANTS[name]))
+    assert {method: lines(find(turned, method=method)) for method in expected} == expected
+    manifests = turned.manifests()
+    np.random.default_rng(3).shuffle(manifests)
+    monkeypatch.setattr(Store, "manifests", lambda self, where=None: list(manifests))
+    assert lines(search(turned, DATA, data_dir=data_dir)) == expected["nested"], "the default"
 
 
-@pytest.mark.parametrize("proxy", PROXIES)
-def test_without_candidates_there_are_no_scores(proxy):
-    assert score_candidates(proxy, [], np.array([0, 1]), [], np.array([0]), 0) == []
-
-
-@pytest.mark.parametrize("proxy", ["linear", "sgd_linear"])
-def test_candidates_in_lock_step_as_on_a_gpu_have_the_scores_they_have_alone(proxy):
-    trains, labels, tests, test_labels = drawn(num_train=80, num_test=200, widths=(48,) * 5)
-    trains[1], tests[1] = np.ones_like(trains[1]), np.ones_like(tests[1])
-    train_BND, test_BTD = (torch.from_numpy(np.stack(features)) for features in (trains, tests))
-    found = PROXIES[proxy](train_BND, labels, test_BTD, test_labels, 0)
-    expected = score_candidates(proxy, trains, labels, tests, test_labels, 0)
-    assert [one.loss for one in found] == pytest.approx([one.loss for one in expected], rel=1e-3)
-    assert [one.value for one in found] == pytest.approx([one.value for one in expected], abs=0.011)
-
-
-@pytest.mark.parametrize("proxy", ["linear", "sgd_linear", "knn"])
-def test_two_items_are_enough_to_train_on(proxy):
-    train = np.array([[1.0, 0.0, 2.0], [-1.0, 0.5, 2.0]], dtype=np.float32)
-    score = scored(proxy, train, np.array([4, 9]), train, np.array([4, 9]))
-    assert score.value == 1.0 and 0 < score.loss < 1
-
-
-@pytest.mark.parametrize("exponent", [-30, -10, 10, 30])
-def test_linear_does_not_depend_on_the_features_scale(exponent):
-    (train,), labels, (test,), test_labels = drawn(widths=(40,))
-    expected = scored("linear", train, labels, test, test_labels)
-    factor = np.float32(10.0**exponent)
-    found = scored("linear", train * factor, labels, test * factor, test_labels)
-    assert found.loss == pytest.approx(expected.loss, rel=1e-4)
-    assert np.array_equal(found.contribution_I, expected.contribution_I)
-
-
-@pytest.mark.parametrize("spread", [0.0, 0.3, 1.0, 8.0])
-@pytest.mark.parametrize(
-    ("num_items", "num_dims", "num_classes"), [(2, 3, 2), (30, 8, 3), (120, 60, 12), (400, 40, 4), (200, 150, 40)]
-)
-def test_regressions_converge_from_noise_to_classes_far_apart(num_items, num_dims, num_classes, spread):
-    """The loss is strongly convex through its penalty: half the squared gradient bounds what it could still fall."""
-    rng = np.random.default_rng(0)
-    targets = torch.from_numpy(np.arange(num_items) % num_classes)
-    centres = spread * rng.standard_normal((num_classes, num_dims))
-    inputs_BNR = torch.from_numpy(centres[targets] + rng.standard_normal((2, num_items, num_dims)))
-    weights_BCR, bias_BC = fit_logistic_regressions(inputs_BNR, targets, num_classes)
-    logits_BNC = inputs_BNR @ weights_BCR.mT + bias_BC[:, None]
-    error_BNC = torch.softmax(logits_BNC, dim=2) - torch.nn.functional.one_hot(targets, num_classes)
-    gradient_BCR = error_BNC.mT @ inputs_BNR + weights_BCR
-    assert gradient_BCR.square().sum(dim=(1, 2)).max() / num_items <= 1.01 * TOLERANCE
-    assert error_BNC.sum(dim=1).abs().max() / num_items < 1e-5
+def test_the_head_is_never_read(resnets, data_dir, tmp_path):
+    store, ids = copy_store(resnets, tmp_path)
+    flip_a_bit(store, ids["one"], -1)
+    assert search(store, DATA, data_dir=data_dir, method="shared").skipped == ()

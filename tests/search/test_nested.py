@@ -70,7 +70,7 @@ def snapshots_of(distribution, seed, num_snapshots=36):
 @pytest.mark.parametrize("steadiness", [1.0, 0.4])
 @pytest.mark.parametrize(("low", "high"), [(0.6, 0.6), (0.4, 0.7), (0.8, 0.85)])
 @pytest.mark.parametrize("confidence", [0.8, 0.9, 0.95])
-def test_the_winner_on_all_items_is_dropped_at_most_as_often_as_the_confidence_says(low, high, steadiness, confidence):
+def test_the_winner_is_dropped_no_more_often_than_allowed(low, high, steadiness, confidence):
     """Even where all are equally good, and most of the chance that decides in the end is yet to come."""
     num_dropped, num_draws = 0, 60
     rungs = plan_rungs("nested", 16, 320, 80)
@@ -83,7 +83,7 @@ def test_the_winner_on_all_items_is_dropped_at_most_as_often_as_the_confidence_s
     assert num_dropped <= (1 - confidence) * num_draws
 
 
-def test_a_higher_confidence_keeps_whoever_a_lower_one_keeps():
+def test_a_higher_confidence_keeps_all_that_a_lower_one_keeps():
     answers = simulated_answers(np.linspace(0.3, 0.8, 20), 50, 3)
     ordered = answers[np.argsort(-answers.mean(axis=1), kind="stable")]
     kept = [find_survivors(ordered, 5, confidence, 1, 0)[0] for confidence in (0, 0.5, 0.9, 0.99, 0.9999)]
@@ -93,7 +93,7 @@ def test_a_higher_confidence_keeps_whoever_a_lower_one_keeps():
 
 
 @given(st.integers(1, 12), st.integers(1, 12), st.integers(1, 30), st.sampled_from([0, 0.5, 0.95]), st.integers(0, 99))
-def test_the_first_stay_and_so_does_whoever_equals_the_last_of_them(num_candidates, num_kept, num_items, level, seed):
+def test_the_first_stay_and_those_equal_to_the_last_of_them(num_candidates, num_kept, num_items, level, seed):
     answers = simulated_answers(np.full(num_candidates, 0.5), num_items, seed)
     ordered = answers[np.argsort(-answers.mean(axis=1), kind="stable")]
     is_kept, _ = find_survivors(ordered, num_kept, level, 1, seed)
@@ -103,16 +103,14 @@ def test_the_first_stay_and_so_does_whoever_equals_the_last_of_them(num_candidat
 
 
 @pytest.mark.parametrize(("num_items", "is_dropped"), [(1, False), (7, False), (8, True), (20, True)])
-def test_few_items_do_not_tell_even_who_is_wrong_on_all_of_them(num_items, is_dropped):
+def test_few_items_drop_no_candidate_even_if_all_are_wrong(num_items, is_dropped):
     right, wrong = np.ones(num_items), np.zeros(num_items)
     assert find_survivors(np.stack([right, wrong]), 1, 0.95, 1, 0)[0].tolist() == [True, not is_dropped]
 
 
 @settings(max_examples=40)
 @given(st.integers(1, 40), st.integers(2, 60), st.integers(1, 40), st.sampled_from([0, 0.95]), st.integers(0, 99))
-def test_any_number_of_candidates_and_items_ends_with_a_winner_on_all_items(
-    num_candidates, num_train, num_test, confidence, seed
-):
+def test_any_numbers_end_with_a_winner_on_all_items(num_candidates, num_train, num_test, confidence, seed):
     answers = simulated_answers(np.random.default_rng(seed).uniform(0.2, 0.9, num_candidates), num_test, seed)
     rungs = plan_rungs("nested", num_candidates, num_train, num_test)
     entrants, order = play([answers] * len(rungs), rungs, confidence)
@@ -123,7 +121,7 @@ def test_any_number_of_candidates_and_items_ends_with_a_winner_on_all_items(
 
 
 @pytest.mark.parametrize("num_decisions", [1, 2, 5])
-def test_a_decision_that_drops_somebody_spends_its_share_and_one_that_drops_nobody_nothing(num_decisions):
+def test_only_a_decision_that_drops_spends_its_share(num_decisions):
     better, worse = np.ones(200), np.zeros(200)
     confidence = 0.95
     for num_left in reversed(range(1, num_decisions + 1)):
@@ -159,7 +157,7 @@ def test_image_forwards_of_the_published_workload(distribution, num_items):
         assert everyone == pytest.approx(full), "at worst nested is shared"
 
 
-def test_a_whole_model_is_one_image_forward_and_shared_blocks_count_once():
+def test_a_whole_model_is_one_image_forward():
     shapes = block_shapes("resnet18", 32)[:-1]
     own = [digest(index) for index in range(9)]
     tree = build_tree([candidate("one", own), candidate("other", [*own[:8], digest("f")])], sharing=True)

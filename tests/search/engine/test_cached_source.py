@@ -66,7 +66,7 @@ def cache_files(data_dir):
 
 
 @pytest.mark.parametrize("method", ["shared", "nested", "shift"])
-def test_the_same_search_again_runs_and_reads_nothing_and_says_the_same(store, data_dir, method):
+def test_repeating_a_search_runs_and_reads_nothing(store, data_dir, method):
     first = find(store, data_dir, method=method)
     again = find(store, data_dir, method=method)
     assert lines(again) == lines(first) == lines(find(store, data_dir, method=method, feature_cache_bytes=0))

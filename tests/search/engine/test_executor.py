@@ -114,7 +114,7 @@ def test_items_come_in_the_order_asked_for(small_snapshots, positions):
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_features_do_not_depend_on_the_budget_or_on_where_a_batch_begins(small_snapshots, precision):
+def test_features_depend_on_neither_budget_nor_batch(small_snapshots, precision):
     shelf, candidates = shelf_and_candidates(SMALL, small_snapshots)
     tree, pixels = build_tree(candidates, sharing=True), Pixels(11)
     room = Room(value_bytes=4 if precision == "float32" else 2)
@@ -135,7 +135,7 @@ def test_features_do_not_depend_on_the_budget_or_on_where_a_batch_begins(small_s
 
 
 @pytest.mark.parametrize("budget_items", [None, 1, 2, 5])
-def test_several_streams_give_what_one_gives_within_the_same_budget(small_snapshots, budget_items):
+def test_several_streams_give_what_one_gives(small_snapshots, budget_items):
     shelf, candidates = shelf_and_candidates(SMALL, small_snapshots)
     tree, pixels = build_tree(candidates, sharing=True), Pixels(11)
     single = executor_of(tree, shelf, pixels)
@@ -158,7 +158,7 @@ def test_several_streams_give_what_one_gives_within_the_same_budget(small_snapsh
 
 @settings(max_examples=15, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(st.lists(st.integers(0, 1), min_size=8, max_size=8), min_size=1, max_size=5), st.integers(1, 5))
-def test_the_measured_peak_and_the_counters_are_those_of_the_plan_on_random_trees(all_digits, batch_items):
+def test_peak_and_counters_are_those_of_the_plan(all_digits, batch_items):
     tensors = [block for _, block in random_blocks("resnet18", 0)[:-1]]
     names = [[digest(f"{index}{digit}") for index, digit in enumerate([0, *digits])] for digits in all_digits]
     shelf = BlockShelf({name: tensors[index] for row in names for index, name in enumerate(row)})
@@ -175,7 +175,7 @@ def test_the_measured_peak_and_the_counters_are_those_of_the_plan_on_random_tree
     assert all(values.shape == (5, 512) and values.dtype == np.float32 for values in features.values())
 
 
-def test_each_unique_block_is_read_once_even_where_it_stands_under_different_parents():
+def test_a_block_under_several_parents_is_read_once():
     body = [digest(f"{index}") for index in range(9)]
     other = [*body[:4], digest("f"), *body[5:]]
     tensors = [block for _, block in random_blocks("resnet18", 0)[:-1]]
@@ -201,7 +201,7 @@ def test_blocks_that_are_kept_are_not_read_again_and_others_are(small_snapshots)
 
 
 @pytest.mark.parametrize("budget_items", [None, 1, 2])
-def test_a_block_that_can_not_be_used_takes_out_the_candidates_below_it_and_no_other(budget_items):
+def test_a_faulty_block_fails_only_candidates_below_it(budget_items):
     own, other = [digest(index) for index in range(9)], [digest(f"a{index}") for index in range(9)]
     bodies = {"whole": own, "damaged": [*own[:5], other[5], *own[6:]], "misfit": [*own[:3], other[3], *own[4:]]}
     tensors = [block for _, block in random_blocks("resnet18", 0)[:-1]]
@@ -237,7 +237,7 @@ def _halved(value):
     return value.half() if value.is_floating_point() else value
 
 
-def test_running_leaves_no_gradients_and_the_stored_tensors_alone(small_snapshots):
+def test_running_changes_no_stored_tensor(small_snapshots):
     before = [tensor.clone() for _, block in small_snapshots[0] for tensor in block.values()]
     shelf, candidates = shelf_and_candidates(SMALL, small_snapshots[:1])
     gather_all(executor_of(build_tree(candidates, sharing=True), shelf, Pixels(3)), range(3))

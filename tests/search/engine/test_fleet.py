@@ -92,7 +92,7 @@ def with_what_runs_again(alone, dealt):
     return expected
 
 
-def test_two_workers_answer_as_one_with_the_same_passes_in_every_rung(store, data_dir, dealt):
+def test_two_workers_answer_as_one_with_the_same_passes(store, data_dir, dealt):
     alone, two = (find(store, data_dir, method="nested", workers=workers) for workers in (1, 2))
     assert lines(two) == lines(alone)
     assert rungs_of(two) == rungs_of(alone)
@@ -101,7 +101,7 @@ def test_two_workers_answer_as_one_with_the_same_passes_in_every_rung(store, dat
     assert two.precision == "float32" and two.bound_s > 0
 
 
-def test_damage_skips_the_same_candidates_and_the_cache_fills_from_workers(store, data_dir, tmp_path, dealt):
+def test_damage_skips_the_same_candidates_on_workers(store, data_dir, tmp_path, dealt):
     copy = shutil.copytree(store.path, tmp_path / "store")
     data = shutil.copytree(data_dir, tmp_path / "data")
     damaged = store.manifest("resnet-two").blocks[7].digest

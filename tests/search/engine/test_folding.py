@@ -27,7 +27,7 @@ FAMILIES = (
 
 
 @pytest.mark.parametrize("architecture", FAMILIES)
-def test_a_folded_model_gives_torchvisions_features_without_a_batch_norm(architecture):
+def test_folded_models_give_torchvisions_features(architecture):
     body = body_with_used_batch_norms(architecture)
     before = [{name: tensor.clone() for name, tensor in tensors.items()} for tensors in body]
     numerics = Numerics(CPU, channels_last=True)

@@ -39,9 +39,7 @@ def runs_of(partition):
 
 @settings(max_examples=60)
 @given(paths, st.integers(1, 30), st.integers(1, 5), cuts, cuts)
-def test_every_node_runs_once_on_every_item_where_handing_over_costs_nothing(
-    digits, num_items, num_workers, cut, share
-):
+def test_every_node_runs_once_if_handovers_are_free(digits, num_items, num_workers, cut, share):
     tree = tree_of(digits)
     costs, partition = dealt(tree, num_items, num_workers, cut, share)
     assert [item for wave in partition.waves for item in wave] == list(range(num_items))
@@ -76,9 +74,7 @@ def test_every_piece_has_its_input_from_one_that_exports_it(digits, num_items, n
 
 @settings(max_examples=40)
 @given(paths, st.integers(1, 40), st.integers(1, 4), cuts, cuts, st.randoms())
-def test_the_dispatcher_gives_every_task_once_after_its_input_and_few_waves_at_a_time(
-    digits, num_items, num_workers, cut, share, random
-):
+def test_the_dispatcher_gives_tasks_once_after_their_input(digits, num_items, num_workers, cut, share, random):
     _, partition = dealt(tree_of(digits), num_items, num_workers, cut, share)
     dispatcher, done, running = Dispatcher(partition), set(), []
     while not dispatcher.is_done:
@@ -96,7 +92,7 @@ def test_the_dispatcher_gives_every_task_once_after_its_input_and_few_waves_at_a
     assert len(done) == sum(len(piece.waves) for piece in partition.pieces)
 
 
-def test_a_prefix_runs_again_where_that_is_cheaper_than_its_handover():
+def test_a_prefix_runs_again_if_cheaper_than_its_handover():
     tree = star(12)
     dear, cheap = Rates(handover_bytes_per_s=1e3), Rates(handover_bytes_per_s=1e12)
     for rates, is_once in ((dear, False), (cheap, True)):
@@ -139,7 +135,7 @@ def test_one_candidate_is_shared_by_its_items():
     assert play(partition, costs, Rates()) < 0.55 * costs.total_s(1000)
 
 
-def test_with_equal_work_the_workers_that_hold_nothing_are_used_too():
+def test_workers_without_blocks_are_used_too():
     tree = star(40)
     rungs = plan_rungs("alsatian", 40, 800, 200)
     entrants = [range(40), *(range(rung.num_kept) for rung in rungs[:-1])]

@@ -28,7 +28,7 @@ def path_to_root(tree, node):
 
 
 @given(paths, st.booleans())
-def test_the_way_from_a_root_to_a_candidates_node_is_the_candidates_blocks(all_digits, sharing):
+def test_the_path_to_a_candidates_node_is_its_blocks(all_digits, sharing):
     candidates = candidates_of(all_digits)
     tree = build_tree(candidates, sharing=sharing)
     seen = []
@@ -45,7 +45,7 @@ def test_the_way_from_a_root_to_a_candidates_node_is_the_candidates_blocks(all_d
 
 
 @given(paths)
-def test_a_shared_tree_has_one_node_per_distinct_prefix_and_an_unshared_one_has_chains(all_digits):
+def test_a_shared_tree_has_one_node_per_prefix(all_digits):
     prefixes = {tuple(digits[:length]) for digits in all_digits for length in range(1, NUM_BLOCKS + 1)}
     candidates = candidates_of(all_digits)
     assert len(build_tree(candidates, sharing=True).nodes) == len(prefixes)
@@ -89,7 +89,7 @@ def test_candidates_of_equal_blocks_end_at_one_node():
         {"preprocessing": PREPROCESSING.model_copy(update={"mean": (0.5, 0.5, 0.5)})},
     ],
 )
-def test_nothing_is_shared_across_architectures_or_preprocessings(other):
+def test_architectures_and_preprocessings_share_nothing(other):
     same = [0] * NUM_BLOCKS
     tree = build_tree([*candidates_of([same]), *candidates_of([same], **other)], sharing=True)
     assert len(tree.roots) == 2 and len(tree.nodes) == 2 * NUM_BLOCKS
@@ -121,7 +121,7 @@ def test_a_candidate_that_can_not_run_says_why(fields, num_blocks, reason):
     build_tree([one], sharing=True)
 
 
-def test_a_candidate_of_an_architecture_that_is_not_known_says_so():
+def test_an_unknown_architecture_is_a_misfit():
     one = candidates_of([[0] * NUM_BLOCKS])[0]
     stranger = type(one)(one.snapshot, one.name, "resnet_18", one.preprocessing, one.blocks)
     assert "resnet18" in find_misfit(stranger)

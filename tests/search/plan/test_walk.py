@@ -52,9 +52,7 @@ def test_the_published_ranges_and_survivors(method, num_candidates, num_train, s
         (8, 2, 1, [1, 2], [1, 1]),
     ],
 )
-def test_nested_halves_on_up_to_three_eighths_of_train_and_brings_in_test_three_times_as_fast(
-    num_candidates, num_train, num_test, train_stops, test_stops
-):
+def test_nested_halves_early_and_adds_test_items_faster(num_candidates, num_train, num_test, train_stops, test_stops):
     rungs = plan_rungs("nested", num_candidates, num_train, num_test)
     assert [rung.train_stop for rung in rungs] == train_stops
     assert [rung.test_stop for rung in rungs] == test_stops
@@ -62,9 +60,7 @@ def test_nested_halves_on_up_to_three_eighths_of_train_and_brings_in_test_three_
 
 
 @given(st.sampled_from(EVERY_METHOD), st.integers(1, 10_000), st.integers(1, 100_000), st.integers(1, 100_000))
-def test_rungs_cover_all_items_once_in_ranges_that_double_and_never_keep_more(
-    method, num_candidates, num_train, num_test
-):
+def test_rungs_cover_all_items_once_in_doubling_ranges(method, num_candidates, num_train, num_test):
     rungs = plan_rungs(method, num_candidates, num_train, num_test)
     assert (rungs[0].train_start, rungs[-1].train_stop) == (0, num_train)
     assert (rungs[0].test_start, rungs[-1].test_stop) == (0, num_test)
@@ -136,7 +132,7 @@ def depth_first_orders(tree, index, needed):
 
 @settings(max_examples=150)
 @given(random_trees(), st.integers(1, 5_000_000))
-def test_a_walks_peak_is_the_least_of_all_depth_first_orders_and_within_the_budget(tree_and_shapes, budget_bytes):
+def test_a_walks_peak_is_the_least_of_all_orders(tree_and_shapes, budget_bytes):
     tree, shapes, kept = tree_and_shapes
     needed = needed_nodes(tree, kept)
     with pytest.MonkeyPatch.context() as patch:
@@ -176,7 +172,7 @@ def test_the_child_whose_subtree_needs_the_most_goes_last():
 
 @settings(max_examples=50)
 @given(random_trees())
-def test_a_step_frees_its_input_after_the_last_child_and_keeps_what_children_wait_for(tree_and_shapes):
+def test_a_step_frees_its_input_after_the_last_child(tree_and_shapes):
     tree, shapes, kept = tree_and_shapes
     needed = needed_nodes(tree, kept)
     with pytest.MonkeyPatch.context() as patch:
@@ -193,14 +189,14 @@ def test_a_step_frees_its_input_after_the_last_child_and_keeps_what_children_wai
 
 
 @pytest.mark.parametrize("architecture", ["resnet18", "mobilenet_v3_small", "vit_b_32"])
-def test_usual_batches_are_between_one_item_and_the_most_at_any_size(architecture):
+def test_batches_hold_between_one_item_and_the_most(architecture):
     sizes = (224,) if architecture == "vit_b_32" else (32, 224, 512)
     items = [usual_batch_items(architecture, size, "cpu") for size in sizes]
     assert all(1 <= num <= plan.MAX_BATCH_ITEMS for num in items)
     assert items == sorted(items, reverse=True)
 
 
-def test_a_chain_of_real_blocks_peaks_at_its_largest_input_and_output():
+def test_a_chain_peaks_at_its_largest_input_and_output():
     one = candidate("one", [digest(index) for index in range(9)])
     tree = build_tree([one], sharing=True)
     outputs = [INPUT_BYTES, *(shape.output_bytes for shape in block_shapes("resnet18", 32)[:-1])]
@@ -209,7 +205,7 @@ def test_a_chain_of_real_blocks_peaks_at_its_largest_input_and_output():
 
 
 @given(st.integers(0, 200), st.integers(1, 20), st.integers(1, 8))
-def test_items_are_split_into_even_batches_that_keep_all_streams_busy(num_items, batch_items, num_streams):
+def test_items_are_split_into_even_batches_for_all_streams(num_items, batch_items, num_streams):
     walk = plan.Walk(0, (), batch_items, num_streams, 0)
     batches = walk.split(range(num_items))
     assert [position for batch in batches for position in batch] == list(range(num_items))
@@ -231,7 +227,7 @@ def test_batches_that_run_at_once_share_the_budget(budget_items, expected):
     assert walk.peak_activation_bytes == walk.num_streams * walk.batch_items * item_bytes
 
 
-def test_a_budget_below_one_item_names_the_architecture_and_what_it_takes():
+def test_a_budget_below_one_item_is_refused_with_the_need():
     tree = build_tree([candidate("one", [digest(index) for index in range(9)])], sharing=True)
     with pytest.raises(UsageError, match="--budget 1000: resnet18 at 32 px holds [0-9]+ bytes"):
         plan_walk(tree, tree.roots[0], range(9), Room(1000))

@@ -13,13 +13,13 @@ def right(rate, num_items, seed):
 
 
 @given(st.lists(st.booleans(), min_size=1, max_size=60), st.integers(0, 2**31))
-def test_a_candidate_that_is_right_where_the_best_is_is_tied_with_it(is_right, seed):
+def test_a_candidate_right_where_the_best_is_is_tied(is_right, seed):
     best = np.array(is_right)
     assert tied_with(best, np.stack([best, best]), seed).tolist() == [True, True]
 
 
 @given(st.lists(st.booleans(), min_size=2, max_size=40), st.integers(0, 2**31))
-def test_a_candidate_that_is_better_than_the_best_is_never_told_from_it(is_right, seed):
+def test_a_candidate_better_than_the_best_is_tied(is_right, seed):
     best = np.array(is_right)
     assert tied_with(best, (best | True)[None], seed).all()
 
@@ -57,7 +57,7 @@ def test_the_lead_that_is_told_grows_with_the_noise_around_it():
     assert tied_with(noisy, noisy_other[None], 0)[0]
 
 
-def test_every_candidate_is_judged_alone_and_by_the_same_resamples():
+def test_every_candidate_is_judged_by_the_same_resamples():
     best, others = right(0.8, 50, 0), np.stack([right(rate, 50, 1) for rate in (0.9, 0.7, 0.5, 0.2)])
     together = tied_with(best, others, 3)
     assert [tied_with(best, other[None], 3)[0] for other in others] == together.tolist()
@@ -69,7 +69,7 @@ def test_no_other_candidates_give_no_ties():
     assert tied_with(right(0.5, 10, 0), np.zeros((0, 10), dtype=bool), 0).shape == (0,)
 
 
-def test_two_equally_good_candidates_are_told_apart_about_as_often_as_the_level_says():
+def test_equal_candidates_are_separated_as_the_level_says():
     """One of two equals leads by chance; a one-sided test at 95 % on that lead errs in about 10 % of all draws."""
     told = 0
     for draw in range(100):

@@ -52,7 +52,7 @@ def probabilities_by_scikit_learn(train, labels, test, penalty_scale=1.0):
     ],
     ids=["wide", "tall", "square", "many classes", "separable", "one item per class"],
 )
-def test_linear_is_scikit_learns_logistic_regression_of_standardised_features(num_train, num_dims, num_classes, spread):
+def test_linear_is_scikit_learns_logistic_regression(num_train, num_dims, num_classes, spread):
     train, labels, test, test_labels = drawn(num_train, 80, num_dims, num_classes, spread=spread)
     classes, probabilities = probabilities_by_scikit_learn(train, labels, test)
     score = scored("linear", train, labels, test, test_labels)
@@ -63,7 +63,7 @@ def test_linear_is_scikit_learns_logistic_regression_of_standardised_features(nu
     assert score.loss == pytest.approx(log_loss(test_labels, probabilities, labels=classes), rel=1e-4)
 
 
-def test_of_two_classes_linear_is_the_multinomial_form_which_is_the_binary_one_at_twice_the_c():
+def test_linear_is_multinomial_for_two_classes_too():
     train, labels, test, test_labels = drawn(60, 50, 40, 2, spread=0.2)
     _, probabilities = probabilities_by_scikit_learn(train, labels, test, penalty_scale=2.0)
     score = scored("linear", train, labels, test, test_labels)
@@ -73,9 +73,7 @@ def test_of_two_classes_linear_is_the_multinomial_form_which_is_the_binary_one_a
 @pytest.mark.parametrize("proxy", ["linear", "knn"])
 @settings(max_examples=25)
 @given(st.integers(0, 10_000), st.integers(3, 40), st.integers(1, 60), st.integers(2, 5))
-def test_every_score_is_finite_and_its_value_is_the_share_of_items_that_are_right(
-    proxy, seed, num_train, num_dims, classes
-):
+def test_scores_are_finite_and_the_share_of_right_items(proxy, seed, num_train, num_dims, classes):
     arrays = drawn(max(num_train, classes), 15, num_dims, classes, seed=seed)
     score = scored(proxy, *arrays, 0)
     assert score.contribution_I.shape == (15,) and set(score.contribution_I) <= {0.0, 1.0}
@@ -101,7 +99,7 @@ def test_features_that_are_constant_in_train_change_nothing(value):
 @pytest.mark.parametrize(
     ("num_train", "num_classes", "num_neighbours"), [(100, 4, 5), (40, 10, 4), (20, 20, 1), (25, 5, 5), (9, 4, 2)]
 )
-def test_knn_is_scikit_learns_by_cosine_with_ties_for_the_first_class(num_train, num_classes, num_neighbours):
+def test_knn_is_scikit_learns_by_cosine(num_train, num_classes, num_neighbours):
     train, labels, test, test_labels = drawn(num_train, 300, 6, num_classes, spread=0.7)
     train[3] = 0.0
     model = KNeighborsClassifier(num_neighbours, metric="cosine", algorithm="brute").fit(
@@ -124,7 +122,7 @@ def test_of_equally_near_train_items_knn_counts_the_earlier():
         assert score.value == 1.0
 
 
-def test_features_without_any_information_find_the_most_frequent_class():
+def test_constant_features_find_the_most_frequent_class():
     train, test = np.ones((10, 4), dtype=np.float32), np.ones((5, 4), dtype=np.float32)
     score = scored("linear", train, np.array([0] * 6 + [1] * 4), test, np.array([0, 0, 0, 1, 1]), 0)
     assert score.value == 0.6
@@ -157,7 +155,7 @@ def test_separable_classes_are_found_and_noise_is_not(proxy):
 
 
 @pytest.mark.parametrize("proxy", PROXIES)
-def test_a_proxy_leaves_its_arrays_and_the_global_generators_alone(proxy):
+def test_a_proxy_changes_neither_arrays_nor_generators(proxy):
     arrays = drawn(40, 20, 16, 4)
     copies = [array.copy() for array in arrays]
     torch_state, numpy_state = torch.random.get_rng_state(), np.random.get_state()[1].copy()
@@ -193,7 +191,7 @@ def test_sgd_linear_trains_as_published():
     assert score.loss == pytest.approx(expected, rel=1e-3)
 
 
-def test_where_sgd_overflows_nothing_is_right_and_the_loss_still_orders():
+def test_after_an_overflow_of_sgd_nothing_is_right():
     train, labels, test, test_labels = drawn(40, 20, 8, 3)
     score = scored("sgd_linear", train * np.float32(1e25), labels, test * np.float32(1e25), test_labels)
     assert score.value == 0.0 and score.loss == pytest.approx(-math.log(1e-12))

@@ -1,0 +1,61 @@
+"""The result of a search: its keys, its data frame, rungs that add up."""
+
+import json
+
+import pytest
+
+from raysnap.search import search
+from tests.support.searches import (
+    DATA,
+    METHODS,
+    SHAPES,
+    VARIANTS,
+    copy_store,
+    flip_a_bit,
+)
+
+pytestmark = [pytest.mark.usefixtures("single_thread"), pytest.mark.xdist_group("searches")]
+
+
+def test_a_result_is_plain_json_with_its_keys(find, resnets):
+    result = find(resnets, method="alsatian")
+    document = result.to_dict()
+    assert json.loads(json.dumps(document, allow_nan=False)) == json.loads(json.dumps(document))
+    assert set(document) - {"dataset"} == {
+        "method", "proxy", "num_candidates", "ranking", "timings_s", "work", "bound_s", "precision",
+            "peak_activation_bytes", "skipped", "rungs", "static_baseline",
+    }  # fmt: skip
+    assert set(document["ranking"][0]) == {
+        "rank", "snapshot", "name", "score", "num_train", "num_test", "tied_with_best",
+    }  # fmt: skip
+    assert set(document["timings_s"]) == {"total", "plan", "load_blocks", "decode", "inference", "proxy"}
+    assert set(document["work"]) == {"block_item_passes", "flops", "block_bytes_read", "images_decoded"}
+    assert (document["method"], document["proxy"], document["dataset"]) == ("alsatian", "linear", DATA)
+    parts = sum(seconds for stage, seconds in result.timings_s.items() if stage != "total")
+    assert all(seconds >= 0 for seconds in result.timings_s.values()) and parts <= result.timings_s["total"]
+
+
+def test_what_was_skipped_has_its_keys_too(mixed, data_dir, tmp_path):
+    store, ids = copy_store(mixed, tmp_path)
+    flip_a_bit(store, ids["resnet"], 3)
+    document = search(store, DATA, data_dir=data_dir, method="shared").to_dict()
+    (skipped,) = document["skipped"]
+    assert skipped.keys() >= {"snapshot", "error"} and skipped["snapshot"] == ids["resnet"]
+
+
+def test_a_results_data_frame_has_a_row_per_snapshot(find, resnets):
+    result = find(resnets, method="shared")
+    frame = result.to_pandas()
+    assert frame["snapshot"].tolist() == [one.snapshot for one in result.ranking]
+    assert frame["rank"].tolist() == list(range(1, len(VARIANTS) + 1))
+    assert frame["score"].tolist() == [one.score for one in result.ranking]
+
+
+def test_rungs_say_what_each_did_and_add_up(find, mixed):
+    for method in METHODS:
+        result = find(mixed, method=method)
+        assert result.rungs[0].num_candidates == result.num_candidates
+        assert [rung.num_candidates for rung in result.rungs[1:]] == [rung.num_kept for rung in result.rungs[:-1]]
+        for count in ("block_item_passes", "flops", "block_bytes_read"):
+            assert sum(getattr(rung, count) for rung in result.rungs) == result.work[count]
+        assert (result.rungs[-1].num_train, result.rungs[-1].num_test) == (SHAPES.num_train, SHAPES.num_val)
