@@ -41,16 +41,28 @@ def public_names() -> str:
     for name in raysnap.__all__:
         member = getattr(raysnap, name)
         if hasattr(member, "model_fields"):  # a pydantic model, whose signature nobody can read
-            kind = name.removesuffix("Config").lower()
-            purpose = (inspect.getdoc(member) or "").splitlines()[0]
-            keys = f"[Its keys](configuration.md#kind-{kind}) are those of a job file."
-            entries.append(f"```{{py:class}} raysnap.{name}\n{purpose} {keys}\n```")
+            entries.append(f"````{{py:class}} raysnap.{name}\n{model_entry(name, member)}\n````")
         elif inspect.isclass(member):
             entries.append(f"```{{eval-rst}}\n.. autoclass:: raysnap.{name}\n   :members:\n```")
         else:
             directive = "autofunction" if callable(member) else "autodata"
             entries.append(f"```{{eval-rst}}\n.. {directive}:: raysnap.{name}\n```")
     return "\n\n".join(entries)
+
+
+def model_entry(name: str, model: type) -> str:
+    """Return what the API reference says of a pydantic model: its docstring, and its fields or where they are listed."""
+    purpose, _, rest = (inspect.getdoc(model) or "").partition("\n")
+    example = f"```pycon\n{rest.strip()}\n```" if rest.strip().startswith(">>>") else rest.strip()
+    if name.endswith("Config"):
+        kind = name.removesuffix("Config").lower()
+        fields = f"[Its keys](configuration.md#kind-{kind}) are those of a job file."
+    else:
+        fields = "\n".join(
+            f"- `{field}`" + (f": {details.description}" if details.description else "")
+            for field, details in model.model_fields.items()
+        )
+    return "\n\n".join(part for part in (purpose, example, fields) if part)
 
 
 def setup(app) -> None:
