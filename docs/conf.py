@@ -51,7 +51,7 @@ def public_names() -> str:
 
 
 def model_entry(name: str, model: type) -> str:
-    """Return what the API reference says of a pydantic model: its docstring, and its fields or where they are listed."""
+    """Return the entry of a pydantic model: its docstring, and its fields or where they are listed."""
     purpose, _, rest = (inspect.getdoc(model) or "").partition("\n")
     example = f"```pycon\n{rest.strip()}\n```" if rest.strip().startswith(">>>") else rest.strip()
     if name.endswith("Config"):

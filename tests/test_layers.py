@@ -19,6 +19,7 @@ PACKAGE = ROOT / "raysnap"
 MAX_FILES = 16
 MAX_LOOSE_FILES = 6
 MAX_LINES = 600
+MAX_TEST_NAME = 60
 NOT_LOOSE = {"__init__.py", "__main__.py"}  # Python's own names for the package itself
 BIN = Path(sys.executable).parent
 FOLDERS = ("raysnap", "tests", "benchmarks", "tools", "scripts")
@@ -130,3 +131,9 @@ def test_tests_share_code_through_support_alone():
     importing = re.compile(r"^\s*(from|import) tests\.(?!support\b)", re.MULTILINE)
     paths = [path.relative_to(ROOT) for path in (ROOT / "tests").rglob("*.py") if importing.search(path.read_text())]
     assert paths == []
+
+
+def test_names_of_tests_are_short():
+    texts = [path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py")]
+    names = [name for text in texts for name in re.findall(r"\bdef (test_\w+)", text)]
+    assert [name for name in names if len(name) > MAX_TEST_NAME] == []

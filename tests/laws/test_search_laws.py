@@ -33,7 +33,7 @@ def family(request, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def find(family, data_dir):
-    """Searches the family's store; equal searches run once."""
+    """Return a search of the family's store; equal searches run once."""
     _, store = family
     found = {}
 
