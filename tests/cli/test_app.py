@@ -76,7 +76,7 @@ MISTAKES = [
     (["sweep", "sweep.yaml", "space.base.weights={grid: [nope]}"], "base.weights 'nope': expected `random`"),
     (["sweep", "sweep.yaml", "run_dir=a-file"], "run_dir a-file: expected a folder, found the file"),
     (["bench", "job.yaml"], "kind: expected 'bench', found 'generate'"),
-    (["bench", "bench.yaml", "where=accuracy > 2"], "found none that fit"),
+    (["bench", "bench.yaml", "where=accuracy > 2"], "found none that match --where 'accuracy > 2'"),
     (["bench", "bench.yaml", "run_dir=a-file"], "run_dir a-file: expected a folder"),
     (["bench", "bench.yaml", "store=new-store"], "new-store: expected a model store, found nothing there"),
     (["quickstart", "--dir", "a-file"], "a-file"),
