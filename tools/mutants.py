@@ -305,7 +305,7 @@ MUTANTS = [
         "store/catalog.py",
         "    path = files.refs_dir / check_ref_name(name)\n    with files.ref_lock():\n        if not",
         "    path = files.refs_dir / name\n    with files.ref_lock():\n        if not",
-        "store/test_catalog.py::test_a_name_moves_only_from_what_is_expected",
+        "store/test_catalog.py::test_a_name_that_is_a_path_is_rejected",
         NOT_RAISED,
     ),
     Mutant(
