@@ -1,4 +1,4 @@
-"""Evaluate a model on a split, and keep its predictions."""
+"""Evaluate a model on a split: its metrics and its predictions."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from raysnap.config.train import TrainConfig
 from raysnap.models.numerics import Numerics
 from raysnap.store.manifest import Preprocessing
 from raysnap.training.feeds import Feed, FrozenPrefix, LabelledPixels
-from raysnap.training.metrics import count_confusion, macro_f1
 from raysnap.training.steps import num_outputs
 from raysnap.training.terms import Terms
 from raysnap.training.worker import ALONE, Worker
@@ -78,3 +77,18 @@ def evaluate_with(blocks: nn.Sequential, feed: Feed, terms: Terms, *, into: list
     loss, accuracy, top5_accuracy = (worker.total(sums) / num_items).tolist()
     f1 = macro_f1(worker.total(confusion))
     return {"loss": loss, "accuracy": accuracy, "top5_accuracy": top5_accuracy, "macro_f1": f1}
+
+
+def count_confusion(labels_N: Tensor, predicted_N: Tensor, num_classes: int) -> Tensor:
+    """Count items of each class (rows) predicted as each class (columns), int64 `[num_classes, num_classes]`."""
+    pairs_N = labels_N * num_classes + predicted_N
+    return torch.bincount(pairs_N, minlength=num_classes**2).view(num_classes, num_classes)
+
+
+def macro_f1(confusion_CC: Tensor) -> float:
+    """Return the mean F1 over the classes that occur or are predicted, as torchmetrics and scikit-learn define it."""
+    confusion_CC = confusion_CC.to(torch.float64)
+    hits_C = confusion_CC.diagonal()
+    seen_C = confusion_CC.sum(0) + confusion_CC.sum(1)
+    is_seen_C = seen_C > 0
+    return (2 * hits_C[is_seen_C] / seen_C[is_seen_C]).mean().item()

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn import metrics
 
-from raysnap.training.metrics import count_confusion, macro_f1
+from raysnap.training.evaluation import count_confusion, macro_f1
 
 
 @st.composite
