@@ -42,6 +42,8 @@ def public_names() -> str:
         member = getattr(raysnap, name)
         if hasattr(member, "model_fields"):  # a pydantic model, whose signature nobody can read
             entries.append(f"````{{py:class}} raysnap.{name}\n{model_entry(name, member)}\n````")
+        elif name == "__version__":
+            entries.append("```{py:data} raysnap.__version__\nThe version of raysnap that is installed.\n```")
         elif inspect.isclass(member):
             entries.append(f"```{{eval-rst}}\n.. autoclass:: raysnap.{name}\n   :members:\n```")
         else:
@@ -51,7 +53,7 @@ def public_names() -> str:
 
 
 def model_entry(name: str, model: type) -> str:
-    """Return the entry of a pydantic model: its docstring, and its fields or where they are listed."""
+    """Return what the API reference says of a pydantic model: its docstring, and its fields or a link to them."""
     purpose, _, rest = (inspect.getdoc(model) or "").partition("\n")
     example = f"```pycon\n{rest.strip()}\n```" if rest.strip().startswith(">>>") else rest.strip()
     if name.endswith("Config"):
