@@ -16,7 +16,7 @@ import pytest
 from tests.support import ROOT
 
 PACKAGE = ROOT / "raysnap"
-MAX_FILES = 16
+MAX_FILES = 15
 MAX_LOOSE_FILES = 6
 MAX_LINES = 600
 MAX_TEST_NAME = 60
