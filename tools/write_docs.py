@@ -19,6 +19,8 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "raysnap"
+# Keys that the models require but fill in themselves where a job file leaves them out.
+DERIVED = {"mode": "by `metric`"}
 KINDS = ("generate", "synthesize", "sweep", "bench", "quickstart")
 
 
@@ -101,26 +103,38 @@ def _list_command(name: str, command: Any) -> Iterator[str]:
     arguments = [parameter for parameter in command.params if parameter.param_type_name == "argument"]
     options = [parameter for parameter in command.params if parameter.param_type_name == "option"]
     hints = get_type_hints(inspect.unwrap(command.callback))
-    usage = " ".join([name, *(argument.metavar or argument.name.upper() for argument in arguments)])
+    usage = " ".join([name, *map(_placeholder, arguments)])
     yield f"### {name}\n"
     yield f"`{usage}{' [OPTIONS]' if options else ''}`\n"
     yield f"{' '.join((command.help or '').split())}\n"
     yield "| argument or option | default | meaning |"
     yield "| --- | --- | --- |"
     for argument in arguments:
-        yield f"| `{argument.metavar or argument.name.upper()}` | {_default(argument)} | {cell(argument.help or '')} |"
+        yield f"| `{_name(argument)}` | {_default(argument)} | {cell(argument.help or '')} |"
     for option in options:
         choices = get_args(hints[option.name]) if get_origin(hints[option.name]) is Literal else ()
         known = f" One of {', '.join(f'`{choice}`' for choice in choices)}." if choices else ""
-        yield f"| `{', '.join(option.opts)}` | {_default(option)} | {cell((option.help or '') + known)} |"
+        written = f"{', '.join(option.opts)} {option.metavar or ''}".rstrip()
+        yield f"| `{written}` | {_default(option)} | {cell((option.help or '') + known)} |"
     yield ""
+
+
+def _name(argument: Any) -> str:
+    return argument.metavar or argument.name.upper()
+
+
+def _placeholder(argument: Any) -> str:
+    return _name(argument) if argument.required else f"[{_name(argument)}]..."
 
 
 def _default(parameter: Any) -> str:
     if parameter.required:
         return "required"
+    if isinstance(shown := getattr(parameter, "show_default", None), str):
+        return shown
     is_plain = isinstance(parameter.default, str | int | float | Path) and not isinstance(parameter.default, bool)
-    return f"`{parameter.default}`" if is_plain else ""
+    value = parameter.default
+    return f"`{value:g}`" if is_plain and isinstance(value, float) else f"`{value}`" if is_plain else ""
 
 
 # The keys of job files
@@ -142,7 +156,7 @@ def list_keys() -> Iterator[str]:
 
 def _list_section(title: str, schema: dict) -> Iterator[str]:
     yield f"### {title}\n"
-    yield f"{' '.join(schema.get('description', '').split())}\n"
+    yield f"{' '.join(schema.get('description', '').partition('>>>')[0].split())}\n"
     yield "| key | value | default | meaning |"
     yield "| --- | --- | --- | --- |"
     for key, field in schema["properties"].items():
@@ -161,7 +175,7 @@ def _part_of(field: dict) -> str | None:
 
 def _field_default(key: str, field: dict, schema: dict) -> str:
     if key in schema.get("required", ()):
-        return "required"
+        return DERIVED.get(key, "required")
     default = field.get("default")
     if isinstance(default, dict) or "default" not in field:
         return ""
@@ -183,10 +197,10 @@ def _value(field: dict) -> str:
         case "null":
             return "`null`"
         case "array":
-            return f"list of {_value(field['items'])}" if "items" in field else "list of values"
+            return f"list of {_plural(_value(field['items']))}" if "items" in field else "list of values"
         case "object":
             inner = field.get("additionalProperties")
-            return f"mapping to {_value(inner)}" if isinstance(inner, dict) else "mapping"
+            return f"mapping to {_plural(_value(inner))}" if isinstance(inner, dict) else "mapping"
         case "integer" | "number" as kind:
             return ("whole number" if kind == "integer" else "number") + _bounds(field)
         case "boolean":
@@ -197,9 +211,13 @@ def _value(field: dict) -> str:
             return "any value"
 
 
+def _plural(value: str) -> str:
+    return re.sub(r"\b(number|path|value|mapping|list)\b", r"\1s", value)
+
+
 def _bounds(field: dict) -> str:
     signs = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
-    found = [f"{sign} {field[key]:,}" for key, sign in signs.items() if key in field]
+    found = [f"{sign} {field[key]:,}".removesuffix(".0") for key, sign in signs.items() if key in field]
     return f" {' and '.join(found)}" if found else ""
 
 

@@ -1,4 +1,4 @@
-"""Plan a benchmark's cells before anything is written: each is one question put to one method in one way.
+"""Plan a benchmark's cells before anything is written: each is one question, answered by one method in one setting.
 
 A question is what methods are compared on: a store, a dataset, how many items of what size, a budget, a proxy.
 """

@@ -33,7 +33,7 @@ Overrides = Annotated[
     typer.Argument(metavar="KEY=VALUE", help="Change keys of the configuration, for example train.epochs=3."),
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue an earlier run; finished work is not repeated.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would run and what it would take; write nothing.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would run and what it would need; write nothing.")]
 
 
 def print_result(result: RenderableType) -> None:

@@ -33,19 +33,19 @@ def data_ls(data_dir: DataDir = Path("data"), as_json: AsJson = False) -> int:
 
 @data_app.command("prepare")
 def data_prepare(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="Name of a dataset, see `raysnap data ls`.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Name of a dataset; see `raysnap data ls`.")],
     source: Annotated[
         Path | None,
-        typer.Option("--source", metavar="PATH", help="The original file, or a folder of the original files."),
+        typer.Option("--source", metavar="PATH", help="A published file, or a folder of them, packed or unpacked."),
     ] = None,
-    download: Annotated[bool, typer.Option("--download", help="Download the original files first.")] = False,
+    download: Annotated[bool, typer.Option("--download", help="Download the published files first.")] = False,
     allow_other_counts: Annotated[
-        bool, typer.Option("--allow-other-counts", help="Accept numbers of images that differ from the published ones.")
+        bool, typer.Option("--allow-other-counts", help="Accept image counts that differ from the published ones.")
     ] = False,
     data_dir: DataDir = Path("data"),
     as_json: AsJson = False,
 ) -> int:
-    """Convert a dataset's original files into an ImageFolder.
+    """Convert a dataset's published files into an ImageFolder.
 
     The result goes to the data folder, under the dataset's name. Built-in datasets are drawn and need no files.
     """

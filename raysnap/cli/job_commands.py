@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 def quickstart(
     overrides: Overrides = None,
-    directory: Annotated[Path, typer.Option("--dir", metavar="DIR", help="Folder for everything it makes.")] = Path(
+    directory: Annotated[Path, typer.Option("--dir", metavar="DIR", help="Folder for everything it writes.")] = Path(
         "quickstart"
     ),
     as_json: AsJson = False,
@@ -165,7 +165,7 @@ def sweep(
 
 
 def _show_plan(config: FinetuneConfig, plan: TrialsPlan, table: Table, as_json: bool) -> int:
-    """Print what a job would do and take.
+    """Print what a job would do and need.
 
     Raises:
         ConfigError: this machine has no room for it.

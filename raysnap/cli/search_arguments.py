@@ -9,9 +9,9 @@ import typer
 from raysnap.config.choices import Method, Proxy
 
 Data = Annotated[str, typer.Option("--data", metavar="DATASET", help="Name of a dataset, or path of an ImageFolder.")]
-SearchMethod = Annotated[Method, typer.Option("--method", help="How candidates are compared, see above.")]
+SearchMethod = Annotated[Method, typer.Option("--method", help="How candidates are compared; see above.")]
 SearchProxy = Annotated[
-    Proxy, typer.Option("--proxy", help="Score computed on frozen features, an estimate of fine-tuned accuracy.")
+    Proxy, typer.Option("--proxy", help="Score computed from frozen features, an estimate of fine-tuned accuracy.")
 ]
 NumTrain = Annotated[
     int | None, typer.Option("--num-train", metavar="N", min=1, help="Train items to fit probes on; default: all.")
@@ -26,7 +26,7 @@ ImageSize = Annotated[
 BudgetBytes = Annotated[
     int | None,
     typer.Option(
-        "--budget", metavar="BYTES", min=1, help="Most memory for intermediate activations; default: no limit."
+        "--budget", metavar="BYTES", min=1, help="Memory limit for intermediate activations; default: no limit."
     ),
 ]
 Confidence = Annotated[
@@ -35,7 +35,7 @@ Confidence = Annotated[
         "--confidence",
         metavar="P",
         min=0,
-        help="How sure `nested` must be, below 1, that it drops no winner; 0 keeps just the better half.",
+        help="How sure `nested` must be, below 1, of keeping the winner; 0: each rung keeps the better half.",
     ),
 ]
 Where = Annotated[

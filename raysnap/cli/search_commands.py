@@ -106,7 +106,7 @@ def search(
 
 
 def _show_result(store_dir: Path, result: SearchResult, options: SearchOptions, *, explain: bool) -> None:
-    """Print the ranking and what the search took; skipped candidates go to stderr."""
+    """Print the ranking and what the search cost; skipped candidates go to stderr."""
     from raysnap.cli.search_tables import ranking_table, search_lines
 
     if explain:

@@ -60,12 +60,12 @@ class BenchGrid(Section):
     )
     confidence: Confidence = Field(
         DEFAULT_CONFIDENCE,
-        description="How sure `nested` must be not to drop the winner; with 0 each rung keeps its upper half only.",
+        description="How sure `nested` must be that it keeps the winner; with 0 each rung keeps only the better half.",
     )
     precision: Precision = Field(
         "auto",
-        description="Number format of the blocks; auto is bfloat16 or float16 on GPUs that are faster with it, else "
-        "float32.",
+        description="Number format of the blocks; auto is bfloat16 where the hardware supports it, float16 on older "
+        "GPUs, else float32.",
     )
     io_limit_mib_per_s: float | None = Field(
         None, gt=0, le=1e6, description="Limit on the rate at which block files are read, in MiB/s; null is no limit."

@@ -49,13 +49,13 @@ class SearchOptions(Section):
         None, description="Which snapshots are candidates, e.g. `architecture == 'resnet18' and accuracy > 0.8`."
     )
     seed: int = Field(0, ge=0, description="Seed of the drawn items and of the probes.")
-    data_dir: Path = Field(Path("data"), description="Folder of the datasets that go by a name.")
+    data_dir: Path = Field(Path("data"), description="Folder of the named datasets.")
     shapes: ShapesConfig | None = Field(None, description="How the shapes datasets are drawn; None is their default.")
     device: str | None = Field(None, description="A torch device; None is the GPU where there is one.")
     precision: Precision = Field(
         "auto",
-        description="What blocks compute in; auto is bfloat16 where the device multiplies it in hardware, float16 on "
-        "older GPUs, else float32. Probes are fitted in float64 in any case.",
+        description="Number format of the blocks; auto is bfloat16 where the hardware supports it, float16 on older "
+        "GPUs, else float32. Probes are always fitted in float64.",
     )
     deterministic: bool = Field(
         False, description="Use deterministic kernels only, so that equal searches get equal scores on a GPU too."
@@ -63,7 +63,7 @@ class SearchOptions(Section):
     workers: Count = Field(
         1,
         description="Processes that compute; more than one are actors of the running Ray, each with a GPU, where there "
-        "are any, and its part of the CPUs.",
+        "are any, and its share of the CPUs.",
     )
     feature_cache_bytes: int = Field(
         0,

@@ -61,7 +61,7 @@ class SweepConfig(FinetuneConfig):
     )
     metric: Metric = Field("val_accuracy", description="Metric by which trials are compared.")
     mode: Literal["max", "min"] = Field(
-        description="Whether higher or lower is better; follows from the metric where it is not given."
+        description="Whether higher or lower is better; by default min for val_loss, max for the others."
     )
     grace_epochs: int = Field(
         1, ge=1, le=10_000, description="Epochs before asha and median_stopping may stop a trial."

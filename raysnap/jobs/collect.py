@@ -1,4 +1,4 @@
-"""From a trial's savepoint to its row and its snapshot in the store; only the driver does it; twice changes nothing."""
+"""From a trial's savepoint to its row and snapshot in the store; only the driver does it; a repeat changes nothing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Check what a file of `torch.save` would make `torch.load` do, before it does it.
+"""Check what a file that `torch.save` wrote would make `torch.load` do, before it is loaded.
 
 `weights_only=True` prevents foreign code from running. It does not prevent a file of some hundred bytes from taking
 all memory or all time: a compressed archive, an allocation, a value that contains itself twice, fifty levels deep.

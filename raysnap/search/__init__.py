@@ -1,4 +1,4 @@
-"""Find which stored snapshots are the best start for a dataset; candidates share every block that runs.
+"""Find which stored snapshots are the best start for a dataset; a block that candidates share runs once.
 
 The names below are imported on first use, as they need torch and planning does not.
 """

@@ -1,4 +1,4 @@
-"""Compute a rung's features on many workers: Ray actors, each with its own blocks, run the pieces dealt to them.
+"""Compute a rung's features on many workers: Ray actors, each with its own blocks, run the pieces assigned to them.
 
 The driver deals pieces, schedules them and assembles features; activations pass between workers as Ray objects, which
 workers on one machine read in place. When workers die, the remaining ones run that part of the rung again.

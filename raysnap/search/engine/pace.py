@@ -1,4 +1,4 @@
-"""Measure how fast each kind of block runs at its best, and what a search would take if all of it ran so fast.
+"""Measure how fast each kind of block runs at its best, and how long a search would take if all of it ran that fast.
 
 The bound of a search is its passes at each block's own best speed, its bytes at the best rate at which a block was
 read and verified, and the decoding. The rest of its time is waiting, planning, probing and slow batches.

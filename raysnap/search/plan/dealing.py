@@ -1,4 +1,4 @@
-"""Deal a rung's work to workers: cut the tree into pieces, and give each to the worker that would finish it first.
+"""Assign a rung's work to workers: cut the tree into pieces, each for the worker that would finish it first.
 
 Cuts are as few as pieces of that size allow (Kundu and Misra 1977, doi 10.1137/0206012). Pieces are dealt largest
 first, so no worker gets more than total / workers and one piece (Graham 1969, doi 10.1137/0117039); the waves that a

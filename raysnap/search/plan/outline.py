@@ -1,4 +1,4 @@
-"""Outline a prefix tree for people: chains of blocks as one branch, and of many branches the largest."""
+"""Outline a prefix tree for people: each chain of blocks as one branch, and only the largest of many branches."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a rung's work is divided between workers: frozen data, made before any tensor is in hand.
+"""How a rung's work is divided between workers: frozen data, made before any tensor is loaded.
 
 The tree is cut into connected pieces, each with one worker that reads its blocks; items pass the workers in *waves*. A
 piece takes its parent's outputs of the same wave, handed over where another worker made them, or runs that prefix again

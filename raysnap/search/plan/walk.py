@@ -1,4 +1,4 @@
-"""Plan a walk over the tree, as frozen data made before any tensor is in hand.
+"""Plan a walk over the tree, as frozen data made before any tensor is loaded.
 
 A method is a list of rungs; the candidates that survive a rung decide which nodes the next one needs, so each rung's
 walk is planned when its candidates are known. One executor runs every plan.
