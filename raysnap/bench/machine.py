@@ -52,7 +52,7 @@ class Load:
             ("the hypervisor took", self.steal_share, self.steal_s),
         ]
         return [
-            f"{what} {share:.0%} of the CPUs"
+            f"{what} {share * 100:.0f} % of the CPUs"
             for what, share, taken_s in found
             if share is not None and taken_s is not None and share > NOISY_SHARE and taken_s > NOISY_TICKS_S
         ]

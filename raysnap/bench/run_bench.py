@@ -197,7 +197,7 @@ def _summarise_cell(cell: Cell, rows: list[SearchRow]) -> dict[str, Any]:
     median_s, iqr_s = median(totals_s), high_s - low_s
     noise = [f"run {row.repeat + 1}: {reason}" for row in rows for reason in row.noise]
     if iqr_s > NOISY_SPREAD * median_s:
-        noise.insert(0, f"the middle half of its times spans {iqr_s / median_s:.0%} of their median")
+        noise.insert(0, f"the middle half of its times spans {iqr_s / median_s * 100:.0f} % of their median")
     middle = _median_run(rows)
     work, ranking = middle.search["work"], middle.search["ranking"]
     best = ranking[0] if ranking else {"name": None, "score": None}

@@ -148,7 +148,7 @@ def comparison_sentence(comparison: Comparison, sweep: Sweep) -> Markup:
         )
     else:
         text = subject + Markup(
-            " has a median {:.3f} {} better than {}, but these trials differ in other ways, too"
+            " has a median {:.3f} {} better than {}, but these trials also differ in other ways"
         ).format(comparison.gain, metric, other)
     if comparison.time_ratio is not None:
         text += Markup("; its training takes {:.2f}× as long").format(comparison.time_ratio)

@@ -168,7 +168,7 @@ def _trials_table(run: Run) -> DataTable | None:
         Column("test_accuracy", "test acc.", "score"),
         Column("train_s", "training", "seconds"),
         Column("total_s", "total", "seconds", "training and everything else"),
-        Column("new_bytes", "added", "bytes", "bytes of blocks that the store did not have yet"),
+        Column("new_bytes", "added", "bytes", "size of the blocks that the trial added to the store"),
         Column("status", "status"),
     ]
     statuses = tuple(Counter(trial.status for trial in run.trials).items())

@@ -81,8 +81,8 @@ def _classes_table(predictions: Predictions) -> DataTable:
     columns = (
         Column("class", "class", "name"),
         Column("num_images", "test images", "count"),
-        Column("recall", "recall", "score", "share of the class's images that are predicted as it"),
-        Column("precision", "precision", "score", "share of the images predicted as the class that are of it"),
+        Column("recall", "recall", "score", "share of the class's images that were predicted as this class"),
+        Column("precision", "precision", "score", "share of the images predicted as this class that belong to it"),
         Column("f1", "F1", "score", "harmonic mean of recall and precision"),
     )
     return DataTable("classes", "Recall, precision and F1 of each class", columns, rows, num_shown=MAX_CLASSES_SHOWN)

@@ -85,16 +85,21 @@ def _timings(number: int, question: Question) -> DataTable:
         Column("least_s", "fastest run", "seconds", is_on_page=False),
         Column("most_s", "slowest run", "seconds", is_on_page=False),
         Column("speed_up", "speed-up", "ratio", f"compared with {question.slowest.method}"),
-        Column("bound_s", "lower bound", "seconds", "the least time that this work can take on this machine"),
+        Column("bound_s", "lower bound", "seconds", "the time of this work at the best speed measured for each block"),
         Column("over_bound", "× bound", "ratio", "median time divided by its lower bound"),
-        Column("block_item_passes", "block passes", "count", "how often one block ran on one item"),
+        Column("block_item_passes", "block passes", "count", "number of times that a block ran on an item"),
         Column("flops", "compute", "flops"),
         Column("block_bytes_read", "blocks read", "bytes"),
         Column("disk_bytes_read", "from disk", "bytes", "bytes read from the disk, not from memory"),
         Column("images_decoded", "images decoded", "count", is_on_page=False),
         Column("peak_activation_bytes", "peak activations", "bytes", "most memory taken by intermediate activations"),
         Column("peak_memory_bytes", "peak memory", "bytes"),
-        Column("regret", "regret", "score", f"how much lower {reference} scores this method's winner than its own"),
+        Column(
+            "regret",
+            "regret",
+            "score",
+            f"score of the best snapshot by {reference}, minus its score of this method's winner",
+        ),
     ]
     caption = f"Search methods on {question.title}, slowest first"
     return DataTable(f"timings_{number:02d}", caption, without_empty(columns, rows), rows)
@@ -171,7 +176,7 @@ def _rungs_table(number: int, question: Question) -> DataTable | None:
         Column("num_tied", "of them tied", "count", tied),
         Column("total_s", "time", "seconds"),
         *(Column(f"{phase.key}_s", phase.name, "seconds") for phase in PHASES),
-        Column("block_item_passes", "block passes", "count", "how often one block ran on one item"),
+        Column("block_item_passes", "block passes", "count", "number of times that a block ran on an item"),
         Column("flops", "compute", "flops"),
         Column("block_bytes_read", "blocks read", "bytes"),
     ]

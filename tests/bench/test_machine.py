@@ -15,7 +15,7 @@ def test_load_is_split_into_own_other_and_stolen_time():
     assert load == Load(
         own_cpu_s=10.0, own_cpu_share=0.5, other_cpu_share=0.2, steal_share=0.1, other_cpu_s=4.0, steal_s=2.0
     )
-    assert load.noise == ["other processes took 20% of the CPUs", "the hypervisor took 10% of the CPUs"]
+    assert load.noise == ["other processes took 20 % of the CPUs", "the hypervisor took 10 % of the CPUs"]
 
 
 @pytest.mark.parametrize(

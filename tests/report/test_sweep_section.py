@@ -54,7 +54,7 @@ def test_a_random_search_is_compared_without_pairs(tmp_path):
     run_dir = random_sweep(tmp_path / "run")
     page = render(run_dir)
     assert "beats" not in page.text
-    assert "but these trials differ in other ways, too" in page.text
+    assert "but these trials also differ in other ways" in page.text
     assert "15 trials stopped before the last epoch, by the scheduler" in page.text
     assert "1 failure is listed below" in page.text
     assert page.values("class").count("mark trace best") == 1
