@@ -5,7 +5,6 @@ A question is what methods are compared on: a store, a dataset, how many items o
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -159,7 +158,8 @@ def expand(config: BenchConfig) -> list[Cell]:
 def _expand_grid(
     config: BenchConfig, group: str | None, grid: BenchGrid, sets: dict[str, SyntheticSet]
 ) -> Iterator[Cell]:
-    for (store, data, cache), options in _combinations(config, grid):
+    questions = grid.questions(seed=config.seed, data_dir=config.data_dir.resolve(), shapes=config.shapes)
+    for (store, data, cache), options in questions:
         parts = [*([group] if group else []), *_varied_parts(grid, store, options)]
         state = [cache] if len(grid.cache) > 1 else []
         dataset = slug(data)
@@ -177,37 +177,6 @@ def _expand_grid(
             repeats=grid.repeats,
             num_warmups=grid.num_warmups,
         )
-
-
-def _combinations(config: BenchConfig, grid: BenchGrid) -> Iterator[tuple[tuple[Path, str, str], SearchOptions]]:
-    """Yield each store, dataset and page cache state with the options of a search, question by question."""
-    combinations = itertools.product(
-        grid.store,
-        grid.datasets,
-        grid.where,
-        grid.item_counts,
-        grid.image_size,
-        grid.budget_bytes,
-        grid.proxies,
-        grid.methods,
-        grid.cache,
-    )
-    for store, data, where, (num_train, num_test), image_size, budget_bytes, proxy, method, cache in combinations:
-        options = SearchOptions(
-            method=method,
-            proxy=proxy,
-            confidence=grid.confidence,
-            num_train=num_train,
-            num_test=num_test,
-            image_size=image_size,
-            budget_bytes=budget_bytes,
-            where=where,
-            seed=config.seed,
-            data_dir=config.data_dir.resolve(),
-            shapes=config.shapes,
-            precision=grid.precision,
-        )
-        yield (store, data, cache), options
 
 
 def _varied_parts(grid: BenchGrid, store: Path, options: SearchOptions) -> list[str]:

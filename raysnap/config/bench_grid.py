@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 
 from pydantic import BeforeValidator, Field, PlainSerializer, model_validator
 
 from raysnap.config.choices import Method, Precision, Proxy
-from raysnap.config.search_options import DEFAULT_CONFIDENCE, Confidence, Count, EdgePx
+from raysnap.config.parts import ShapesConfig
+from raysnap.config.search_options import DEFAULT_CONFIDENCE, Confidence, Count, EdgePx, SearchOptions
 from raysnap.config.strict import Section, refuse_repeated
 
 Value = TypeVar("Value")
@@ -85,6 +88,38 @@ class BenchGrid(Section):
         num_pairs = max(len(self.num_train), len(self.num_test))
         spread = (axis if len(axis) == num_pairs else axis * num_pairs for axis in (self.num_train, self.num_test))
         return tuple(zip(*spread, strict=True))
+
+    def questions(
+        self, *, seed: int, data_dir: Path, shapes: ShapesConfig | None
+    ) -> Iterator[tuple[tuple[Path, str, str], SearchOptions]]:
+        """Yield each store, dataset and page cache state with the options of a search, question by question."""
+        combinations = itertools.product(
+            self.store,
+            self.datasets,
+            self.where,
+            self.item_counts,
+            self.image_size,
+            self.budget_bytes,
+            self.proxies,
+            self.methods,
+            self.cache,
+        )
+        for store, data, where, (num_train, num_test), image_size, budget_bytes, proxy, method, cache in combinations:
+            options = SearchOptions(
+                method=method,
+                proxy=proxy,
+                confidence=self.confidence,
+                num_train=num_train,
+                num_test=num_test,
+                image_size=image_size,
+                budget_bytes=budget_bytes,
+                where=where,
+                seed=seed,
+                data_dir=data_dir,
+                shapes=shapes,
+                precision=self.precision,
+            )
+            yield (store, data, cache), options
 
     @model_validator(mode="after")
     def _check_axes(self) -> BenchGrid:

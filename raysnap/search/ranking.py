@@ -53,7 +53,8 @@ def search(
         StoreError: the store can't be opened.
     """
     started_s = time.perf_counter()
-    options = SearchOptions.of(options, keywords)
+    if options is None or keywords:
+        options = SearchOptions.of(options, keywords)
     store = store if isinstance(store, Store) else Store.open(Path(store))
     candidates = find_candidates(store, options.where, options.image_size)
     setup = Setup(store.path, str(data), options)

@@ -147,7 +147,7 @@ def test_a_search_that_fails_is_a_row_with_its_error(ray_local, config, tmp_path
     ("override", "message"),
     [
         ("cache=hot", "cache: expected 'warm' or 'cold', found 'hot'"),
-        ("num_train=[1, 2, 3]", "lists of one length"),
+        ("num_train=[1, 2, 3]", "lists of equal length"),
         ("store=synthetic_61", "synthetic_61: expected a model store, found nothing there"),
         ("groups.a.methods=[alsation]", "groups.a.methods.0: expected"),
         ("synthetic_sets.synthetic_12.architectures=[resnet19]", "resnet19"),

@@ -172,7 +172,7 @@ def test_a_tracker_that_fails_is_dropped_and_the_others_are_told(tmp_path, caplo
         calls.append(arguments)
         raise ConnectionError("no route to the server")
 
-    broken = SimpleNamespace(begin=lambda *arguments: None, measure=fail, end=fail)
+    broken = SimpleNamespace(start=lambda *arguments: None, measure=fail, end=fail)
     with caplog.at_level(logging.WARNING):
         run_trial(TrackerCallback([broken, EventFiles(tmp_path)]), Told("a"))
     assert len(calls) == 1
