@@ -31,7 +31,7 @@ def datasets_table(summaries: Iterable[DatasetSummary]) -> Table:
         elif dataset.path:
             note = f"of {official}" if official and official != counts else ""
         else:
-            note = f"--download, {plural(dataset.num_files, 'file')}" if dataset.num_files else "manual"
+            note = f"--download, {plural(dataset.num_files, 'file')}" if dataset.num_files else "by hand"
         mark = " [ImageNet overlap]" if dataset.overlap else ""
         rows.append((dataset.name, here, dataset.num_classes or "", counts or official, f"{note}{mark}".strip()))
     return simple_table(["dataset", "here", "classes", "train/val/test", "note"], rows, numeric=["classes"])

@@ -198,7 +198,7 @@ def _show_bench_plan(config: BenchConfig, cells: list[Cell], as_json: bool) -> i
         print_result(cells_table(cells, works))
         print_result(f"\n{plural(len(cells), 'cell')}, {plural(num_runs, 'timed run')}: {flops_text(flops)} in total.")
         if any(work and not work.is_exact for work in works):
-            print_result("~: average over candidates kept at random; which ones a rung keeps is not known before.")
+            print_result("~: average over candidates kept at random; which ones a rung keeps is not known in advance.")
         first = "".join(f"To be made first: {name} in {path}\n" for name, path in missing_sets.items())
         print_result(f"{first}Nothing was written.")
     return 0

@@ -48,7 +48,7 @@ def search_lines(result: Mapping[str, Any]) -> str:
         )
     if static:
         rank = f"rank {static['rank']} of {num_ranked}, score {score_text(static['score'])}"
-        lines.append(f"Without a search, the largest pretrained model would be the choice, {static['name']}: {rank}")
+        lines.append(f"Without a search, the choice would be the largest pretrained model, {static['name']}: {rank}")
     return "\n".join(lines)
 
 

@@ -96,8 +96,8 @@ def blocks_table(manifest: Manifest, holders: Mapping[str, Sequence[str]], names
             f" and {len(others) - MAX_NAMES} more" if len(others) > MAX_NAMES else ""
         )
         rows.append((block.name, block.digest[:12], bytes_text(block.num_bytes), len(others), shown))
-    columns = ["block", "digest", "size", "shared by", ""]
-    return simple_table(columns, rows, numeric=["size", "shared by"])
+    columns = ["block", "digest", "size", "shared with", ""]
+    return simple_table(columns, rows, numeric=["size", "shared with"])
 
 
 def differences_table(first: str, second: str, rows: Iterable[tuple[str, str | None, str | None]]) -> Table:
