@@ -37,8 +37,11 @@ _EXPECTED = {
 
 
 def describe_faults(error: ValidationError, model: type[Config], document: dict[str, Any]) -> str:
-    """Describe the first fault of a document that doesn't fit the model, and up to two more."""
-    found = error.errors(include_url=False)
+    """Describe the first fault of a document that doesn't fit the model, and up to two more.
+
+    A wrong kind comes first: the other faults follow from it.
+    """
+    found = sorted(error.errors(include_url=False), key=lambda fault: fault["loc"] != ("kind",))
     inner = {fault["loc"][:depth] for fault in found for depth in range(1, len(fault["loc"]))}
     faults = [describe_error(dict(fault), model, document) for fault in found if fault["loc"] not in inner]
     more = f" (and {len(faults) - 1} more: {'; '.join(faults[1:3])})" if len(faults) > 1 else ""

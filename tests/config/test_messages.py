@@ -95,5 +95,10 @@ def test_several_faults_are_counted(folder):
     assert "seed: expected at least 0, found -1 (and 3 more: image_size" in message
 
 
+def test_a_wrong_kind_is_named_before_what_follows_from_it(folder):
+    message = refusal(folder, "generate: {}\nseed: -1\nkind: quickstart\n")
+    assert "job.yaml: kind: expected 'generate', found 'quickstart' (and 3 more: " in message
+
+
 def test_a_long_wrong_value_is_cut(folder):
     assert len(refusal(folder, f"datasets: [a]\nseed: {'x' * 50_000}\n")) < 300
