@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from raysnap.errors import (
         ArchitectureError,
         BlockDamaged,
+        ClusterError,
         ConfigError,
         DataError,
         RaysnapError,
@@ -56,6 +57,7 @@ __all__ = [
     "ArchitectureError",
     "BenchConfig",
     "BlockDamaged",
+    "ClusterError",
     "ConfigError",
     "DataError",
     "Dataset",

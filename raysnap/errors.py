@@ -120,6 +120,18 @@ class BlockDamaged(StoreDamaged):
         return str(self.args[0])
 
 
+class ClusterError(RaysnapError):
+    """Ray can't be started or reached, or the cluster can't give what a job needs.
+
+    >>> try:
+    ...     result = raysnap.rank_snapshots("store", "shapes-shape-a", num_train=8, num_test=8)
+    ... except raysnap.ClusterError as error:
+    ...     print(f"search again with one worker: {error}")
+    """
+
+    exit_code = 4
+
+
 class FrozenBlockChanged(RaysnapError):
     """A frozen block differs from the base's after a fine-tune."""
 

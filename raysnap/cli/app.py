@@ -31,7 +31,8 @@ app = typer.Typer(
     "any of them.",
     epilog="To try everything on built-in data, run `raysnap quickstart`. Add --debug to any command to see the "
     "traceback of an error. Exit codes: 0 success; 1 some trials or candidates failed, or a check found problems; "
-    "2 bad usage, configuration or input; 3 damaged store; 130 interrupted.",
+    "2 bad usage, configuration or input; 3 damaged store; 4 Ray can't be started or reached, or the cluster can't "
+    "give what the job needs; 130 interrupted.",
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
