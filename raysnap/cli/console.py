@@ -26,7 +26,8 @@ DataDir = Annotated[
 ]
 StoreDir = Annotated[Path, typer.Option("--store", metavar="DIR", help="Folder of the model store.")]
 ConfigPath = Annotated[
-    Path, typer.Argument(metavar="CONFIG", help="Configuration file (YAML), such as those in configs/.")
+    Path,
+    typer.Argument(metavar="CONFIG", help="Configuration file (YAML), or the name of one that ships with raysnap."),
 ]
 Overrides = Annotated[
     list[str] | None,

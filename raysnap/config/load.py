@@ -44,14 +44,15 @@ def load_config(path: Path | str, overrides: Sequence[str] = (), model: type[Con
     ('QuickstartConfig', 4)
 
     Args:
-        path: the file.
+        path: the file, or the bare name of one that ships with raysnap, such as `trained_snapshots_small`.
         overrides: `key=value` with dotted keys and values in YAML, as on the command line.
         model: the kind of job that it must be; None is the kind that the file's `kind:` key names.
 
     Raises:
         ConfigError: the file is missing, is not YAML or doesn't fit the model.
     """
-    document = apply_overrides(read_yaml(Path(path)), list(overrides))
+    path = _shipped(Path(path))
+    document = apply_overrides(read_yaml(path), list(overrides))
     if model is None:
         kind = document.get("kind")
         if not isinstance(kind, str) or kind not in KINDS:
@@ -72,10 +73,23 @@ def find_config(name: str) -> Path:
         ConfigError: no such configuration ships with this installation.
     """
     here = Path(__file__).resolve().parents[1]
-    for folder in (here / "job_files", here.parent / "configs"):
-        if (folder / f"{name}.yaml").is_file():
-            return folder / f"{name}.yaml"
-    raise ConfigError(f"configs/{name}.yaml: not found next to the package at {here}; reinstall raysnap")
+    folder = next((place for place in (here / "job_files", here.parent / "configs") if place.is_dir()), here)
+    found = {path.stem: path for path in folder.glob("*.yaml")}
+    if not found:
+        raise ConfigError(f"configs/{name}.yaml: not found next to the package at {here}; reinstall raysnap")
+    if name not in found:
+        known = ", ".join(sorted(found))
+        raise ConfigError(
+            f"{name}: expected a configuration file, or the name of one that ships with raysnap ({known}), found "
+            f"neither{suggest(name, found)}"
+        )
+    return found[name]
+
+
+def _shipped(path: Path) -> Path:
+    """Return the shipped configuration that a bare name means, so that it needs no path on a cluster; or the path."""
+    is_bare = path.name == str(path) and not path.suffix
+    return find_config(path.name) if is_bare and not path.exists() else path
 
 
 def validate(document: dict[str, Any], model: type[AnyConfig], where: str) -> AnyConfig:

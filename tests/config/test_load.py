@@ -110,5 +110,17 @@ def test_every_default_is_valid_and_finite():
 
 
 def test_a_configuration_that_does_not_ship_is_named():
-    with pytest.raises(ConfigError, match=r"configs/nope\.yaml: not found"):
-        find_config("nope")
+    with pytest.raises(ConfigError, match=r"quickstar: .*\(caltech101_layerwise, .*\), found neither.*'quickstart'"):
+        find_config("quickstar")
+
+
+@pytest.mark.parametrize("path", CONFIG_PATHS, ids=lambda path: path.stem)
+def test_a_bare_name_is_the_shipped_configuration(folder, monkeypatch, path):
+    monkeypatch.chdir(folder)
+    assert load_config(path.stem, ["seed=7"] if path.stem != "quickstart" else []).kind == load_config(path).kind
+
+
+def test_a_file_goes_before_a_shipped_name(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    (folder / "quickstart").write_text("kind: synthesize\nstore: s\nrun_dir: r\narchitectures: [resnet18]\n")
+    assert load_config("quickstart").kind == "synthesize"
