@@ -7,8 +7,10 @@ else to stderr.
 from __future__ import annotations
 
 import logging
+import os
 import shlex
 import sys
+import tempfile
 import traceback
 from dataclasses import asdict
 from pathlib import Path
@@ -133,14 +135,29 @@ def show_config(config_path: ConfigPath, overrides: Overrides = None, as_json: A
 
 
 @app.command()
-def doctor(as_json: AsJson = False) -> int:
-    """Check whether this machine has what raysnap needs.
+def doctor(
+    places: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="PLACE", help="Folders of runs, stores or datasets; by default this one, or /tmp."),
+    ] = None,
+    address: Annotated[
+        str | None,
+        typer.Option("--address", metavar="HOST:PORT", help="A Ray cluster to check; by default that of RAY_ADDRESS."),
+    ] = None,
+    as_json: AsJson = False,
+) -> int:
+    """Check whether this machine, or every node of a Ray cluster, has what raysnap needs.
 
-    Lists package versions, CPUs, GPUs, disk space and shared memory; exit code 1 if anything is missing.
+    Lists package versions, CPUs, GPUs and whether torch can use them, disk space, file systems, shared memory and
+    limits; on a cluster also clocks, the token mode and what differs between nodes. Exit code 1 if there are problems.
     """
-    from raysnap.cli.doctor import examine
+    from raysnap.cluster.nodes import examine_node
 
-    findings = examine(Path.cwd())
+    if address:
+        os.environ["RAY_ADDRESS"] = address
+    if os.environ.get("RAY_ADDRESS"):
+        return _doctor_of_cluster(places or [], as_json)
+    findings = examine_node([str(place) for place in places or [Path.cwd()]])
     problems = [finding for finding in findings if finding.problem]
     if as_json:
         print_json({"ok": not problems, "findings": [asdict(finding) for finding in findings]})
@@ -150,3 +167,31 @@ def doctor(as_json: AsJson = False) -> int:
         print_result(findings_table(findings))
         print_result("" if problems else "\nNo problems found.")
     return SOME_FAILED if problems else 0
+
+
+def _doctor_of_cluster(places: list[Path], as_json: bool) -> int:
+    from raysnap.cli.doctor import common_table, nodes_table, problem_lines
+    from raysnap.cli.ray_session import OBJECT_STORE_BYTES, ray_session
+    from raysnap.cluster.nodes import differences, examine_cluster
+
+    for place in places:
+        if not place.is_absolute():
+            raise UsageError(
+                f"{place}: expected an absolute path, which means the same on every node, found a relative one"
+            )
+    with ray_session(OBJECT_STORE_BYTES):
+        reports = examine_cluster(places or [Path(tempfile.gettempdir())])
+    differing = differences(reports)
+    problems = list(problem_lines(reports))
+    if as_json:
+        nodes = [asdict(report) for report in reports]
+        print_json({"ok": not (problems or differing), "nodes": nodes, "differences": differing})
+    else:
+        print_result(common_table(reports))
+        print_result("")
+        print_result(nodes_table(reports))
+        for title, lines in (("Nodes differ:", differing), ("Problems:", problems)):
+            if lines:
+                print_result("\n".join(["", title, *lines]))
+        print_result("" if problems or differing else "\nNo problems found.")
+    return SOME_FAILED if problems or differing else 0
