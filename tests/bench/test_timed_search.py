@@ -110,6 +110,7 @@ def test_a_row_tells_time_as_finely_as_asked(cell, detail, stages, num_block_rea
     assert 0 <= outcome["recording_s"] < outcome["wall_s"]
 
 
+@pytest.mark.slow
 def test_warm_ups_run_once_for_both_states_of_the_page_cache(cell, monkeypatch):
     calls = []
     real = timed_search.search

@@ -53,14 +53,14 @@ class Read:
 
 @pytest.fixture(scope="module")
 def reads(tmp_path_factory) -> list[Read]:
-    """Read every case once; those that may take much, each in a process of its own."""
+    """Read every case once; those that may take much memory or time each begin a new process."""
     folder = tmp_path_factory.mktemp("hostile")
     cases = all_cases(folder, every=DEEP)
     files = [f"{number}{case.suffix}" for number, case in enumerate(cases)]
     batches: list[list[tuple[str, bool]]] = [[]]
     for file, case in zip(files, cases, strict=True):
         (folder / file).write_bytes(case.content)
-        if case.canary is None or len(batches[-1]) == BATCH:
+        if case.may_take_much or len(batches[-1]) == BATCH:
             batches.append([])
         batches[-1].append((file, case.is_guarded))
     (folder / "batches.json").write_text(json.dumps(batches))
@@ -71,6 +71,7 @@ def reads(tmp_path_factory) -> list[Read]:
     return [Read(case, **outcome) for case, outcome in zip(cases, json.loads(result.stdout), strict=True)]
 
 
+@pytest.mark.slow
 def test_weights_are_accepted_if_and_only_if_they_are_sound(reads):
     assert len({read.case.name for read in reads}) == len(reads) >= NUM_CASES
     expected = {read.case.name: "accepted" if read.case.is_valid else "refused" for read in reads}

@@ -104,6 +104,7 @@ def test_a_writer_may_be_killed_at_the_same_step_again_and_again(bench):
         check_state(path, scenario, num_done)
 
 
+@pytest.mark.slow
 def test_real_kills_at_random_moments_lose_nothing(bench):
     script = SUPPORT / "store_processes.py"
     result = subprocess.run([sys.executable, str(script), "struck", str(bench)], capture_output=True, text=True)

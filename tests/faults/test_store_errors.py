@@ -305,6 +305,7 @@ def test_the_file_size_limit_leaves_the_store_as_it_was(empty_dir, what):
     check_clean(store.path)
 
 
+@pytest.mark.slow
 def test_a_full_small_disk_is_cleaned_up_by_the_commands(empty_dir, weights_path):
     script = SUPPORT / "store_full_disk.py"
     unshare = shutil.which("unshare")

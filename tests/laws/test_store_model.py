@@ -175,6 +175,7 @@ class StoreMachine(RuleBasedStateMachine):
         assert self.store.refs() == self.world.names
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(0)
 def test_any_commands_and_kills_leave_what_the_model_says(monkeypatch):
     few_shards(monkeypatch)

@@ -53,6 +53,7 @@ def test_the_number_of_blocks_is_the_contracts(architecture, expected):
     assert num_body_blocks(architecture) == expected
 
 
+@pytest.mark.slow
 def test_exactly_the_supported_families_are_split():
     families = ("resne", "wide", "mobilenet", "efficientnet", "regnet", "vit", "swin", "convnext")
     for architecture in blocks.list_architectures():

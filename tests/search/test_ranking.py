@@ -169,6 +169,7 @@ def test_confidence_is_for_nested_alone(find, resnets):
         assert lines(find(resnets, method=method, confidence=0.5)) == lines(find(resnets, method=method))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("proxy", ["knn", "hscore", "logme"])
 def test_every_proxy_keeps_the_laws_between_methods(find, resnets, proxy):
     assert lines(find(resnets, method="shared", proxy=proxy)) == lines(find(resnets, method="baseline", proxy=proxy))

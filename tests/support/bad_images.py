@@ -7,6 +7,7 @@ import os
 import struct
 import zlib
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -46,6 +47,7 @@ def png(width: int, height: int, *chunks: bytes, bits: int = 8, colour: int = 2,
     return b"\x89PNG\r\n\x1a\n" + header + b"".join(chunks) + end
 
 
+@cache
 def zeros(num_bytes: int) -> bytes:
     return zlib.compress(bytes(num_bytes), 9)
 
@@ -65,6 +67,16 @@ def bytes_of(content: bytes) -> Maker:
     return lambda path: path.write_bytes(content)
 
 
+def made_of(make: Callable[[], bytes]) -> Maker:
+    """Return a maker of a file whose content takes long to make."""
+    return lambda path: path.write_bytes(make())
+
+
+def bomb_of(kind: bytes, head: bytes) -> Maker:
+    """Return a maker of a PNG of one pixel with a compressed chunk of 300 MB."""
+    return made_of(lambda: png(1, 1, png_chunk(kind, head + zeros(300_000_000)), pixels=ONE_PIXEL))
+
+
 def bmp_of_extent(width: int, height: int) -> bytes:
     header = struct.pack("<IiiHHIIiiII", 40, width, height, 1, 24, 0, 0, 0, 0, 0, 0)
     return b"BM" + struct.pack("<IHHI", 54 + 12, 0, 0, 54) + header + bytes(12)
@@ -76,9 +88,6 @@ def sparse_giant(path: Path) -> None:
     os.truncate(path, 2**30 + 64)
 
 
-ICC_BOMB = png_chunk(b"iCCP", b"name\0\0" + zeros(300_000_000))
-TEXT_BOMB = png_chunk(b"zTXt", b"name\0\0" + zeros(300_000_000))
-I18N_BOMB = png_chunk(b"iTXt", b"name\0\1\0\0\0" + zeros(300_000_000))
 ONE_PIXEL = zlib.compress(bytes(4))
 HTML = b"<!DOCTYPE html><html><head><title>404 Not Found</title></head></html>"
 SVG = b'<?xml version="1.0"?><svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"><rect/></svg>'
@@ -112,14 +121,14 @@ BAD: dict[str, tuple[Maker, str]] = {
     "PNG without pixels": (bytes_of(png(64, 64)), FAULT),
     "bomb of 30,000 x 30,000": (bytes_of(png(30_000, 30_000, bits=1, colour=0)), "exceeds limit|at most 100,000,000"),
     "bomb of 20,000 x 6,000": (
-        bytes_of(png(20_000, 6_000, bits=1, colour=0, pixels=gray_rows(20_000, 6_000))),
+        made_of(lambda: png(20_000, 6_000, bits=1, colour=0, pixels=gray_rows(20_000, 6_000))),
         "at most 100,000,000 pixels, found 20000 x 6000",
     ),
-    "PNG with a colour profile that is a bomb": (bytes_of(png(1, 1, ICC_BOMB, pixels=ONE_PIXEL)), FAULT),
-    "PNG with a text that is a bomb": (bytes_of(png(1, 1, TEXT_BOMB, pixels=ONE_PIXEL)), FAULT),
-    "PNG with an international text that is a bomb": (bytes_of(png(1, 1, I18N_BOMB, pixels=ONE_PIXEL)), FAULT),
+    "PNG with a colour profile that is a bomb": (bomb_of(b"iCCP", b"name\0\0"), FAULT),
+    "PNG with a text that is a bomb": (bomb_of(b"zTXt", b"name\0\0"), FAULT),
+    "PNG with an international text that is a bomb": (bomb_of(b"iTXt", b"name\0\1\0\0\0"), FAULT),
     "PNG with a hundred texts that are bombs": (
-        bytes_of(png(1, 1, *[png_chunk(b"zTXt", b"name\0\0" + zeros(1_000_000))] * 100, pixels=ONE_PIXEL)),
+        made_of(lambda: png(1, 1, *[png_chunk(b"zTXt", b"name\0\0" + zeros(1_000_000))] * 100, pixels=ONE_PIXEL)),
         FAULT,
     ),
     "sparse file of a gigabyte": (sparse_giant, "at most 536,870,912 bytes, found 1,073,741,888"),

@@ -439,6 +439,7 @@ def trained_twice(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("architecture", [case[0] for case in SHARED_CASES])
 def test_two_workers_train_what_one_does(trained_twice, architecture):
