@@ -18,7 +18,7 @@ from typing import Annotated, Any
 
 import typer
 
-from raysnap.cli.console import SOME_FAILED, AsJson, ConfigPath, Overrides, print_json, print_result
+from raysnap.cli.console import SOME_FAILED, AsJson, ConfigPath, Overrides, any_path, print_json, print_result
 from raysnap.cli.data_commands import data_app
 from raysnap.cli.job_commands import generate, quickstart, sweep, synthesize
 from raysnap.cli.search_commands import bench, search
@@ -102,10 +102,17 @@ for command in (quickstart, generate, sweep, synthesize, search, bench):
 def report(
     run_dir: Annotated[
         Path,
-        typer.Argument(metavar="RUN_DIR", help="Folder of a run, or a file that holds the output of `search --json`."),
+        typer.Argument(
+            metavar="RUN_DIR",
+            parser=any_path,
+            help="Folder of a run, or a file that holds the output of `search --json`.",
+        ),
     ],
     out_path: Annotated[
-        Path | None, typer.Option("--out", metavar="FILE.html", help="File to write; by default RUN_DIR/report.html.")
+        Path | None,
+        typer.Option(
+            "--out", metavar="FILE.html", parser=any_path, help="File to write; by default RUN_DIR/report.html."
+        ),
     ] = None,
 ) -> int:
     """Write a run's report as one HTML file.

@@ -20,14 +20,40 @@ SOME_FAILED = 1  # exit code: the command did its job, but parts of it failed
 MAX_ROWS = 20  # of a table, before it is cut or summed up
 MAX_NAMES = 2  # of snapshots in one cell
 
+
+def any_path(given: str | Path) -> Path:
+    """Return the path that an argument gives, and refuse an address."""
+    from raysnap.config.folders import address_fault, refusing  # pydantic would slow down `--help`
+
+    return Path(refusing(address_fault)(given))
+
+
+def name_or_path(given: str) -> str:
+    """Return the name or path that an argument gives, and refuse an address."""
+    any_path(given)
+    return given
+
+
+def kept_path(given: str | Path) -> Path:
+    """Return the path that an argument gives of a folder that outlives the command, and refuse what can't be one."""
+    from raysnap.config.folders import folder_fault, refusing
+
+    return Path(refusing(folder_fault)(given))
+
+
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as one JSON document on stdout.")]
 DataDir = Annotated[
-    Path, typer.Option("--data-dir", metavar="DIR", help="Folder in which datasets are looked up by name.")
+    Path,
+    typer.Option("--data-dir", metavar="DIR", parser=any_path, help="Folder in which datasets are looked up by name."),
 ]
-StoreDir = Annotated[Path, typer.Option("--store", metavar="DIR", help="Folder of the model store.")]
+StoreDir = Annotated[Path, typer.Option("--store", metavar="DIR", parser=kept_path, help="Folder of the model store.")]
 ConfigPath = Annotated[
     Path,
-    typer.Argument(metavar="CONFIG", help="Configuration file (YAML), or the name of one that ships with raysnap."),
+    typer.Argument(
+        metavar="CONFIG",
+        parser=any_path,
+        help="Configuration file (YAML), or the name of one that ships with raysnap.",
+    ),
 ]
 Overrides = Annotated[
     list[str] | None,

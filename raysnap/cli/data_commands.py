@@ -8,7 +8,16 @@ from typing import Annotated
 
 import typer
 
-from raysnap.cli.console import SOME_FAILED, AsJson, DataDir, print_failures, print_json, print_result
+from raysnap.cli.console import (
+    SOME_FAILED,
+    AsJson,
+    DataDir,
+    any_path,
+    name_or_path,
+    print_failures,
+    print_json,
+    print_result,
+)
 from raysnap.progress import show_progress
 
 data_app = typer.Typer(help="List, prepare and check datasets.")
@@ -36,7 +45,12 @@ def data_prepare(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Name of a dataset; see `raysnap data ls`.")],
     source: Annotated[
         Path | None,
-        typer.Option("--source", metavar="PATH", help="A published file, or a folder of them, packed or unpacked."),
+        typer.Option(
+            "--source",
+            metavar="PATH",
+            parser=any_path,
+            help="A published file, or a folder of them, packed or unpacked.",
+        ),
     ] = None,
     download: Annotated[bool, typer.Option("--download", help="Download the published files first.")] = False,
     allow_other_counts: Annotated[
@@ -94,10 +108,18 @@ def _official_files(name: str, source: Path | None, data_dir: Path, *, download:
 
 @data_app.command("check")
 def data_check(
-    path: Annotated[str, typer.Argument(metavar="PATH", help="Path of an ImageFolder, or name of a dataset.")],
+    path: Annotated[
+        str,
+        typer.Argument(metavar="PATH", parser=name_or_path, help="Path of an ImageFolder, or name of a dataset."),
+    ],
     sheet_path: Annotated[
         Path | None,
-        typer.Option("--sheet", metavar="FILE.png", help="Also write a contact sheet, an overview of sample images."),
+        typer.Option(
+            "--sheet",
+            metavar="FILE.png",
+            parser=any_path,
+            help="Also write a contact sheet, an overview of sample images.",
+        ),
     ] = None,
     seed: Annotated[int, typer.Option("--seed", metavar="N", min=0, help="Seed for choosing the sheet's images.")] = 0,
     data_dir: DataDir = Path("data"),

@@ -15,6 +15,7 @@ from raysnap.cli.console import (
     DryRun,
     Overrides,
     Resume,
+    kept_path,
     print_failures,
     print_json,
     print_result,
@@ -32,9 +33,9 @@ if TYPE_CHECKING:
 
 def quickstart(
     overrides: Overrides = None,
-    directory: Annotated[Path, typer.Option("--dir", metavar="DIR", help="Folder for everything it writes.")] = Path(
-        "quickstart"
-    ),
+    directory: Annotated[
+        Path, typer.Option("--dir", metavar="DIR", parser=kept_path, help="Folder for everything it writes.")
+    ] = Path("quickstart"),
     as_json: AsJson = False,
 ) -> int:
     """Try everything on built-in data, offline.

@@ -6,9 +6,15 @@ from typing import Annotated
 
 import typer
 
+from raysnap.cli.console import name_or_path
 from raysnap.config.choices import Method, Proxy
 
-Data = Annotated[str, typer.Option("--data", metavar="DATASET", help="Name of a dataset, or path of an ImageFolder.")]
+Data = Annotated[
+    str,
+    typer.Option(
+        "--data", metavar="DATASET", parser=name_or_path, help="Name of a dataset, or path of an ImageFolder."
+    ),
+]
 SearchMethod = Annotated[Method, typer.Option("--method", help="How candidates are compared; see above.")]
 SearchProxy = Annotated[
     Proxy, typer.Option("--proxy", help="Score computed from frozen features, an estimate of fine-tuned accuracy.")

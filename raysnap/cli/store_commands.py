@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from raysnap.cli.console import AsJson, StoreDir, print_failures, print_json, print_result
+from raysnap.cli.console import AsJson, StoreDir, any_path, print_failures, print_json, print_result
 from raysnap.errors import StoreDamaged, UsageError
 
 store_app = typer.Typer(help="Inspect, extend, verify and clean up a model store.")
@@ -74,7 +74,9 @@ def store_show(snapshot: SnapshotName, store_dir: StoreDir = Path("store"), as_j
 
 @store_app.command("add")
 def store_add(
-    path: Annotated[Path, typer.Argument(metavar="FILE", help="State dict as a .safetensors or .pth file.")],
+    path: Annotated[
+        Path, typer.Argument(metavar="FILE", parser=any_path, help="State dict as a .safetensors or .pth file.")
+    ],
     architecture: Annotated[
         str, typer.Option("--arch", metavar="NAME", help="Architecture, as torchvision names it: resnet18.")
     ],
@@ -147,7 +149,9 @@ def parse_metrics(given: list[str]) -> dict[str, float]:
 @store_app.command("export")
 def store_export(
     snapshot: SnapshotName,
-    to: Annotated[Path, typer.Option("--to", metavar="FILE", help="File to write, .safetensors or .pth.")],
+    to: Annotated[
+        Path, typer.Option("--to", metavar="FILE", parser=any_path, help="File to write, .safetensors or .pth.")
+    ],
     store_dir: StoreDir = Path("store"),
     as_json: AsJson = False,
 ) -> int:

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from raysnap.config.bench_grid import BenchGrid
+from raysnap.config.folders import Folder, folder_fault
 from raysnap.config.jobs import JobConfig, SyntheticRecipe
 from raysnap.errors import ConfigError
 from raysnap.humanize import suggest
@@ -22,7 +23,7 @@ class BenchConfig(BenchGrid, JobConfig):
     """
 
     kind: Literal["bench"] = "bench"
-    run_dir: Path = Field(Path("runs/bench"), description="Folder of this run's records, created if needed.")
+    run_dir: Folder = Field(Path("runs/bench"), description="Folder of this run's records, created if needed.")
     groups: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")], BenchGrid] = Field(
         {},
         description="Grids by name; each inherits the top-level keys that it doesn't set. Without groups, those keys "
@@ -31,7 +32,7 @@ class BenchConfig(BenchGrid, JobConfig):
     synthetic_sets: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")], SyntheticRecipe] = Field(
         {}, description="Stores of synthetic snapshots by name, created when first needed; `store` may refer to them."
     )
-    synthetic_dir: Path = Field(
+    synthetic_dir: Folder = Field(
         Path("synthetic"), description="Folder of the stores of `synthetic_sets`; later runs reuse them."
     )
 
@@ -51,6 +52,15 @@ class BenchConfig(BenchGrid, JobConfig):
         for name, grid in self.grids.items():
             if not grid.datasets:
                 raise ValueError(f"{f'groups.{name}.' if name else ''}datasets: missing, and it has no default")
+        return self
+
+    @model_validator(mode="after")
+    def _keeps_its_stores(self) -> BenchConfig:
+        for name, grid in self.grids.items():
+            for store in grid.store:
+                fault = None if str(store) in self.synthetic_sets else folder_fault(store)
+                if fault is not None:
+                    raise ValueError(f"{f'groups.{name}.' if name else ''}store: {fault}")
         return self
 
     @property

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 from pydantic import BeforeValidator, Field, PlainSerializer, model_validator
 
 from raysnap.config.choices import Method, Precision, Proxy
+from raysnap.config.folders import AnyFolder, NameOrFolder
 from raysnap.config.parts import ShapesConfig
 from raysnap.config.search_options import DEFAULT_CONFIDENCE, Confidence, Count, EdgePx, SearchOptions
 from raysnap.config.strict import Section, refuse_repeated
@@ -36,10 +37,10 @@ class BenchGrid(Section):
     """A grid of timed searches; an axis is one value or a list, and every combination is a cell."""
 
     title: str | None = Field(None, description="What the grid shows, as the title of its part of the report.")
-    store: Axis[Path] = Field(
+    store: Axis[AnyFolder] = Field(
         (Path("store"),), description="Folders of model stores, or names of `synthetic_sets`; an axis."
     )
-    datasets: Axis[Text] = Field((), description="Dataset names or paths of ImageFolders; an axis.")
+    datasets: Axis[NameOrFolder] = Field((), description="Dataset names or paths of ImageFolders; an axis.")
     where: Axis[Text | None] = Field(
         (None,), description="Which snapshots are candidates, e.g. `architecture == 'resnet18'`; an axis."
     )

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from raysnap.config.choices import TrackerName
+from raysnap.config.folders import Folder, NameOrFolder
 from raysnap.config.parts import BaseConfig, BaseWeights, ResourcesConfig, RetrainConfig, ShapesConfig
 from raysnap.config.strict import Section, refuse_repeated
 from raysnap.config.train import TrainConfig
@@ -17,8 +18,8 @@ class RunConfig(Section):
     """What every job has: a seed, a run folder and a store."""
 
     seed: int = Field(0, ge=0, lt=2**32, description="The seed from which everything random derives.")
-    run_dir: Path = Field(description="Folder of this run's records, created if needed.")
-    store: Path = Field(Path("store"), description="Folder of the model store.")
+    run_dir: Folder = Field(description="Folder of this run's records, created if needed.")
+    store: Folder = Field(Path("store"), description="Folder of the model store.")
 
     @model_validator(mode="after")
     def _refuse_repeats(self) -> RunConfig:
@@ -61,16 +62,14 @@ class SynthesizeConfig(SyntheticRecipe, RunConfig):
     """
 
     kind: Literal["synthesize"] = "synthesize"
-    run_dir: Path = Field(Path("runs/synthesize"), description="Folder of this run's records, created if needed.")
+    run_dir: Folder = Field(Path("runs/synthesize"), description="Folder of this run's records, created if needed.")
 
 
 class JobConfig(RunConfig):
     """What every job on datasets has: its data and its resources."""
 
-    data_dir: Path = Field(Path("data"), description="Folder of the named datasets.")
-    datasets: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
-        min_length=1, description="Dataset names or paths of ImageFolders."
-    )
+    data_dir: Folder = Field(Path("data"), description="Folder of the named datasets.")
+    datasets: tuple[NameOrFolder, ...] = Field(min_length=1, description="Dataset names or paths of ImageFolders.")
     image_size: int = Field(224, ge=16, le=4096, description="Edge of the square input image, in pixels.")
     num_train: int | None = Field(None, ge=1, description="Training items used per dataset; null is all.")
     num_test: int | None = Field(None, ge=1, description="Test items used per dataset; null is all.")
@@ -106,7 +105,7 @@ class GenerateConfig(FinetuneConfig):
     """
 
     kind: Literal["generate"] = "generate"
-    run_dir: Path = Field(Path("runs/generate"), description="Folder of this run's records, created if needed.")
+    run_dir: Folder = Field(Path("runs/generate"), description="Folder of this run's records, created if needed.")
     num_snapshots: int = Field(
         8, ge=1, le=1_000_000, description="Number of fine-tuned snapshots, not counting the bases."
     )

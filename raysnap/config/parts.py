@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from raysnap.config.folders import NameOrFolder
 from raysnap.config.strict import Section
 from raysnap.config.train import TrainConfig
 
@@ -62,15 +63,15 @@ class RetrainDepth(Section):
 class BasePretraining(Section):
     """A dataset on which all blocks of each base are trained before anything is fine-tuned from it."""
 
-    dataset: str = Field(description="A dataset name or the path of an ImageFolder.")
+    dataset: NameOrFolder = Field(description="A dataset name or the path of an ImageFolder.")
     train: TrainConfig = Field(TrainConfig(), description="How the base is trained.")
 
 
 class BaseWeights(Section):
     """Where every architecture's base snapshot comes from."""
 
-    weights: str = Field(
-        "random", min_length=1, description="A torchvision weights name, `random`, a snapshot's id or name, or a file."
+    weights: NameOrFolder = Field(
+        "random", description="A torchvision weights name, `random`, a snapshot's id or name, or a file."
     )
 
 

@@ -9,6 +9,7 @@ from typing import Annotated, Any, TypeAlias, TypedDict
 from pydantic import Field, ValidationError
 
 from raysnap.config.choices import Method, Precision, Proxy
+from raysnap.config.folders import AnyFolder
 from raysnap.config.messages import describe_faults
 from raysnap.config.parts import ShapesConfig
 from raysnap.config.strict import Section
@@ -49,7 +50,7 @@ class SearchOptions(Section):
         None, description="Which snapshots are candidates, e.g. `architecture == 'resnet18' and accuracy > 0.8`."
     )
     seed: int = Field(0, ge=0, description="Seed of the drawn items and of the probes.")
-    data_dir: Path = Field(Path("data"), description="Folder of the named datasets.")
+    data_dir: AnyFolder = Field(Path("data"), description="Folder of the named datasets.")
     shapes: ShapesConfig | None = Field(None, description="How the shapes datasets are drawn; None is their default.")
     device: str | None = Field(None, description="A torch device; None is the GPU where there is one.")
     precision: Precision = Field(

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_serializer, field_validator, model_validator
 
+from raysnap.config.folders import Folder, NameOrFolder
 from raysnap.config.jobs import FinetuneConfig
 from raysnap.config.parts import BaseConfig, RetrainDepth
 from raysnap.config.space_entry import KINDS_OF_ENTRY, SpaceEntry
@@ -20,7 +21,7 @@ class PointConfig(Section):
     """One fine-tune of a sweep with its sampled values in place; its dotted keys are those of a space."""
 
     architecture: str = Field(min_length=1, description="Name of a torchvision model builder.")
-    dataset: str = Field(min_length=1, description="A dataset name or the path of an ImageFolder.")
+    dataset: NameOrFolder = Field(description="A dataset name or the path of an ImageFolder.")
     image_size: int = Field(ge=16, le=4096, description="Edge of the square input image, in pixels.")
     train: TrainConfig = Field(description="How the snapshot is fine-tuned.")
     retrain: RetrainDepth = Field(description="How many blocks are retrained.")
@@ -38,7 +39,7 @@ class SweepConfig(FinetuneConfig):
     """
 
     kind: Literal["sweep"] = "sweep"
-    run_dir: Path = Field(Path("runs/sweep"), description="Folder of this run's records, created if needed.")
+    run_dir: Folder = Field(Path("runs/sweep"), description="Folder of this run's records, created if needed.")
     retrain: RetrainDepth = Field(
         RetrainDepth(), description="How many blocks are retrained where the space doesn't say."
     )

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from raysnap.config.folders import local_path
 from raysnap.config.parts import ShapesConfig
 from raysnap.datasets.image_folder import RECORD_NAME, read_record
 from raysnap.datasets.published import SOURCES
@@ -70,7 +71,7 @@ def open_dataset(name_or_path: str, data_dir: Path | str, shapes: ShapesConfig |
     Raises:
         DataError: there is no such dataset, or no model can be trained on it.
     """
-    data_dir = Path(data_dir)
+    data_dir = local_path(data_dir)
     root = find_dataset(name_or_path, data_dir)
     if root is None:
         root = data_dir / name_or_path
@@ -90,6 +91,7 @@ def find_dataset(name_or_path: str, data_dir: Path) -> Path | None:
         raise DataError(
             "dataset '': expected a name or a path, found an empty string; `raysnap data ls` lists the names"
         )
+    local_path(name_or_path)
     is_name = name_or_path not in (".", "..") and Path(name_or_path).name == name_or_path
     try:
         if data_dir.exists() and not data_dir.is_dir():

@@ -19,6 +19,7 @@ from markupsafe import Markup
 
 from raysnap.atomic import write_atomically
 from raysnap.config.choices import Role
+from raysnap.config.folders import local_path
 from raysnap.errors import UsageError
 from raysnap.humanize import bytes_text, count_text, plural, score_text, seconds_text, share_text
 from raysnap.report.headlines import headline, key_figures, sentences
@@ -64,10 +65,10 @@ def write_report(run_dir: Path | str, out_path: Path | str | None = None) -> Pat
         UsageError: `run_dir` does not exist, or the page can't be written.
         DataError: the run directory holds no results, or they can't be read.
     """
-    run_dir = Path(run_dir)
+    run_dir = local_path(run_dir)
     report = render(read_run(run_dir))
     default = run_dir / "report.html" if run_dir.is_dir() else run_dir.with_suffix(".html")
-    target = Path(out_path) if out_path else default
+    target = local_path(out_path) if out_path else default
     if target.is_dir():
         raise UsageError(f"{target}: expected the name of an HTML file to write, found a folder")
     tables_dir = target.with_name(f"{target.stem}_tables")

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from raysnap.atomic import replacing
+from raysnap.config.folders import local_path
 from raysnap.errors import StoreError, WeightsError
 from raysnap.models.blocks import num_classes_of
 from raysnap.models.tensor_bytes import block_digest, encode
@@ -109,7 +110,7 @@ def export_snapshot(store: Store, name_or_id: str, to: Path | str) -> Export:
         BlockDamaged: a block is missing or damaged; nothing is written.
         WeightsError: `to` has another suffix or can't be written.
     """
-    to = Path(to)
+    to = local_path(to)
     if to.suffix != SAFETENSORS_SUFFIX and to.suffix not in TORCH_SUFFIXES:
         raise WeightsError(f"{to}: expected a file called .safetensors or .pth, found {to.suffix or 'no suffix'!r}")
     manifest = store.manifest(name_or_id)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, Union
 
+from raysnap.config.folders import local_path
 from raysnap.errors import BlockDamaged, SnapshotNotFound, StoreDamaged, StoreError, UsageError, WeightsError
 from raysnap.store import catalog, index
 from raysnap.store.audit import Verification, verify
@@ -87,7 +88,7 @@ class Store:
             StoreError: there is no store, the folder holds something else, or the store's format is newer.
             StoreDamaged: the store's own file, store.json, is damaged.
         """
-        store = cls(Path(path), on_read)
+        store = cls(local_path(path), on_read)
         check_or_create(store._files, create)
         return store
 

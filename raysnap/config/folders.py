@@ -1,0 +1,77 @@
+"""Folders as jobs and commands are given them: no addresses of other places, and none that Ray deletes with a job.
+
+The one list of rules for the configuration, the command line and the Python API; the first goes once stores may be in
+buckets.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, TypeAlias
+
+from pydantic import BeforeValidator, Field
+
+from raysnap.errors import UsageError
+
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # `s3://bucket`, as a Path `s3:/bucket`; never `C:/folder`
+_UPLOADED = f"{os.sep}runtime_resources{os.sep}working_dir_files{os.sep}"  # where Ray unpacks what a job uploads
+
+
+def address_fault(path: Path | str) -> str | None:
+    """Return why the path can't be used if it is an address such as `s3://bucket/folder`; None for any other."""
+    text = os.fspath(path)
+    if not _ADDRESS.match(text):
+        return None
+    shown = text if "://" in text else text.replace(":/", "://", 1)  # a Path has lost a slash
+    return f"addresses such as {shown} are not supported yet; give a folder that all nodes mount"
+
+
+def local_path(path: Path | str) -> Path:
+    """Return the path as a Path.
+
+    Raises:
+        UsageError: it is an address.
+    """
+    fault = address_fault(path)
+    if fault is not None:
+        raise UsageError(fault)
+    return Path(path)
+
+
+def folder_fault(path: Path | str) -> str | None:
+    """Return why a job can't use the folder: an address, or a folder in Ray's copy of what `ray job submit` uploaded.
+
+    Ray deletes that copy after the job.
+    """
+    fault = address_fault(path)
+    if fault is None and _UPLOADED in os.path.abspath(path):  # noqa: PTH100 - Path.absolute() keeps `..`
+        fault = (
+            f"expected a folder that outlives the job, found {path} in Ray's temporary copy of the upload; give "
+            "an absolute path that all nodes mount"
+        )
+    return fault
+
+
+def refusing(fault_of: Callable[[Path | str], str | None]) -> Callable[[Any], Any]:
+    """Return a validator that raises ValueError with the fault of a path, and returns any other value as it is."""
+
+    def check(value: Any) -> Any:
+        fault = fault_of(value) if isinstance(value, str | Path) else None
+        if fault is not None:
+            raise ValueError(fault)
+        return value
+
+    return check
+
+
+Folder: TypeAlias = Annotated[Path, BeforeValidator(refusing(folder_fault)), Field(validate_default=True)]
+"""The folder of a job's records, store or data; validated where it is the default, too."""
+
+AnyFolder: TypeAlias = Annotated[Path, BeforeValidator(refusing(address_fault))]
+"""A folder, wherever it is; only addresses are refused."""
+
+NameOrFolder: TypeAlias = Annotated[str, Field(min_length=1), BeforeValidator(refusing(address_fault))]
+"""A name, or the path of a folder or file."""

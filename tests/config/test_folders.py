@@ -1,0 +1,136 @@
+"""Addresses of other places, and folders that Ray deletes with a job, are refused wherever a folder is given."""
+
+from pathlib import Path
+
+import pytest
+
+import raysnap
+from raysnap.cli.app import main
+from raysnap.config.bench import BenchConfig
+from raysnap.config.folders import address_fault, folder_fault
+from raysnap.config.load import validate
+from raysnap.errors import ConfigError, UsageError
+from tests.support.cli_commands import listing
+from tests.support.job_files import load, refusal
+
+ADDRESSES = ["s3://bucket/runs", "gs://bucket", "hdfs://host:9000/x", "https://host/x", "file:///x", "memory://x"]
+JOB = "kind: generate\ndatasets: [a]\n"
+
+
+@pytest.mark.parametrize("address", ADDRESSES)
+def test_addresses_are_no_folders(address):
+    expected = f"addresses such as {address} are not supported yet; give a folder that all nodes mount"
+    assert address_fault(address) == folder_fault(address) == expected
+    assert address_fault(Path(address)) is not None, "a Path has lost one of the slashes"
+
+
+@pytest.mark.parametrize(
+    "path", ["runs/a", "/shared/a:b", "./s3:/a", "C:/data", "a:b", "..", "", "2026-01-31T12:00:00"]
+)
+def test_other_paths_are_folders(path):
+    assert address_fault(path) is None
+    assert folder_fault(path) is None
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "run_dir: s3://b/x",
+        "store: s3://b/x",
+        "data_dir: s3://b/x",
+        "datasets: [s3://b/x]",
+        "base: {weights: s3://b/x}",
+        "base: {pretraining: {dataset: s3://b/x}}",
+    ],
+)
+def test_a_job_file_names_the_key_of_an_address(tmp_path, line):
+    text = "kind: generate\n" + line + ("" if line.startswith("datasets") else "\ndatasets: [a]")
+    message = refusal(tmp_path, text)
+    assert f"{line.split(':')[0]}" in message
+    assert message.endswith("addresses such as s3://b/x are not supported yet; give a folder that all nodes mount")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["quickstart", "--dir"],
+        ["search", "--data"],
+        ["search", "--data", "a", "--store"],
+        ["search", "--data", "a", "--data-dir"],
+        ["data", "check"],
+        ["data", "prepare", "pets", "--source"],
+        ["data", "prepare", "pets", "--data-dir"],
+        ["store", "ls", "--store"],
+        ["store", "export", "a", "--to"],
+        ["store", "add", "--arch", "resnet18"],
+        ["report"],
+        ["report", ".", "--out"],
+        ["generate"],
+    ],
+    ids=" ".join,
+)
+def test_a_command_names_the_option_of_an_address(tmp_path, monkeypatch, capsys, arguments):
+    monkeypatch.chdir(tmp_path)
+    assert main([*arguments, "s3://b/x"]) == 2
+    line = capsys.readouterr().err
+    assert line.count("\n") == 1
+    assert "addresses such as s3://b/x are not supported yet" in line
+    if arguments[-1].startswith("--"):
+        assert arguments[-1] in line
+    assert listing(tmp_path) == {}
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda address: raysnap.Store.open(address, create=True),
+        lambda address: raysnap.open_dataset(address, "data"),
+        lambda address: raysnap.open_dataset("shapes-shape-a", address),
+        lambda address: raysnap.rank_snapshots(address, "shapes-shape-a"),
+        lambda address: raysnap.write_report(address),
+    ],
+)
+def test_the_python_interface_refuses_addresses(tmp_path, monkeypatch, call):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match="addresses such as s3://b/x are not supported yet"):
+        call("s3://b/x")
+    assert listing(tmp_path) == {}
+
+
+@pytest.fixture
+def uploaded(tmp_path, monkeypatch) -> Path:
+    """Return the current folder: one in which Ray runs what `ray job submit` uploaded."""
+    folder = tmp_path / "session" / "runtime_resources" / "working_dir_files" / "_ray_pkg_0" / "project"
+    folder.mkdir(parents=True)
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def test_a_submitted_job_keeps_nothing_in_its_upload(uploaded):
+    for path in ("runs/a", "../data", str(uploaded / "store")):
+        message = f"expected a folder that outlives the job, found {path} in Ray's temporary copy"
+        assert folder_fault(path).startswith(message)
+    assert folder_fault("/shared/runs") is None
+    assert folder_fault("../../../../../elsewhere") is None
+
+
+def test_a_submitted_job_names_its_relative_folders(uploaded):
+    message = refusal(Path(), JOB)
+    assert all(f"{key}: expected a folder that outlives the job" in message for key in ("run_dir", "store", "data_dir"))
+    kept = load(Path(), JOB, "run_dir=/shared/run", "store=/shared/store", "data_dir=/shared/data")
+    assert kept.store == Path("/shared/store")
+
+
+def test_a_submitted_benchmark_may_name_synthetic_sets(uploaded):
+    places = {"run_dir": "/shared/run", "data_dir": "/shared/data", "synthetic_dir": "/shared/sets", "datasets": ["a"]}
+    sets = {"store": ["made", "/shared/store"], "synthetic_sets": {"made": {}}}
+    assert len(validate(places | sets, BenchConfig, "job").store) == 2
+    with pytest.raises(ConfigError, match="job: store: expected a folder that outlives the job, found other in"):
+        validate(places | sets | {"store": "other"}, BenchConfig, "job")
+
+
+def test_a_submitted_search_needs_only_an_absolute_store(uploaded, capsys):
+    assert main(["search", "--data", "a"]) == 2
+    assert "Invalid value for '--store': expected a folder that outlives the job" in capsys.readouterr().err
+    assert main(["search", "--data", "a", "--store", "/no/such/store"]) == 2
+    assert "/no/such/store: expected a model store" in capsys.readouterr().err
