@@ -83,6 +83,30 @@ def test_the_images_bring_the_ray_that_constraints_txt_names(cluster):
         assert image.startswith(f"rayproject/ray:{ray}-py3")
 
 
+def test_every_node_type_names_an_image_to_fill_in(cluster):
+    images = [node_type["node_config"]["ImageId"] for node_type in cluster["available_node_types"].values()]
+    assert images == ["ami-EDIT"] * 2, "Ray would take an old one by itself; EC2 refuses this one until it is edited"
+
+
+def test_a_node_without_the_shared_folder_does_not_start(cluster):
+    (mount,) = [command for command in cluster["initialization_commands"] if "sudo mount " in command]
+    assert "mountpoint -q /shared || sudo mount" in mount and mount.endswith(" /shared")
+    assert "--volume /shared:/shared" in cluster["docker"]["run_options"]
+    assert cluster["docker"]["worker_run_options"] == ["--gpus all"]
+
+
+def test_its_own_examples_name_what_the_container_has(text):
+    examples = re.findall(
+        r"^#   ray submit cluster.yaml (scripts/\w+\.py) -- (.*(?:\n#       .*)?)", text, re.MULTILINE
+    )
+    assert {script for script, _ in examples} == {"scripts/doctor.py", "scripts/generate.py"}
+    for script, arguments in examples:
+        assert (ROOT / script).is_file()
+        for word in re.sub(r"  +\S.*| \\\n#", "", arguments).split():
+            shipped = ROOT / "configs" / f"{word}.yaml"
+            assert word.partition("=")[2].startswith("/shared/") or word == "/shared" or shipped.is_file(), word
+
+
 def test_the_project_files_that_it_sends_exist(cluster):
     sent = [Path(local) for local in cluster["file_mounts"].values() if not local.startswith("~")]
     assert Path("raysnap") in sent

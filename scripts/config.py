@@ -1,0 +1,10 @@
+"""`raysnap config` on the cluster: `ray submit cluster.yaml scripts/config.py -- CONFIG [key=value …]`."""
+
+import os
+import sys
+
+from raysnap.cli.app import main
+
+if __name__ == "__main__":
+    os.environ.setdefault("RAY_ADDRESS", "auto")
+    sys.exit(main(["config", *sys.argv[1:]]))

@@ -1,0 +1,10 @@
+"""`raysnap doctor` on the cluster: `ray submit cluster.yaml scripts/doctor.py -- [PLACE …]`."""
+
+import os
+import sys
+
+from raysnap.cli.app import main
+
+if __name__ == "__main__":
+    os.environ.setdefault("RAY_ADDRESS", "auto")
+    sys.exit(main(["doctor", *sys.argv[1:]]))

@@ -1,0 +1,10 @@
+"""`raysnap store` on the cluster: `ray submit cluster.yaml scripts/store.py -- ls | show | verify | … --store S`."""
+
+import os
+import sys
+
+from raysnap.cli.app import main
+
+if __name__ == "__main__":
+    os.environ.setdefault("RAY_ADDRESS", "auto")
+    sys.exit(main(["store", *sys.argv[1:]]))
