@@ -19,13 +19,14 @@ from pathlib import Path
 import pytest
 
 from raysnap.cli.app import main
+from raysnap.config.load import find_config
 
 pytestmark = pytest.mark.timeout(600)
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 DOCUMENTS = [*PAGES, *(ROOT / name for name in ("CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md"))]
-FOLDERS = "raysnap|scripts|benchmarks|tools|configs|tests|docs"
+FOLDERS = "raysnap|scripts|benchmarks|tools|configs|tests|docs|deploy"
 RUNS_ON_RAY = ("generate", "sweep", "bench")
 
 
@@ -133,11 +134,14 @@ def help_of(command: str) -> str:
 
 
 def shown_commands() -> Iterator[tuple[Path, str]]:
-    """Yield every command in a block that does not run: raysnap's, scripts, and what `ray submit` sends."""
+    """Yield every command in a block that does not run: raysnap's, scripts, and what is sent to a cluster."""
     for document in DOCUMENTS:
         for language, block in blocks_of(document):
             for line in lines_of(block) if language in ("text", "") else []:
                 line = re.sub(r"^ray submit cluster.yaml (scripts/\w+\.py) --", r"\1", line).partition("  #")[0]
+                line = re.sub(
+                    r"^(ray job submit .* -- python -m raysnap|sbatch deploy/slurm.sbatch) ", "raysnap ", line
+                )
                 if re.match(rf"(raysnap [a-z]|({FOLDERS})/)", line):
                     yield document, line
 
@@ -157,6 +161,8 @@ def test_a_command_that_is_only_shown_could_run(document, line):
     else:
         shown = (ROOT / first).read_text(encoding="utf-8")
     assert [option for option in options if option not in shown] == [], f"{document.name}: {line}"
+    if "CONFIG" in shown and first == "raysnap" and "/" not in words[1] and words[1].islower():
+        assert find_config(words[1]), f"{document.name}: {line}"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
