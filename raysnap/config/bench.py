@@ -6,10 +6,10 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, model_validator
 
 from raysnap.config.bench_grid import BenchGrid
-from raysnap.config.folders import Folder, folder_fault
+from raysnap.config.folders import AnyFolder, Folder, are_replaced, folder_fault
 from raysnap.config.jobs import JobConfig, SyntheticRecipe
 from raysnap.errors import ConfigError
 from raysnap.humanize import suggest
@@ -32,7 +32,7 @@ class BenchConfig(BenchGrid, JobConfig):
     synthetic_sets: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")], SyntheticRecipe] = Field(
         {}, description="Stores of synthetic snapshots by name, created when first needed; `store` may refer to them."
     )
-    synthetic_dir: Folder = Field(
+    synthetic_dir: AnyFolder = Field(
         Path("synthetic"), description="Folder of the stores of `synthetic_sets`; later runs reuse them."
     )
 
@@ -55,12 +55,17 @@ class BenchConfig(BenchGrid, JobConfig):
         return self
 
     @model_validator(mode="after")
-    def _keeps_its_stores(self) -> BenchConfig:
+    def _keeps_its_stores(self, info: ValidationInfo) -> BenchConfig:
+        if are_replaced(info):
+            return self
         for name, grid in self.grids.items():
             for store in grid.store:
                 fault = None if str(store) in self.synthetic_sets else folder_fault(store)
                 if fault is not None:
                     raise ValueError(f"{f'groups.{name}.' if name else ''}store: {fault}")
+        fault = folder_fault(self.synthetic_dir) if self.synthetic_sets else None
+        if fault is not None:
+            raise ValueError(f"synthetic_dir: {fault}")
         return self
 
     @property

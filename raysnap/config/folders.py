@@ -12,9 +12,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, TypeAlias
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, ValidationInfo
 
 from raysnap.errors import UsageError
+
+FOLDERS_FOLLOW = "folders follow"  # of a validation's context: all folders are replaced before the job begins
 
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # `s3://bucket`, as a Path `s3:/bucket`; never `C:/folder`
 _UPLOADED = f"{os.sep}runtime_resources{os.sep}working_dir_files{os.sep}"  # where Ray unpacks what a job uploads
@@ -67,7 +69,16 @@ def refusing(fault_of: Callable[[Path | str], str | None]) -> Callable[[Any], An
     return check
 
 
-Folder: TypeAlias = Annotated[Path, BeforeValidator(refusing(folder_fault)), Field(validate_default=True)]
+def are_replaced(info: ValidationInfo) -> bool:
+    """Return whether the folders of the configuration under validation are replaced before its job begins."""
+    return bool(info.context and info.context.get(FOLDERS_FOLLOW))
+
+
+def _check_folder(value: Any, info: ValidationInfo) -> Any:
+    return value if are_replaced(info) else refusing(folder_fault)(value)
+
+
+Folder: TypeAlias = Annotated[Path, BeforeValidator(_check_folder), Field(validate_default=True)]
 """The folder of a job's records, store or data; validated where it is the default, too."""
 
 AnyFolder: TypeAlias = Annotated[Path, BeforeValidator(refusing(address_fault))]

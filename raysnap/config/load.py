@@ -12,6 +12,7 @@ from typing import Any, TypeVar, overload
 from pydantic import ValidationError
 
 from raysnap.config.bench import BenchConfig
+from raysnap.config.folders import FOLDERS_FOLLOW
 from raysnap.config.jobs import GenerateConfig, SynthesizeConfig
 from raysnap.config.messages import describe_faults
 from raysnap.config.quickstart import QuickstartConfig
@@ -99,6 +100,6 @@ def validate(document: dict[str, Any], model: type[AnyConfig], where: str) -> An
         ConfigError: it doesn't fit the model; the message starts with `where`.
     """
     try:
-        return model.model_validate(document)
+        return model.model_validate(document, context={FOLDERS_FOLLOW: model is QuickstartConfig})
     except ValidationError as error:
         raise ConfigError(f"{where}: {describe_faults(error, model, document)}") from None

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Literal
 
 from raysnap.config.bench import BenchConfig
+from raysnap.config.folders import folder_fault
 from raysnap.config.jobs import GenerateConfig
 from raysnap.config.strict import Section
-from raysnap.errors import ConfigError
+from raysnap.errors import ConfigError, UsageError
 
 
 class QuickstartConfig(Section):
@@ -29,7 +30,11 @@ class QuickstartConfig(Section):
 
         Raises:
             ConfigError: the configuration names a folder itself.
+            UsageError: the directory is not one for a job.
         """
+        fault = folder_fault(directory)
+        if fault is not None:
+            raise UsageError(f"--dir {directory}: {fault}")
         for half in ("generate", "bench"):
             for key in ("store", "data_dir", "run_dir"):
                 if key in getattr(self, half).model_fields_set:

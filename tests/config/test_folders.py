@@ -8,7 +8,8 @@ import raysnap
 from raysnap.cli.app import main
 from raysnap.config.bench import BenchConfig
 from raysnap.config.folders import address_fault, folder_fault
-from raysnap.config.load import validate
+from raysnap.config.load import load_config, validate
+from raysnap.config.quickstart import QuickstartConfig
 from raysnap.errors import ConfigError, UsageError
 from tests.support.cli_commands import listing
 from tests.support.job_files import load, refusal
@@ -134,3 +135,17 @@ def test_a_submitted_search_needs_only_an_absolute_store(uploaded, capsys):
     assert "Invalid value for '--store': expected a folder that outlives the job" in capsys.readouterr().err
     assert main(["search", "--data", "a", "--store", "/no/such/store"]) == 2
     assert "/no/such/store: expected a model store" in capsys.readouterr().err
+
+
+def test_a_quickstart_in_a_job_is_asked_for_its_folder_only(uploaded, tmp_path):
+    config = load_config("quickstart", [], QuickstartConfig)
+    assert config.inside(tmp_path / "shared").generate.run_dir == tmp_path / "shared" / "run"
+    with pytest.raises(UsageError, match=r"--dir quickstart: expected a folder that outlives the job"):
+        config.inside(Path("quickstart"))
+
+
+def test_the_folder_of_synthetic_sets_matters_where_there_are_some(uploaded, tmp_path):
+    places = [f"run_dir={tmp_path}/run", f"data_dir={tmp_path}/data"]
+    assert load_config("search_bench_small", [*places, "synthetic_sets={}", f"store={tmp_path}/store"])
+    with pytest.raises(ConfigError, match="synthetic_dir: expected a folder that outlives the job"):
+        load_config("search_bench_small", places)
