@@ -28,9 +28,8 @@ from raysnap.progress import OnProgress, ignore_progress
 from raysnap.runs.rows import read_rows
 from raysnap.runs.trial_rows import TrialRow
 from raysnap.training.trial import Trial
-from raysnap.tune.options import MakeSearcher, TrialOutcome
+from raysnap.tune.options import MakeSuggestions, Suggestions, TrialOutcome
 from raysnap.tune.schedulers import seeded_generators, tune_options
-from raysnap.tune.searcher import AskTellSearcher
 
 
 @dataclass(frozen=True)
@@ -104,10 +103,10 @@ def _run_trials(
 ) -> None:
     """Run the sweep's trials; `before` are those that an earlier run of it planned."""
     recorder = _SweepRecorder(config, job)
-    trials, searcher = job.plan.trials, None
+    trials, suggestions = job.plan.trials, None
     if config.search_algorithm == "optuna":
-        trials, searcher = before, _searcher_maker(config, job, before)
-    stage = Stage("trials", trials, bases, config.resources, tune_options(config, trials, searcher))
+        trials, suggestions = before, _suggestions_maker(config, job, before)
+    stage = Stage("trials", trials, bases, config.resources, tune_options(config, trials, suggestions))
     try:
         run_stage(job, data, stage, recorder.record)
     finally:
@@ -167,27 +166,28 @@ def compared_rows(rows: list[TrialRow]) -> list[TrialRow]:
     return [row for row in rows if row.role != Role.BASE and row.is_done and row.objective is not None]
 
 
-def _searcher_maker(config: SweepConfig, job: Job, before: list[Trial]) -> MakeSearcher:
-    """Return what makes a searcher that Optuna leads, which knows the results of the trials before."""
+def _suggestions_maker(config: SweepConfig, job: Job, before: list[Trial]) -> MakeSuggestions:
+    """Return what makes Optuna's suggestions, which know the results of the trials before."""
     base = job.plan.bases[0]
 
     def make_trial(point: Point, number: int) -> Trial:
         trial, _ = point_trial(config, point, number, config.num_samples)
         return trial.model_copy(update={"base": base.base_key})
 
-    def make_searcher(waiting: list[Trial]) -> AskTellSearcher:
+    def make_suggestions() -> Suggestions:
         compared = compared_rows(job.run_dir.trial_rows())
         objectives = {row.trial: row.objective for row in compared if row.objective is not None}
         study = Study(config, config.num_samples, make_trial, before, objectives)
 
         def suggest() -> Trial | None:
             trial = study.suggest()
-            job.run_dir.write_trials([*job.plan.bases, *study.trials])
+            if trial is not None:
+                job.run_dir.add_trial(trial)
             return trial
 
-        return AskTellSearcher(config.metric, config.mode, waiting, suggest, study.tell)
+        return Suggestions(config.metric, suggest, study.tell)
 
-    return make_searcher
+    return make_suggestions
 
 
 def _summarise(config: SweepConfig, job: Job) -> SweepSummary:

@@ -59,17 +59,11 @@ class RunDirectory:
 
     def add_row(self, row: Mapping[str, Any]) -> None:
         """Append a row; it is on the disk when this returns."""
-        line = json.dumps(row, allow_nan=False, default=_plain).encode() + b"\n"
-        file = os.open(self.path / "results.jsonl", os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
-        try:
-            end = os.lseek(file, 0, os.SEEK_END)
-            if end and os.pread(file, 1, end - 1) != b"\n":
-                line = b"\n" + line
-            while line:  # a disk that fills up takes a part, and the next call raises
-                line = line[os.write(file, line) :]
-            os.fsync(file)
-        finally:
-            os.close(file)
+        _append_line(self.path / "results.jsonl", json.dumps(row, allow_nan=False, default=_plain))
+
+    def add_trial(self, trial: Config) -> None:
+        """Append a trial to the trial list; it is on the disk when this returns."""
+        _append_line(self.path / "trials.jsonl", json.dumps(trial.model_dump(mode="json")))
 
     def write_trials(self, trials: Iterable[Config]) -> None:
         """Write the trial list, one JSON line each."""
@@ -117,6 +111,21 @@ def check_run_dir(config: Config, path: Path, *, resume: bool) -> None:
             f"run_dir {path}: {key}: the run was started with {before.get(key)!r}, found {now[key]!r}; resume with the "
             "same configuration, or choose another run_dir="
         )
+
+
+def _append_line(path: Path, text: str) -> None:
+    """Append a line in one write, on a line of its own even where a crash truncated the line before."""
+    line = text.encode() + b"\n"
+    file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
+    try:
+        end = os.lseek(file, 0, os.SEEK_END)
+        if end and os.pread(file, 1, end - 1) != b"\n":
+            line = b"\n" + line
+        while line:  # a disk that fills up takes a part, and the next call raises
+            line = line[os.write(file, line) :]
+        os.fsync(file)
+    finally:
+        os.close(file)
 
 
 def _plain(value: Any) -> Any:

@@ -67,21 +67,21 @@ def keep_latest(trial_dir: Path) -> Savepoint | None:
     if latest is not None and latest.path != kept_dir:
         shutil.rmtree(kept_dir, ignore_errors=True)
         latest = Savepoint(latest.path.rename(kept_dir), latest.record)
-    _delete_folders(trial_dir, keep=latest is not None)
+    keep_only(trial_dir, None if latest is None else KEPT_NAME)
     return latest
 
 
 def delete_checkpoints(trial_dir: Path) -> None:
     """Delete the trial's checkpoints, whole or not; Ray's result files stay."""
-    _delete_folders(trial_dir, keep=False)
+    keep_only(trial_dir, None)
 
 
-def _delete_folders(trial_dir: Path, *, keep: bool) -> None:
-    """Delete the folders in a trial's folder, which hold only checkpoints."""
+def keep_only(trial_dir: Path, name: str | None) -> None:
+    """Delete the folders in a trial's folder, which hold only checkpoints, except one; None keeps none."""
     if not trial_dir.is_dir():
         return
     for path in trial_dir.iterdir():
-        if path.is_dir() and not (keep and path.name == KEPT_NAME):
+        if path.is_dir() and path.name != name:
             shutil.rmtree(path, ignore_errors=True)
 
 

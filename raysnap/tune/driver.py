@@ -35,7 +35,7 @@ GROUP_ENVIRONMENT = {
 
 
 def train_driver_fn(
-    config: dict[str, Any], job: TrainJob, num_workers: int, each: dict[str, float], ray_dir: Path, copies_weights: bool
+    config: dict[str, Any], job: TrainJob, num_workers: int, ray_dir: Path, copies_weights: bool
 ) -> None:
     """Run one Tune trial: a TorchTrainer around the fine-tune, whose failure becomes the trial's result.
 
@@ -43,6 +43,7 @@ def train_driver_fn(
         RayError: a worker's process died; Tune restarts the trial.
     """
     trial = Trial.model_validate(config["trial"] | {"id": tune.get_context().get_trial_name()})
+    each = config["share"]
     given = tune.get_checkpoint() if copies_weights else None
     savepoint = read_savepoint(Path(given.path)) if given else latest_savepoint(ray_dir / trial.id)
     if savepoint is not None and savepoint.is_final:

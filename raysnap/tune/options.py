@@ -33,8 +33,23 @@ class TrialOutcome:
     ended_s: float | None = None
 
 
-MakeSearcher: TypeAlias = Callable[[list[Trial]], Any]
-"""Takes the trials that are waiting; returns a Tune searcher that suggests them, and then others."""
+@dataclass(frozen=True)
+class Suggestions:
+    """Trials that follow from the results of others.
+
+    Attributes:
+        metric: what is told of each trial.
+        suggest: returns the next trial; None when there is none.
+        tell: takes a trial's id and its metric, None where it has none.
+    """
+
+    metric: str
+    suggest: Callable[[], Trial | None]
+    tell: Callable[[str, float | None], None]
+
+
+MakeSuggestions: TypeAlias = Callable[[], Suggestions]
+"""Makes the source of further trials when the first is needed; it knows the results of earlier runs."""
 
 
 @dataclass(frozen=True)
@@ -43,14 +58,14 @@ class TuneOptions:
 
     Attributes:
         scheduler: a Tune scheduler; None runs all.
-        searcher: makes a Tune searcher that suggests the trials; None runs the given list.
-        num_trials: how many trials the searcher suggests.
+        suggestions: makes what suggests further trials after the given list; None runs only the list.
+        num_trials: how many trials run, listed and suggested ones together.
         time_budget_s: when running trials are stopped and waiting ones skipped, in seconds; None is no limit.
         copies_weights: whether a trial may continue from another's checkpoint instead of its own latest.
     """
 
     scheduler: Any = None
-    searcher: MakeSearcher | None = None
+    suggestions: MakeSuggestions | None = None
     num_trials: int = 0
     time_budget_s: float | None = None
     copies_weights: bool = False

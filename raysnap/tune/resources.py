@@ -24,11 +24,3 @@ def spread_cpus(resources: ResourcesConfig, num_trials: int) -> ResourcesConfig:
         return resources
     share = available.get("CPU", 1.0) // num_trials
     return resources.model_copy(update={"cpus": max(resources.cpus, share)})
-
-
-def num_groups(resources: ResourcesConfig, each: dict[str, float]) -> int:
-    """Return how many worker groups fit the cluster at once; Tune sees only their drivers and would start all."""
-    available = ray.cluster_resources()
-    wanted = {name: amount * resources.num_workers for name, amount in each.items() if amount}
-    fitting = min(int(available.get(name, 0.0) // amount) for name, amount in wanted.items())
-    return max(1, min(fitting, resources.max_concurrent or fitting))

@@ -4,30 +4,48 @@ With `num_workers: 0` the trainer is in local mode: the fine-tune runs in the tr
 GPU and reuses from trial to trial. With more, each trial's actor drives a group of Train workers, which get the GPUs.
 What goes wrong inside a fine-tune becomes the trial's result, so that neither the actor nor the other trials suffer. A
 process that dies is restarted by Tune, and the trial continues from its latest savepoint.
+
+Tune keeps what it knows of every trial until its experiment ends. A long list therefore runs as several experiments,
+one after the other, so that neither memory nor Tune's files grow with the list.
 """
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ray import cloudpickle, tune
+from ray.tune.trainable import wrap_function
 
 from raysnap.config.choices import Status
 from raysnap.config.parts import ResourcesConfig
 from raysnap.errors import describe_failure
-from raysnap.training.savepoints import Savepoint, latest_savepoint
+from raysnap.training.savepoints import Savepoint, keep_only, latest_savepoint
 from raysnap.training.trial import Trial
 from raysnap.training.trial_loop import TrainJob
 from raysnap.tune.driver import train_driver_fn
 from raysnap.tune.options import RUN_ALL, TrialOutcome, TuneOptions
-from raysnap.tune.resources import DRIVER_RESOURCES, gpus_per_worker, num_groups
+from raysnap.tune.resources import DRIVER_RESOURCES
+from raysnap.tune.schedulers import QueueOrder
+from raysnap.tune.searcher import TrialFeed
+from raysnap.tune.slots import Slots
 from raysnap.tune.tracker_callback import TrackerCallback
 from raysnap.tune.trackers import EventFiles, Tracker
+
+MIN_TRIALS, TRIALS_PER_SLOT = 500, 50
+"""Of one experiment: at its end slots wait for its last trial, and processes start again."""
+
+TUNE_ENVIRONMENT = {
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # four files per trial that say what its row and event file say
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a trial that diverged reports that, without the metric
+    "TUNE_GLOBAL_CHECKPOINT_S": "3600",  # for a restore that is never used: rows say what is done
+}
 
 
 def run_trials(
@@ -56,44 +74,73 @@ def run_trials(
         KeyboardInterrupt: the process was interrupted.
     """
     ray_dir = ray_dir.resolve()
-    each = {"CPU": resources.cpus, "GPU": gpus_per_worker(resources)}
-    trainable = tune.with_parameters(
-        train_driver_fn,
-        job=job,
-        num_workers=resources.num_workers,
-        each=each,
-        ray_dir=ray_dir,
-        copies_weights=options.copies_weights,
-    )
-    at_once = num_groups(resources, each) if resources.num_workers else resources.max_concurrent
-    driver_callback = _DriverCallback(ray_dir, trials, options.time_budget_s, on_end, on_epoch)
-    space = {"trial": tune.grid_search([trial.model_dump(mode="json") for trial in trials])}
-    tuner = tune.Tuner(
-        tune.with_resources(trainable, DRIVER_RESOURCES if resources.num_workers else each),
-        param_space=space if options.searcher is None else {},
-        tune_config=tune.TuneConfig(
-            reuse_actors=True,
-            max_concurrent_trials=at_once,
-            trial_name_creator=_given_id,
-            trial_dirname_creator=_given_id,
-            scheduler=options.scheduler,
-            search_alg=options.searcher(trials) if options.searcher else None,
-            num_samples=1 if options.searcher is None else options.num_trials,
-            time_budget_s=options.time_budget_s,
-        ),
-        run_config=tune.RunConfig(
-            name=ray_dir.name,
-            storage_path=str(ray_dir.parent),
-            callbacks=[driver_callback, TrackerCallback([EventFiles(ray_dir), *trackers])],
-            checkpoint_config=tune.CheckpointConfig(num_to_keep=None if options.copies_weights else 1),
-            failure_config=tune.FailureConfig(max_failures=resources.max_failures),
-            verbose=0,
-        ),
-    )
-    # A trial that diverged or ran out of memory reports that, without the metric that a scheduler compares.
-    os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")
-    tuner.fit()
+    slots = Slots(resources)
+    trainable = _trainable(job, resources.num_workers, ray_dir, copies_weights=options.copies_weights)
+    driver_callback = _DriverCallback(ray_dir, trials, options, on_end, on_epoch)
+    tracker_callback = TrackerCallback([EventFiles(ray_dir), *trackers])
+    for name, value in TUNE_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    logging.getLogger("ray.tune.analysis").setLevel(logging.ERROR)  # it misses the files that no logger writes
+
+    def run_experiment(space: dict[str, Any], **search: Any) -> None:
+        left_s = driver_callback.left_s()
+        tuner = tune.Tuner(
+            trainable,
+            param_space=space,
+            tune_config=tune.TuneConfig(
+                reuse_actors=True,
+                trial_name_creator=_given_id,
+                trial_dirname_creator=_given_id,
+                scheduler=options.scheduler or QueueOrder(),
+                time_budget_s=None if left_s == math.inf else left_s,
+                **search,
+            ),
+            run_config=tune.RunConfig(
+                name=ray_dir.name,
+                storage_path=str(ray_dir.parent),
+                callbacks=[driver_callback, tracker_callback],
+                failure_config=tune.FailureConfig(max_failures=resources.max_failures),
+                verbose=0,
+            ),
+        )
+        tuner.fit()
+
+    _delete_state(ray_dir)
+    if options.copies_weights:  # Tune has to know a whole population at once
+        whole = tune.grid_search([trial.model_dump(mode="json") for trial in trials])
+        space = {"trial": whole, "share": slots.share(trials[0])}
+        run_experiment(space, max_concurrent_trials=resources.max_concurrent)
+        _delete_state(ray_dir)
+    else:
+        feed = TrialFeed(trials, slots, options.suggestions() if options.suggestions else None)
+        while feed.has_next() and not feed.num_running and driver_callback.left_s() > 0:
+            num_trials = max(MIN_TRIALS, TRIALS_PER_SLOT * feed.num_slots)
+            run_experiment({}, search_alg=feed, num_samples=num_trials, max_concurrent_trials=num_trials)
+            _delete_state(ray_dir)
     driver_callback.end_out_of_time()
+
+
+def _trainable(job: TrainJob, num_workers: int, ray_dir: Path, *, copies_weights: bool) -> Any:
+    """Return Tune's trainable, whose processes Ray's dashboard shows by the name of the job's run and stage."""
+    run_driver = tune.with_parameters(
+        train_driver_fn, job=job, num_workers=num_workers, ray_dir=ray_dir, copies_weights=copies_weights
+    )
+    bundle = partial(_bundle, is_driver=num_workers > 0)
+    trainable = wrap_function(tune.with_resources(run_driver, bundle), name=f"{ray_dir.parents[1].name}-{ray_dir.name}")
+    trainable.__name__ = trainable.__qualname__ = "RaysnapTrial"
+    return trainable
+
+
+def _bundle(config: Mapping[str, Any], *, is_driver: bool) -> tune.PlacementGroupFactory:
+    """Return what Ray reserves for the actor of a trial: its share, or next to nothing where it drives a group."""
+    return tune.PlacementGroupFactory([DRIVER_RESOURCES if is_driver else config["share"]])
+
+
+def _delete_state(ray_dir: Path) -> None:
+    """Delete what Tune writes of a whole experiment, which nothing reads."""
+    for path in ray_dir.glob("*"):
+        if path.is_file():
+            path.unlink()
 
 
 def _given_id(tune_trial: Any) -> str:
@@ -115,13 +162,14 @@ class _DriverCallback(tune.Callback):
         self,
         ray_dir: Path,
         trials: list[Trial],
-        time_budget_s: float | None,
+        options: TuneOptions,
         on_end: Callable[[TrialOutcome], None],
         on_epoch: Callable[[Trial, dict[str, Any]], None],
     ):
         self._ray_dir = ray_dir
         self._planned = {trial.id: trial for trial in trials}
-        self._until_s = math.inf if time_budget_s is None else time.monotonic() + time_budget_s
+        self._keeps_checkpoints = options.copies_weights
+        self._until_s = math.inf if options.time_budget_s is None else time.monotonic() + options.time_budget_s
         self._on_end = on_end
         self._on_epoch = on_epoch
         self._started_s: dict[str, float] = {}
@@ -140,6 +188,11 @@ class _DriverCallback(tune.Callback):
             self._history.setdefault(_trial_id(trial), []).append(_entry(result))
             self._on_epoch(self._trial(trial), result)
 
+    def on_checkpoint(self, iteration: int, trials: list, trial: Any, checkpoint: Any, **info: Any) -> None:  # noqa: ARG002
+        """Delete a trial's older checkpoints; where Tune does it, it rewrites its whole state each time."""
+        if not self._keeps_checkpoints:
+            keep_only(self._ray_dir / _trial_id(trial), Path(checkpoint.path).name)
+
     def on_trial_complete(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:  # noqa: ARG002
         result = trial.last_result or {}
         savepoint = latest_savepoint(self._ray_dir / _trial_id(trial)) if result.get("status") == Status.DONE else None
@@ -148,7 +201,7 @@ class _DriverCallback(tune.Callback):
         elif result.get("error"):
             self._end(trial, None, Status(result["status"]), result["error"])
         elif "epoch" in result and "status" not in result:
-            stopped = "time_budget" if time.monotonic() >= self._until_s else "scheduler"
+            stopped = "scheduler" if self.left_s() else "time_budget"
             self._end(trial, None, Status.STOPPED, None, stopped)
         else:
             self._end(trial, None, Status.FAILED, "the trial ended without a whole checkpoint")
@@ -156,9 +209,13 @@ class _DriverCallback(tune.Callback):
     def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:  # noqa: ARG002
         self._end(trial, None, Status.FAILED, f"its process died: {_cause_of_death(trial)}")
 
+    def left_s(self) -> float:
+        """Return how many seconds of the time budget are left; infinitely many without one."""
+        return max(0.0, self._until_s - time.monotonic())
+
     def end_out_of_time(self) -> None:
         """End the trials that Tune stopped without calling back, as it does when the time budget is used up."""
-        if time.monotonic() >= self._until_s:
+        if not self.left_s():
             for trial in list(self._running.values()):
                 self._end(trial, None, Status.STOPPED, None, "time_budget")
 
@@ -173,11 +230,9 @@ class _DriverCallback(tune.Callback):
     ) -> None:
         name = _trial_id(trial)
         self._running.pop(name, None)
-        history = tuple(self._history.get(name, ()))
-        outcome = TrialOutcome(
-            self._trial(trial), savepoint, status, error, self._started_s.get(name), stopped, history
-        )
-        self._on_end(outcome)
+        history = tuple(self._history.pop(name, ()))
+        started_s = self._started_s.pop(name, None)
+        self._on_end(TrialOutcome(self._trial(trial), savepoint, status, error, started_s, stopped, history))
 
 
 def _entry(result: dict[str, Any]) -> dict[str, Any]:

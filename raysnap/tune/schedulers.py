@@ -15,17 +15,40 @@ from raysnap.config.space_entry import SpaceEntry
 from raysnap.config.sweep import SweepConfig
 from raysnap.training.trial import Trial
 from raysnap.training.trial_loop import SAVED_EPOCH
-from raysnap.tune.options import MakeSearcher, TuneOptions
+from raysnap.tune.options import MakeSuggestions, TuneOptions
 
 TIME = "epoch"
 
 
-def tune_options(config: SweepConfig, trials: list[Trial], searcher: MakeSearcher | None = None) -> TuneOptions:
-    """Return Tune's options for a sweep of these trials, or of `num_samples` that a searcher suggests."""
+class QueueOrder(schedulers.FIFOScheduler):
+    """Starts trials in the order of Tune's queue, each in the process that was requested for it.
+
+    Tune's own schedulers always name the first trial that waits, and Tune gives it the process of whichever trial ends
+    next: its own process, which was still starting, is thrown away, and no second process ever comes to work.
+    """
+
+    def choose_trial_to_run(self, tune_controller: Any) -> Any:
+        """Name a paused trial where none waits; Tune starts those that wait by itself."""
+        trials = tune_controller.get_trials()
+        if any(trial.status == trial.PENDING for trial in trials):
+            return None
+        return next((trial for trial in trials if trial.status == trial.PAUSED), None)
+
+
+class _Asha(QueueOrder, schedulers.ASHAScheduler):
+    """Tune's ASHA in the order of the queue."""
+
+
+class _MedianStopping(QueueOrder, schedulers.MedianStoppingRule):
+    """Tune's median stopping rule in the order of the queue."""
+
+
+def tune_options(config: SweepConfig, trials: list[Trial], suggestions: MakeSuggestions | None = None) -> TuneOptions:
+    """Return Tune's options for a sweep of these trials, or of `num_samples` with suggested ones."""
     return TuneOptions(
         scheduler=_scheduler(config, max((trial.train.epochs for trial in trials), default=config.train.epochs)),
-        searcher=searcher,
-        num_trials=len(trials) if searcher is None else config.num_samples,
+        suggestions=suggestions,
+        num_trials=len(trials) if suggestions is None else config.num_samples,
         time_budget_s=config.time_budget_s,
         copies_weights=config.scheduler == "pbt",
     )
@@ -34,9 +57,9 @@ def tune_options(config: SweepConfig, trials: list[Trial], searcher: MakeSearche
 def _scheduler(config: SweepConfig, max_epochs: int) -> Any:
     match config.scheduler:
         case "fifo":
-            return None
+            return QueueOrder()
         case "asha":
-            return schedulers.ASHAScheduler(
+            return _Asha(
                 time_attr=TIME,
                 max_t=max(max_epochs, config.grace_epochs),
                 grace_period=config.grace_epochs,
@@ -45,7 +68,7 @@ def _scheduler(config: SweepConfig, max_epochs: int) -> Any:
                 mode=config.mode,
             )
         case "median_stopping":
-            return schedulers.MedianStoppingRule(
+            return _MedianStopping(
                 time_attr=TIME,
                 grace_period=config.grace_epochs,
                 min_samples_required=2,

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ray.tune.logger import TBXLoggerCallback
+from ray.tune.logger import LoggerCallback
 
 from raysnap.errors import describe_failure
 from raysnap.tune.trackers import Tracker, figures_of, hyperparameters, kept_of
@@ -14,11 +14,11 @@ from raysnap.tune.trackers import Tracker, figures_of, hyperparameters, kept_of
 logger = logging.getLogger(__name__)
 
 
-class TrackerCallback(TBXLoggerCallback):
-    """Passes each trial on to trackers; as a subclass of Tune's TensorBoard logger it keeps Tune from adding its own.
+class TrackerCallback(LoggerCallback):
+    """Passes each trial on to trackers, in place of Tune's own loggers.
 
-    Tune's own logger names every scalar `ray/tune/…`, clock and counters included, puts the seconds and the trial's id
-    among the hyperparameters, and does not show that a trial failed.
+    Tune's TensorBoard logger names every scalar `ray/tune/…`, clock and counters included, puts the seconds and the
+    trial's id among the hyperparameters, and does not show that a trial failed.
     """
 
     def __init__(self, trackers: Sequence[Tracker]):
