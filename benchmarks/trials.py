@@ -57,7 +57,7 @@ def parse_options() -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--trials", type=int, default=16, help="fine-tunes")
-    parser.add_argument("--at-once", type=int, default=1, help="how many of them run at a time, each in its own process")
+    parser.add_argument("--at-once", type=int, default=1, help="how many run at a time, each in its own process")
     parser.add_argument("--epochs", type=int, default=3, help="epochs of each")
     parser.add_argument("--tiny", action="store_true", help="the smallest network on 32 images, for many trials")
     parser.add_argument("--kill-rate", type=float, default=0.0, help="kills per trial that ended")
@@ -84,7 +84,7 @@ class Watch:
 
     def look(self) -> None:
         """Look until the job is over."""
-        import ray  # noqa: F401 - which brings psutil
+        import ray  # noqa: F401, I001 - which brings psutil
         import psutil
 
         rng, num_before, me = random.Random(0), 0, psutil.Process()
