@@ -193,7 +193,8 @@ def _disk(directory: Path, *, labelled: bool) -> list[Finding]:
         problem = f"{existing} is not writable; choose another run_dir, store and data_dir"
     elif free_bytes < MIN_DISK_BYTES:
         problem = f"expected at least {MIN_DISK_BYTES / 1e9:.0f} GB; free some"
-    return [Finding(f"disk{label}", found, problem), Finding(f"mount{label}", _mount(existing), is_common=True)]
+    mount = _mount(existing) if existing == resolved else f"no folder yet, on {_mount(existing)}"
+    return [Finding(f"disk{label}", found, problem), Finding(f"mount{label}", mount, is_common=True)]
 
 
 def _mount(path: Path) -> str:

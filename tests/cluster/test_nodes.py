@@ -25,7 +25,8 @@ def common(what: str, found: str) -> Finding:
 def test_a_missing_place_is_looked_up_in_its_nearest_folder(tmp_path):
     findings = examine_node([str(tmp_path / "not" / "yet")])
     assert finding(findings, "disk").found.endswith(f"free at {tmp_path}")
-    assert " at /" in finding(findings, "mount").found
+    assert finding(findings, "mount").found.startswith("no folder yet, on ")
+    assert " at /" in finding(examine_node([str(tmp_path)]), "mount").found
 
 
 def test_several_places_are_told_apart(tmp_path):
