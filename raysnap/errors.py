@@ -38,6 +38,19 @@ class ConfigError(RaysnapError):
     """
 
 
+class RunLocked(RaysnapError):
+    """Another process writes to the run directory: one job at a time may.
+
+    >>> job = raysnap.SynthesizeConfig(
+    ...     architectures=["mobilenet_v3_small"], num_snapshots=1, image_size=32, store="other", run_dir="runs/alone"
+    ... )
+    >>> try:
+    ...     summary = raysnap.synthesize(job)
+    ... except raysnap.RunLocked as error:
+    ...     print(f"try again later: {error}")
+    """
+
+
 class DataError(RaysnapError):
     """A dataset is missing, malformed or too small for its use.
 

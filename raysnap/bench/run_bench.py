@@ -26,7 +26,8 @@ from raysnap.errors import describe_failure
 from raysnap.jobs.synthesize import synthesize
 from raysnap.progress import OnProgress, ignore_progress
 from raysnap.runs.questions import NOISY_SPREAD
-from raysnap.runs.run_directory import RunDirectory
+from raysnap.runs.run_directory import RunDirectory, lock_run
+from raysnap.runs.run_lock import RunLock
 from raysnap.runs.search_rows import SearchRow
 from raysnap.system import utc_timestamp
 
@@ -57,6 +58,7 @@ def bench(
     groups: Collection[str] = (),
     plan: list[Cell] | None = None,
     resume: bool = False,
+    lock: RunLock | None = None,
     on_progress: OnProgress = ignore_progress,
 ) -> BenchSummary:
     """Run the benchmark, or these of its groups, on the running Ray; write a row per timed search.
@@ -70,13 +72,21 @@ def bench(
 
     Args:
         plan: what `plan_bench` returned for these groups; planned here where it is None.
+        lock: what holds the run directory for the caller; taken here where it is None.
 
     Raises:
         RaysnapError: it can't be started, or a synthetic set can't be made.
     """
     chosen = config.only(groups)
     cells = plan_bench(chosen) if plan is None else plan
-    run = RunDirectory.open(config, config.run_dir, resume=resume)
+    with lock_run(config, config.run_dir, resume=resume, lock=lock) as held:
+        run = RunDirectory.open(config, held, resume=resume)
+        return _run_cells(config, chosen, cells, run, on_progress)
+
+
+def _run_cells(
+    config: BenchConfig, chosen: BenchConfig, cells: list[Cell], run: RunDirectory, on_progress: OnProgress
+) -> BenchSummary:
     started, started_s = utc_timestamp(), time.perf_counter()
     machines = _known_machines(run)
     run.write_env(config.seed, started, None, {}, machines=machines)

@@ -52,10 +52,10 @@ def quickstart(
     from raysnap.planning.generate import plan_generate
 
     plan = plan_generate(config.generate)
-    with job_session(config.generate, resume=True) as on_progress:
+    with job_session(config.generate, resume=True) as (lock, on_progress):
         from raysnap.cli.quickstart import quickstart as run
 
-        summary = run(config, plan=plan, resume=True, on_progress=on_progress)
+        summary = run(config, plan=plan, resume=True, lock=lock, on_progress=on_progress)
     if as_json:
         print_json(summary)
     else:
@@ -101,8 +101,8 @@ def generate(
     from raysnap.report.page import write_report
 
     check_room(config, forecast(config, plan))
-    with job_session(config, resume=resume) as on_progress:
-        summary = run(config, plan=plan, resume=resume, on_progress=on_progress)
+    with job_session(config, resume=resume) as (lock, on_progress):
+        summary = run(config, plan=plan, resume=resume, lock=lock, on_progress=on_progress)
     report_path = write_report(config.run_dir)
     if as_json:
         print_json(summary)
@@ -143,10 +143,10 @@ def sweep(
     if dry_run:
         return _show_plan(config, plan, points_table(plan.trials), as_json)
     check_room(config, forecast(config, plan))
-    with job_session(config, resume=resume) as on_progress:
+    with job_session(config, resume=resume) as (lock, on_progress):
         from raysnap.jobs.sweep import sweep as run
 
-        summary = run(config, plan=plan, resume=resume, on_progress=on_progress)
+        summary = run(config, plan=plan, resume=resume, lock=lock, on_progress=on_progress)
     from raysnap.report.page import write_report
 
     report_path = write_report(config.run_dir)

@@ -12,6 +12,7 @@ from raysnap.jobs.summary import JobSummary
 from raysnap.planning.generate import TrialsPlan
 from raysnap.progress import OnProgress
 from raysnap.report.page import write_report
+from raysnap.runs.run_lock import RunLock
 
 
 @dataclass(frozen=True)
@@ -30,14 +31,20 @@ class QuickstartSummary:
 
 
 def quickstart(
-    config: QuickstartConfig, *, plan: TrialsPlan | None = None, resume: bool, on_progress: OnProgress
+    config: QuickstartConfig,
+    *,
+    plan: TrialsPlan | None = None,
+    resume: bool,
+    lock: RunLock | None = None,
+    on_progress: OnProgress,
 ) -> QuickstartSummary:
     """Run the job on the Ray that is up; with `resume`, what an earlier run finished is not repeated.
 
     Args:
         plan: what `plan_generate(config.generate)` returned; None plans here.
+        lock: what holds the run directory for the caller; taken here where it is None.
     """
-    generated = generate(config.generate, plan=plan, resume=resume, on_progress=on_progress)
+    generated = generate(config.generate, plan=plan, resume=resume, lock=lock, on_progress=on_progress)
     benched = bench(config.bench, resume=resume, on_progress=on_progress)
     report_path = write_report(config.generate.run_dir)
     best = benched.searches[-1]["ranking"][0] if benched.searches else None

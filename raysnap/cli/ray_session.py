@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from raysnap.config.jobs import JobConfig
     from raysnap.config.parts import ResourcesConfig
     from raysnap.progress import OnProgress
+    from raysnap.runs.run_lock import RunLock
 
 
 OBJECT_STORE_BYTES = 256 * 2**20  # of a job
@@ -59,13 +60,17 @@ def interrupted_by_sigterm() -> Iterator[None]:
 
 
 @contextmanager
-def job_session(config: JobConfig, *, resume: bool) -> Iterator[OnProgress]:
-    """Start Ray and a progress display for a job, after checking its run_dir."""
-    from raysnap.runs.run_directory import check_run_dir
+def job_session(config: JobConfig, *, resume: bool) -> Iterator[tuple[RunLock, OnProgress]]:
+    """Hold a job's run directory, then start Ray and a progress display."""
+    from raysnap.runs.run_directory import lock_run
 
-    check_run_dir(config, config.run_dir, resume=resume)
-    with ray_session(OBJECT_STORE_BYTES, config.resources), show_progress() as on_progress:
-        yield on_progress
+    with (
+        interrupted_by_sigterm(),
+        lock_run(config, config.run_dir, resume=resume) as lock,
+        ray_session(OBJECT_STORE_BYTES, config.resources),
+        show_progress() as on_progress,
+    ):
+        yield lock, on_progress
 
 
 @contextmanager

@@ -162,8 +162,8 @@ def bench(
     from raysnap.bench.run_bench import bench as run
     from raysnap.report.page import write_report
 
-    with job_session(config, resume=resume) as on_progress:
-        summary = run(config, groups=groups or [], plan=cells, resume=resume, on_progress=on_progress)
+    with job_session(config, resume=resume) as (lock, on_progress):
+        summary = run(config, groups=groups or [], plan=cells, resume=resume, lock=lock, on_progress=on_progress)
     report_path = write_report(config.run_dir)
     if as_json:
         print_json(summary)

@@ -14,6 +14,7 @@ from raysnap.jobs.stage import Stage, run_stage
 from raysnap.jobs.summary import JobSummary, failures_of
 from raysnap.planning.generate import TrialsPlan, plan_generate
 from raysnap.progress import OnProgress, ignore_progress
+from raysnap.runs.run_lock import RunLock
 
 
 def generate(
@@ -21,6 +22,7 @@ def generate(
     *,
     plan: TrialsPlan | None = None,
     resume: bool = False,
+    lock: RunLock | None = None,
     on_progress: OnProgress = ignore_progress,
 ) -> JobSummary:
     """Run a generate job on the Ray that is up.
@@ -36,23 +38,24 @@ def generate(
 
     Args:
         plan: what `plan_generate(config)` returned; planned here where it is None.
+        lock: what holds the run directory for the caller; taken here where it is None.
 
     Raises:
         RaysnapError: the job can't be started; trials that fail are rows, not errors.
         KeyboardInterrupt: Tune was stopped before every trial had ended.
     """
     plan = plan or plan_generate(config)
-    job = Job.open(config, plan, resume=resume, on_progress=on_progress)
-    job.run_dir.write_trials([*plan.bases, *plan.trials])
-    job.write_env(is_over=False)
-    with job.clock.stage("data"):
-        data = prepare_data(job)
-    with job.clock.stage("base"):
-        bases = make_bases(job, data)
-    with job.clock.stage("trials"):
-        run_stage(job, data, Stage("trials", plan.trials, bases, config.resources))
-    job.write_env(is_over=True)
-    return _summarise(job)
+    with Job.open(config, plan, resume=resume, on_progress=on_progress, lock=lock) as job:
+        job.run_dir.write_trials([*plan.bases, *plan.trials])
+        job.write_env(is_over=False)
+        with job.clock.stage("data"):
+            data = prepare_data(job)
+        with job.clock.stage("base"):
+            bases = make_bases(job, data)
+        with job.clock.stage("trials"):
+            run_stage(job, data, Stage("trials", plan.trials, bases, config.resources))
+        job.write_env(is_over=True)
+        return _summarise(job)
 
 
 def _summarise(job: Job) -> JobSummary:

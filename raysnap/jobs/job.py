@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from raysnap.config.jobs import FinetuneConfig
 from raysnap.planning.generate import TrialsPlan
 from raysnap.progress import OnProgress
-from raysnap.runs.run_directory import RunDirectory, check_run_dir
+from raysnap.runs.run_directory import RunDirectory, lock_run
+from raysnap.runs.run_lock import RunLock
 from raysnap.store.store import Store
 from raysnap.system import utc_timestamp
 
@@ -33,7 +34,7 @@ class StageClock:
 
 @dataclass(frozen=True)
 class Job:
-    """A job that fine-tunes, checked and opened.
+    """A job that fine-tunes, checked and opened; no other process writes to its run directory.
 
     Attributes:
         metric: what a sweep compares its trials by, which its rows and predictions are kept for; None elsewhere.
@@ -48,6 +49,7 @@ class Job:
     clock: StageClock = field(default_factory=StageClock)
 
     @classmethod
+    @contextmanager
     def open(
         cls,
         config: FinetuneConfig,
@@ -55,17 +57,22 @@ class Job:
         *,
         resume: bool,
         on_progress: OnProgress,
+        lock: RunLock | None = None,
         metric: str | None = None,
-    ) -> Job:
-        """Open the job's store and run directory, and create them where they are missing.
+    ) -> Iterator[Job]:
+        """Open the job's store and run directory until the block ends, and create them where they are missing.
+
+        Args:
+            lock: what holds the run directory already.
 
         Raises:
-            RaysnapError: the run directory holds another run, or the store can't be opened.
+            RaysnapError: the run directory holds another run, another process writes to it, or the store can't be
+                opened.
         """
-        check_run_dir(config, config.run_dir, resume=resume)
-        store = Store.open(config.store, create=True)
-        run_dir = RunDirectory.open(config, config.run_dir, resume=resume)
-        return cls(config, plan, store, run_dir, on_progress, metric)
+        with lock_run(config, config.run_dir, resume=resume, lock=lock) as held:
+            store = Store.open(config.store, create=True)
+            run_dir = RunDirectory.open(config, held, resume=resume)
+            yield cls(config, plan, store, run_dir, on_progress, metric)
 
     def write_env(self, *, is_over: bool) -> None:
         """Write what the job runs on and, once it is over, how long it and its stages took."""

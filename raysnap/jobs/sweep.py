@@ -26,6 +26,7 @@ from raysnap.planning.points import Point, point_trial
 from raysnap.planning.sweep import plan_sweep
 from raysnap.progress import OnProgress, ignore_progress
 from raysnap.runs.rows import read_rows
+from raysnap.runs.run_lock import RunLock
 from raysnap.runs.trial_rows import TrialRow
 from raysnap.training.trial import Trial
 from raysnap.tune.options import MakeSuggestions, Suggestions, TrialOutcome
@@ -62,6 +63,7 @@ def sweep(
     *,
     plan: TrialsPlan | None = None,
     resume: bool = False,
+    lock: RunLock | None = None,
     on_progress: OnProgress = ignore_progress,
 ) -> SweepSummary:
     """Run a sweep on the Ray that is up.
@@ -77,25 +79,26 @@ def sweep(
 
     Args:
         plan: what `plan_sweep(config)` returned; planned here where it is None.
+        lock: what holds the run directory for the caller; taken here where it is None.
 
     Raises:
         RaysnapError: the job can't be started; trials that fail are rows, not errors.
         KeyboardInterrupt: Tune was stopped before every trial had ended.
     """
     plan = plan or plan_sweep(config)
-    job = Job.open(config, plan, resume=resume, on_progress=on_progress, metric=config.metric)
-    before = [Trial.model_validate(row) for row in read_rows(job.run_dir.path / "trials.jsonl")]
-    if config.search_algorithm == "random" or not before:
-        job.run_dir.write_trials([*plan.bases, *([] if config.search_algorithm == "optuna" else plan.trials)])
-    job.write_env(is_over=False)
-    with job.clock.stage("data"):
-        data = prepare_data(job)
-    with job.clock.stage("base"):
-        bases = make_bases(job, data)
-    with job.clock.stage("trials"), seeded_generators(config.seed) if config.scheduler == "pbt" else nullcontext():
-        _run_trials(config, job, data, bases, [trial for trial in before if trial.role != Role.BASE])
-    job.write_env(is_over=True)
-    return _summarise(config, job)
+    with Job.open(config, plan, resume=resume, on_progress=on_progress, lock=lock, metric=config.metric) as job:
+        before = [Trial.model_validate(row) for row in read_rows(job.run_dir.path / "trials.jsonl")]
+        if config.search_algorithm == "random" or not before:
+            job.run_dir.write_trials([*plan.bases, *([] if config.search_algorithm == "optuna" else plan.trials)])
+        job.write_env(is_over=False)
+        with job.clock.stage("data"):
+            data = prepare_data(job)
+        with job.clock.stage("base"):
+            bases = make_bases(job, data)
+        with job.clock.stage("trials"), seeded_generators(config.seed) if config.scheduler == "pbt" else nullcontext():
+            _run_trials(config, job, data, bases, [trial for trial in before if trial.role != Role.BASE])
+        job.write_env(is_over=True)
+        return _summarise(config, job)
 
 
 def _run_trials(

@@ -17,7 +17,7 @@ from raysnap.models.block_facts import num_body_blocks
 from raysnap.models.blocks import random_tensors
 from raysnap.planning.synthetic import Descent, plan_synthesize
 from raysnap.progress import OnProgress, ignore_progress
-from raysnap.runs.run_directory import RunDirectory, check_run_dir
+from raysnap.runs.run_directory import RunDirectory, lock_run
 from raysnap.runs.trial_rows import TrialRow
 from raysnap.store.manifest import Manifest, Preprocessing
 from raysnap.store.store import Store
@@ -50,9 +50,15 @@ def synthesize(
         RaysnapError: the job can't be started, or the store can't be written.
     """
     plan = plan_synthesize(config) if plan is None else plan
-    check_run_dir(config, config.run_dir, resume=resume)
-    store = Store.open(config.store, create=True)
-    run = RunDirectory.open(config, config.run_dir, resume=resume)
+    with lock_run(config, config.run_dir, resume=resume) as lock:
+        store = Store.open(config.store, create=True)
+        run = RunDirectory.open(config, lock, resume=resume)
+        return _synthesize(config, plan, store, run, on_progress)
+
+
+def _synthesize(
+    config: SynthesizeConfig, plan: Sequence[Descent], store: Store, run: RunDirectory, on_progress: OnProgress
+) -> JobSummary:
     started, started_s = utc_timestamp(), time.perf_counter()
     made: list[Manifest] = []
     known = {row.trial: row.snapshot for row in run.trial_rows()}

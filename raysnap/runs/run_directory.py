@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from raysnap.config.yaml_files import read_yaml
 from raysnap.errors import ConfigError
 from raysnap.runs.environment import describe_environment
 from raysnap.runs.rows import read_rows
+from raysnap.runs.run_lock import RunLock, hold_run
 from raysnap.runs.trial_rows import TrialRow, latest_trial_rows
 from raysnap.system import utc_timestamp
 
@@ -25,29 +27,33 @@ CONFIG_NAME = "config.yaml"
 
 
 class RunDirectory:
-    """The records of one run; only one driver at a time may add rows."""
+    """The records of one run.
 
-    def __init__(self, path: Path):
+    Attributes:
+        lock: makes this process the only one that writes here; None where records are only read.
+    """
+
+    def __init__(self, path: Path, lock: RunLock | None = None):
         self.path = path
+        self.lock = lock
 
     @classmethod
-    def open(cls, config: Config, path: Path, *, resume: bool) -> RunDirectory:
-        """Create a new run directory, or with `resume` open the one in which the same job was started.
+    def open(cls, config: Config, lock: RunLock, *, resume: bool) -> RunDirectory:
+        """Make a new run of the locked folder, or with `resume` open the one in which the same job was started.
 
         Raises:
             ConfigError: the folder holds another run, or something other than a run.
         """
+        path = lock.run_dir
         check_run_dir(config, path, resume=resume)
         try:
-            path.mkdir(parents=True, exist_ok=True)
-            run = cls(path)
             if not (path / CONFIG_NAME).exists():
                 write_atomically(path / CONFIG_NAME, dump_yaml(config))
         except OSError as error:
             raise ConfigError(
                 f"run_dir {path}: can't be written: {error.strerror or error}; choose another run_dir="
             ) from None
-        return run
+        return cls(path, lock)
 
     def rows(self) -> list[dict[str, Any]]:
         """Return the rows of `results.jsonl` that were written whole, in order."""
@@ -59,14 +65,17 @@ class RunDirectory:
 
     def add_row(self, row: Mapping[str, Any]) -> None:
         """Append a row; it is on the disk when this returns."""
+        self._check_lock()
         _append_line(self.path / "results.jsonl", json.dumps(row, allow_nan=False, default=_plain))
 
     def add_trial(self, trial: Config) -> None:
         """Append a trial to the trial list; it is on the disk when this returns."""
+        self._check_lock()
         _append_line(self.path / "trials.jsonl", json.dumps(trial.model_dump(mode="json")))
 
     def write_trials(self, trials: Iterable[Config]) -> None:
         """Write the trial list, one JSON line each."""
+        self._check_lock()
         text = "".join(json.dumps(trial.model_dump(mode="json")) + "\n" for trial in trials)
         write_atomically(self.path / "trials.jsonl", text)
 
@@ -74,6 +83,7 @@ class RunDirectory:
         self, seed: int, started: str, wall_s: float | None, stages_s: dict[str, float], **facts: Any
     ) -> None:
         """Write what the run ran on, how long its stages took, and further facts that many rows share."""
+        self._check_lock()
         document = describe_environment() | {
             "seed": seed,
             "started": started,
@@ -83,6 +93,29 @@ class RunDirectory:
             **facts,
         }
         write_atomically(self.path / "env.json", json.dumps(document, indent=2) + "\n")
+
+    def _check_lock(self) -> None:
+        if self.lock is not None:
+            self.lock.check()
+
+
+@contextmanager
+def lock_run(config: Config, path: Path, *, resume: bool, lock: RunLock | None = None) -> Iterator[RunLock]:
+    """Make this process the only one that writes to a job's run directory until the block ends.
+
+    Args:
+        lock: what holds it already, and holds it for longer.
+
+    Raises:
+        RunLocked: another process writes there.
+        ConfigError: the folder holds another run or something other than a run, or can't be created.
+    """
+    if lock is not None:
+        yield lock
+        return
+    check_run_dir(config, path, resume=resume)
+    with hold_run(path) as held:
+        yield held
 
 
 def check_run_dir(config: Config, path: Path, *, resume: bool) -> None:

@@ -1,7 +1,7 @@
 """Commands that fine-tune: what they print and refuse before Ray starts."""
 
 from raysnap.cli.app import main
-from raysnap.runs.run_directory import RunDirectory
+from raysnap.runs.run_directory import RunDirectory, lock_run
 from tests.support.cli_commands import listing, run_json, run_text
 
 
@@ -33,7 +33,9 @@ def test_a_run_that_was_begun_is_refused_before_ray_starts(here, capsys):
     from raysnap.config.jobs import GenerateConfig
     from raysnap.config.load import load_config
 
-    RunDirectory.open(load_config(here / "job.yaml", [], GenerateConfig), here / "runs/generate", resume=False)
+    config = load_config(here / "job.yaml", [], GenerateConfig)
+    with lock_run(config, here / "runs/generate", resume=False) as lock:
+        RunDirectory.open(config, lock, resume=False)
     before = listing(here)
     assert main(["generate", "job.yaml"]) == 2
     assert "already holds a run; add --resume to finish it" in capsys.readouterr().err

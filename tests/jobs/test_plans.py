@@ -58,10 +58,10 @@ def planned(monkeypatch) -> list[str]:
         monkeypatch.setattr(module, name, count)
         monkeypatch.setattr(job, name, count)
     for commands in (raysnap.cli.job_commands, raysnap.cli.search_commands):
-        monkeypatch.setattr(commands, "job_session", lambda *config, **options: nullcontext(quiet))
+        monkeypatch.setattr(commands, "job_session", lambda *config, **options: nullcontext((None, quiet)))
     monkeypatch.setattr(Job, "open", start)
-    monkeypatch.setattr(raysnap.jobs.synthesize, "check_run_dir", start)
-    monkeypatch.setattr(raysnap.bench.run_bench.RunDirectory, "open", start)
+    for module in (raysnap.jobs.synthesize, raysnap.bench.run_bench):
+        monkeypatch.setattr(module, "lock_run", start)
     return made
 
 

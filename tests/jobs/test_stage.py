@@ -1,5 +1,6 @@
 """A stage of a job without Ray: what need not run is recorded at once, and what can't be collected is a failed row."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -29,11 +30,12 @@ TRIAL = Trial(
 
 
 @pytest.fixture
-def job(tmp_path) -> Job:
+def job(tmp_path) -> Iterator[Job]:
     places = {"run_dir": tmp_path / "run", "store": tmp_path / "store", "data_dir": tmp_path / "data"}
     config = GenerateConfig.model_validate(places | {"datasets": ["shapes-shape-a"], "num_snapshots": 1})
     plan = TrialsPlan(Preprocessing.cropping(32), [], {}, [TRIAL], {})
-    return Job.open(config, plan, resume=False, on_progress=lambda *progress: None)
+    with Job.open(config, plan, resume=False, on_progress=lambda *progress: None) as opened:
+        yield opened
 
 
 def checkpoint(directory: Path, trial_id: str):

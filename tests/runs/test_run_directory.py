@@ -15,17 +15,21 @@ from raysnap.errors import ConfigError
 from raysnap.planning.sampling import sample_trials
 from raysnap.runs import run_directory as runs
 from raysnap.runs.rows import read_rows
-from raysnap.runs.run_directory import RunDirectory, check_run_dir
+from raysnap.runs.run_directory import RunDirectory, check_run_dir, lock_run
 
 CONFIG = GenerateConfig(datasets=("pets", "1e-3", "no"), seed=3, train={"lr": 1e-5})
 
 
 def begin(path: Path, config: GenerateConfig = CONFIG, *, resume: bool = False) -> RunDirectory:
-    return RunDirectory.open(config, path, resume=resume)
+    with lock_run(config, path, resume=resume) as lock:
+        RunDirectory.open(config, lock, resume=resume)
+    return RunDirectory(path)
 
 
 def listing(folder: Path) -> list[str]:
-    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+    """Every path below the folder, but the record of who wrote there last."""
+    found = (path.relative_to(folder) for path in folder.rglob("*"))
+    return sorted(str(path) for path in found if not path.name.startswith(".writer-"))
 
 
 def test_a_new_run_holds_the_configuration_that_reruns_it(tmp_path):
