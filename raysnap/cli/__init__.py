@@ -1,1 +1,1 @@
-"""The command line: commands, tables for the terminal, and the one place that starts Ray."""
+"""The command line: commands, and tables for the terminal."""

@@ -1,4 +1,4 @@
-"""The command line: read arguments, call one function, print its result; nothing else starts Ray.
+"""The command line: read arguments, call one function, print its result.
 
 torch and ray are imported inside the commands, so that `raysnap --help` stays fast. Results go to stdout, everything
 else to stderr.
@@ -178,8 +178,8 @@ def doctor(
 
 def _doctor_of_cluster(places: list[Path], as_json: bool) -> int:
     from raysnap.cli.doctor import common_table, nodes_table, problem_lines
-    from raysnap.cli.ray_session import OBJECT_STORE_BYTES, ray_session
     from raysnap.cluster.nodes import differences, examine_cluster
+    from raysnap.cluster.session import OBJECT_STORE_BYTES, ray_session
 
     for place in places:
         if not place.is_absolute():

@@ -20,7 +20,7 @@ from raysnap.cli.console import (
     print_json,
     print_result,
 )
-from raysnap.cli.ray_session import job_session
+from raysnap.cli.job_session import job_session
 from raysnap.errors import UsageError
 from raysnap.progress import show_progress
 

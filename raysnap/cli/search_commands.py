@@ -22,7 +22,7 @@ from raysnap.cli.console import (
     print_json,
     print_result,
 )
-from raysnap.cli.ray_session import OBJECT_STORE_BYTES, WORKER_OBJECT_BYTES, job_session, ray_session
+from raysnap.cli.job_session import job_session
 from raysnap.cli.search_arguments import (
     BudgetBytes,
     Confidence,
@@ -38,6 +38,7 @@ from raysnap.cli.search_arguments import (
     Where,
     Workers,
 )
+from raysnap.cluster.session import OBJECT_STORE_BYTES, WORKER_OBJECT_BYTES, ray_session
 
 if TYPE_CHECKING:
     from raysnap.bench.cells import Cell

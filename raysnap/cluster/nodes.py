@@ -255,7 +255,7 @@ def _ask(node: dict[str, Any], places: list[str]) -> Any:
 
 def _examined(places: list[str], num_ray_gpus: int) -> list[tuple[str, str, str | None, bool]]:
     """Return a node's findings as plain tuples: classes that were sent by value are others after their way back."""
-    from ray._raylet import AuthenticationMode, get_authentication_mode  # type: ignore[attr-defined]  # no stubs
+    from ray._raylet import AuthenticationMode, get_authentication_mode
 
     is_disabled = get_authentication_mode() == AuthenticationMode.DISABLED
     mode = "off: whoever reaches the cluster's ports can run code on it" if is_disabled else "on"

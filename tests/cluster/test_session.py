@@ -4,7 +4,7 @@ import signal
 
 import pytest
 
-from raysnap.cli.ray_session import check_resources, interrupted_by_sigterm
+from raysnap.cluster.session import check_resources, interrupted_by_sigterm
 from raysnap.config.parts import ResourcesConfig
 from raysnap.errors import ConfigError
 
