@@ -144,7 +144,7 @@ def test_a_quickstart_in_a_job_is_asked_for_its_folder_only(uploaded, tmp_path):
         config.inside(Path("quickstart"))
 
 
-def test_the_folder_of_synthetic_sets_matters_where_there_are_some(uploaded, tmp_path):
+def test_the_folder_of_synthetic_sets_matters_if_there_are_any(uploaded, tmp_path):
     places = [f"run_dir={tmp_path}/run", f"data_dir={tmp_path}/data"]
     assert load_config("search_bench_small", [*places, "synthetic_sets={}", f"store={tmp_path}/store"])
     with pytest.raises(ConfigError, match="synthetic_dir: expected a folder that outlives the job"):
