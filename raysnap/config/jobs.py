@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -12,6 +13,7 @@ from raysnap.config.folders import Folder, NameOrFolder
 from raysnap.config.parts import BaseConfig, BaseWeights, ResourcesConfig, RetrainConfig, ShapesConfig
 from raysnap.config.strict import Section, refuse_repeated
 from raysnap.config.train import TrainConfig
+from raysnap.humanize import suggest
 
 
 class RunConfig(Section):
@@ -95,6 +97,16 @@ class FinetuneConfig(JobConfig):
         (),
         description="Experiment trackers that log the trials, in addition to TensorBoard's event files: mlflow, wandb.",
     )
+
+    @model_validator(mode="after")
+    def _check_patterns(self) -> FinetuneConfig:
+        for pattern in self.resources.by_architecture:
+            if not any(fnmatchcase(architecture, pattern) for architecture in self.architectures):
+                raise ValueError(
+                    f"`resources.by_architecture.{pattern}`: matches none of the architectures "
+                    f"{', '.join(self.architectures)}{suggest(pattern, self.architectures)}"
+                )
+        return self
 
 
 class GenerateConfig(FinetuneConfig):

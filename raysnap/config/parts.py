@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fnmatch import fnmatchcase
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -93,6 +94,14 @@ class ShapesConfig(Section):
     seed: int = Field(0, ge=0, lt=2**32, description="Seed of the drawing.")
 
 
+class ArchitectureResources(Section):
+    """Resources of the trials of some architectures; what is left out is as for all others."""
+
+    gpus: float | None = Field(None, ge=0, le=64, description="GPUs per trial.")
+    cpus: float | None = Field(None, gt=0, le=1024, description="CPUs per trial.")
+    memory_bytes: int | None = Field(None, ge=1, description="Main memory per trial, in bytes.")
+
+
 class ResourcesConfig(Section):
     """Resources of each trial or search, and how many run at once."""
 
@@ -111,6 +120,39 @@ class ResourcesConfig(Section):
     )
     gpus: float | None = Field(None, ge=0, le=64, description="GPUs per trial; null is 1 where there is a GPU, else 0.")
     cpus: float = Field(1, gt=0, le=1024, description="CPUs per trial.")
+    memory_bytes: int | None = Field(
+        None, ge=1, description="Main memory that Ray reserves per trial, in bytes; null reserves none."
+    )
     max_concurrent: int | None = Field(
         None, ge=1, description="Maximum number of trials at once; null is as many as fit."
     )
+    pack_gpus: bool = Field(
+        False,
+        description="Whether trials share GPUs by the memory that they need: the first trial of each kind measures it "
+        "on a GPU of its own.",
+    )
+    by_architecture: dict[str, ArchitectureResources] = Field(
+        {},
+        description="Other resources for the architectures that match a pattern such as `vit_*`; the first pattern "
+        "that matches counts.",
+    )
+
+    @model_validator(mode="after")
+    def _check_packing(self) -> ResourcesConfig:
+        if self.pack_gpus and self.num_workers:
+            raise ValueError(
+                f"`pack_gpus` works only without worker groups: expected num_workers 0, found {self.num_workers}"
+            )
+        if self.pack_gpus and any(part.gpus is not None for part in (self, *self.by_architecture.values())):
+            raise ValueError(
+                "`pack_gpus` measures what share of a GPU a trial takes, and `gpus` sets it: drop one of them"
+            )
+        return self
+
+    def of(self, architecture: str) -> ResourcesConfig:
+        """Return the resources of an architecture's trials."""
+        for pattern, own in self.by_architecture.items():
+            if fnmatchcase(architecture, pattern):
+                given = {name: value for name, value in own if value is not None}
+                return self.model_copy(update=given)
+        return self
