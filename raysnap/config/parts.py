@@ -143,7 +143,8 @@ class ResourcesConfig(Section):
             raise ValueError(
                 f"`pack_gpus` works only without worker groups: expected num_workers 0, found {self.num_workers}"
             )
-        if self.pack_gpus and any(part.gpus is not None for part in (self, *self.by_architecture.values())):
+        by_hand = [self.gpus, *(part.gpus for part in self.by_architecture.values())]
+        if self.pack_gpus and any(gpus is not None for gpus in by_hand):
             raise ValueError(
                 "`pack_gpus` measures what share of a GPU a trial takes, and `gpus` sets it: drop one of them"
             )

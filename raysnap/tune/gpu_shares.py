@@ -7,7 +7,7 @@ from collections.abc import Hashable
 
 from raysnap.training.trial import Trial
 
-# Of the measured peak, as equal trials differ by what their allocator could not use. Shares are whole hundredths, so that
+# Of the measured peak: equal trials differ by what their allocator could not use. Shares are whole hundredths, so that
 # similar trials have equal ones and take over each other's processes.
 MARGIN_PERCENT = 110
 
