@@ -136,6 +136,8 @@ class SweepConfig(FinetuneConfig):
                 f"`scheduler: pbt` copies weights between trials: expected a space of only {', '.join(PERTURBED)}, "
                 f"found {wrong or 'none'}"
             )
+        if self.resources.pack_gpus:
+            raise ValueError("`scheduler: pbt` pauses trials: expected `resources.pack_gpus` false, found true")
         if any(len(entries) > 1 or entries[0].when for entries in self.space.values()):
             raise ValueError("`scheduler: pbt` perturbs every value of a trial: expected entries without `when`")
 

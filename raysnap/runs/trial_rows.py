@@ -17,7 +17,16 @@ from raysnap.runs.json_fields import mapping, number, numbers, sequence, text, w
 ENDED_WELL = (Status.DONE, Status.STOPPED)  # a scheduler that stops a trial did what it is for
 
 _ONLY_IF_KNOWN = frozenset(
-    ("num_parameters", "num_trained_parameters", "new_blocks", "new_bytes", "snapshot_bytes", "num_classes")
+    (
+        "gpu_share",
+        "gpu_peak_bytes",
+        "num_parameters",
+        "num_trained_parameters",
+        "new_blocks",
+        "new_bytes",
+        "snapshot_bytes",
+        "num_classes",
+    )
 )
 _ONLY_OF_SWEEPS = frozenset(("objective", "predictions"))
 _SYNTHETIC_KEYS = (
@@ -39,6 +48,8 @@ class TrialRow:
         history: an entry per epoch.
         timings_s: seconds of training by phase, and their `total`.
         wall_s: from its start in Tune until it was stored, of which `overhead_s` was not training.
+        gpu_share: the share of a GPU that it had.
+        gpu_peak_bytes: the most of its GPU's memory that it took.
         stopped: why it ended before its last epoch: `scheduler`, `time_budget` or `patience`.
         inherited: the trials and epochs whose weights it copied, under `pbt`.
         status: a `Status`; other text only in a row that raysnap did not write.
@@ -68,6 +79,8 @@ class TrialRow:
     wall_s: float | None = None
     overhead_s: float | None = None
     device: str | None = None
+    gpu_share: float | None = None
+    gpu_peak_bytes: int | None = None
     precision: str | None = None
     note: str | None = None
     stopped: str | None = None
@@ -109,6 +122,8 @@ class TrialRow:
             wall_s=number(row.get("wall_s")),
             overhead_s=number(row.get("overhead_s")),
             device=text(row.get("device")),
+            gpu_share=number(row.get("gpu_share")),
+            gpu_peak_bytes=whole(row.get("gpu_peak_bytes")),
             precision=text(row.get("precision")),
             note=text(row.get("note")),
             stopped=text(row.get("stopped")),

@@ -20,6 +20,7 @@ from ray.tune.integration.ray_train import TuneReportCallback
 
 from raysnap.config.choices import Status
 from raysnap.errors import OutOfMemory, RaysnapError, TrainingDiverged, describe_failure
+from raysnap.training.gpu_memory import memory_of
 from raysnap.training.savepoints import Savepoint, latest_savepoint, read_savepoint
 from raysnap.training.trial import Trial
 from raysnap.training.trial_loop import TrainJob, run_trial
@@ -35,7 +36,7 @@ GROUP_ENVIRONMENT = {
 
 
 def train_driver_fn(
-    config: dict[str, Any], job: TrainJob, num_workers: int, ray_dir: Path, copies_weights: bool
+    config: dict[str, Any], job: TrainJob, num_workers: int, ray_dir: Path, copies_weights: bool, packs_gpus: bool
 ) -> None:
     """Run one Tune trial: a TorchTrainer around the fine-tune, whose failure becomes the trial's result.
 
@@ -49,9 +50,15 @@ def train_driver_fn(
     if savepoint is not None and savepoint.is_final:
         tune.report({"status": Status.DONE.value})  # the process died after the last epoch, before Tune got its result
         return
-    launch = partial(_launch_group, num_workers, each, ray_dir) if num_workers else partial(_launch_here, each)
+    launch = (
+        partial(_launch_group, num_workers, each, ray_dir) if num_workers else partial(_launch_here, each, packs_gpus)
+    )
+    has_part = packs_gpus and each["GPU"] < 1
     try:
-        retry_with_half_batch(trial, savepoint, partial(launch, job))
+        if has_part:
+            launch(job, trial, savepoint)  # one that runs out of memory starts again with more
+        else:
+            retry_with_half_batch(trial, savepoint, partial(launch, job))
     except RayError:
         raise
     except (OutOfMemory, torch.OutOfMemoryError, MemoryError) as error:
@@ -95,15 +102,23 @@ def _release_memory() -> None:
     torch.cuda.empty_cache()
 
 
-def _launch_here(each: dict[str, float], job: TrainJob, trial: Trial, resume: Savepoint | None) -> None:
-    """Run the trial in this process, which Tune gave the trial's GPU."""
+def _launch_here(
+    each: dict[str, float], packs_gpus: bool, job: TrainJob, trial: Trial, resume: Savepoint | None
+) -> None:
+    """Run the trial in this process, which Tune gave the trial's GPU or a share of it."""
     use_gpu = each["GPU"] > 0
+    device = torch.device("cuda" if use_gpu and torch.cuda.is_available() else "cpu")
+    memory = memory_of(device) if use_gpu else None
 
     def report(metrics: dict[str, Any], checkpoint_dir: Path | None) -> None:
+        if memory is not None:
+            memory.check()
+            metrics = metrics | {"gpu_peak_bytes": memory.peak_bytes(), "gpu_bytes": memory.total_bytes}
         tune.report(metrics, checkpoint=tune.Checkpoint.from_directory(checkpoint_dir) if checkpoint_dir else None)
 
     def train_fn_per_worker() -> None:
-        device = torch.device("cuda" if use_gpu and torch.cuda.is_available() else "cpu")
+        if memory is not None:
+            memory.begin(each["GPU"] if packs_gpus else 1.0)
         run_trial(trial, job, device, report, resume=resume)
 
     TorchTrainer(train_fn_per_worker, scaling_config=ScalingConfig(num_workers=0, use_gpu=use_gpu)).fit()

@@ -20,6 +20,8 @@ class TrialOutcome:
         started_s: when Tune started it, on `time.monotonic`; None where an earlier driver started it.
         stopped: why one with the status `stopped` ended early: `scheduler` or `time_budget`.
         history: the epochs that were reported to this driver.
+        gpu_share: the share of a GPU that it had; None where it had none or several.
+        gpu_peak_bytes: the most of a GPU's memory that it took; None where nothing measured it.
         ended_s: when it ended, on the same clock; set where its row is written later.
     """
 
@@ -30,6 +32,8 @@ class TrialOutcome:
     started_s: float | None = None
     stopped: str | None = None
     history: tuple[dict[str, Any], ...] = ()
+    gpu_share: float | None = None
+    gpu_peak_bytes: int | None = None
     ended_s: float | None = None
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -75,8 +76,8 @@ def run_trials(
     """
     ray_dir = ray_dir.resolve()
     slots = Slots(resources)
-    trainable = _trainable(job, resources.num_workers, ray_dir, copies_weights=options.copies_weights)
-    driver_callback = _DriverCallback(ray_dir, trials, options, on_end, on_epoch)
+    trainable = _trainable(job, resources, ray_dir, copies_weights=options.copies_weights)
+    driver_callback = _DriverCallback(ray_dir, trials, options, slots, on_end, on_epoch)
     tracker_callback = TrackerCallback([EventFiles(ray_dir), *trackers])
     for name, value in TUNE_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
@@ -108,24 +109,29 @@ def run_trials(
     _delete_state(ray_dir)
     if options.copies_weights:  # Tune has to know a whole population at once
         whole = tune.grid_search([trial.model_dump(mode="json") for trial in trials])
-        space = {"trial": whole, "share": slots.share(trials[0])}
+        space = {"trial": whole, "share": slots.largest_share(trials)}
         run_experiment(space, max_concurrent_trials=resources.max_concurrent)
         _delete_state(ray_dir)
     else:
         feed = TrialFeed(trials, slots, options.suggestions() if options.suggestions else None)
         while feed.has_next() and not feed.num_running and driver_callback.left_s() > 0:
-            num_trials = max(MIN_TRIALS, TRIALS_PER_SLOT * feed.num_slots)
+            num_trials = max(MIN_TRIALS, TRIALS_PER_SLOT * slots.num)
             run_experiment({}, search_alg=feed, num_samples=num_trials, max_concurrent_trials=num_trials)
             _delete_state(ray_dir)
     driver_callback.end_out_of_time()
 
 
-def _trainable(job: TrainJob, num_workers: int, ray_dir: Path, *, copies_weights: bool) -> Any:
+def _trainable(job: TrainJob, resources: ResourcesConfig, ray_dir: Path, *, copies_weights: bool) -> Any:
     """Return Tune's trainable, whose processes Ray's dashboard shows by the name of the job's run and stage."""
     run_driver = tune.with_parameters(
-        train_driver_fn, job=job, num_workers=num_workers, ray_dir=ray_dir, copies_weights=copies_weights
+        train_driver_fn,
+        job=job,
+        num_workers=resources.num_workers,
+        ray_dir=ray_dir,
+        copies_weights=copies_weights,
+        packs_gpus=resources.pack_gpus,
     )
-    bundle = partial(_bundle, is_driver=num_workers > 0)
+    bundle = partial(_bundle, is_driver=resources.num_workers > 0)
     trainable = wrap_function(tune.with_resources(run_driver, bundle), name=f"{ray_dir.parents[1].name}-{ray_dir.name}")
     trainable.__name__ = trainable.__qualname__ = "RaysnapTrial"
     return trainable
@@ -163,12 +169,14 @@ class _DriverCallback(tune.Callback):
         ray_dir: Path,
         trials: list[Trial],
         options: TuneOptions,
+        slots: Slots,
         on_end: Callable[[TrialOutcome], None],
         on_epoch: Callable[[Trial, dict[str, Any]], None],
     ):
         self._ray_dir = ray_dir
         self._planned = {trial.id: trial for trial in trials}
         self._keeps_checkpoints = options.copies_weights
+        self._slots = slots
         self._until_s = math.inf if options.time_budget_s is None else time.monotonic() + options.time_budget_s
         self._on_end = on_end
         self._on_epoch = on_epoch
@@ -186,6 +194,7 @@ class _DriverCallback(tune.Callback):
     def on_trial_result(self, iteration: int, trials: list, trial: Any, result: dict, **info: Any) -> None:  # noqa: ARG002
         if "epoch" in result:
             self._history.setdefault(_trial_id(trial), []).append(_entry(result))
+            self._slots.learn(self._trial(trial), result)
             self._on_epoch(self._trial(trial), result)
 
     def on_checkpoint(self, iteration: int, trials: list, trial: Any, checkpoint: Any, **info: Any) -> None:  # noqa: ARG002
@@ -198,6 +207,9 @@ class _DriverCallback(tune.Callback):
         savepoint = latest_savepoint(self._ray_dir / _trial_id(trial)) if result.get("status") == Status.DONE else None
         if savepoint is not None and savepoint.is_final:
             self._end(trial, savepoint, Status.DONE, None)
+        elif self._slots.gives_more(trial.config["share"], result):
+            self._history.pop(_trial_id(trial), None)
+            shutil.rmtree(trial.local_path, ignore_errors=True)  # else Tune names the folder of its next start anew
         elif result.get("error"):
             self._end(trial, None, Status(result["status"]), result["error"])
         elif "epoch" in result and "status" not in result:
@@ -231,8 +243,19 @@ class _DriverCallback(tune.Callback):
         name = _trial_id(trial)
         self._running.pop(name, None)
         history = tuple(self._history.pop(name, ()))
-        started_s = self._started_s.pop(name, None)
-        self._on_end(TrialOutcome(self._trial(trial), savepoint, status, error, started_s, stopped, history))
+        self._on_end(
+            TrialOutcome(
+                self._trial(trial),
+                savepoint,
+                status,
+                error,
+                self._started_s.pop(name, None),
+                stopped,
+                history,
+                gpu_share=trial.config["share"]["GPU"] or None,
+                gpu_peak_bytes=(trial.last_result or {}).get("gpu_peak_bytes"),
+            )
+        )
 
 
 def _entry(result: dict[str, Any]) -> dict[str, Any]:

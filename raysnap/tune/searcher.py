@@ -8,14 +8,17 @@ are handed out than can run at once: one that ends makes room for one, and that 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from itertools import islice
 from typing import Any
 
 from ray.tune.search import Searcher
 
 from raysnap.training.trial import Trial
 from raysnap.tune.options import Suggestions
-from raysnap.tune.slots import Slots
+from raysnap.tune.slots import Share, Slots
+
+MAX_PASSED_OVER = 100  # trials whose kind is being measured; those after them wait, too
 
 
 class TrialFeed(Searcher):
@@ -31,8 +34,8 @@ class TrialFeed(Searcher):
         self._waiting = deque(trials)
         self._slots = slots
         self._suggestions = suggestions
-        self._running: dict[str, str] = {}
-        self._latest_share: Mapping[str, float] = {}
+        self._latest_share: Share = {}
+        self._running: dict[str, tuple[Trial, Share]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         return {}
@@ -41,11 +44,6 @@ class TrialFeed(Searcher):
     def num_running(self) -> int:
         """How many trials were handed out and have not ended."""
         return len(self._running)
-
-    @property
-    def num_slots(self) -> int:
-        """How many trials like the next one may run at once."""
-        return self._slots.num(self._slots.share(self._waiting[0]) if self._waiting else self._latest_share)
 
     def has_next(self) -> bool:
         """Return whether there is a further trial."""
@@ -56,23 +54,40 @@ class TrialFeed(Searcher):
         return bool(self._waiting)
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override] # FINISHED is text, says Ray
-        """Return the next trial and its share as Tune expects them; None while there is no slot for it."""
-        # A suggestion is asked for only when there is a slot, so that it follows from all results before.
-        if self._running and self.num_running >= self.num_slots:
+        """Return the next trial and its share as Tune expects them; None while there is no room for it."""
+        # A suggestion is asked for only when there is room, so that it follows from all results before.
+        if self._running and not self._waiting and not self._slots.has_room(self._latest_share):
             return None
         if not self.has_next():
             return Searcher.FINISHED
-        trial = self._waiting.popleft()
-        self._running[trial_id] = trial.id
-        self._latest_share = self._slots.share(trial)
-        return {"trial": trial.model_dump(mode="json"), "share": dict(self._latest_share)}
+        found = self._next()
+        if found is None:
+            return None
+        trial, share = found
+        self._waiting.remove(trial)
+        self._running[trial_id] = found
+        self._latest_share = share
+        self._slots.take(trial, share)
+        return {"trial": trial.model_dump(mode="json"), "share": dict(share)}
+
+    def _next(self) -> tuple[Trial, Share] | None:
+        """Return the first trial that need not wait for a measurement, and its share; None where it has to wait."""
+        for trial in islice(self._waiting, MAX_PASSED_OVER):
+            share = self._slots.share(trial)
+            if share is not None:
+                return (trial, share) if not self._running or self._slots.has_room(share) else None
+        return None
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Make room for another trial, and pass this one's metric on."""
-        name = self._running.pop(trial_id)
-        if self._suggestions is not None:
+        """Make room for another trial, and pass this one's metric on; one that ran out of memory may come again."""
+        trial, share = self._running.pop(trial_id)
+        comes_again = self._slots.gives_more(share, result)
+        self._slots.free(trial, ran_out=comes_again)
+        if comes_again:
+            self._waiting.appendleft(trial)
+        elif self._suggestions is not None:
             value = None if error or not result or result.get("error") else result.get(self._suggestions.metric)
-            self._suggestions.tell(name, value)
+            self._suggestions.tell(trial.id, value)
 
     def save(self, checkpoint_path: str) -> None:
         """Save nothing: a resumed job reads its rows."""

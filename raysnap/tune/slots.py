@@ -1,17 +1,24 @@
-"""What each trial gets of the cluster, and how many trials with such a share may run at once."""
+"""What each trial gets of the cluster, and whether there is room for another one."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import ray
 
+from raysnap.config.choices import Status
 from raysnap.config.parts import ResourcesConfig
 from raysnap.training.trial import Trial
+from raysnap.tune.gpu_shares import GpuShares
 from raysnap.tune.resources import gpus_per_worker
 
 LOOK_EVERY_S = 2.0
+ROUNDING = 1e-6  # of sums of fractions
+
+Share = Mapping[str, float]
+"""The resources of each process of a trial, by Ray's names."""
 
 
 class Slots:
@@ -19,18 +26,74 @@ class Slots:
 
     def __init__(self, resources: ResourcesConfig):
         self._resources = resources
-        self._share = {"CPU": resources.cpus, "GPU": gpus_per_worker(resources)}
+        self._gpus = gpus_per_worker(resources)
+        self._gpu_shares = GpuShares() if resources.pack_gpus and self._gpus else None
+        self._taken: dict[str, Share] = {}
         self._looked_s = -LOOK_EVERY_S
         self._available: dict[str, float] = {}
 
-    def share(self, trial: Trial) -> dict[str, float]:  # noqa: ARG002
-        """Return the resources of each process of a trial, by Ray's names."""
-        return self._share
+    def share(self, trial: Trial) -> Share | None:
+        """Return what a trial gets; None while another trial measures how much memory its kind needs."""
+        own = self._resources.of(trial.architecture)
+        gpus = own.gpus if own.gpus is not None else self._gpus
+        if self._gpu_shares is not None:
+            measured = self._gpu_shares.share(trial)
+            if measured is None:
+                return None
+            gpus = measured
+        share = {"CPU": own.cpus, "GPU": gpus}
+        return share if own.memory_bytes is None else share | {"memory": own.memory_bytes}
 
-    def num(self, share: Mapping[str, float]) -> int:
-        """Return how many trials with this share may run at once."""
+    def largest_share(self, trials: Iterable[Trial]) -> Share:
+        """Return what is enough for any of the trials."""
+        shares = [share for trial in trials if (share := self.share(trial)) is not None]
+        return {name: max(share.get(name, 0.0) for share in shares) for name in {key for one in shares for key in one}}
+
+    def has_room(self, share: Share) -> bool:
+        """Return whether a trial with this share may start beside those that run."""
+        if len(self._taken) >= (self._resources.max_concurrent or len(self._taken) + 1):
+            return False
+        return all(self._room(name) >= amount - ROUNDING for name, amount in self._in_all(share).items())
+
+    @property
+    def num(self) -> int:
+        """How many trials may run at once, about: those of other architectures than most may be fewer or more."""
+        gpus = 0.0 if self._gpu_shares is not None else self._gpus
+        wanted = self._in_all({"CPU": self._resources.cpus, "GPU": gpus})
+        fitting = min(int(self._all().get(name, 0.0) / amount + ROUNDING) for name, amount in wanted.items())
+        return max(1, min(fitting, self._resources.max_concurrent or fitting))
+
+    def take(self, trial: Trial, share: Share) -> None:
+        """Take note that a trial starts with this share."""
+        self._taken[trial.id] = share
+        if self._gpu_shares is not None:
+            self._gpu_shares.start(trial)
+
+    def learn(self, trial: Trial, result: Mapping[str, Any]) -> None:
+        """Take from a trial's report how much of its GPU's memory it needed."""
+        if self._gpu_shares is not None and result.get("gpu_peak_bytes"):
+            self._gpu_shares.learn(trial, result["gpu_peak_bytes"], result["gpu_bytes"])
+
+    def free(self, trial: Trial, *, ran_out: bool) -> None:
+        """Take note that a trial ended, or ran out of memory and starts again with more."""
+        self._taken.pop(trial.id, None)
+        if self._gpu_shares is not None:
+            (self._gpu_shares.run_out if ran_out else self._gpu_shares.end)(trial)
+
+    def gives_more(self, share: Share, result: Mapping[str, Any] | None) -> bool:
+        """Return whether a trial that ended like this ran out of memory in a share of a GPU, and starts again."""
+        has_part = self._gpu_shares is not None and share["GPU"] < 1
+        return has_part and result is not None and result.get("status") == Status.OUT_OF_MEMORY
+
+    def _in_all(self, share: Share) -> dict[str, float]:
+        """Return what the processes of a trial take together."""
+        return {name: amount * max(1, self._resources.num_workers) for name, amount in share.items() if amount}
+
+    def _room(self, name: str) -> float:
+        taken = sum(self._in_all(share).get(name, 0.0) for share in self._taken.values())
+        return self._all().get(name, 0.0) - taken
+
+    def _all(self) -> dict[str, float]:
         if time.monotonic() - self._looked_s >= LOOK_EVERY_S:
             self._available, self._looked_s = ray.cluster_resources(), time.monotonic()
-        wanted = {name: amount * max(1, self._resources.num_workers) for name, amount in share.items() if amount}
-        fitting = min(int(self._available.get(name, 0.0) / amount + 1e-9) for name, amount in wanted.items())
-        return max(1, min(fitting, self._resources.max_concurrent or fitting))
+        return self._available
