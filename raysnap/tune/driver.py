@@ -20,11 +20,11 @@ from ray.tune.integration.ray_train import TuneReportCallback
 
 from raysnap.config.choices import Status
 from raysnap.errors import OutOfMemory, RaysnapError, TrainingDiverged, describe_failure
-from raysnap.training.gpu_memory import memory_of
 from raysnap.training.savepoints import Savepoint, latest_savepoint, read_savepoint
 from raysnap.training.trial import Trial
 from raysnap.training.trial_loop import TrainJob, run_trial
 from raysnap.training.worker import Worker
+from raysnap.tune.gpu_memory import memory_of
 
 logger = logging.getLogger(__name__)
 

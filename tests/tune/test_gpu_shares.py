@@ -47,7 +47,7 @@ def test_a_share_is_whole_hundredths_and_at_most_a_gpu(peak_bytes, share):
     assert learnt(peak_bytes).share(trial("second")) == pytest.approx(share)
 
 
-def test_a_trial_that_trains_fewer_blocks_takes_the_share_of_more():
+def test_fewer_trained_blocks_take_the_share_of_more():
     shares = learnt(3_000, retrain_index=5)
     assert shares.share(trial("fewer", 4)) == shares.share(trial("as many", 5)) == pytest.approx(0.33)
     assert shares.share(trial("more", 6)) == 1
