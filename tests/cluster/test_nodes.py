@@ -1,5 +1,6 @@
 """Nodes: what is found on one, what differs between several, and every node of a real Ray answers."""
 
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -101,3 +102,10 @@ def test_every_node_of_a_cluster_answers(ray_local, tmp_path):
     assert finding(only.findings, "clock").problem is None
     assert finding(only.findings, "raysnap").problem is None
     assert {"disk", "mount", "GPUs", "shared memory", "open files"} <= {one.what for one in only.findings}
+
+
+@pytest.mark.skipif(shutil.which("nvidia-smi") is not None, reason="there may be a GPU")
+def test_a_pretended_gpu_is_one_that_torch_can_not_use():
+    gpus = nodes._gpus(1)
+    assert gpus.found == "none; everything runs on the CPU; Ray counts 1"
+    assert gpus.problem.startswith("expected 1 that torch can use, found 0: ")
