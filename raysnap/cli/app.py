@@ -162,7 +162,7 @@ def doctor(
 
     if address:
         os.environ["RAY_ADDRESS"] = address
-    if os.environ.get("RAY_ADDRESS"):
+    if os.environ.get("RAY_ADDRESS") not in (None, "", "local"):
         return _doctor_of_cluster(places or [], as_json)
     findings = examine_node([str(place) for place in places or [Path.cwd()]])
     problems = [finding for finding in findings if finding.problem]
