@@ -65,12 +65,12 @@ class RayNodes:
         """Start the head with its dashboard, and wait for its job server."""
         ports = [f"--port={self.port}", "--dashboard-host", f"{self.network}.1"]
         ports += [f"--dashboard-port={self.dashboard_port}"]
-        self._start(1, "--head", *ports, *options)
+        self.start_process(1, "--head", *ports, *options)
         self.wait_for_nodes(1)
 
     def start_node(self, number: int, *options: str) -> None:
         """Start another node, and wait until it has joined the head."""
-        self._start(number, "--address", self.address, *options)
+        self.start_process(number, "--address", self.address, *options)
         self.wait_for_nodes(len(self.processes))
 
     def wait_for_nodes(self, count: int) -> None:
@@ -89,7 +89,8 @@ class RayNodes:
             if sum(node["raylet"].get("state") == "ALIVE" for node in nodes) == count:
                 return
 
-    def _start(self, number: int, *options: str) -> None:
+    def start_process(self, number: int, *options: str, **changes: str | None) -> subprocess.Popen:
+        """Start `ray start` with a node's own address and folder, and changes to its environment."""
         address = f"{self.network}.{number}"
         agent_port, grpc_port, env_port, metrics_port = free_ports(address, 4)
         command = [RAY, "start", "--block", "--node-ip-address", address, "--disable-usage-stats", *options]
@@ -99,9 +100,15 @@ class RayNodes:
         command += ["--object-store-memory=100000000", f"--temp-dir={self.directory}/ray-{number}"]
         with (self.directory / f"node-{number}.log").open("ab") as log:
             process = subprocess.Popen(
-                command, env=self.environment(), cwd=self.directory, stdout=log, stderr=log, start_new_session=True
+                command,
+                env=self.environment(**changes),
+                cwd=self.directory,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
             )
         self.processes.append(process)
+        return process
 
     def log(self, number: int) -> str:
         return (self.directory / f"node-{number}.log").read_text()
