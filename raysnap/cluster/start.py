@@ -30,6 +30,7 @@ from raysnap.errors import ClusterError, describe_failure
 
 PAUSES_S = (2.0, 8.0)  # between attempts, of which there is one more
 REGISTER_S = 90.0  # a raylet that the GCS does not know by then is given up
+GCS_PORT_MS = 60_000  # where Ray names no limit, as before 2.60
 UNUSED_PORTS = ("metrics_agent_port", "metrics_export_port", "dashboard_agent_listen_port")
 TOKEN_VARIABLES = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 MAX_CAUSE_CHARACTERS = 240
@@ -93,7 +94,7 @@ class WatchedNode(ray_node.Node):
             StartFailed: it died, or did not publish its port in time.
         """
 
-        def wait_for_port(*where: Any, timeout_ms: int) -> Any:
+        def wait_for_port(*where: Any, timeout_ms: int = GCS_PORT_MS) -> Any:
             give_up_s = time.monotonic() + timeout_ms / 1000
             while True:
                 try:
