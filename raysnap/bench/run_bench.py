@@ -20,8 +20,10 @@ import ray
 
 from raysnap.bench.cells import Cell, SyntheticSet, find_sets, plan_bench
 from raysnap.bench.timed_search import time_search
+from raysnap.cluster.places import Place, check_places
 from raysnap.config.bench import BenchConfig
 from raysnap.config.choices import Status
+from raysnap.datasets.dataset import find_dataset
 from raysnap.errors import describe_failure
 from raysnap.jobs.synthesize import synthesize
 from raysnap.progress import OnProgress, ignore_progress
@@ -80,8 +82,23 @@ def bench(
     chosen = config.only(groups)
     cells = plan_bench(chosen) if plan is None else plan
     with lock_run(config, config.run_dir, resume=resume, lock=lock) as held:
+        check_places(_places(config, chosen, cells))
         run = RunDirectory.open(config, held, resume=resume)
         return _run_cells(config, chosen, cells, run, on_progress)
+
+
+def _places(config: BenchConfig, chosen: BenchConfig, cells: list[Cell]) -> list[Place]:
+    """Return the folders that the searches read, as all nodes must see them."""
+    sets = find_sets(chosen)
+    made_later = {synthetic.path / "store" for synthetic in sets.values() if not synthetic.is_made}
+    stores = dict.fromkeys(cell.store_dir for cell in cells if cell.store_dir not in made_later)
+    folders = {data: find_dataset(data, config.data_dir) for data in dict.fromkeys(cell.data for cell in cells)}
+    return [
+        *(Place("store", store / "snapshots", "read") for store in stores),
+        *([Place("synthetic_dir", config.synthetic_dir, "shared")] if made_later else []),
+        *([Place("data_dir", config.data_dir, "shared")] if None in folders.values() else []),
+        *(Place(f"dataset {data!r}", folder, "read") for data, folder in folders.items() if folder is not None),
+    ]
 
 
 def _run_cells(

@@ -240,7 +240,7 @@ def examine_cluster(places: Sequence[Path]) -> list[NodeReport]:
     return sorted(reports, key=lambda report: (not report.is_head, report.address))
 
 
-def _on(node: dict[str, Any], function: Any) -> Any:
+def on_node(node: dict[str, Any], function: Any) -> Any:
     """Return the function as a task that needs no CPU and runs on this node or fails."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -250,7 +250,7 @@ def _on(node: dict[str, Any], function: Any) -> Any:
 
 
 def _ask(node: dict[str, Any], places: list[str]) -> Any:
-    return _on(node, _examined).remote(places, int(node["Resources"].get("GPU", 0)))
+    return on_node(node, _examined).remote(places, int(node["Resources"].get("GPU", 0)))
 
 
 def _examined(places: list[str], num_ray_gpus: int) -> list[tuple[str, str, str | None, bool]]:
@@ -289,7 +289,7 @@ def _clock(node: dict[str, Any]) -> Finding:
     """Measure how far a node's clock is ahead of this one's, by the quickest of a few round trips."""
     import ray
 
-    ask = _on(node, _now_s)
+    ask = on_node(node, _now_s)
     trips = []
     for _ in range(NUM_ROUND_TRIPS):
         sent_s = time.time()

@@ -64,4 +64,5 @@ def make_train_job(
         prefix_depths=dict(prefix_depths or {}),
         prefix_cache_bytes=config.prefix_cache_bytes,
         keeps_predictions=job.metric is not None,
+        mark=job.mark,
     )

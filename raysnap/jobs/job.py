@@ -6,7 +6,9 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
+from raysnap.cluster.places import Place, check_places, marked
 from raysnap.config.jobs import FinetuneConfig
 from raysnap.planning.generate import TrialsPlan
 from raysnap.progress import OnProgress
@@ -38,6 +40,7 @@ class Job:
 
     Attributes:
         metric: what a sweep compares its trials by, which its rows and predictions are kept for; None elsewhere.
+        mark: a file in the run directory by which trials know that they see the same one.
     """
 
     config: FinetuneConfig
@@ -46,6 +49,7 @@ class Job:
     run_dir: RunDirectory
     on_progress: OnProgress
     metric: str | None = None
+    mark: Path | None = None
     clock: StageClock = field(default_factory=StageClock)
 
     @classmethod
@@ -66,16 +70,29 @@ class Job:
             lock: what holds the run directory already.
 
         Raises:
-            RaysnapError: the run directory holds another run, another process writes to it, or the store can't be
-                opened.
+            RaysnapError: the run directory holds another run, another process writes to it, a node of the cluster
+                doesn't see the job's folders, or the store can't be opened.
         """
         with lock_run(config, config.run_dir, resume=resume, lock=lock) as held:
+            check_places(_places(config, plan))
             store = Store.open(config.store, create=True)
             run_dir = RunDirectory.open(config, held, resume=resume)
-            yield cls(config, plan, store, run_dir, on_progress, metric)
+            with marked(config.run_dir / "ray") as mark:
+                yield cls(config, plan, store, run_dir, on_progress, metric, mark)
 
     def write_env(self, *, is_over: bool) -> None:
         """Write what the job runs on and, once it is over, how long it and its stages took."""
         wall_s = time.perf_counter() - self.clock.started_s if is_over else None
         stages_s = self.clock.stages_s if is_over else {}
         self.run_dir.write_env(self.config.seed, self.clock.started, wall_s, stages_s)
+
+
+def _places(config: FinetuneConfig, plan: TrialsPlan) -> list[Place]:
+    """Return the folders of a job, as all nodes must see them."""
+    found = {name: folder for name, folder in plan.datasets.items() if folder is not None}
+    return [
+        Place("run_dir", config.run_dir, "shared"),
+        Place("store", config.store, "locked"),
+        *([Place("data_dir", config.data_dir, "shared")] if len(found) < len(plan.datasets) else []),
+        *(Place(f"dataset {name!r}", folder, "read") for name, folder in found.items()),
+    ]

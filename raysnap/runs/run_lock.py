@@ -178,12 +178,14 @@ class RunLock:
 def hold_run(run_dir: Path, pace: Pace = PACE) -> Iterator[RunLock]:
     """Be the only writer of the run directory, which is created if needed, until the block ends.
 
-    A writer that has ended or died is succeeded at once; one on another machine that died is, after `pace.stale_s`.
+    A writer that has ended or died is succeeded at once; one that died on another machine, after `pace.stale_s`. If the
+    block fails before it writes anything, a folder that was created for it is removed.
 
     Raises:
         RunLocked: another process writes there, or took over because this one had been suspended for too long.
         ConfigError: the folder can't be written.
     """
+    made = [path for path in (run_dir, *run_dir.parents) if not path.exists()]
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
         lock = _acquire(run_dir, pace)
@@ -198,9 +200,20 @@ def hold_run(run_dir: Path, pace: Pace = PACE) -> Iterator[RunLock]:
     except BaseException as error:
         if lock.is_lost:
             raise lock.loss() from error
+        lock._release()
+        _remove_unused(lock._path, made)
         raise
     finally:
         lock._release()
+
+
+def _remove_unused(record: Path, made: list[Path]) -> None:
+    """Remove a record and the folders that were made for it, if nothing else is there."""
+    with suppress(OSError):
+        if made and [*record.parent.iterdir()] == [record]:
+            record.unlink()
+            for folder in made:
+                folder.rmdir()
 
 
 def _acquire(run_dir: Path, pace: Pace) -> RunLock:

@@ -54,6 +54,7 @@ class TrainJob:
         prefix_depths: how many frozen blocks' outputs are cached for a trial, by its id; 0 for a trial not listed.
         prefix_cache_bytes: limit of those outputs, for all datasets together.
         keeps_predictions: whether the prediction for each test item is kept with the finished trial.
+        mark: a file that the driver left in the run directory, which every process of a trial must see; None for none.
     """
 
     store_dir: Path
@@ -67,6 +68,7 @@ class TrainJob:
     prefix_depths: dict[str, int] = field(default_factory=dict)
     prefix_cache_bytes: int = 0
     keeps_predictions: bool = False
+    mark: Path | None = None
 
 
 def run_trial(

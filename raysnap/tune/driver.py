@@ -18,8 +18,9 @@ from ray.train import ScalingConfig
 from ray.train.torch import TorchTrainer, get_device
 from ray.tune.integration.ray_train import TuneReportCallback
 
+from raysnap.cluster.places import check_mark
 from raysnap.config.choices import Status
-from raysnap.errors import OutOfMemory, RaysnapError, TrainingDiverged, describe_failure
+from raysnap.errors import ClusterError, OutOfMemory, RaysnapError, TrainingDiverged, describe_failure
 from raysnap.training.savepoints import Savepoint, latest_savepoint, read_savepoint
 from raysnap.training.trial import Trial
 from raysnap.training.trial_loop import TrainJob, run_trial
@@ -28,6 +29,9 @@ from raysnap.tune.gpu_memory import memory_of
 
 logger = logging.getLogger(__name__)
 
+
+MISPLACED = "is_misplaced"
+"""In the result of a trial that failed because its node doesn't see the job's folders."""
 
 GROUP_ENVIRONMENT = {
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # saves a process per trial; a preempted worker counts as one that died
@@ -55,12 +59,15 @@ def train_driver_fn(
     )
     has_part = packs_gpus and each["GPU"] < 1
     try:
+        _check_node(trial, job)
         if has_part:
             launch(job, trial, savepoint)  # one that runs out of memory starts again with more
         else:
             retry_with_half_batch(trial, savepoint, partial(launch, job))
     except RayError:
         raise
+    except ClusterError as error:
+        tune.report({"status": Status.FAILED.value, "error": str(error), MISPLACED: True})
     except (OutOfMemory, torch.OutOfMemoryError, MemoryError) as error:
         tune.report({"status": Status.OUT_OF_MEMORY.value, "error": describe_failure(error)})
     except TrainingDiverged as error:
@@ -71,6 +78,16 @@ def train_driver_fn(
     finally:
         if torch.cuda.is_initialized():
             _release_memory()  # for other trials on the GPU; on a CPU it would only cost time
+
+
+def _check_node(trial: Trial, job: TrainJob) -> None:
+    """Check that this process sees the job's folders, as its node may have joined after the job began.
+
+    Raises:
+        ClusterError: it doesn't.
+    """
+    if job.mark is not None:
+        check_mark(job.mark, job.dataset_dirs.get(trial.trained_on))
 
 
 def retry_with_half_batch(
@@ -138,6 +155,7 @@ def _launch_group(
         train.report(metrics, checkpoint=train.Checkpoint.from_directory(checkpoint_dir) if checkpoint_dir else None)
 
     def train_fn_per_worker() -> None:
+        _check_node(trial, job)
         context = train.get_context()
         worker = Worker(rank=context.get_world_rank(), world_size=context.get_world_size())
         run_trial(trial, job, get_device(), report, resume=resume, worker=worker)

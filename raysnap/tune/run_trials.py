@@ -16,6 +16,7 @@ import math
 import os
 import shutil
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -26,11 +27,11 @@ from ray.tune.trainable import wrap_function
 
 from raysnap.config.choices import Status
 from raysnap.config.parts import ResourcesConfig
-from raysnap.errors import describe_failure
+from raysnap.errors import ClusterError, describe_failure
 from raysnap.training.savepoints import Savepoint, keep_only, latest_savepoint
 from raysnap.training.trial import Trial
 from raysnap.training.trial_loop import TrainJob
-from raysnap.tune.driver import train_driver_fn
+from raysnap.tune.driver import MISPLACED, train_driver_fn
 from raysnap.tune.options import RUN_ALL, TrialOutcome, TuneOptions
 from raysnap.tune.resources import DRIVER_RESOURCES
 from raysnap.tune.schedulers import QueueOrder
@@ -41,6 +42,9 @@ from raysnap.tune.trackers import EventFiles, Tracker
 
 MIN_TRIALS, TRIALS_PER_SLOT = 500, 50
 """Of one experiment: at its end slots wait for its last trial, and processes start again."""
+
+MAX_MISPLACED = 3
+"""Trials that fail because their node doesn't see the job's folders, before the job ends."""
 
 TUNE_ENVIRONMENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # four files per trial that say what its row and event file say
@@ -72,6 +76,7 @@ def run_trials(
         trackers: what records the trials in addition to the event files in `ray_dir`.
 
     Raises:
+        ClusterError: several trials met the same node that doesn't see the job's folders.
         KeyboardInterrupt: the process was interrupted.
     """
     ray_dir = ray_dir.resolve()
@@ -183,9 +188,16 @@ class _DriverCallback(tune.Callback):
         self._started_s: dict[str, float] = {}
         self._history: dict[str, list[dict[str, Any]]] = {}
         self._running: dict[str, Any] = {}
+        self._num_misplaced: Counter[str] = Counter()
 
     def __getstate__(self) -> dict[str, Any]:
         return {}
+
+    def on_step_begin(self, iteration: int, trials: list, **info: Any) -> None:  # noqa: ARG002
+        """End the job if a node fails one trial after the other, as it would soon have failed them all."""
+        for error, num_trials in self._num_misplaced.items():
+            if num_trials >= MAX_MISPLACED:
+                raise ClusterError(f"{num_trials} trials ended where they can't run: {error}; then --resume")
 
     def on_trial_start(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:  # noqa: ARG002
         self._started_s.setdefault(_trial_id(trial), time.monotonic())
@@ -212,6 +224,7 @@ class _DriverCallback(tune.Callback):
             shutil.rmtree(trial.local_path, ignore_errors=True)  # else Tune names the folder of its next start anew
         elif result.get("error"):
             self._end(trial, None, Status(result["status"]), result["error"])
+            self._num_misplaced[result["error"]] += bool(result.get(MISPLACED))
         elif "epoch" in result and "status" not in result:
             stopped = "scheduler" if self.left_s() else "time_budget"
             self._end(trial, None, Status.STOPPED, None, stopped)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import shutil
 import signal
 import socket
 import subprocess
@@ -68,9 +69,9 @@ class RayNodes:
         self.start_process(1, "--head", *ports, *options)
         self.wait_for_nodes(1)
 
-    def start_node(self, number: int, *options: str) -> None:
+    def start_node(self, number: int, *options: str, mounts: str | None = None) -> None:
         """Start another node, and wait until it has joined the head."""
-        self.start_process(number, "--address", self.address, *options)
+        self.start_process(number, "--address", self.address, *options, mounts=mounts)
         self.wait_for_nodes(len(self.processes))
 
     def wait_for_nodes(self, count: int) -> None:
@@ -89,8 +90,14 @@ class RayNodes:
             if sum(node["raylet"].get("state") == "ALIVE" for node in nodes) == count:
                 return
 
-    def start_process(self, number: int, *options: str, **changes: str | None) -> subprocess.Popen:
-        """Start `ray start` with a node's own address and folder, and changes to its environment."""
+    def start_process(
+        self, number: int, *options: str, mounts: str | None = None, **changes: str | None
+    ) -> subprocess.Popen:
+        """Start `ray start` with a node's own address and folder, and changes to its environment.
+
+        Args:
+            mounts: shell commands that change what the node sees of the file system; see `can_mount`.
+        """
         address = f"{self.network}.{number}"
         agent_port, grpc_port, env_port, metrics_port = free_ports(address, 4)
         command = [RAY, "start", "--block", "--node-ip-address", address, "--disable-usage-stats", *options]
@@ -98,6 +105,8 @@ class RayNodes:
         command += [f"--runtime-env-agent-port={env_port}", f"--metrics-export-port={metrics_port}"]
         # A folder for each node: nodes that share one delete each other's copies of uploaded code while jobs use them.
         command += ["--object-store-memory=100000000", f"--temp-dir={self.directory}/ray-{number}"]
+        if mounts is not None:
+            command = ["unshare", "-m", "sh", "-c", f'{mounts} && exec "$@"', "sh", *command]
         with (self.directory / f"node-{number}.log").open("ab") as log:
             process = subprocess.Popen(
                 command,
@@ -123,6 +132,12 @@ class RayNodes:
                 except (ProcessLookupError, subprocess.TimeoutExpired):
                     continue
         self.processes.clear()
+
+    def run(self, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+        """Run a raysnap command on the cluster."""
+        command = [sys.executable, "-m", "raysnap", *map(str, arguments)]
+        environment = self.environment(RAY_ADDRESS=self.address, PYTHONPATH=str(ROOT))
+        return subprocess.run(command, env=environment, cwd=self.home, capture_output=True, text=True, timeout=JOB_S)
 
     # Jobs
 
@@ -160,6 +175,12 @@ class RayNodes:
         assert asked.returncode == 0, asked.stderr
         status, exit_code = json.loads(asked.stdout.splitlines()[-1])
         return status, exit_code
+
+
+def can_mount() -> bool:
+    """Return whether this process may give another one mounts of its own."""
+    unshare = shutil.which("unshare")
+    return unshare is not None and subprocess.run([unshare, "-m", "true"], capture_output=True).returncode == 0
 
 
 def free_ports(address: str, count: int) -> list[int]:

@@ -18,6 +18,8 @@ import ray
 import torch
 from torch import Tensor
 
+from raysnap.cluster.places import Place, check_places
+from raysnap.datasets.dataset import find_dataset
 from raysnap.errors import RaysnapError, UsageError
 from raysnap.search.engine.border import Border, from_array, to_array
 from raysnap.search.engine.calibration import measure_kinds
@@ -54,6 +56,7 @@ class Fleet:
         num_workers = setup.options.workers
         if not ray.is_initialized():
             raise UsageError(f"workers={num_workers}: expected Ray to be running, found none; call ray.init() first")
+        check_places(_places(setup))
         self.tree = tree
         self.work = work
         resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
@@ -168,6 +171,13 @@ class Fleet:
         self._workers = [self._workers[number] for number in alive]
         self._held = [self._held[number] for number in alive]
         self._reported = [self._reported[number] for number in alive]
+
+
+def _places(setup: Setup) -> list[Place]:
+    """Return the folders that workers read; the dataset is there, as this process has opened it."""
+    root = find_dataset(setup.data, setup.options.data_dir)
+    assert root is not None
+    return [Place("--store", setup.store / "snapshots", "read"), Place("--data", root, "read")]
 
 
 class _Run:
