@@ -16,7 +16,7 @@ import math
 import os
 import shutil
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -82,7 +82,11 @@ def run_trials(
     ray_dir = ray_dir.resolve()
     slots = Slots(resources)
     trainable = _trainable(job, resources, ray_dir, copies_weights=options.copies_weights)
-    driver_callback = _DriverCallback(ray_dir, trials, options, slots, on_end, on_epoch)
+    feed = TrialFeed(trials, slots, options.suggestions() if options.suggestions else None)
+    put_back = None if options.copies_weights else feed.put_back
+    driver_callback = _DriverCallback(
+        ray_dir, trials, options, slots, on_end, on_epoch, put_back, resources.max_failures
+    )
     tracker_callback = TrackerCallback([EventFiles(ray_dir), *trackers])
     for name, value in TUNE_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
@@ -118,7 +122,6 @@ def run_trials(
         run_experiment(space, max_concurrent_trials=resources.max_concurrent)
         _delete_state(ray_dir)
     else:
-        feed = TrialFeed(trials, slots, options.suggestions() if options.suggestions else None)
         while feed.has_next() and not feed.num_running and driver_callback.left_s() > 0:
             num_trials = max(MIN_TRIALS, TRIALS_PER_SLOT * slots.num)
             run_experiment({}, search_alg=feed, num_samples=num_trials, max_concurrent_trials=num_trials)
@@ -177,6 +180,8 @@ class _DriverCallback(tune.Callback):
         slots: Slots,
         on_end: Callable[[TrialOutcome], None],
         on_epoch: Callable[[Trial, dict[str, Any]], None],
+        put_back: Callable[[Trial], None] | None,
+        max_failures: int,
     ):
         self._ray_dir = ray_dir
         self._planned = {trial.id: trial for trial in trials}
@@ -185,6 +190,9 @@ class _DriverCallback(tune.Callback):
         self._until_s = math.inf if options.time_budget_s is None else time.monotonic() + options.time_budget_s
         self._on_end = on_end
         self._on_epoch = on_epoch
+        self._put_back = put_back
+        self._left_to_put_back: dict[str, int] = defaultdict(lambda: max_failures)
+        self._recovered: set[str] = set()
         self._started_s: dict[str, float] = {}
         self._history: dict[str, list[dict[str, Any]]] = {}
         self._running: dict[str, Any] = {}
@@ -201,6 +209,7 @@ class _DriverCallback(tune.Callback):
 
     def on_trial_start(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:  # noqa: ARG002
         self._started_s.setdefault(_trial_id(trial), time.monotonic())
+        self._recovered.discard(_trial_id(trial))
         self._running[_trial_id(trial)] = trial
 
     def on_trial_result(self, iteration: int, trials: list, trial: Any, result: dict, **info: Any) -> None:  # noqa: ARG002
@@ -231,7 +240,17 @@ class _DriverCallback(tune.Callback):
         else:
             self._end(trial, None, Status.FAILED, "the trial ended without a whole checkpoint")
 
+    def on_trial_recover(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:  # noqa: ARG002
+        self._recovered.add(_trial_id(trial))
+
     def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:  # noqa: ARG002
+        """End the trial, unless Tune counted one death twice, as it does if a process dies between two trials."""
+        name = _trial_id(trial)
+        if self._put_back is not None and name in self._recovered and self._left_to_put_back[name] > 0:
+            self._left_to_put_back[name] -= 1
+            shutil.rmtree(trial.local_path, ignore_errors=True)  # else Tune gives the trial a folder of another name
+            self._put_back(self._trial(trial))
+            return
         self._end(trial, None, Status.FAILED, f"its process died: {_cause_of_death(trial)}")
 
     def left_s(self) -> float:
@@ -255,6 +274,7 @@ class _DriverCallback(tune.Callback):
     ) -> None:
         name = _trial_id(trial)
         self._running.pop(name, None)
+        self._recovered.discard(name)
         history = tuple(self._history.pop(name, ()))
         self._on_end(
             TrialOutcome(

@@ -53,6 +53,10 @@ class TrialFeed(Searcher):
                 self._waiting.append(suggested)
         return bool(self._waiting)
 
+    def put_back(self, trial: Trial) -> None:
+        """Take a trial back that Tune gave up, to hand it out again before the others."""
+        self._waiting.appendleft(trial)
+
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override] # FINISHED is text, says Ray
         """Return the next trial and its share as Tune expects them; None while there is no room for it."""
         # A suggestion is asked for only when there is room, so that it follows from all results before.

@@ -23,11 +23,13 @@ class TrackerCallback(LoggerCallback):
 
     def __init__(self, trackers: Sequence[Tracker]):
         self._trackers = list(trackers)
+        self._started: set[str] = set()
 
     def __getstate__(self) -> dict[str, Any]:
         return {}
 
     def log_trial_start(self, trial: Any) -> None:
+        self._started.add(str(trial))
         self._call(lambda tracker: tracker.start(str(trial), hyperparameters(trial.config["trial"])))
 
     def log_trial_result(self, iteration: int, trial: Any, result: dict) -> None:  # noqa: ARG002
@@ -35,6 +37,9 @@ class TrackerCallback(LoggerCallback):
             self._call(lambda tracker: tracker.measure(str(trial), result["epoch"], figures_of(result)))
 
     def log_trial_end(self, trial: Any, failed: bool = False) -> None:
+        if str(trial) not in self._started:
+            return  # its process died before it started
+        self._started.remove(str(trial))
         result = trial.last_result or {}
         kept = kept_of(result)
         epoch = int(result["kept"].get("best_epoch", result.get("epoch", 0))) if kept else result.get("epoch", 0)
