@@ -200,6 +200,15 @@ def test_trials_are_a_json_line_each(tmp_path):
     assert [row["id"] for row in read_rows(tmp_path / "trials.jsonl")] == [trial.id for trial in trials]
 
 
+def test_a_further_trial_is_a_line_of_its_own(tmp_path):
+    run, trials = begin(tmp_path / "run"), sample_trials(CONFIG)
+    run.write_trials(trials[:1])
+    with (run.path / "trials.jsonl").open("a") as file:
+        file.write('{"id": "torn')
+    run.add_trial(trials[1])
+    assert [row["id"] for row in read_rows(run.path / "trials.jsonl")] == [trial.id for trial in trials[:2]]
+
+
 def test_the_environment_has_what_results_depend_on(tmp_path, monkeypatch):
     monkeypatch.setenv("RAY_AUTH_TOKEN", "hunter2")
     run = RunDirectory(tmp_path)

@@ -1,13 +1,16 @@
 """Trials on a real local Ray, with the faults they meet: bad ones end with a reason, good ones don't notice."""
 
 import json
+import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import ray
 import torch
 
 from raysnap.config.choices import Status
@@ -21,7 +24,7 @@ from raysnap.training.savepoints import Savepoint, latest_savepoint, read_savepo
 from raysnap.training.trial import Trial
 from raysnap.training.trial_loop import TrainJob, run_trial
 from raysnap.tune.driver import retry_with_half_batch
-from raysnap.tune.options import TrialOutcome
+from raysnap.tune.options import Suggestions, TrialOutcome, TuneOptions
 from raysnap.tune.run_trials import run_trials
 from tests.support import SUPPORT, fault_jobs
 
@@ -239,6 +242,55 @@ def test_a_checkpoint_from_another_base_restarts_the_trial(finished, caplog):
     )
     assert epochs == [1]
     assert "another base" in caplog.text
+
+
+@pytest.fixture(scope="module")
+def disturbed(finished) -> tuple[list[tuple[str, str]], list[int]]:
+    """Run short trials until two processes train; return how each ended, and the processes in order.
+
+    The first process is killed between two trials, and the second CPU is taken until the third trial has ended.
+    """
+    taken = ray.util.placement_group([{"CPU": 1}])
+    ray.get(taken.ready())
+    ended: list[tuple[str, str]] = []
+    pids: list[int] = []
+    more = (fault_jobs.trial(f"short-{number}", epochs=1) for number in range(200))
+
+    def suggest() -> Trial | None:
+        return next(more, None) if len(set(pids)) < 3 else None
+
+    def on_epoch(_: Trial, epoch: dict) -> None:
+        pids.append(epoch["pid"])
+
+    def on_end(outcome: TrialOutcome) -> None:
+        ended.append((outcome.trial.id, outcome.status))
+        if len(ended) == 1:
+            os.kill(pids[-1], signal.SIGKILL)
+        if len(ended) == 3:
+            ray.util.remove_placement_group(taken)
+
+    run_trials(
+        [],
+        finished.job,
+        ResourcesConfig(max_failures=1),
+        finished.directory / "ray" / "short",
+        on_end=on_end,
+        on_epoch=on_epoch,
+        options=TuneOptions(suggestions=lambda: Suggestions("val_loss", suggest, lambda *_: None)),
+    )
+    return ended, pids
+
+
+def test_a_process_that_dies_between_trials_costs_none(disturbed):
+    ended, pids = disturbed
+    assert {status for _, status in ended} == {"done"}
+    assert len({name for name, _ in ended}) == len(ended) == len(pids)
+
+
+def test_a_cpu_that_is_free_late_gets_a_process(disturbed):
+    _, pids = disturbed
+    assert len(set(pids[:3])) == 2
+    assert len(set(pids)) == 3
 
 
 def test_a_trial_leaves_one_event_file_and_tune_nothing(finished):

@@ -8,6 +8,8 @@ from raysnap.config.choices import Status
 from raysnap.config.parts import ResourcesConfig
 from raysnap.config.train import TrainConfig
 from raysnap.training.trial import Trial
+from raysnap.tune import slots
+from raysnap.tune.options import Suggestions
 from raysnap.tune.searcher import TrialFeed
 from raysnap.tune.slots import Slots
 
@@ -58,6 +60,42 @@ def test_one_trial_is_out_even_where_none_fits(cluster):
     cluster(CPU=1)
     feed = feed_of([trial("a"), trial("b")], cpus=4)
     assert taken(feed, 2) == [("a", 0)]
+
+
+def test_cpus_that_come_while_trials_run_are_used(cluster, monkeypatch):
+    monkeypatch.setattr(slots, "LOOK_EVERY_S", 0.0)
+    cluster(CPU=1)
+    feed = feed_of([trial(name) for name in "abcd"])
+    assert taken(feed, 1) == [("a", 0)]
+    assert taken(feed, 2) == []
+    cluster(CPU=3)
+    assert taken(feed, 4) == [("b", 0), ("c", 0)]
+
+
+def test_a_trial_that_is_put_back_comes_next(cluster):
+    cluster(CPU=1)
+    feed = feed_of([trial(name) for name in "abc"])
+    assert taken(feed, 1) == [("a", 0)]
+    feed.on_trial_complete("1-0", error=True)
+    feed.put_back(trial("a"))
+    assert taken(feed, 1) == [("a", 0)]
+
+
+def test_suggestions_follow_the_list_and_know_all_results(cluster):
+    cluster(CPU=1)
+    told: list[tuple[str, float | None]] = []
+    suggested = iter([trial("s"), trial("t")])
+    suggestions = Suggestions("val_loss", lambda: next(suggested, None), lambda *result: told.append(result))
+    feed = TrialFeed([trial("a")], Slots(ResourcesConfig()), suggestions)
+    assert taken(feed, 2) == [("a", 0)]
+    feed.on_trial_complete("2-0", {"val_loss": 0.5})
+    assert told == [("a", 0.5)]
+    assert taken(feed, 1) == [("s", 0)]
+    feed.on_trial_complete("1-0", {"val_loss": 0.4, "error": "it diverged"})
+    assert taken(feed, 1) == [("t", 0)]
+    feed.on_trial_complete("1-0", error=True)
+    assert feed.suggest("end") == Searcher.FINISHED
+    assert told == [("a", 0.5), ("s", None), ("t", None)]
 
 
 def test_max_concurrent_limits_what_is_out(cluster):

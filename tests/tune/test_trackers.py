@@ -181,6 +181,14 @@ def test_a_tracker_that_fails_is_dropped_and_the_others_are_told(tmp_path, caplo
     assert len(scalars(tmp_path / "a")["val/accuracy"]) == 3
 
 
+def test_a_trial_that_ends_before_it_starts_is_not_tracked(tmp_path):
+    tracking = TrackerCallback([EventFiles(tmp_path)])
+    tracking.on_trial_error(0, [], Told("dead"))
+    run_trial(tracking, Told("a"))
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+    assert len(tracking._trackers) == 1
+
+
 @pytest.mark.parametrize("name", ["mlflow", "wandb"])
 def test_a_missing_tracker_is_one_line_that_names_its_extra(monkeypatch, name):
     monkeypatch.setattr(importlib.util, "find_spec", lambda package: None)
