@@ -188,11 +188,13 @@ def _doctor_of_cluster(places: list[Path], as_json: bool) -> int:
             )
     with ray_session(OBJECT_STORE_BYTES):
         reports = examine_cluster(places or [Path(tempfile.gettempdir())])
+        unshared = [fault for place in places if (fault := _sharing_fault(place)) is not None]
     differing = differences(reports)
-    problems = list(problem_lines(reports))
+    problems = [*problem_lines(reports), *unshared]
     if as_json:
         nodes = [asdict(report) for report in reports]
-        print_json({"ok": not (problems or differing), "nodes": nodes, "differences": differing})
+        document = {"nodes": nodes, "differences": differing, "not_shared": unshared}
+        print_json({"ok": not (problems or differing), **document})
     else:
         print_result(common_table(reports))
         print_result("")
@@ -202,3 +204,16 @@ def _doctor_of_cluster(places: list[Path], as_json: bool) -> int:
                 print_result("\n".join(["", title, *lines]))
         print_result("" if problems or differing else "\nNo problems found.")
     return SOME_FAILED if problems or differing else 0
+
+
+def _sharing_fault(place: Path) -> str | None:
+    """Return why a folder of this machine is not the same one on every node; None if it is, or isn't there yet."""
+    from raysnap.cluster.places import Place, check_places
+
+    if not place.is_dir():
+        return None
+    try:
+        check_places([Place("place", place, "shared" if os.access(place, os.W_OK) else "read")])
+    except RaysnapError as error:
+        return str(error)
+    return None
