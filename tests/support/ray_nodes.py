@@ -107,9 +107,6 @@ class RayNodes:
         command += ["--object-store-memory=100000000", f"--temp-dir={self.directory}/ray-{number}"]
         if mounts is not None:
             command = ["unshare", "-m", "sh", "-c", f'{mounts} && exec "$@"', "sh", *command]
-        if hidden is not None:
-            mount = 'mount -t tmpfs none "$0" && exec "$@"'
-            command = ["unshare", "--mount", "sh", "-c", mount, str(hidden), *command]
         with (self.directory / f"node-{number}.log").open("ab") as log:
             process = subprocess.Popen(
                 command,
