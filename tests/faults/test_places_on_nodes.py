@@ -4,6 +4,8 @@ import json
 import os
 import re
 import shutil
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -21,6 +23,7 @@ from tests.support.ray_nodes import RayNodes, can_mount
 
 DEEP = os.environ.get("RAYSNAP_DEEP") == "1"
 NETWORK = "127.0.72"
+COUNT = "import ray; ray.init(log_to_driver=False); print(sum(node['Alive'] for node in ray.nodes()))"
 MAX_ANSWER_S = 60  # a busy machine starts Ray's driver and raysnap in 20 s
 
 pytestmark = [
@@ -55,6 +58,18 @@ class Places:
         return path
 
 
+def wait_for(nodes: RayNodes, count: int) -> None:
+    """Wait until a driver counts that many nodes; the job server, which would too, needs more packages."""
+    until_s = time.monotonic() + 120
+    while True:
+        environment = nodes.environment(RAY_ADDRESS=nodes.address)
+        counted = subprocess.run([sys.executable, "-c", COUNT], env=environment, capture_output=True, text=True)
+        if counted.returncode == 0 and int(counted.stdout.split()[-1]) == count:
+            return
+        assert time.monotonic() < until_s, counted.stderr
+        time.sleep(1)
+
+
 @pytest.fixture(scope="module")
 def places(tmp_path_factory) -> Iterator[Places]:
     root = tmp_path_factory.mktemp("places")
@@ -81,8 +96,10 @@ def places(tmp_path_factory) -> Iterator[Places]:
     with tempfile.TemporaryDirectory(prefix="r", dir="/tmp") as short:  # as the paths of sockets have to be
         nodes = RayNodes(Path(short), NETWORK)
         try:
-            nodes.start_head("--num-cpus=0")
-            nodes.start_node(2, "--num-cpus=2", mounts=" && ".join(mounts))
+            nodes.start_process(1, "--head", f"--port={nodes.port}", "--include-dashboard=false", "--num-cpus=0")
+            wait_for(nodes, 1)
+            nodes.start_process(2, "--address", nodes.address, "--num-cpus=2", mounts=" && ".join(mounts))
+            wait_for(nodes, 2)
             yield Places(nodes, shared, head_only, read_only, overlaid)
         finally:
             nodes.stop()
@@ -127,6 +144,22 @@ def test_a_folder_of_one_node_is_told_before_any_work(places, key, place, found)
     assert listing(root) == before
 
 
+def test_a_benchmark_names_the_node_without_its_store(places):
+    bench = {
+        "kind": "bench",
+        "store": str(places.head_only / "made"),
+        "datasets": [fault_jobs.DATASET],
+        "image_size": 32,
+    }
+    folders = {"data_dir": str(places.shared / "data"), "run_dir": str(places.shared / "bench")}
+    path = places.shared / "bench.json"
+    path.write_text(json.dumps(bench | folders | {"shapes": fault_jobs.SHAPES.model_dump(), "resources": {"gpus": 0}}))
+    ended = places.nodes.run("bench", path)
+    assert ended.returncode == 2
+    assert re.search(rf"store \S+: node \S+ \({NETWORK}.2\) {re.escape(NO_COPY)}", ended.stderr)
+    assert not (places.shared / "bench").exists()
+
+
 def listing(root: Path) -> list[Path]:
     """Every path below a folder but those of caches."""
     return sorted(path for path in root.rglob("*") if ".raysnap" not in path.parts)
@@ -146,7 +179,8 @@ def test_a_bad_node_that_joins_later_soon_ends_the_job(places):
         while not read_rows(run_dir / "results.jsonl"):
             assert not running.done(), running.result()
             time.sleep(0.5)
-        places.nodes.start_node(3, "--num-cpus=1", mounts=f"mount -t tmpfs none {run_dir}")
+        join = ("--address", places.nodes.address, "--num-cpus=1")
+        places.nodes.start_process(3, *join, mounts=f"mount -t tmpfs none {run_dir}")
         ended = running.result()
     line = ended.stderr.splitlines()[-1]
     print(line)  # noqa: T201 - shown by `pytest -s`
