@@ -18,7 +18,7 @@ import pytest
 from raysnap.cli.app import main
 from raysnap.datasets.dataset import open_dataset
 from raysnap.runs.rows import read_rows
-from tests.support import fault_jobs
+from tests.support import ROOT, fault_jobs
 from tests.support.ray_nodes import RayNodes, can_mount
 
 DEEP = os.environ.get("RAYSNAP_DEEP") == "1"
@@ -56,6 +56,12 @@ class Places:
         path = self.shared / f"{name}.json"
         path.write_text(json.dumps(settings.model_dump(mode="json") | {"resources": {"gpus": 0}}))
         return path
+
+
+def join(nodes: RayNodes, number: int, mounts: str, num_cpus: int) -> None:
+    """Start a node that sees other mounts; code is where the tests have it."""
+    options = ("--address", nodes.address, f"--num-cpus={num_cpus}")
+    nodes.start_process(number, *options, mounts=mounts, PYTHONPATH=str(ROOT))
 
 
 def wait_for(nodes: RayNodes, count: int) -> None:
@@ -96,9 +102,10 @@ def places(tmp_path_factory) -> Iterator[Places]:
     with tempfile.TemporaryDirectory(prefix="r", dir="/tmp") as short:  # as the paths of sockets have to be
         nodes = RayNodes(Path(short), NETWORK)
         try:
-            nodes.start_process(1, "--head", f"--port={nodes.port}", "--include-dashboard=false", "--num-cpus=0")
+            head = ("--head", f"--port={nodes.port}", "--include-dashboard=false")
+            nodes.start_process(1, *head, "--num-cpus=0", PYTHONPATH=str(ROOT))
             wait_for(nodes, 1)
-            nodes.start_process(2, "--address", nodes.address, "--num-cpus=2", mounts=" && ".join(mounts))
+            join(nodes, 2, " && ".join(mounts), num_cpus=2)
             wait_for(nodes, 2)
             yield Places(nodes, shared, head_only, read_only, overlaid)
         finally:
@@ -179,8 +186,7 @@ def test_a_bad_node_that_joins_later_soon_ends_the_job(places):
         while not read_rows(run_dir / "results.jsonl"):
             assert not running.done(), running.result()
             time.sleep(0.5)
-        join = ("--address", places.nodes.address, "--num-cpus=1")
-        places.nodes.start_process(3, *join, mounts=f"mount -t tmpfs none {run_dir}")
+        join(places.nodes, 3, f"mount -t tmpfs none {run_dir}", num_cpus=1)
         ended = running.result()
     line = ended.stderr.splitlines()[-1]
     print(line)  # noqa: T201 - shown by `pytest -s`

@@ -69,9 +69,9 @@ class RayNodes:
         self.start_process(1, "--head", *ports, *options)
         self.wait_for_nodes(1)
 
-    def start_node(self, number: int, *options: str) -> None:
+    def start_node(self, number: int, *options: str, mounts: str | None = None) -> None:
         """Start another node, and wait until it has joined the head."""
-        self.start_process(number, "--address", self.address, *options)
+        self.start_process(number, "--address", self.address, *options, mounts=mounts)
         self.wait_for_nodes(len(self.processes))
 
     def wait_for_nodes(self, count: int) -> None:
