@@ -6,6 +6,7 @@ the moments.
 
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -14,10 +15,9 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-import psutil
 import pytest
 
 from raysnap.config.load import dump_yaml
@@ -47,10 +47,10 @@ class Cluster(RayNodes):
     def kill(self, number: int) -> None:
         """Kill every process of a node at once, as a power cut does."""
         address = f"{self.network}.{number}"
-        for process in psutil.process_iter(["cmdline", "pid"]):
-            words = process.info["cmdline"] or []
-            if any(word.endswith((f"={address}", f" {address}")) or word == address for word in words):
-                process.kill()
+        for path in Path("/proc").glob("[0-9]*/cmdline"):
+            with suppress(OSError):
+                if address in re.split(r"[\0 =]", path.read_text(errors="replace")):
+                    os.kill(int(path.parent.name), signal.SIGKILL)
         os.killpg(self.processes[number - 1].pid, signal.SIGKILL)
 
 
