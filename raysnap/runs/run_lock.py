@@ -161,8 +161,10 @@ class RunLock:
     def _interrupt(self) -> None:
         """Interrupt the job in the main thread, unless it has noticed; in another, its next check does."""
         with self._noticing:
-            if not self.is_lost and not self._released.is_set() and self._main is not None:
-                signal.pthread_kill(self._main.ident or 0, signal.SIGINT)
+            # A shell makes what it starts in the background ignore SIGINT; the command line handles SIGTERM, too.
+            handled = [number for number in (signal.SIGINT, signal.SIGTERM) if callable(signal.getsignal(number))]
+            if handled and not self.is_lost and not self._released.is_set() and self._main is not None:
+                signal.pthread_kill(self._main.ident or 0, handled[0])
             self.is_lost = True
 
     def _release(self) -> None:
