@@ -69,8 +69,8 @@ def run_trials(
     A trial continues from the latest savepoint in its folder of `ray_dir`.
 
     Args:
-        trials: the trials to run; a searcher suggests further ones.
-        ray_dir: folder for Ray's own result files and the checkpoints; on a cluster one that all nodes share.
+        trials: the trials to run; the options may suggest further ones.
+        ray_dir: folder for the trials' event files and checkpoints; on a cluster one that all nodes share.
         on_end: called once per trial that ended; a trial without a call was interrupted, or never started within the
             time budget.
         trackers: what records the trials in addition to the event files in `ray_dir`.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from ray import tune
@@ -39,8 +39,35 @@ class _Asha(QueueOrder, schedulers.ASHAScheduler):
     """Tune's ASHA in the order of the queue."""
 
 
+class _TrialName(NamedTuple):
+    """What the median stopping rule needs of one of Tune's trials."""
+
+    trial_id: str
+
+
 class _MedianStopping(QueueOrder, schedulers.MedianStoppingRule):
-    """Tune's median stopping rule in the order of the queue."""
+    """Tune's median stopping rule in the order of the queue, which keeps of each trial only what it compares.
+
+    Tune's own keeps whole trials and results, and fails once a trial ended with a result without a time, as one that
+    diverged does.
+    """
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict) -> str:
+        """Decide whether the trial goes on."""
+        compared = self._compared(result)
+        if compared is None:
+            return schedulers.TrialScheduler.CONTINUE
+        return super().on_trial_result(tune_controller, _TrialName(trial.trial_id), compared)  # type: ignore[arg-type]
+
+    def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict) -> None:
+        """Take the last result, unless there is nothing in it to compare."""
+        compared = self._compared(result)
+        if compared is not None:
+            super().on_trial_complete(tune_controller, _TrialName(trial.trial_id), compared)  # type: ignore[arg-type]
+
+    def _compared(self, result: dict) -> dict[str, Any] | None:
+        keys = (self._time_attr, str(self._metric))
+        return {key: result[key] for key in keys} if all(key in result for key in keys) else None
 
 
 def tune_options(config: SweepConfig, trials: list[Trial], suggestions: MakeSuggestions | None = None) -> TuneOptions:
