@@ -44,6 +44,10 @@ pytestmark = [
 class Cluster(RayNodes):
     """Two nodes with a CPU each, any of which can be killed with all of its processes."""
 
+    def environment(self, **changes: str | None) -> dict[str, str]:
+        """Return what nodes and drivers run with, which have the tests' code."""
+        return super().environment(PYTHONPATH=str(ROOT), **changes)
+
     def kill(self, number: int) -> None:
         """Kill every process of a node at once, as a power cut does."""
         address = f"{self.network}.{number}"
@@ -68,7 +72,7 @@ def two_nodes() -> Iterator[Cluster]:
 
 
 def drive(cluster: Cluster, config_path: Path, *options: str) -> subprocess.Popen:
-    environment = cluster.environment(RAY_ADDRESS=cluster.address, PYTHONPATH=str(ROOT))
+    environment = cluster.environment(RAY_ADDRESS=cluster.address)
     command = [sys.executable, "-m", "raysnap", "generate", str(config_path), *options]
     with config_path.with_suffix(".log").open("ab") as log:
         return subprocess.Popen(command, env=environment, cwd=config_path.parent, stdout=log, stderr=log)
