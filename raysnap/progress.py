@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from raysnap.humanize import seconds_text
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 MIN_SHOWN_LEFT_S = 60
 
@@ -73,7 +77,11 @@ def _bars(stream: TextIO) -> Iterator[OnProgress]:
         TimeRemainingColumn(),
         Yielding("[dim]{task.fields[note]}", table_column=Column()),
     )
-    with Progress(*columns, console=Console(file=stream), redirect_stdout=False, redirect_stderr=False) as progress:
+    console = Console(file=stream)
+    with (
+        _logs_above(console, stream),
+        Progress(*columns, console=console, redirect_stdout=False, redirect_stderr=False) as progress,
+    ):
 
         def show(stage: str, num_done: int, num_all: int, note: str) -> None:
             _, is_piece, piece = stage.partition("/")
@@ -87,6 +95,25 @@ def _bars(stream: TextIO) -> Iterator[OnProgress]:
             progress.update(bars[stage], completed=num_done, total=num_all, note=escape(note))
 
         yield show
+
+
+@contextmanager
+def _logs_above(console: Console, stream: TextIO) -> Iterator[None]:
+    """Print what is logged to the stream above the bars, not into them."""
+    from rich.file_proxy import FileProxy
+
+    handlers = [
+        handler
+        for handler in logging.root.handlers
+        if isinstance(handler, logging.StreamHandler) and handler.stream is stream
+    ]
+    for handler in handlers:
+        handler.setStream(FileProxy(console, stream))
+    try:
+        yield
+    finally:
+        for handler in handlers:
+            handler.setStream(stream)
 
 
 def _lines(stream: TextIO) -> OnProgress:

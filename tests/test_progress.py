@@ -1,6 +1,7 @@
 """Progress: a line per finished piece in a log, and when it will be done."""
 
 import io
+import logging
 
 from rich.text import Text
 
@@ -75,3 +76,16 @@ def test_a_narrow_terminal_truncates_names_and_notes(monkeypatch):
     assert "11/12" in last and "10/30" in last and "0:00:00" in last
     assert name not in last and "007-resnet18" in last
     assert all(len(Text.from_ansi(line).plain) <= 80 for line in last.splitlines())
+
+
+def test_what_is_logged_is_printed_above_the_bars(monkeypatch):
+    terminal = io.StringIO()
+    monkeypatch.setattr(terminal, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "120")
+    handler = logging.StreamHandler(terminal)
+    monkeypatch.setattr(logging.root, "handlers", [handler])
+    with progress.show_progress(terminal) as show:
+        show("trials", 0, 2, "")
+        logging.getLogger("raysnap.tests").warning("waiting for [1] GPU")
+        assert "waiting for [1] GPU\n" in Text.from_ansi(terminal.getvalue()).plain
+    assert handler.stream is terminal

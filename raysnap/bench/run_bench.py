@@ -20,9 +20,13 @@ import ray
 
 from raysnap.bench.cells import Cell, SyntheticSet, find_sets, plan_bench
 from raysnap.bench.timed_search import time_search
+from raysnap.cluster.capacity import most_cpus, read_capacity
+from raysnap.cluster.gpus import granted_device
 from raysnap.cluster.places import Place, check_places
+from raysnap.cluster.waiting import refuse_impossible, told_waits
 from raysnap.config.bench import BenchConfig
 from raysnap.config.choices import Status
+from raysnap.config.parts import ResourcesConfig
 from raysnap.datasets.dataset import find_dataset
 from raysnap.errors import describe_failure
 from raysnap.jobs.synthesize import synthesize
@@ -153,11 +157,11 @@ def _turns(cells: Sequence[Cell]) -> list[tuple[int, Cell]]:
 
 def _run_cell(cell: Cell, repeat: int, config: BenchConfig) -> tuple[SearchRow, dict[str, Any]]:
     """Run a cell once, in a Ray task with a GPU or the machine to itself; return its row and the machine's facts."""
-    num_gpus = config.resources.gpus if config.resources.gpus is not None else min(1.0, _largest("GPU"))
-    num_cpus = config.resources.cpus if num_gpus else _largest("CPU")
-    task = _search_task.options(num_cpus=num_cpus, num_gpus=num_gpus).remote(cell)
+    bundle = _bundle(config.resources)
+    task = _search_task.options(num_cpus=bundle["CPU"], num_gpus=bundle["GPU"]).remote(cell, bundle["GPU"])
     try:
-        measured: dict[str, Any] = ray.get(task)
+        with told_waits("a timed search", lambda: [bundle]):
+            measured: dict[str, Any] = ray.get(task)
     except ray.exceptions.RayError as error:
         cause = getattr(error, "cause", None) or error
         error_text = describe_failure(cause)
@@ -171,13 +175,22 @@ def _run_cell(cell: Cell, repeat: int, config: BenchConfig) -> tuple[SearchRow, 
 
 
 @ray.remote(max_retries=0)
-def _search_task(cell: Cell) -> dict[str, Any]:
+def _search_task(cell: Cell, num_gpus: float) -> dict[str, Any]:
+    granted_device(num_gpus, ray.util.get_node_ip_address())
     return time_search(cell)
 
 
-def _largest(resource: str) -> float:
-    """Return how much of a resource the best-equipped node has."""
-    return max((node["Resources"].get(resource, 0.0) for node in ray.nodes() if node["Alive"]), default=0.0)
+def _bundle(resources: ResourcesConfig) -> dict[str, float]:
+    """Return what a timed search gets, alone on it: GPUs where the cluster has or may get any, else a whole node.
+
+    Raises:
+        ClusterError: the cluster has no room for it, and may never get it.
+    """
+    capacity = read_capacity()
+    num_gpus = min(1.0, capacity.largest("GPU")) if resources.gpus is None else resources.gpus
+    least = {"CPU": resources.cpus, "GPU": num_gpus}
+    capacity = refuse_impossible("each timed search", least)
+    return least if num_gpus else least | {"CPU": most_cpus(capacity, least, 1)}
 
 
 def _known_machines(run: RunDirectory) -> dict[str, Any]:

@@ -14,6 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from raysnap.errors import ConfigError
 
+PRETEND_GPUS = "RAYSNAP_PRETEND_GPUS"
+"""Environment variable; 1 lets what has a GPU of Ray's run on the CPU, for tests of clusters without GPUs."""
+
 if TYPE_CHECKING:
     from raysnap.config.parts import ResourcesConfig
 
@@ -65,6 +68,8 @@ def _open_ray(address: str, object_store_bytes: int) -> Iterator[None]:
     from raysnap.cluster.start import private_ray
 
     def init(address: str = "local", **settings: Any) -> None:
+        if PRETEND_GPUS in os.environ:  # the processes of a job get none of its driver's variables
+            settings["runtime_env"] = {"env_vars": {PRETEND_GPUS: os.environ[PRETEND_GPUS]}}
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **settings)
 
     if address == "local":

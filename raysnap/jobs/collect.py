@@ -65,6 +65,7 @@ def collect(store: Store | None, outcome: TrialOutcome, preprocessing: Preproces
     return replace(
         row,
         **{name: record[name] for name in RECORDED},
+        node=record.get("node"),
         **stored,
         train=_used_config(trial, record),
         note=_note(trial, record["batch_size"]),

@@ -26,6 +26,7 @@ _ONLY_IF_KNOWN = frozenset(
         "new_bytes",
         "snapshot_bytes",
         "num_classes",
+        "node",
     )
 )
 _ONLY_OF_SWEEPS = frozenset(("objective", "predictions"))
@@ -48,6 +49,8 @@ class TrialRow:
         history: an entry per epoch.
         timings_s: seconds of training by phase, and their `total`.
         wall_s: from its start in Tune until it was stored, of which `overhead_s` was not training.
+        node: the address of the node that it ran on; with several workers that of the first.
+        device: what it computed on there: a GPU's name, or `cpu`.
         gpu_share: the share of a GPU that it had.
         gpu_peak_bytes: the most of its GPU's memory that it took.
         stopped: why it ended before its last epoch: `scheduler`, `time_budget` or `patience`.
@@ -78,6 +81,7 @@ class TrialRow:
     timings_s: dict[str, float] = field(default_factory=dict)
     wall_s: float | None = None
     overhead_s: float | None = None
+    node: str | None = None
     device: str | None = None
     gpu_share: float | None = None
     gpu_peak_bytes: int | None = None
@@ -121,6 +125,7 @@ class TrialRow:
             timings_s=_figures(row.get("timings_s")),
             wall_s=number(row.get("wall_s")),
             overhead_s=number(row.get("overhead_s")),
+            node=text(row.get("node")),
             device=text(row.get("device")),
             gpu_share=number(row.get("gpu_share")),
             gpu_peak_bytes=whole(row.get("gpu_peak_bytes")),

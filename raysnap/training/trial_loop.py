@@ -16,6 +16,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import nn
 
+from raysnap.cluster.gpus import device_name
 from raysnap.config.choices import Status
 from raysnap.datasets.dataset import Dataset, Item, read_folder
 from raysnap.datasets.pixel_cache import PixelCache
@@ -78,9 +79,13 @@ def run_trial(
     report: ReportCallback,
     *,
     resume: Savepoint | None = None,
+    node: str | None = None,
     worker: Worker = Worker(),  # noqa: B008 - frozen
 ) -> None:
     """Fine-tune one model and report its epochs, savepoints and end; in a worker group each process runs this.
+
+    Args:
+        node: the address of the node that this process runs on, for the record.
 
     Raises:
         OutOfMemory: the device or the machine has too little memory for the trial's batch size.
@@ -131,6 +136,7 @@ def run_trial(
                 classes=dataset.classes,
                 dataset_digest=dataset.digest,
                 timings_s=result.timings_s | timings_s | {"total": time.perf_counter() - started},
+                node=node,
                 **_describe(model, trial, device),
                 **facts,
             )
@@ -167,7 +173,7 @@ def _describe(model: nn.Sequential, trial: Trial, device: torch.device) -> dict[
     """Return the device, the precision and the numbers of parameters of a trained model."""
     parameters = list(model.parameters())
     return {
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "device": device_name(device),
         "precision": str(Numerics.choose(trial.train, device).dtype).removeprefix("torch."),
         "num_parameters": sum(p.numel() for p in parameters),
         "num_trained_parameters": sum(p.numel() for p in parameters if p.requires_grad),

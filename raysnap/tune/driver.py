@@ -17,7 +17,9 @@ from ray.exceptions import RayError
 from ray.train import ScalingConfig
 from ray.train.torch import TorchTrainer, get_device
 from ray.tune.integration.ray_train import TuneReportCallback
+from ray.util import get_node_ip_address
 
+from raysnap.cluster.gpus import granted_device
 from raysnap.cluster.places import check_mark
 from raysnap.config.choices import Status
 from raysnap.errors import ClusterError, OutOfMemory, RaysnapError, TrainingDiverged, describe_failure
@@ -124,7 +126,8 @@ def _launch_here(
 ) -> None:
     """Run the trial in this process, which Tune gave the trial's GPU or a share of it."""
     use_gpu = each["GPU"] > 0
-    device = torch.device("cuda" if use_gpu and torch.cuda.is_available() else "cpu")
+    node = get_node_ip_address()
+    device = granted_device(each["GPU"], node)
     memory = memory_of(device) if use_gpu else None
 
     def report(metrics: dict[str, Any], checkpoint_dir: Path | None) -> None:
@@ -136,7 +139,7 @@ def _launch_here(
     def train_fn_per_worker() -> None:
         if memory is not None:
             memory.begin(each["GPU"] if packs_gpus else 1.0)
-        run_trial(trial, job, device, report, resume=resume)
+        run_trial(trial, job, device, report, resume=resume, node=node)
 
     TorchTrainer(train_fn_per_worker, scaling_config=ScalingConfig(num_workers=0, use_gpu=use_gpu)).fit()
 
@@ -158,7 +161,11 @@ def _launch_group(
         _check_node(trial, job)
         context = train.get_context()
         worker = Worker(rank=context.get_world_rank(), world_size=context.get_world_size())
-        run_trial(trial, job, get_device(), report, resume=resume, worker=worker)
+        node = get_node_ip_address()
+        device = granted_device(each["GPU"], node)
+        if device.type == "cuda":
+            device = get_device()  # one of those that Ray gave processes of this group on this node
+        run_trial(trial, job, device, report, resume=resume, node=node, worker=worker)
 
     for name, value in GROUP_ENVIRONMENT.items():
         os.environ.setdefault(name, value)

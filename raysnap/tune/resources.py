@@ -1,9 +1,8 @@
-"""The GPUs and CPUs that a trial requests from Ray."""
+"""The GPUs and CPUs that a trial requests from Ray: by its configuration and by what the cluster has or may get."""
 
 from __future__ import annotations
 
-import ray
-
+from raysnap.cluster.capacity import Capacity, most_cpus, read_capacity
 from raysnap.config.parts import ResourcesConfig
 
 # A trial's actor that only drives a worker group must reserve something, but not the CPUs that its workers need.
@@ -11,16 +10,20 @@ DRIVER_RESOURCES: dict[str, float] = {"memory": 1}
 
 
 def gpus_per_worker(resources: ResourcesConfig) -> float:
-    """Return the GPUs of each process that trains: as configured, else one where the cluster has any."""
-    if resources.gpus is not None:
-        return resources.gpus
-    return min(1.0, ray.cluster_resources().get("GPU", 0.0))
+    """Return the GPUs of each process that trains: as configured, else one where the cluster has or may get any."""
+    return _gpus(resources, read_capacity()) if resources.gpus is None else resources.gpus
+
+
+def _gpus(resources: ResourcesConfig, capacity: Capacity) -> float:
+    return min(1.0, capacity.largest("GPU")) if resources.gpus is None else resources.gpus
 
 
 def spread_cpus(resources: ResourcesConfig, num_trials: int) -> ResourcesConfig:
-    """Return the resources with as many CPUs per trial as let `num_trials` trials fill a cluster without GPUs."""
-    available = ray.cluster_resources()
-    if resources.gpus or resources.num_workers or available.get("GPU"):
+    """Return the resources with as many CPUs per trial as let `num_trials` trials fill the nodes of a CPU-only cluster.
+
+    All CPUs of a trial are on one node.
+    """
+    capacity = read_capacity()
+    if resources.num_workers or _gpus(resources, capacity):
         return resources
-    share = available.get("CPU", 1.0) // num_trials
-    return resources.model_copy(update={"cpus": max(resources.cpus, share)})
+    return resources.model_copy(update={"cpus": most_cpus(capacity, {"CPU": resources.cpus}, num_trials)})

@@ -25,6 +25,7 @@ from typing import Any
 from ray import cloudpickle, tune
 from ray.tune.trainable import wrap_function
 
+from raysnap.cluster.waiting import told_waits
 from raysnap.config.choices import Status
 from raysnap.config.parts import ResourcesConfig
 from raysnap.errors import ClusterError, describe_failure
@@ -36,7 +37,7 @@ from raysnap.tune.options import RUN_ALL, TrialOutcome, TuneOptions
 from raysnap.tune.resources import DRIVER_RESOURCES
 from raysnap.tune.schedulers import QueueOrder
 from raysnap.tune.searcher import TrialFeed
-from raysnap.tune.slots import Slots
+from raysnap.tune.slots import Share, Slots
 from raysnap.tune.tracker_callback import TrackerCallback
 from raysnap.tune.trackers import EventFiles, Tracker
 
@@ -76,11 +77,13 @@ def run_trials(
         trackers: what records the trials in addition to the event files in `ray_dir`.
 
     Raises:
-        ClusterError: several trials met the same node that doesn't see the job's folders.
+        ClusterError: the cluster has no room for a trial and may never get it, or several trials met the same node that
+            doesn't see the job's folders or whose GPU can't be used.
         KeyboardInterrupt: the process was interrupted.
     """
     ray_dir = ray_dir.resolve()
     slots = Slots(resources)
+    slots.check(trials)
     trainable = _trainable(job, resources, ray_dir, copies_weights=options.copies_weights)
     feed = TrialFeed(trials, slots, options.suggestions() if options.suggestions else None)
     put_back = None if options.copies_weights else feed.put_back
@@ -116,16 +119,21 @@ def run_trials(
         tuner.fit()
 
     _delete_state(ray_dir)
-    if options.copies_weights:  # Tune has to know a whole population at once
-        whole = tune.grid_search([trial.model_dump(mode="json") for trial in trials])
-        space = {"trial": whole, "share": slots.largest_share(trials)}
-        run_experiment(space, max_concurrent_trials=resources.max_concurrent)
-        _delete_state(ray_dir)
-    else:
-        while feed.has_next() and not feed.num_running and driver_callback.left_s() > 0:
-            num_trials = max(MIN_TRIALS, TRIALS_PER_SLOT * slots.num)
-            run_experiment({}, search_alg=feed, num_samples=num_trials, max_concurrent_trials=num_trials)
+
+    def waiting_shares() -> list[Share]:
+        return slots.taken if resources.num_workers or not driver_callback.num_running else []
+
+    with told_waits("a trial", waiting_shares):
+        if options.copies_weights:  # Tune has to know a whole population at once
+            whole = tune.grid_search([trial.model_dump(mode="json") for trial in trials])
+            space = {"trial": whole, "share": slots.largest_share(trials)}
+            run_experiment(space, max_concurrent_trials=resources.max_concurrent)
             _delete_state(ray_dir)
+        else:
+            while feed.has_next() and not feed.num_running and driver_callback.left_s() > 0:
+                num_trials = max(MIN_TRIALS, TRIALS_PER_SLOT * slots.num)
+                run_experiment({}, search_alg=feed, num_samples=num_trials, max_concurrent_trials=num_trials)
+                _delete_state(ray_dir)
     driver_callback.end_out_of_time()
 
 
@@ -206,6 +214,10 @@ class _DriverCallback(tune.Callback):
         for error, num_trials in self._num_misplaced.items():
             if num_trials >= MAX_MISPLACED:
                 raise ClusterError(f"{num_trials} trials ended where they can't run: {error}; then --resume")
+
+    @property
+    def num_running(self) -> int:
+        return len(self._running)
 
     def on_trial_start(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:  # noqa: ARG002
         self._started_s.setdefault(_trial_id(trial), time.monotonic())

@@ -6,8 +6,8 @@ import time
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import ray
-
+from raysnap.cluster.capacity import Capacity, read_capacity
+from raysnap.cluster.waiting import refuse_impossible
 from raysnap.config.choices import Status
 from raysnap.config.parts import ResourcesConfig
 from raysnap.training.trial import Trial
@@ -22,7 +22,7 @@ Share = Mapping[str, float]
 
 
 class Slots:
-    """The places for trials on the Ray that is up; nodes that come or go while a job runs count."""
+    """The places for trials on the Ray that is up: on nodes that come and go, and on those that may yet come."""
 
     def __init__(self, resources: ResourcesConfig):
         self._resources = resources
@@ -30,7 +30,7 @@ class Slots:
         self._gpu_shares = GpuShares() if resources.pack_gpus and self._gpus else None
         self._taken: dict[str, Share] = {}
         self._looked_s = -LOOK_EVERY_S
-        self._available: dict[str, float] = {}
+        self._capacity = Capacity(())
 
     def share(self, trial: Trial) -> Share | None:
         """Return what a trial gets; None while another trial measures how much memory its kind needs."""
@@ -43,6 +43,22 @@ class Slots:
             gpus = measured
         share = {"CPU": own.cpus, "GPU": gpus}
         return share if own.memory_bytes is None else share | {"memory": own.memory_bytes}
+
+    def check(self, trials: Iterable[Trial]) -> None:
+        """Check that the cluster has room for each of the trials, or may get it.
+
+        Raises:
+            ClusterError: a trial would wait for ever.
+        """
+        shares = {tuple(sorted(share.items())) for trial in trials if (share := self.share(trial)) is not None}
+        num_workers = max(1, self._resources.num_workers)
+        for amounts in sorted(shares):
+            refuse_impossible("each trial" if num_workers == 1 else "each trial's workers", dict(amounts), num_workers)
+
+    @property
+    def taken(self) -> list[Share]:
+        """What the trials have been given that started and have not ended; Ray may have no room for them yet."""
+        return list(self._taken.values())
 
     def largest_share(self, trials: Iterable[Trial]) -> Share:
         """Return what is enough for any of the trials."""
@@ -60,7 +76,7 @@ class Slots:
         """How many trials may run at once, about: those of other architectures than most may be fewer or more."""
         gpus = 0.0 if self._gpu_shares is not None else self._gpus
         wanted = self._in_all({"CPU": self._resources.cpus, "GPU": gpus})
-        fitting = min(int(self._all().get(name, 0.0) / amount + ROUNDING) for name, amount in wanted.items())
+        fitting = min(int(self._all(name) / amount + ROUNDING) for name, amount in wanted.items())
         return max(1, min(fitting, self._resources.max_concurrent or fitting))
 
     def take(self, trial: Trial, share: Share) -> None:
@@ -91,9 +107,9 @@ class Slots:
 
     def _room(self, name: str) -> float:
         taken = sum(self._in_all(share).get(name, 0.0) for share in self._taken.values())
-        return self._all().get(name, 0.0) - taken
+        return self._all(name) - taken
 
-    def _all(self) -> dict[str, float]:
+    def _all(self, name: str) -> float:
         if time.monotonic() - self._looked_s >= LOOK_EVERY_S:
-            self._available, self._looked_s = ray.cluster_resources(), time.monotonic()
-        return self._available
+            self._capacity, self._looked_s = read_capacity(), time.monotonic()
+        return self._capacity.total(name)

@@ -1,6 +1,7 @@
 """Three trials on two nodes with a pretended GPU each, one of which dies: `fault_cluster.py DIRECTORY`; prints JSON."""
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -20,6 +21,7 @@ NODE = {"num_cpus": 2, "num_gpus": 1, "object_store_memory": 100_000_000}
 
 def run(directory: Path) -> dict:
     """Which trials ended how, on which nodes they ran, and which node died."""
+    os.environ["RAYSNAP_PRETEND_GPUS"] = "1"  # Ray's processes inherit it
     cluster = Cluster(initialize_head=True, head_node_args=NODE | {"include_dashboard": False})
     node = cluster.add_node(**NODE)
     cluster.connect()

@@ -1,14 +1,14 @@
 """Trials are handed to Tune while there is room for them, with their shares; the cluster's resources are given here."""
 
 import pytest
-import ray
 from ray.tune.search import Searcher
 
+from raysnap.cluster.capacity import Capacity, Node
 from raysnap.config.choices import Status
 from raysnap.config.parts import ResourcesConfig
 from raysnap.config.train import TrainConfig
 from raysnap.training.trial import Trial
-from raysnap.tune import slots
+from raysnap.tune import resources, slots
 from raysnap.tune.options import Suggestions
 from raysnap.tune.searcher import TrialFeed
 from raysnap.tune.slots import Slots
@@ -32,8 +32,9 @@ def trial(name: str, architecture: str = "resnet18", **train) -> Trial:
 def cluster(monkeypatch):
     """Return what gives the cluster its resources."""
 
-    def of(**resources: float) -> None:
-        monkeypatch.setattr(ray, "cluster_resources", lambda: resources)
+    def of(**amounts: float) -> None:
+        for module in (resources, slots):
+            monkeypatch.setattr(module, "read_capacity", lambda: Capacity([Node(amounts)]))
 
     return of
 

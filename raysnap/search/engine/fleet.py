@@ -16,9 +16,13 @@ from typing import Any
 import numpy as np
 import ray
 import torch
+from ray.util import get_node_ip_address
 from torch import Tensor
 
+from raysnap.cluster.capacity import most_cpus, read_capacity
+from raysnap.cluster.gpus import granted_device
 from raysnap.cluster.places import Place, check_places
+from raysnap.cluster.waiting import refuse_impossible, told_waits
 from raysnap.datasets.dataset import find_dataset
 from raysnap.errors import RaysnapError, UsageError
 from raysnap.search.engine.border import Border, from_array, to_array
@@ -51,7 +55,8 @@ class Fleet:
         """Start the workers.
 
         Raises:
-            UsageError: Ray is not running, or has fewer CPUs than workers.
+            UsageError: Ray is not running.
+            ClusterError: the cluster has no room for so many workers, and may never get it.
         """
         num_workers = setup.options.workers
         if not ray.is_initialized():
@@ -59,24 +64,17 @@ class Fleet:
         check_places(_places(setup))
         self.tree = tree
         self.work = work
-        resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-        num_cpus = int(resources.get("CPU", 0))
-        num_gpus = 0 if setup.options.device == "cpu" else resources.get("GPU", 0)
-        if num_workers > num_cpus:
-            raise UsageError(f"--workers {num_workers}: expected at most {num_cpus}, the CPUs that Ray has; use fewer")
-        nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
-        cpus = min(num_cpus // num_workers, int(max(node["Resources"].get("CPU", 0) for node in nodes)))
-        gpus = min(1.0, num_gpus / num_workers)
-        self._device = "cuda" if num_gpus else "cpu"
-        arguments = ray.put(tree), ray.put(setup.absolute()), cpus
-        start = _Worker.options(num_cpus=cpus, num_gpus=gpus).remote  # type: ignore[attr-defined]
+        bundle = worker_bundle(num_workers, setup.options.device)
+        self._device = "cuda" if bundle["GPU"] else "cpu"
+        arguments = ray.put(tree), ray.put(setup.absolute()), bundle
+        start = _Worker.options(num_cpus=bundle["CPU"], num_gpus=bundle["GPU"]).remote  # type: ignore[attr-defined]
         self._budget_bytes = setup.options.budget_bytes
         self._workers = [start(*arguments) for _ in range(num_workers)]
         self._held: list[set[BlockKey]] = [set() for _ in self._workers]
         self._reported = [Work() for _ in self._workers]
         fit = [number for number, candidate in enumerate(tree.candidates) if find_misfit(candidate) is None]
         kinds = {kind_of(tree.nodes[index]) for index in needed_nodes(tree, fit)}
-        with work.timed("start_workers"):
+        with work.timed("start_workers"), told_waits("a search worker", lambda: [bundle]):
             try:
                 self.dtype, self.fingerprint = _get([worker.describe.remote() for worker in self._workers])[0]
                 measured: list[dict[Kind, float]] = _get([worker.measure.remote(kinds) for worker in self._workers])
@@ -178,6 +176,21 @@ def _places(setup: Setup) -> list[Place]:
     root = find_dataset(setup.data, setup.options.data_dir)
     assert root is not None
     return [Place("--store", setup.store / "snapshots", "read"), Place("--data", root, "read")]
+
+
+def worker_bundle(num_workers: int, device: str | None) -> dict[str, float]:
+    """Return what each of so many workers gets: a GPU or a share of one where all can have it, and CPUs of one node.
+
+    Raises:
+        ClusterError: the cluster has no room for so many, and may never get it.
+    """
+    capacity = read_capacity()
+    shares = [1.0, *(1 / count for count in range(2, num_workers + 1))] if device != "cpu" else []
+    fitting = (share for share in shares if capacity.slots({"CPU": 1, "GPU": share}) >= num_workers)
+    num_gpus = next(fitting, 1.0 if device == "cuda" else 0.0)
+    bundle = {"CPU": 1.0, "GPU": num_gpus}
+    capacity = refuse_impossible(f"--workers {num_workers}", bundle, num_workers)
+    return bundle | {"CPU": most_cpus(capacity, bundle, num_workers)}
 
 
 class _Run:
@@ -289,8 +302,9 @@ class _Run:
 class _Worker:
     """An executor in its own process."""
 
-    def __init__(self, tree: PrefixTree, setup: Setup, num_threads: int):
-        torch.set_num_threads(num_threads)
+    def __init__(self, tree: PrefixTree, setup: Setup, bundle: dict[str, float]):
+        torch.set_num_threads(max(1, int(bundle["CPU"])))
+        self._num_gpus = bundle["GPU"]
         self._work = Work()
         self._open = ExitStack()  # closed when the process ends
         _, items = setup.open_items(tree.candidates)
@@ -299,6 +313,7 @@ class _Worker:
         self._executor = self._open.enter_context(open_executor(setup, store, tree, items, self._work))
 
     def describe(self) -> tuple[torch.dtype, str]:
+        granted_device(self._num_gpus, get_node_ip_address())  # type: ignore[no-untyped-call]
         return self._executor.dtype, self._executor.fingerprint
 
     def measure(self, kinds: Collection[Kind]) -> dict[Kind, float]:

@@ -10,7 +10,7 @@ from threadpoolctl import threadpool_limits
 
 from raysnap.config.parts import ShapesConfig
 from raysnap.datasets.dataset import open_dataset
-from raysnap.errors import UsageError
+from raysnap.errors import ClusterError
 from raysnap.search import search
 from raysnap.search.engine import fleet
 from raysnap.search.plan.costs import shape_of
@@ -139,5 +139,5 @@ def test_when_a_worker_dies_the_other_goes_on(store, data_dir, monkeypatch):
 
 
 def test_more_workers_than_cpus_are_refused(store, data_dir):
-    with pytest.raises(UsageError, match="--workers 50: expected at most 2"):
+    with pytest.raises(ClusterError, match="--workers 50 needs 50 x 1 CPU, each on one node: found room for 2 on"):
         find(store, data_dir, workers=50)
