@@ -11,7 +11,7 @@ import platform
 import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 import ray
@@ -19,7 +19,7 @@ from ray._common.network_utils import parse_address
 from ray._common.usage.usage_lib import get_cluster_metadata
 from ray._private import services
 from ray._private.utils import check_version_info
-from ray._raylet import AuthenticationMode, AuthenticationTokenLoader, GcsClient, get_authentication_mode
+from ray._raylet import AuthenticationTokenLoader, GcsClient
 from ray.core.generated.gcs_pb2 import GcsNodeInfo
 from ray.exceptions import AuthenticationError, RayError
 
@@ -51,8 +51,7 @@ def joined_ray(address: str, init: Callable[[str], Any]) -> Iterator[None]:
     where = f"RAY_ADDRESS {address}"
     found = _gcs_address(address, where)
     _check_listening(found, where)
-    with _users_token(where):
-        _check_cluster(found, where)
+    with _fitting_token(found, where):
         try:
             init(found)
         except (OSError, RuntimeError, ValueError, RayError) as error:
@@ -102,25 +101,50 @@ def _check_listening(address: str, where: str) -> None:
 
 
 @contextmanager
-def _users_token(where: str) -> Iterator[None]:
-    """Use the user's token within the block, where there is one and its use is not forbidden."""
-    has_token = AuthenticationTokenLoader.instance().has_token(ignore_auth_mode=True)
+def _fitting_token(address: str, where: str) -> Iterator[None]:
+    """Send the user's token within the block where the cluster asks for it and RAY_AUTH_MODE does not forbid it.
+
+    A cluster without tokens can't be sent one: its own calls to a process in that mode lack it, and its actors die.
+    """
     mode = os.environ.get("RAY_AUTH_MODE")
-    if mode is not None and mode.lower() == "token" and not has_token:
+    if mode is not None and mode.lower() == "token" and not _has_token():
         raise ClusterError(f"{where}: RAY_AUTH_MODE=token expects a token, found none; {HOW_TO_GET_TOKEN}")
-    with authentication({"RAY_AUTH_MODE": "token"}) if mode is None and has_token else nullcontext():
+    try:
+        _check_cluster(address, where)
+    except AuthenticationError:
+        if mode is not None or not _has_token():
+            found = "another one was sent" if mode is not None and mode.lower() == "token" else "none was sent"
+            raise ClusterError(f"{where}: the cluster expects its token, {found}; {HOW_TO_GET_TOKEN}") from None
+    else:
+        yield
+        return
+    with authentication({"RAY_AUTH_MODE": "token"}):
+        try:
+            _check_cluster(address, where)
+        except AuthenticationError:
+            message = f"{where}: the cluster expects its token, another one was found; {HOW_TO_GET_TOKEN}"
+            raise ClusterError(message) from None
         yield
 
 
+def _has_token() -> bool:
+    loader = AuthenticationTokenLoader.instance()
+    found: bool = loader.has_token(ignore_auth_mode=True)
+    loader.reset_cache()  # with a token in it this process would refuse calls without one, whatever the mode
+    return found
+
+
 def _check_cluster(address: str, where: str) -> None:
-    """Check that the cluster answers, accepts the token, has these versions, and has this machine as a node."""
+    """Check that the cluster answers, has these versions, and has this machine as a node.
+
+    Raises:
+        AuthenticationError: it does not accept the token, or the lack of one.
+    """
     try:
         client = answer_within(ANSWER_S, lambda: GcsClient(address=address))
         metadata = answer_within(ANSWER_S, lambda: get_cluster_metadata(client))
     except AuthenticationError:
-        is_sent = get_authentication_mode() == AuthenticationMode.TOKEN
-        found = "another one was sent" if is_sent else "none was sent"
-        raise ClusterError(f"{where}: the cluster expects its token, {found}; {HOW_TO_GET_TOKEN}") from None
+        raise
     except (TimeoutError, RayError) as error:
         raise ClusterError(
             f"{where}: expected the GCS of a Ray cluster, found a server that does not answer as one "
