@@ -79,7 +79,7 @@ def _start(init: Callable[[], Any]) -> None:
                 ) from None
             logger.warning("Ray did not start: %s; trying again in %g s", failure, pause_s)
             time.sleep(pause_s)
-        except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+        except Exception as error:  # Ray raises plain ones, too
             ray.shutdown()
             raise ClusterError(f"Ray can't be started on this machine: {describe_failure(error)}") from error
 
