@@ -67,7 +67,7 @@ def children(pid: int, name: str) -> set[int]:
 def outcome(session: subprocess.Popen) -> tuple[int, str]:
     """Wait for the session's end; return its exit code and what it said, and print it."""
     _, said = session.communicate(timeout=300)
-    print(f"\nexit code {session.returncode}: {said}")
+    sys.stdout.write(f"\nexit code {session.returncode}: {said}")
     return session.returncode, said
 
 
