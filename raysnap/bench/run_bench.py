@@ -22,7 +22,7 @@ from raysnap.bench.cells import Cell, SyntheticSet, find_sets, plan_bench
 from raysnap.bench.timed_search import time_search
 from raysnap.cluster.capacity import most_cpus, read_capacity
 from raysnap.cluster.gpus import granted_device
-from raysnap.cluster.places import Place, check_places
+from raysnap.cluster.places import Place, check_places, naming_node
 from raysnap.cluster.waiting import refuse_impossible, told_waits
 from raysnap.config.bench import BenchConfig
 from raysnap.config.choices import Status
@@ -177,7 +177,8 @@ def _run_cell(cell: Cell, repeat: int, config: BenchConfig) -> tuple[SearchRow, 
 @ray.remote(max_retries=0)
 def _search_task(cell: Cell, num_gpus: float) -> dict[str, Any]:
     granted_device(num_gpus, ray.util.get_node_ip_address())
-    return time_search(cell)
+    with naming_node():
+        return time_search(cell)
 
 
 def _bundle(resources: ResourcesConfig) -> dict[str, float]:

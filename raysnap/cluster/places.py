@@ -23,7 +23,7 @@ from typing import Any, Literal
 import ray
 
 from raysnap.cluster.nodes import on_node
-from raysnap.errors import ClusterError, ConfigError
+from raysnap.errors import ClusterError, ConfigError, DataError, StoreError
 
 ANSWER_S = 20.0
 APPEAR_S = 3.0  # within which a network file system shows what another node wrote
@@ -308,6 +308,19 @@ def check_mark(mark: Path, dataset_dir: Path | None) -> None:
         raise ClusterError(f"run_dir {mark.parents[1]}: {found}; {MOUNT}")
     if dataset_dir is not None and not dataset_dir.is_dir():
         raise ClusterError(f"dataset {dataset_dir}: {this_node()} has no such folder; {COPY}")
+
+
+@contextmanager
+def naming_node() -> Iterator[None]:
+    """Name this node in what the block says is missing or wrong there.
+
+    Raises:
+        ClusterError: the block raised a DataError or a StoreError.
+    """
+    try:
+        yield
+    except (DataError, StoreError) as error:
+        raise ClusterError(f"{this_node()}: {error}") from None
 
 
 def this_node() -> str:

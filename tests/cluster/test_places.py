@@ -9,8 +9,22 @@ from pathlib import Path
 import pytest
 
 from raysnap.cluster import places
-from raysnap.cluster.places import COPY, LOCK, MOUNT, Place, _Fault, _look, _Probe, _probe, check_mark, marked, sample
+from raysnap.cluster.places import (
+    COPY,
+    LOCK,
+    MOUNT,
+    Place,
+    _Fault,
+    _look,
+    _Probe,
+    _probe,
+    check_mark,
+    marked,
+    naming_node,
+    sample,
+)
 from raysnap.errors import ClusterError, ConfigError
+from raysnap.store.store import Store
 
 
 @pytest.fixture(autouse=True)
@@ -132,6 +146,14 @@ def test_a_sample_is_small_and_leaves_out_what_changes(tmp_path):
     for number in range(2 * places.MAX_FOLDERS):
         (tmp_path / "b" / "train" / f"{number:03d}").mkdir(parents=True)
     assert len(sample(tmp_path / "b")) == 2 + places.MAX_FOLDERS
+
+
+def test_what_is_missing_on_a_node_is_told_with_its_name(tmp_path):
+    with (
+        pytest.raises(ClusterError, match=r"node worker-7 \(10\.0\.0\.7\): .*none: expected a model store"),
+        naming_node(),
+    ):
+        Store.open(tmp_path / "none")
 
 
 def test_a_mark_is_seen_while_its_driver_runs(tmp_path):

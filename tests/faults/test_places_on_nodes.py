@@ -24,7 +24,6 @@ from tests.support.ray_nodes import RayNodes, can_mount
 DEEP = os.environ.get("RAYSNAP_DEEP") == "1"
 NETWORK = "127.0.72"
 COUNT = "import ray; ray.init(log_to_driver=False); print(sum(node['Alive'] for node in ray.nodes()))"
-MAX_ANSWER_S = 60  # a busy machine starts Ray's driver and raysnap in 20 s
 
 pytestmark = [
     pytest.mark.skipif(not DEEP, reason="takes two minutes; see tools/deep"),
@@ -147,7 +146,6 @@ def test_a_folder_of_one_node_is_told_before_any_work(places, key, place, found)
     assert re.search(rf"{path}\S*: node \S+ \({NETWORK}.2\) {re.escape(found)}", line)
     assert line.startswith(f"raysnap: {key.replace('datasets', 'dataset')}")
     assert ended.returncode == 2
-    assert seconds < MAX_ANSWER_S
     assert listing(root) == before
 
 

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from raysnap.cluster.capacity import most_cpus, read_capacity
 from raysnap.cluster.gpus import granted_device
-from raysnap.cluster.places import Place, check_places
+from raysnap.cluster.places import Place, check_places, naming_node
 from raysnap.cluster.waiting import refuse_impossible, told_waits
 from raysnap.datasets.dataset import find_dataset
 from raysnap.errors import RaysnapError, UsageError
@@ -307,8 +307,9 @@ class _Worker:
         self._num_gpus = bundle["GPU"]
         self._work = Work()
         self._open = ExitStack()  # closed when the process ends
-        _, items = setup.open_items(tree.candidates)
-        store = Store.open(setup.store)
+        with naming_node():  # it may have joined after the search began
+            _, items = setup.open_items(tree.candidates)
+            store = Store.open(setup.store)
         self._numerics = setup.numerics()
         self._executor = self._open.enter_context(open_executor(setup, store, tree, items, self._work))
 
@@ -385,4 +386,7 @@ def _responds(worker: Any) -> bool:
 
 
 def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0]
+    """Return the first line of Ray's error, or of raysnap's within it: that of a worker which can't start."""
+    lines = str(error).strip().splitlines()
+    own = [line for line in lines if line.startswith("raysnap.errors.")]
+    return own[-1].partition(": ")[2] if own else lines[0]

@@ -4,13 +4,14 @@ import os
 import shutil
 import signal
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 from threadpoolctl import threadpool_limits
 
 from raysnap.config.parts import ShapesConfig
 from raysnap.datasets.dataset import open_dataset
-from raysnap.errors import ClusterError
+from raysnap.errors import ClusterError, RaysnapError
 from raysnap.search import search
 from raysnap.search.engine import fleet
 from raysnap.search.plan.costs import shape_of
@@ -141,3 +142,10 @@ def test_when_a_worker_dies_the_other_goes_on(store, data_dir, monkeypatch):
 def test_more_workers_than_cpus_are_refused(store, data_dir):
     with pytest.raises(ClusterError, match="--workers 50 needs 50 x 1 CPU, each on one node: found room for 2 on"):
         find(store, data_dir, workers=50)
+
+
+def test_a_worker_that_can_not_start_says_where_and_why(store, data_dir, monkeypatch):
+    monkeypatch.setattr(fleet.Setup, "absolute", lambda setup: replace(setup, store=setup.store / "none"))
+    message = r"search workers can't be started: node \S+ \(\S+\): .*none: expected a model store, found nothing there$"
+    with pytest.raises(RaysnapError, match=message):
+        search(store.path, DATA, data_dir=data_dir, workers=2)
