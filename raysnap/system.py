@@ -8,6 +8,9 @@ from pathlib import Path
 
 from blake3 import blake3
 
+PRETEND_GPUS = "RAYSNAP_PRETEND_GPUS"
+"""Environment variable; 1 lets what has a GPU of Ray's run on the CPU, for tests of clusters without GPUs."""
+
 
 def package_version(package: str = "raysnap") -> str | None:
     """Return the version of an installed package; None where it is not installed, as Ray need not be."""

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch
 
-from raysnap.cluster.session import PRETEND_GPUS
 from raysnap.errors import ClusterError
+from raysnap.system import PRETEND_GPUS
 
 DRIVER_VERSION = Path("/proc/driver/nvidia/version")
 

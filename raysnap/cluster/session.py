@@ -13,9 +13,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from raysnap.errors import ConfigError
-
-PRETEND_GPUS = "RAYSNAP_PRETEND_GPUS"
-"""Environment variable; 1 lets what has a GPU of Ray's run on the CPU, for tests of clusters without GPUs."""
+from raysnap.system import PRETEND_GPUS
 
 if TYPE_CHECKING:
     from raysnap.config.parts import ResourcesConfig
