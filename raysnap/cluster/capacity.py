@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import ray
 import yaml
@@ -182,18 +182,19 @@ def autoscaler_config(gcs_address: str) -> Mapping[str, Any] | None:
 
 
 def _kuberay_config() -> Mapping[str, Any] | None:
-    """Return what KubeRay's autoscaler works by, as the head's service account may read it."""
+    """Return what KubeRay's autoscaler works by; where there is one, the service account of the head may read it."""
     cluster = os.environ.get("RAY_CLUSTER_NAME")
     if cluster is None or not KUBERNETES_NAMESPACE.is_file():
         return None
-    from ray.autoscaler._private.kuberay.autoscaling_config import AutoscalingConfigProducer
+    from ray.autoscaler._private.kuberay import autoscaling_config, node_provider
 
     try:
-        found: Mapping[str, Any] = AutoscalingConfigProducer(cluster, KUBERNETES_NAMESPACE.read_text("utf-8").strip())()
+        client = node_provider.KubernetesHttpApiClient(KUBERNETES_NAMESPACE.read_text("utf-8").strip())
+        found = autoscaling_config._derive_autoscaling_config_from_ray_cr(client.get(f"rayclusters/{cluster}"))
     except Exception as error:  # noqa: BLE001 - whatever Kubernetes answers: then nothing is known of what may come
-        logger.warning("the node types of RayCluster %s can't be read: %s", cluster, describe_failure(error))
+        logger.info("the node types of RayCluster %s can't be read: %s", cluster, describe_failure(error))
         return None
-    return found
+    return cast(Mapping[str, Any], found)
 
 
 def types_of(config: Mapping[str, Any]) -> tuple[NodeType, ...]:

@@ -6,7 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
+from ray.autoscaler._private.kuberay.node_provider import KubernetesHttpApiClient
 
+from raysnap.cluster import capacity
 from raysnap.cluster.capacity import (
     Capacity,
     Node,
@@ -17,6 +20,7 @@ from raysnap.cluster.capacity import (
     most_cpus,
     types_of,
 )
+from tests.support import ROOT
 
 HEAD = Node({"node:__internal_head__": 1.0, "CPU": 8})
 BARE_HEAD = Node({"node:__internal_head__": 1.0})
@@ -98,6 +102,19 @@ def test_the_types_of_a_configuration_leave_out_its_head():
     }
     assert types_of(config) == (NodeType("gpu", workers["resources"], 4), NodeType("few", workers["resources"], 2))
     assert types_of({}) == ()
+
+
+def test_the_types_of_a_kuberay_cluster_are_its_groups(monkeypatch, tmp_path):
+    cluster = yaml.safe_load((ROOT / "deploy" / "raycluster.yaml").read_text("utf-8"))
+    (tmp_path / "namespace").write_text("team\n")
+    monkeypatch.setattr(capacity, "KUBERNETES_NAMESPACE", tmp_path / "namespace")
+    monkeypatch.setenv("RAY_CLUSTER_NAME", "raysnap")
+    answers = {"rayclusters/raysnap": cluster | {"metadata": {"name": "raysnap", "namespace": "team"}}}
+    monkeypatch.setattr(KubernetesHttpApiClient, "get", lambda client, path: answers[path])  # Kubernetes itself
+    (kind,) = types_of(autoscaler_config("10.0.0.1:6379"))
+    assert (kind.name, kind.resources["GPU"], kind.most) == ("gpu", 1, 4)
+    answers.clear()
+    assert autoscaler_config("10.0.0.1:6379") is None
 
 
 def test_the_configuration_is_found_by_the_autoscalers_process(tmp_path):

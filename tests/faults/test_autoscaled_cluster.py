@@ -1,11 +1,13 @@
 """A head without CPUs whose autoscaler may start nodes: GPUs are asked for, waits told, what can't come refused.
 
+`RAYSNAP_DEEP=1 scripts/test tests/faults/test_autoscaled_cluster.py -n 0 -s` prints what each command said and took.
 Ray's fake provider starts the nodes as processes of this machine, with GPUs that are only pretended.
 """
 
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -90,7 +92,9 @@ class Autoscaled:
             text=True,
             timeout=600,
         )
-        return done.returncode, done.stdout, time.monotonic() - started_s
+        seconds = time.monotonic() - started_s
+        sys.stdout.write(f"\n{shlex.join(arguments)}\n{done.stdout}exit code {done.returncode} after {seconds:.1f} s\n")
+        return done.returncode, done.stdout, seconds
 
     def generate(self, name: str, *overrides: str, **options) -> tuple[int, str, float]:
         """Run a small generate job in a run directory of this name."""
