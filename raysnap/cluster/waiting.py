@@ -84,15 +84,19 @@ def _watch(what: str, wanted: Callable[[], Sequence[Bundle]], is_over: threading
     since_s, say_s, is_said = None, 0.0, False
     while not is_over.wait(POLL_S):
         now_s = time.monotonic()
-        bundle = _first_pending(wanted())
+        try:
+            bundle = _first_pending(wanted())
+            capacity = read_capacity() if bundle is not None and since_s is not None and now_s >= say_s else None
+        except (RuntimeError, ray.exceptions.RayError):  # a GCS that is busy, or gone: whoever waits for it says so
+            continue
         if bundle is None:
             if is_said and since_s is not None:
                 logger.warning("%s waits no more, after %s", what, seconds_text(now_s - since_s))
             since_s, is_said = None, False
         elif since_s is None:
             since_s, say_s = now_s, now_s + SAY_AFTER_S - POLL_S
-        elif now_s >= say_s:
-            logger.warning("%s", describe_wait(what, bundle, read_capacity()))
+        elif capacity is not None:
+            logger.warning("%s", describe_wait(what, bundle, capacity))
             say_s, is_said = now_s + SAY_AGAIN_S, True
 
 
@@ -117,10 +121,7 @@ def _first_pending(wanted: Sequence[Bundle]) -> Bundle | None:
 def pending_bundles() -> list[Bundle]:
     """Return what tasks, actors and groups of processes of all jobs on this cluster wait for."""
     gcs: GcsClient = ray._private.worker.global_worker.gcs_client  # type: ignore[attr-defined] # set when it connects
-    try:
-        usage = gcs.get_all_resource_usage().resource_usage_data
-    except ray.exceptions.RayError:  # a GCS that is busy, or gone: whoever waits for it says so
-        return []
+    usage = gcs.get_all_resource_usage().resource_usage_data
     shapes: list[Bundle] = [dict(demand.shape) for demand in usage.resource_load_by_shape.resource_demands]
     groups = usage.placement_group_load.placement_group_data
     return shapes + [dict(part.unit_resources) for group in groups for part in group.bundles]
