@@ -32,6 +32,7 @@ pytestmark = [
 ADDRESS = "127.0.1.1"
 SMALL = ("image_size=32", "shapes={image_size: 36, num_train: 32, num_val: 16, num_test: 16}")
 IDLE_MINUTES = 0.25
+DISABLED = ("disable_node_updaters", "disable_launch_config_check")  # there is no SSH to a node
 EMPTY_LISTS = (
     "cluster_synced_files",
     "head_setup_commands",
@@ -57,7 +58,7 @@ class Autoscaled:
             "max_workers": most,
             "idle_timeout_minutes": IDLE_MINUTES,
             "upscaling_speed": 1.0,
-            "provider": {"type": "fake_multinode", "gcs_address": self.address},
+            "provider": {"type": "fake_multinode", "gcs_address": self.address} | dict.fromkeys(DISABLED, True),
             "head_node_type": "head",
             "available_node_types": {
                 "head": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
