@@ -9,11 +9,13 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -122,8 +124,13 @@ class Autoscaled:
         return int(subprocess.run(command, env=settings, capture_output=True, text=True, timeout=60).stdout)
 
     def stop(self) -> None:
+        """End the head, and the nodes that its autoscaler started, which may outlive it."""
         self.process.terminate()
         self.process.wait(60)
+        for path in Path("/proc").glob("[0-9]*/cmdline"):
+            with suppress(OSError):
+                if f"{self.directory}/ray" in path.read_text():
+                    os.kill(int(path.parent.name), signal.SIGKILL)
 
 
 @pytest.fixture
