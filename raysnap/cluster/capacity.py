@@ -184,7 +184,8 @@ def autoscaler_config(gcs_address: str) -> Mapping[str, Any] | None:
 def _kuberay_config() -> Mapping[str, Any] | None:
     """Return what KubeRay's autoscaler works by; where there is one, the service account of the head may read it."""
     cluster = os.environ.get("RAY_CLUSTER_NAME")
-    if cluster is None or not KUBERNETES_NAMESPACE.is_file():
+    is_private = not os.environ.get("RAY_ADDRESS")  # which KubeRay sets in every pod
+    if cluster is None or is_private or not KUBERNETES_NAMESPACE.is_file():
         return None
     from ray.autoscaler._private.kuberay import autoscaling_config, node_provider
 

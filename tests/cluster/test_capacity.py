@@ -109,6 +109,7 @@ def test_the_types_of_a_kuberay_cluster_are_its_groups(monkeypatch, tmp_path):
     (tmp_path / "namespace").write_text("team\n")
     monkeypatch.setattr(capacity, "KUBERNETES_NAMESPACE", tmp_path / "namespace")
     monkeypatch.setenv("RAY_CLUSTER_NAME", "raysnap")
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
     answers = {"rayclusters/raysnap": cluster | {"metadata": {"name": "raysnap", "namespace": "team"}}}
     monkeypatch.setattr(KubernetesHttpApiClient, "get", lambda client, path: answers[path])  # Kubernetes itself
     (kind,) = types_of(autoscaler_config("10.0.0.1:6379"))
