@@ -66,7 +66,8 @@ def _open_ray(address: str, object_store_bytes: int) -> Iterator[None]:
     from raysnap.cluster.start import private_ray
 
     def init(address: str = "local", **settings: Any) -> None:
-        if PRETEND_GPUS in os.environ:  # the processes of a job get none of its driver's variables
+        # The processes of a job get none of its driver's variables, but those that it was submitted with.
+        if PRETEND_GPUS in os.environ and PRETEND_GPUS not in os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", ""):
             settings["runtime_env"] = {"env_vars": {PRETEND_GPUS: os.environ[PRETEND_GPUS]}}
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **settings)
 
