@@ -35,7 +35,7 @@ ADDRESS = "127.0.1.1"
 SMALL = ("image_size=32", "shapes={image_size: 36, num_train: 32, num_val: 16, num_test: 16}")
 HEAD_TYPE = "ray.head.default"  # what the fake provider calls its own
 IDLE_MINUTES = 0.25
-DISABLED = ("disable_node_updaters", "disable_launch_config_check")  # there is no SSH to a node
+PROVIDER_FLAGS = ("disable_node_updaters", "disable_launch_config_check", "use_node_id_as_ip")  # one machine, no SSH
 EMPTY_LISTS = (
     "cluster_synced_files",
     "head_setup_commands",
@@ -61,7 +61,7 @@ class Autoscaled:
             "max_workers": most,
             "idle_timeout_minutes": IDLE_MINUTES,
             "upscaling_speed": 1.0,
-            "provider": {"type": "fake_multinode", "gcs_address": self.address} | dict.fromkeys(DISABLED, True),
+            "provider": {"type": "fake_multinode", "gcs_address": self.address} | dict.fromkeys(PROVIDER_FLAGS, True),
             "head_node_type": HEAD_TYPE,
             "available_node_types": {
                 HEAD_TYPE: {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
