@@ -82,7 +82,7 @@ def drive(cluster: Cluster, config_path: Path, *options: str) -> subprocess.Pope
 @pytest.mark.parametrize("victim", ["node", "driver", "head"])
 def test_a_kill_at_any_moment_loses_and_repeats_nothing(tmp_path, victim, number):
     moment = random.Random(f"{os.environ.get('RAYSNAP_SEED', 0)} {victim} {number}").uniform(2, TYPICAL_S)
-    config = fault_jobs.generate_config(tmp_path, num_snapshots=NUM_TRIALS)
+    config = fault_jobs.generate_config(tmp_path, num_snapshots=NUM_TRIALS, resources={})
     config_path = tmp_path / "job.yaml"
     config_path.write_text(dump_yaml(config))
     with two_nodes() as cluster:

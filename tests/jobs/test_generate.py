@@ -29,6 +29,7 @@ def job(directory: Path, **changes) -> GenerateConfig:
         "base": {"weights": "random", "pretraining": {"dataset": "shapes-texture-a", "train": QUICK}},
         "train": QUICK | {"epochs": 2},
         "retrain": {"distribution": "fixed", "values": [2, 0, 8]},
+        "resources": {"max_concurrent": 1},  # a second process takes longer to start than all trials take
     }
     return GenerateConfig.model_validate(settings | changes)
 

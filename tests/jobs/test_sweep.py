@@ -34,6 +34,7 @@ def job(directory: Path, space: dict, **changes) -> SweepConfig:
         "train": {"epochs": 1, "batch_size": 16},
         "retrain": {"index": 0},
         "space": space,
+        "resources": {"max_concurrent": 1},  # a second process takes longer to start than all trials take
     }
     return SweepConfig.model_validate(settings | changes)
 

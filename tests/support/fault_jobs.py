@@ -127,6 +127,7 @@ def generate_config(directory: Path, **changes: Any) -> GenerateConfig:
         "shapes": SHAPES.model_dump(),
         "train": TRAIN.model_dump(),
         "retrain": {"distribution": "fixed", "values": [1, 2]},
+        "resources": {"max_concurrent": 1},
     }
     return GenerateConfig.model_validate(settings | changes)
 

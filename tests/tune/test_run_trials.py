@@ -57,7 +57,7 @@ class Finished:
         run_trials(
             TRIALS,
             self.job,
-            ResourcesConfig(max_failures=1),
+            ResourcesConfig(max_failures=1, max_concurrent=1),
             self.ray_dir,
             on_end=lambda outcome: self.outcomes.update({outcome.trial.id: outcome}),
             on_epoch=lambda trial, epoch: self.epochs[trial.id].append(epoch["epoch"]),
