@@ -136,6 +136,12 @@ class SweepConfig(FinetuneConfig):
                 f"`scheduler: pbt` copies weights between trials: expected a space of only {', '.join(PERTURBED)}, "
                 f"found {wrong or 'none'}"
             )
+        limit = self.resources.max_concurrent
+        if limit is not None and limit < self.num_samples:
+            raise ValueError(
+                "`scheduler: pbt` compares all trials at each step: expected resources.max_concurrent null or at least "
+                f"num_samples {self.num_samples}, found {limit}"
+            )
         if self.resources.pack_gpus:
             raise ValueError("`scheduler: pbt` pauses trials: expected `resources.pack_gpus` false, found true")
         if any(len(entries) > 1 or entries[0].when for entries in self.space.values()):

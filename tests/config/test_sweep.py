@@ -52,6 +52,14 @@ def test_a_grid_of_whole_sections_is_one_entry():
             r"`scheduler: pbt` copies weights .*, found train\.epochs",
         ),
         (
+            {"scheduler": "pbt", "space": {"train.lr": RANGE}, "num_samples": 4, "resources": {"max_concurrent": 3}},
+            "compares all trials at each step: expected resources.max_concurrent .* num_samples 4, found 3",
+        ),
+        (
+            {"scheduler": "pbt", "space": {"train.lr": RANGE}, "resources": {"pack_gpus": True}},
+            "`scheduler: pbt` pauses trials: expected `resources.pack_gpus` false, found true",
+        ),
+        (
             {"scheduler": "pbt", "space": {"train.lr": RANGE | {"when": {"dataset": "a"}}}},
             "`scheduler: pbt` perturbs every value of a trial: expected entries without `when`",
         ),

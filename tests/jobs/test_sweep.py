@@ -241,6 +241,7 @@ def test_pbt_copies_good_weights_and_perturbs_rates(ray_local, tmp_path):
         metric="val_loss",
         train={"epochs": 3, "batch_size": 16, "schedule": "cosine"},
         keep="all",
+        resources={},  # a population steps on together
     )
     run(config)
     rows = rows_of(config)
