@@ -7,9 +7,7 @@ from collections.abc import Hashable
 
 from raysnap.training.trial import Trial
 
-# Of the measured peak: equal trials differ by what their allocator could not use. Shares are whole hundredths, so that
-# similar trials have equal ones and take over each other's processes.
-MARGIN_PERCENT = 110
+MARGIN_PERCENT = 110  # of the measured peak: equal trials differ by what their allocator could not use
 
 # Settings that change how much memory a step takes, other than whether weights are averaged or images mixed.
 _SETTINGS = ("batch_size", "micro_batch_size", "optimizer", "precision", "channels_last", "compile", "views")
@@ -19,10 +17,12 @@ class GpuShares:
     """The shares that trials take of GPUs; a trial that measures for its kind has a GPU of its own.
 
     One with fewer trained blocks needs no more memory than one of its kind with more, so the larger share serves both.
+    Shares are an integer part of a GPU, a half, a third and so on: they fill it, and as many kinds have the same share,
+    trials take over each other's processes.
     """
 
     def __init__(self) -> None:
-        self._known: dict[Hashable, dict[float, float]] = {}
+        self._per_gpu: dict[Hashable, dict[float, int]] = {}
         self._measuring: dict[str, Hashable] = {}
         self._ran_out: set[str] = set()
 
@@ -31,21 +31,21 @@ class GpuShares:
         if trial.id in self._ran_out:
             return 1.0
         kind, depth = _kind(trial), _depth(trial)
-        fitting = [share for trained, share in self._known.get(kind, {}).items() if trained >= depth]
+        fitting = [number for trained, number in self._per_gpu.get(kind, {}).items() if trained >= depth]
         if fitting:
-            return min(fitting)
+            return 10_000 // max(fitting) / 10_000  # Ray counts ten-thousandths
         return None if kind in self._measuring.values() else 1.0
 
     def start(self, trial: Trial) -> None:
         """Take note that a trial starts; where its kind is unknown, it measures it."""
-        if _kind(trial) not in self._known or self.share(trial) == 1.0:
+        if _kind(trial) not in self._per_gpu or self.share(trial) == 1.0:
             self._measuring[trial.id] = _kind(trial)
 
     def learn(self, trial: Trial, peak_bytes: int, gpu_bytes: int) -> None:
         """Take the most memory that a trial has needed so far, of a GPU with this much, both in bytes."""
-        share = min(100, -(-peak_bytes * MARGIN_PERCENT // gpu_bytes)) / 100
-        known = self._known.setdefault(_kind(trial), {})
-        known[_depth(trial)] = max(share, known.get(_depth(trial), 0.0))
+        number = max(1, gpu_bytes * 100 // (peak_bytes * MARGIN_PERCENT))
+        known = self._per_gpu.setdefault(_kind(trial), {})
+        known[_depth(trial)] = min(number, known.get(_depth(trial), number))
         self._measuring.pop(trial.id, None)
 
     def end(self, trial: Trial) -> None:
@@ -57,9 +57,9 @@ class GpuShares:
         """Give a trial that ran out of memory a GPU of its own next, and larger shares to its kind."""
         self._measuring.pop(trial.id, None)
         self._ran_out.add(trial.id)
-        known = self._known.get(_kind(trial), {})
-        for trained, share in known.items():
-            known[trained] = min(1.0, 2 * share)
+        known = self._per_gpu.get(_kind(trial), {})
+        for trained, number in known.items():
+            known[trained] = max(1, number // 2)
 
 
 def _kind(trial: Trial) -> Hashable:

@@ -1,7 +1,7 @@
 """Trials that need memory of four pretended GPUs: `packing_runs.py DIRECTORY GPUS`; GPUS is a number or `packed`.
 
 A trial's dataset is named `EXTRA-LATER`: the megabytes that its process takes in addition to what every process takes,
-from its start and from its third epoch. Each lasts a few seconds, most of which it sleeps. Prints JSON.
+from its start and from its third epoch. Each lasts some twenty seconds, most of which it sleeps. Prints JSON.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from tests.support import fault_jobs
 
 GPU_BYTES = 3_200_000_000
 NUM_GPUS, NUM_CPUS = 4, 16
-EPOCH_S, NUM_EPOCHS = 1.0, 4
+EPOCH_S, NUM_EPOCHS = 5.0, 4
 
 KINDS = {"0-0": 16, "500-500": 10, "1900-1900": 3, "0-600": 6}  # name, and how many trials of it there are
 BATCH_SIZES = {"0-0": 16, "500-500": 8, "1900-1900": 4, "0-600": 32}  # one each, so that each is a kind of its own

@@ -135,7 +135,7 @@ def test_a_measured_kind_shares_gpus_and_others_measure_first(cluster):
     feed._slots.learn(trial("a"), {"gpu_peak_bytes": 20, "gpu_bytes": 100})
     assert feed.suggest("no room") is None
     feed.on_trial_complete("4-0", {"status": "done"})
-    assert taken(feed, 5) == [("b", 0.22), ("c", 0.22), ("d", 0.22)]
+    assert taken(feed, 5) == [("b", 0.25), ("c", 0.25), ("d", 0.25)]
 
 
 def test_a_packed_trial_without_memory_comes_again_with_a_gpu(cluster):
@@ -144,7 +144,7 @@ def test_a_packed_trial_without_memory_comes_again_with_a_gpu(cluster):
     assert taken(feed, 1) == [("a", 1)]
     feed._slots.learn(trial("a"), {"gpu_peak_bytes": 20, "gpu_bytes": 100})
     feed.on_trial_complete("1-0", {"status": "done"})
-    assert taken(feed, 2) == [("b", 0.22), ("c", 0.22)]
+    assert taken(feed, 2) == [("b", 0.25), ("c", 0.25)]
     feed.on_trial_complete("2-0", OUT_OF_MEMORY)
     assert taken(feed, 3) == [], "it waits for a whole GPU"
     feed.on_trial_complete("2-1", {"status": "done"})
