@@ -26,7 +26,7 @@ from raysnap.tune.options import TrialOutcome
 from raysnap.tune.run_trials import run_trials
 from tests.support import fault_jobs
 
-GPU_BYTES = 3_200_000_000
+GPU_BYTES = 4_800_000_000
 NUM_GPUS, NUM_CPUS = 4, 16
 EPOCH_S, NUM_EPOCHS = 5.0, 4
 
