@@ -84,7 +84,7 @@ def run_trials(
     ray_dir = ray_dir.resolve()
     slots = Slots(resources)
     slots.check(trials)
-    trainable = _trainable(job, resources, ray_dir, copies_weights=options.copies_weights)
+    trainable = _trainable(job, resources.num_workers, slots.packs_gpus, ray_dir, copies_weights=options.copies_weights)
     feed = TrialFeed(trials, slots, options.suggestions() if options.suggestions else None)
     put_back = None if options.copies_weights else feed.put_back
     driver_callback = _DriverCallback(
@@ -137,17 +137,17 @@ def run_trials(
     driver_callback.end_out_of_time()
 
 
-def _trainable(job: TrainJob, resources: ResourcesConfig, ray_dir: Path, *, copies_weights: bool) -> Any:
+def _trainable(job: TrainJob, num_workers: int, packs_gpus: bool, ray_dir: Path, *, copies_weights: bool) -> Any:
     """Return Tune's trainable, whose processes Ray's dashboard shows by the name of the job's run and stage."""
     run_driver = tune.with_parameters(
         train_driver_fn,
         job=job,
-        num_workers=resources.num_workers,
+        num_workers=num_workers,
         ray_dir=ray_dir,
         copies_weights=copies_weights,
-        packs_gpus=resources.pack_gpus,
+        packs_gpus=packs_gpus,
     )
-    bundle = partial(_bundle, is_driver=resources.num_workers > 0)
+    bundle = partial(_bundle, is_driver=num_workers > 0)
     trainable = wrap_function(tune.with_resources(run_driver, bundle), name=f"{ray_dir.parents[1].name}-{ray_dir.name}")
     trainable.__name__ = trainable.__qualname__ = "RaysnapTrial"
     return trainable

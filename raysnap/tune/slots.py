@@ -32,6 +32,11 @@ class Slots:
         self._looked_s = -LOOK_EVERY_S
         self._capacity = Capacity(())
 
+    @property
+    def packs_gpus(self) -> bool:
+        """Whether trials share GPUs by their measured memory; never where there are none."""
+        return self._gpu_shares is not None
+
     def share(self, trial: Trial) -> Share | None:
         """Return what a trial gets; None while another trial measures how much memory its kind needs."""
         own = self._resources.of(trial.architecture)
@@ -98,7 +103,7 @@ class Slots:
 
     def gives_more(self, share: Share, result: Mapping[str, Any] | None) -> bool:
         """Return whether a trial that ended like this ran out of memory in a share of a GPU, and starts again."""
-        has_part = self._gpu_shares is not None and share["GPU"] < 1
+        has_part = self.packs_gpus and share["GPU"] < 1
         return has_part and result is not None and result.get("status") == Status.OUT_OF_MEMORY
 
     def _in_all(self, share: Share) -> dict[str, float]:

@@ -46,7 +46,7 @@ class Cluster(RayNodes):
 
     def environment(self, **changes: str | None) -> dict[str, str]:
         """Return what nodes and drivers run with, which have the tests' code."""
-        return super().environment(PYTHONPATH=str(ROOT), **changes)
+        return super().environment(**({"PYTHONPATH": str(ROOT)} | changes))
 
     def kill(self, number: int) -> None:
         """Kill every process of a node at once, as a power cut does."""

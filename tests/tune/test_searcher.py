@@ -159,3 +159,11 @@ def test_a_share_by_hand_that_is_too_small_is_final(cluster):
     assert taken(feed, 1) == [("a", 0.5)]
     feed.on_trial_complete("1-0", OUT_OF_MEMORY)
     assert feed.suggest("end") == Searcher.FINISHED
+
+
+def test_without_gpus_nothing_is_packed(cluster):
+    cluster(CPU=2)
+    slots = Slots(ResourcesConfig(pack_gpus=True))
+    assert not slots.packs_gpus, "a trial without memory is tried again with half its batch"
+    assert slots.share(trial("a")) == {"CPU": 1, "GPU": 0}
+    assert not slots.gives_more({"CPU": 1, "GPU": 0}, OUT_OF_MEMORY)
