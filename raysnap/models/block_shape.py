@@ -1,9 +1,13 @@
-"""The shape of one block: its name, its bytes and its FLOPs."""
+"""The names of a model's ends, and the shape of one block: its name, its bytes and its FLOPs."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+
+STEM = "stem"
+HEAD = "head"
+"""The block that a new dataset replaces: a snapshot's features are what it takes."""
 
 
 @dataclass(frozen=True)

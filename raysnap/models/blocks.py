@@ -22,7 +22,7 @@ from torchvision.ops import Permute
 
 from raysnap.errors import ArchitectureError, WeightsError
 from raysnap.humanize import suggest
-from raysnap.models.block_shape import BlockShape
+from raysnap.models.block_shape import HEAD, STEM, BlockShape
 
 Steps: TypeAlias = Sequence[str | nn.Module]
 """What a block runs, in order: modules by their torchvision paths, and modules of our own."""
@@ -30,9 +30,6 @@ Steps: TypeAlias = Sequence[str | nn.Module]
 Tensors: TypeAlias = dict[str, Tensor]
 
 Shape: TypeAlias = tuple[int, ...]
-
-HEAD = "head"
-STEM = "stem"
 
 
 class Block(nn.Module):

@@ -8,7 +8,7 @@ from pathlib import Path
 from raysnap.config.search_options import SearchOptions
 from raysnap.datasets.dataset import find_dataset, open_dataset
 from raysnap.errors import UsageError
-from raysnap.models.blocks import HEAD
+from raysnap.models.block_shape import HEAD
 from raysnap.search.plan.tree import Candidate
 from raysnap.search.result import RankedSnapshot
 from raysnap.store.manifest import Manifest, Preprocessing

@@ -28,8 +28,8 @@ SETTLED_NS = 2 * 10**9
 
 _SCHEMA = """
 CREATE TABLE snapshots (id TEXT PRIMARY KEY, stamp TEXT, architecture TEXT, dataset TEXT, retrain_index INTEGER,
-  accuracy REAL, num_classes INTEGER, num_blocks INTEGER, num_bytes INTEGER, base TEXT, trial TEXT, created TEXT,
-  metrics TEXT) WITHOUT ROWID;
+  accuracy REAL, num_classes INTEGER, num_blocks INTEGER, num_bytes INTEGER, image_size INTEGER, body TEXT, base TEXT,
+  trial TEXT, created TEXT, metrics TEXT) WITHOUT ROWID;
 CREATE TABLE refs (name TEXT PRIMARY KEY, stamp TEXT, id TEXT) WITHOUT ROWID;
 CREATE INDEX refs_by_id ON refs (id);
 CREATE TABLE damaged (file TEXT PRIMARY KEY, reason TEXT) WITHOUT ROWID;
@@ -39,7 +39,8 @@ _SCHEMA_ID = zlib.crc32(_SCHEMA.encode()) & 0x7FFFFFFF
 # Offsets in SQLite's file header: the user version holds our checksum, the application id our schema.
 _CHECKSUM, _APPLICATION = slice(60, 64), slice(68, 72)
 _SUMMARY = (
-    "id, architecture, dataset, retrain_index, accuracy, num_classes, num_blocks, num_bytes, base, trial, created"
+    "id, architecture, dataset, retrain_index, accuracy, num_classes, num_blocks, num_bytes, image_size, body, base, "
+    "trial, created"
 )
 _METRICS = "SELECT id, metrics FROM snapshots"
 
@@ -48,7 +49,10 @@ SqlRow: TypeAlias = tuple[str | int | float | None, ...]
 
 
 class SnapshotSummary(NamedTuple):
-    """What a listing shows of one snapshot; a field is as in its `Manifest`, `names` are its refs in order."""
+    """What a listing shows of one snapshot; a field is as in its `Manifest`, `names` are its refs in order.
+
+    `image_size` is that of its preprocessing.
+    """
 
     id: str
     architecture: str
@@ -58,6 +62,8 @@ class SnapshotSummary(NamedTuple):
     num_classes: int
     num_blocks: int
     num_bytes: int
+    image_size: int
+    body: str
     base: str | None
     trial: str | None
     created: str
@@ -208,6 +214,8 @@ def _snapshot_row(folder: Path, snapshot: str, stamp: str) -> SqlRow:
         manifest.num_classes,
         len(manifest.blocks),
         manifest.num_bytes,
+        manifest.preprocessing.image_size,
+        manifest.body,
         manifest.base,
         manifest.trial,
         manifest.created,

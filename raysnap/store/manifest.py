@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from raysnap.canonical_json import canonical_json, parse_json
 from raysnap.errors import StoreDamaged, UsageError
+from raysnap.models.block_shape import HEAD
 
 FORMAT: Final = 1
 MAX_MANIFEST_BYTES = 16 * 2**20
@@ -129,6 +130,13 @@ class Manifest(Record):
     def accuracy(self) -> float | None:
         """The validation accuracy, the metric that snapshots are compared by."""
         return self.metrics.get("val_accuracy")
+
+    @property
+    def body(self) -> str:
+        """A digest of all but the head: snapshots with equal ones turn equal images into equal features."""
+        below = [[block.name, block.digest] for block in self.blocks if block.name != HEAD]
+        identity = [self.architecture, self.preprocessing.model_dump(mode="json"), below]
+        return blake3(canonical_json(identity)).hexdigest(length=16)
 
     def to_bytes(self) -> bytes:
         """Return the file's bytes: canonical JSON with a `checksum` over everything else."""

@@ -376,8 +376,9 @@ class Store:
         1  mobilenet_v3_small              1          14
 
         The columns are the fields of `where`: `id`, `name` (of several the first), `architecture`, `dataset`,
-        `retrain_index`, `accuracy`, `num_classes`, `num_blocks`, `num_bytes`, `base`, `trial`, `created`, and
-        `metrics.NAME` for each metric that any of the snapshots has. A field that a snapshot lacks is missing (NA).
+        `retrain_index`, `accuracy`, `num_classes`, `num_blocks`, `num_bytes`, `image_size`, `body`, `base`, `trial`,
+        `created`, and `metrics.NAME` for each metric that any of the snapshots has. A field that a snapshot lacks is
+        missing (NA).
 
         Raises:
             UsageError: `where` is not an expression over snapshots.

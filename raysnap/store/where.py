@@ -23,6 +23,8 @@ FIELDS: dict[str, str] = {
     "num_classes": NUMBER,
     "num_blocks": NUMBER,
     "num_bytes": NUMBER,
+    "image_size": NUMBER,
+    "body": TEXT,
     "base": TEXT,
     "trial": TEXT,
     "created": TEXT,

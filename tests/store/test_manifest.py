@@ -11,10 +11,13 @@ from pydantic import ValidationError
 from raysnap.canonical_json import canonical_json
 from raysnap.errors import StoreDamaged, UsageError
 from raysnap.store.manifest import (
+    BlockEntry,
+    Preprocessing,
     block_digests,
     check_digest,
     check_ref_name,
     parse_manifest,
+    snapshot_id,
 )
 from tests.support.manifests import BLOCKS, DIGESTS, make_manifest
 
@@ -30,6 +33,21 @@ def test_the_id_is_the_blake3_of_architecture_and_blocks_alone():
     identity = f'{{"architecture":"resnet18","blocks":[{pairs}]}}'
     assert manifest.id == blake3(identity.encode()).hexdigest()
     assert make_manifest(metrics={}, dataset=None, train={}).id == manifest.id
+
+
+def test_a_body_is_all_that_features_follow_from():
+    one, another = "1" * 64, "2" * 64
+    bodies = [make_manifest().body]
+    for position, digest in ((2, one), (1, another)):
+        blocks = tuple(
+            BlockEntry(block.name, digest if index == position else block.digest, 8)
+            for index, block in enumerate(BLOCKS)
+        )
+        pairs = [(block.name, block.digest) for block in blocks]
+        bodies.append(make_manifest(blocks=blocks, id=snapshot_id("resnet18", pairs)).body)
+    bodies.append(make_manifest(preprocessing=Preprocessing.cropping(64)).body)
+    assert bodies[0] == bodies[1], "only the heads differ"
+    assert len(set(bodies)) == 3
 
 
 def test_the_file_is_readable_by_its_specification():

@@ -66,6 +66,7 @@ def found(store: Store, expression: str) -> list[int]:
         ("metrics.val_loss > 1", [0, 1, 3]),
         ("metrics.unheard_of > 1", []),
         ("num_blocks == 3 and num_classes < 5 and num_bytes > 1", [0, 1, 2, 3]),
+        ("image_size == 224", [0, 1, 2, 3]),
         ("retrain_index == num_blocks", []),
         ("num_classes > num_blocks", [0, 1, 2, 3]),
         ("created > '2020-01-01'", [0, 1, 2, 3]),
