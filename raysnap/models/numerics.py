@@ -116,6 +116,10 @@ def _half_precision(device: torch.device) -> torch.dtype:
 
 
 def _multiplies_bfloat16() -> bool:
-    """Return whether this CPU has instructions for bfloat16; False if torch is too old to know."""
+    """Return whether this CPU has instructions for bfloat16 and torch may use them; False if torch is too old to know.
+
+    A process that `ATEN_CPU_CAPABILITY=avx2` limits multiplies bfloat16 in software, at a fraction of float32's speed.
+    """
     capabilities: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
-    return any(capabilities.get(name, False) for name in _CPU_BFLOAT16)
+    is_limited = torch.backends.cpu.get_cpu_capability() == "AVX2"
+    return not is_limited and any(capabilities.get(name, False) for name in _CPU_BFLOAT16)
