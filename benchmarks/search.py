@@ -32,9 +32,9 @@ from raysnap.search import SearchResult, search
 from raysnap.training.trial import slug
 
 SPREAD_LIMIT = 0.10
-# `nested` twice: as it is by default, and keeping the upper half alone, as published halving does.
+# `nested` twice: as it is by default, and with all items.
 SETTINGS = {method: {"method": method} for method in get_args(Method)} | {
-    "nested_0": {"method": "nested", "confidence": 0.0}
+    "nested_0": {"method": "nested", "tolerance": 0.0}
 }
 
 

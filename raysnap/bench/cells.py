@@ -39,7 +39,7 @@ AXES = (
     "proxy",
     "method",
     "cache",
-    "confidence",
+    "tolerance",
     "precision",
     "io_limit_mib_per_s",
     "detail",

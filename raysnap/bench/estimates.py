@@ -1,7 +1,7 @@
 """Estimate what a benchmark's cells will compute, before their stores are made or any tensor is loaded.
 
 `baseline` and `shared` are counted exactly. Which candidates the rungs of the others keep is not known in advance, so
-their work is the average for candidates kept at random; `nested` may keep more than its rungs ask for, and take longer.
+their work is the average for candidates kept at random; `nested` may keep more or fewer, and stop earlier.
 """
 
 from __future__ import annotations

@@ -35,13 +35,14 @@ BudgetBytes = Annotated[
         "--budget", metavar="BYTES", min=1, help="Memory limit for intermediate activations; default: no limit."
     ),
 ]
-Confidence = Annotated[
+Tolerance = Annotated[
     float,
     typer.Option(
-        "--confidence",
-        metavar="P",
+        "--tolerance",
+        metavar="ACCURACY",
         min=0,
-        help="How sure `nested` must be, below 1, of keeping the winner; 0: each rung keeps the better half.",
+        max=1,
+        help="Accuracy on new items that the winner of `nested` may be expected to lose against the best candidate.",
     ),
 ]
 Where = Annotated[

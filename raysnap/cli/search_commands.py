@@ -25,7 +25,6 @@ from raysnap.cli.console import (
 from raysnap.cli.job_session import job_session
 from raysnap.cli.search_arguments import (
     BudgetBytes,
-    Confidence,
     Data,
     Explain,
     FeatureCacheBytes,
@@ -35,6 +34,7 @@ from raysnap.cli.search_arguments import (
     SearchMethod,
     SearchProxy,
     Seed,
+    Tolerance,
     Where,
     Workers,
 )
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from raysnap.search import SearchResult
 
 FEATURE_CACHE_BYTES = 2**30
-DEFAULT_CONFIDENCE = 0.95  # that of SearchOptions, which is imported late to keep `--help` fast
+DEFAULT_TOLERANCE = 0.01  # that of SearchOptions, which is imported late to keep `--help` fast
 
 
 def search(
@@ -60,7 +60,7 @@ def search(
     num_test: NumTest = None,
     image_size: ImageSize = None,
     budget_bytes: BudgetBytes = None,
-    confidence: Confidence = DEFAULT_CONFIDENCE,
+    tolerance: Tolerance = DEFAULT_TOLERANCE,
     where: Where = None,
     seed: Seed = 0,
     workers: Workers = 1,
@@ -87,7 +87,7 @@ def search(
         "num_test": num_test,
         "image_size": image_size,
         "budget_bytes": budget_bytes,
-        "confidence": confidence,
+        "tolerance": tolerance,
         "where": where,
         "seed": seed,
         "data_dir": data_dir,

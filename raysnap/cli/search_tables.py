@@ -26,13 +26,22 @@ def ranking_table(result: Mapping[str, Any], max_rows: int = MAX_ROWS) -> Table:
             entry["rank"],
             entry["name"],
             score_text(entry["score"]),
-            "best" if entry["rank"] == 1 else "tied with the best" if entry["tied_with_best"] else "",
+            _standing(entry),
             entry["num_train"],
             entry["snapshot"][:12],
         )
         for entry in result["ranking"][:max_rows]
     ]
     return simple_table(["", "snapshot", "score", "", "train items", "id"], rows, numeric=["", "score", "train items"])
+
+
+def _standing(entry: Mapping[str, Any]) -> str:
+    """Say how a line of a ranking compares with the best."""
+    if entry["rank"] == 1:
+        return "best"
+    if entry["within_tolerance"]:
+        return "as good, as far as is known"
+    return "tied with the best" if entry["tied_with_best"] else ""
 
 
 def search_lines(result: Mapping[str, Any]) -> str:
@@ -46,10 +55,24 @@ def search_lines(result: Mapping[str, Any]) -> str:
         lines.append(
             f"{ratio:.2f}\u00a0× the lower bound of {seconds_text(result['bound_s'])} for this work on this machine"
         )
+    if result["expected_loss"] is not None:
+        lines.append(loss_line(result))
     if static:
         rank = f"rank {static['rank']} of {num_ranked}, score {score_text(static['score'])}"
         lines.append(f"Without a search, the choice would be the largest pretrained model, {static['name']}: {rank}")
     return "\n".join(lines)
+
+
+def loss_line(result: Mapping[str, Any]) -> str:
+    """Say what naming the winner may lose, who is as good, and why the search ended."""
+    num_as_good = sum(entry["within_tolerance"] for entry in result["ranking"]) - 1
+    reason = {
+        "tolerance": "within the tolerance",
+        "no_gain": "more items would hardly lower it",
+        "all_items": "all items are used",
+    }[result["stopped"]]
+    as_good = f"; {plural(num_as_good, 'other is', 'others are')} as good, as far as is known" if num_as_good else ""
+    return f"Expected loss of the winner on new items: {result['expected_loss']:.3f}, {reason}{as_good}"
 
 
 def rungs_table(rungs: Sequence[Mapping[str, Any]]) -> Table:
@@ -61,7 +84,7 @@ def rungs_table(rungs: Sequence[Mapping[str, Any]]) -> Table:
             rung["num_test"],
             rung["num_candidates"],
             rung["num_kept"],
-            rung["num_tied"],
+            "" if rung["expected_loss"] is None else f"{rung['expected_loss']:.3f}",
             flops_text(rung["flops"]),
             count_text(rung["block_item_passes"]),
             bytes_text(rung["block_bytes_read"]),
@@ -69,7 +92,18 @@ def rungs_table(rungs: Sequence[Mapping[str, Any]]) -> Table:
         )
         for number, rung in enumerate(rungs, start=1)
     ]
-    columns = ["rung", "train", "test", "candidates", "kept", "tied", "compute", "block passes", "read", "time"]
+    columns = [
+        "rung",
+        "train",
+        "test",
+        "candidates",
+        "kept",
+        "expected loss",
+        "compute",
+        "block passes",
+        "read",
+        "time",
+    ]
     return simple_table(columns, rows, numeric=columns)
 
 

@@ -12,7 +12,7 @@ from pydantic import BeforeValidator, Field, PlainSerializer, model_validator
 from raysnap.config.choices import Method, Precision, Proxy
 from raysnap.config.folders import AnyFolder, NameOrFolder
 from raysnap.config.parts import ShapesConfig
-from raysnap.config.search_options import DEFAULT_CONFIDENCE, Confidence, Count, EdgePx, SearchOptions
+from raysnap.config.search_options import DEFAULT_TOLERANCE, Count, EdgePx, SearchOptions, Tolerance
 from raysnap.config.strict import Section, refuse_repeated
 
 Value = TypeVar("Value")
@@ -62,9 +62,8 @@ class BenchGrid(Section):
     methods: Axis[Method] = Field(
         ("baseline", "shift", "alsatian", "shared"), description="How a search spreads items over candidates; an axis."
     )
-    confidence: Confidence = Field(
-        DEFAULT_CONFIDENCE,
-        description="How sure `nested` must be that it keeps the winner; with 0 each rung keeps only the better half.",
+    tolerance: Tolerance = Field(
+        DEFAULT_TOLERANCE, description="Accuracy on new items that the answer of `nested` may lose."
     )
     precision: Precision = Field(
         "auto",
@@ -109,7 +108,7 @@ class BenchGrid(Section):
             options = SearchOptions(
                 method=method,
                 proxy=proxy,
-                confidence=self.confidence,
+                tolerance=self.tolerance,
                 num_train=num_train,
                 num_test=num_test,
                 image_size=image_size,

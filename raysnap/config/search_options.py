@@ -17,9 +17,9 @@ from raysnap.errors import UsageError
 
 Count: TypeAlias = Annotated[int, Field(ge=1)]
 EdgePx: TypeAlias = Annotated[int, Field(ge=16, le=4096)]
-Confidence: TypeAlias = Annotated[float, Field(ge=0, lt=1)]
+Tolerance: TypeAlias = Annotated[float, Field(ge=0, le=1)]
 
-DEFAULT_CONFIDENCE = 0.95
+DEFAULT_TOLERANCE = 0.01
 
 
 class SearchOptions(Section):
@@ -32,10 +32,11 @@ class SearchOptions(Section):
 
     method: Method = Field("nested", description="Which candidates are tried on how many items.")
     proxy: Proxy = Field("linear", description="The score that predicts fine-tuned accuracy.")
-    confidence: Confidence = Field(
-        DEFAULT_CONFIDENCE,
-        description="How sure `nested` must be, over all its rungs, that no candidate it drops would come first on all "
-        "items; with 0 a rung drops all but its upper half. Other methods ignore it.",
+    tolerance: Tolerance = Field(
+        DEFAULT_TOLERANCE,
+        description="Accuracy on new items that the answer may lose: `nested` stops when the expected loss of its "
+        "winner is below this, or when the remaining items could hardly lower it. For proxies that are no accuracy, a "
+        "part of the difference between the best and the worst candidate.",
     )
     num_train: Count | None = Field(
         None, description="Training items to fit probes on, a stratified subset; None is all."
@@ -92,7 +93,7 @@ class SearchKeywords(TypedDict, total=False):
 
     method: Method
     proxy: Proxy
-    confidence: float
+    tolerance: float
     num_train: int | None
     num_test: int | None
     image_size: int | None

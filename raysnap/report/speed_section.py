@@ -160,12 +160,12 @@ def _rungs_table(number: int, question: Question) -> DataTable | None:
         Row(
             {"method": method, "rung": index, "num_candidates": rung.num_candidates}
             | {"num_train": rung.num_train, "num_test": rung.num_test, "total_s": rung.total_s}
-            | {"num_kept": rung.num_kept, "num_tied": rung.num_tied, **rung.work}
+            | {"num_kept": rung.num_kept, "expected_loss": rung.expected_loss, **rung.work}
             | {f"{phase}_s": value for phase, value in rung.phases_s.items() if rung.has_phases}
         )
         for method, index, rung in _rungs_of(question)
     )
-    tied = "kept only because they are statistically tied with the last of the others"
+    loss = "how much better than the leader the best candidate is expected to be on new items"
     columns = [
         Column("method", "method", "name"),
         Column("rung", "rung", "count"),
@@ -173,7 +173,7 @@ def _rungs_table(number: int, question: Question) -> DataTable | None:
         Column("num_train", "train items", "count"),
         Column("num_test", "test items", "count"),
         Column("num_kept", "kept", "count", "candidates kept for the next rung"),
-        Column("num_tied", "of them tied", "count", tied),
+        Column("expected_loss", "expected loss", "score", loss),
         Column("total_s", "time", "seconds"),
         *(Column(f"{phase.key}_s", phase.name, "seconds") for phase in PHASES),
         Column("block_item_passes", "block passes", "count", "number of times that a block ran on an item"),

@@ -27,7 +27,7 @@ AXES = {
     "budget_bytes": "activations",
     "cache": "cache",
     "io_limit_mib_per_s": "MiB/s",
-    "confidence": "confidence",
+    "tolerance": "tolerance",
     "detail": "",
 }
 
@@ -64,14 +64,14 @@ class RungRow:
     """One rung of a search: its candidates and items, its work, and the seconds of each phase.
 
     Attributes:
-        num_tied: those of `num_kept` that stayed only because they are statistically tied with the last of the others.
+        expected_loss: what naming its best candidate was expected to lose on new items.
     """
 
     num_candidates: int | None
     num_train: int | None
     num_test: int | None
     num_kept: int | None
-    num_tied: int | None
+    expected_loss: float | None
     work: dict[str, float]
     phases_s: dict[str, float]
 
@@ -83,7 +83,7 @@ class RungRow:
             num_train=whole(row.get("num_train")),
             num_test=whole(row.get("num_test")),
             num_kept=whole(row.get("num_kept")),
-            num_tied=whole(row.get("num_tied")),
+            expected_loss=number(row.get("expected_loss")),
             work=numbers({key: row.get(key) for key in ("block_item_passes", "flops", "block_bytes_read")}),
             phases_s=_phases(mapping(row.get("timings_s")) or {"total": row.get("total_s")}),
         )
@@ -134,7 +134,7 @@ class SearchRow:
     proxy: str = "unknown"
     method: str
     cache: str | None = None
-    confidence: float | None = None
+    tolerance: float | None = None
     precision: str | None = None
     io_limit_mib_per_s: float | None = None
     detail: str | None = None
@@ -176,7 +176,7 @@ class SearchRow:
             proxy=text(row.get("proxy")) or text(search.get("proxy")) or "unknown",
             method=str(row["method"]),
             cache=text(row.get("cache")),
-            confidence=number(row.get("confidence")),
+            tolerance=number(row.get("tolerance")),
             precision=text(row.get("precision")),
             io_limit_mib_per_s=number(row.get("io_limit_mib_per_s")),
             detail=text(row.get("detail")),

@@ -1,23 +1,36 @@
-"""Rank candidates rung by rung: get features, score them, keep the best."""
+"""Rank candidates rung by rung: get features, score them, drop those that cost least, stop when more would not pay."""
 
 from __future__ import annotations
 
+import math
 import time
 from collections import defaultdict
+from collections.abc import Hashable
 from dataclasses import dataclass, field
+from itertools import chain
 
 import numpy as np
 import torch
 
+from raysnap.config.choices import Proxy, StopReason
 from raysnap.config.search_options import SearchOptions
 from raysnap.search.engine.items import ProbeItems
 from raysnap.search.engine.source import FeatureSource
-from raysnap.search.plan.rungs import Rung
+from raysnap.search.plan.rungs import Rung, drops_candidates
 from raysnap.search.plan.tree import PrefixTree, find_misfit
-from raysnap.search.probes.confidence import find_survivors, tied_with
+from raysnap.search.probes.confidence import tied_with
+from raysnap.search.probes.cross_validation import TRANSFERABILITY, ProbeSet, cross_validate
+from raysnap.search.probes.expected_loss import Beliefs, step_variance, weigh
 from raysnap.search.probes.proxies import score_candidates
 from raysnap.search.probes.score import Score
 from raysnap.search.result import RankedSnapshot, RungReport
+
+# Probes of `nested` train on three quarters of a rung's train items, and once on half of them to see the difference.
+NUM_FOLDS, NUM_FOLDS_BEFORE = 4, 2
+ACCURACIES: tuple[Proxy, ...] = ("linear", "sgd_linear", "knn")
+# What the remaining items could show must be worth a part of the tolerance; dropping candidates in one rung may cost
+# less than that.
+GAIN_SHARE, DROP_SHARE = 0.5, 0.25
 
 
 @dataclass
@@ -26,12 +39,14 @@ class Contest:
 
     Attributes:
         device: where features are scored.
-        confidence: confidence that the remaining rungs must have, together, to drop candidates beyond those they must
-            keep; 0 drops these at once.
-        survivors: the candidates that enter the next rung.
+        survivors: the candidates that enter the next rung; after a rung, best first.
         scores: each candidate's rungs so far, with its score in each.
+        behind: how far each candidate's expected true score is behind the leader's, at its last rung.
         skipped: why a candidate could not be scored.
         reports: what each rung did.
+        expected_loss: how much better than the leader the best candidate is expected to be on new items, those dropped
+            so far included; None where the method drops candidates without weighing that.
+        stopped: why no further rung is needed; None while one is.
     """
 
     tree: PrefixTree
@@ -39,37 +54,35 @@ class Contest:
     items: ProbeItems
     options: SearchOptions
     device: torch.device
-    confidence: float = field(init=False)
     survivors: list[int] = field(default_factory=list)
     train_features: dict[int, np.ndarray] = field(default_factory=dict)
     test_features: dict[int, np.ndarray] = field(default_factory=dict)
     scores: dict[int, list[tuple[Rung, Score]]] = field(default_factory=dict)
+    behind: dict[int, float] = field(default_factory=dict)
     skipped: dict[int, str] = field(default_factory=dict)
     reports: list[RungReport] = field(default_factory=list)
+    expected_loss: float | None = None
+    stopped: StopReason | None = None
+    _lost: float = 0.0
+    _unit: float | None = None
 
     def __post_init__(self) -> None:
-        self.confidence = self.options.confidence if self.options.method == "nested" else 0.0
         reasons = {number: find_misfit(candidate) for number, candidate in enumerate(self.tree.candidates)}
         self.skipped = {number: reason for number, reason in reasons.items() if reason is not None}
         self.survivors = [number for number in reasons if number not in self.skipped]
 
-    def run_rung(self, rung: Rung, *, num_later: int) -> None:
-        """Get the rung's new features, score every survivor on all its features, and keep the best.
-
-        Args:
-            num_later: how many rungs come after it.
-        """
+    def run_rung(self, rung: Rung, *, is_last: bool) -> None:
+        """Get the rung's new features, score every survivor on all its features, and keep the best."""
         work, started_s, num_candidates = self.source.work, time.perf_counter(), len(self.survivors)
-        is_last = num_later == 0
         before = (work.block_item_passes, work.flops, work.block_bytes_read)
         if self.survivors:
             self._add_features(rung, is_last=is_last)
-        with work.timed("proxy"):
-            for number, score in zip(self.survivors, self._score(rung), strict=True):
-                self.scores.setdefault(number, []).append((rung, score))
-            if not is_last:
-                self._keep_the_best(rung, num_later)
-        self.source.keep(() if is_last else self.survivors)
+        if is_last or not self.survivors:
+            self.stopped = "all_items"
+        if self.survivors:
+            with work.timed("proxy"):
+                self._decide(rung)
+        self.source.keep(() if self.stopped else self.survivors)
         after = (work.block_item_passes, work.flops, work.block_bytes_read)
         passes, flops, num_bytes = (new - old for new, old in zip(after, before, strict=True))
         self.reports.append(
@@ -78,7 +91,7 @@ class Contest:
                 num_test=rung.test_stop,
                 num_candidates=num_candidates,
                 num_kept=len(self.survivors),
-                num_tied=0 if is_last else max(0, len(self.survivors) - rung.num_kept),
+                expected_loss=self.expected_loss,
                 block_item_passes=passes,
                 flops=flops,
                 block_bytes_read=num_bytes,
@@ -86,27 +99,89 @@ class Contest:
             )
         )
 
-    def _score(self, rung: Rung) -> list[Score]:
-        """Return the survivors' scores, in their order."""
-        return score_candidates(
-            self.options.proxy,
+    def _decide(self, rung: Rung) -> None:
+        """Score the survivors, and decide which of them stay and whether another rung is needed."""
+        method, proxy, seed = self.options.method, self.options.proxy, self.options.seed
+        probes = self._probe_set(rung)
+        if method == "nested":
+            scores = cross_validate(proxy, probes, NUM_FOLDS, seed, self.device)
+        else:
+            scores = score_candidates(proxy, *probes, seed, self.device)
+        for number, score in zip(self.survivors, scores, strict=True):
+            self.scores.setdefault(number, []).append((rung, score))
+        drift_variance = self._drift_variance(probes, scores) if method == "nested" else 0.0
+        self.survivors.sort(key=self._order)
+        if method == "nested":
+            self._drop(self._weigh(drift_variance))
+        elif drops_candidates(method):
+            if not self.stopped:
+                self.survivors = self.survivors[: rung.num_kept]
+        else:
+            self._weigh(drift_variance)
+
+    def _probe_set(self, rung: Rung) -> ProbeSet:
+        return ProbeSet(
             [self.train_features[number] for number in self.survivors],
             self.items.train_labels[: rung.train_stop],
             [self.test_features[number] for number in self.survivors],
             self.items.test_labels[: rung.test_stop],
-            self.options.seed,
-            self.device,
         )
 
-    def _keep_the_best(self, rung: Rung, num_later: int) -> None:
-        """Keep the rung's best as survivors, and candidates statistically tied with the last of them."""
-        ordered = sorted(self.survivors, key=self._order)
-        if ordered:
-            ordered_CI = np.stack([self.scores[number][-1][1].contribution_I for number in ordered])
-            is_kept_C, self.confidence = find_survivors(
-                ordered_CI, rung.num_kept, self.confidence, num_later, self.options.seed
-            )
-            self.survivors = [number for number, is_kept in zip(ordered, is_kept_C, strict=True) if is_kept]
+    def _drift_variance(self, probes: ProbeSet, scores: list[Score]) -> float:
+        """Return how much the survivors' scores will still change with probes of all train items, as a variance."""
+        if self.options.proxy in TRANSFERABILITY:
+            return 0.0
+        before = cross_validate(self.options.proxy, probes, NUM_FOLDS_BEFORE, self.options.seed, self.device)
+        before_CI, now_CI = (np.stack([score.contribution_I for score in some]) for some in (before, scores))
+        # A probe's error by the luck of its train items falls as 1 / their number.
+        num_train, num_before, num_now = (
+            len(self.items.train_labels),
+            len(probes.train_labels_N) * (1 - 1 / NUM_FOLDS_BEFORE),
+            len(probes.train_labels_N) * (1 - 1 / NUM_FOLDS),
+        )
+        share = (1 / num_now - 1 / num_train) / (1 / num_before - 1 / num_now)
+        return share * step_variance(now_CI - before_CI)
+
+    def _weigh(self, drift_variance: float) -> Beliefs:
+        """Return what the survivors' scores, which are in order, say about their true scores.
+
+        Survivors with the same features are one to it.
+        """
+        distinct = [numbers[0] for numbers in self._alike().values()]
+        contribution_CI = np.stack([self.scores[number][-1][1].contribution_I for number in distinct])
+        if self._unit is None:
+            spread = float(np.ptp(contribution_CI.mean(axis=1)))
+            self._unit = 1.0 if self.options.proxy in ACCURACIES else spread or 1.0
+        num_final = len(self.items.train_labels) + len(self.items.test_labels)
+        beliefs = weigh(contribution_CI / self._unit, drift_variance / self._unit**2, num_final, self.options.seed)
+        self.expected_loss = self._lost + beliefs.loss_of(0)
+        behind_C = (beliefs.expected_C[0] - beliefs.expected_C).tolist()
+        for behind, alike in zip(behind_C, self._alike().values(), strict=True):
+            self.behind |= dict.fromkeys(alike, behind)
+        return beliefs
+
+    def _alike(self) -> dict[Hashable, list[int]]:
+        """Return the survivors by what their features depend on, in their order."""
+        alike: dict[Hashable, list[int]] = defaultdict(list)
+        for number in self.survivors:
+            candidate = self.tree.candidates[number]
+            alike[candidate.architecture, candidate.preprocessing, candidate.blocks].append(number)
+        return alike
+
+    def _drop(self, beliefs: Beliefs) -> None:
+        """Stop where more items would not pay; else keep the fewest survivors that lose next to nothing."""
+        if self.stopped:
+            return
+        assert self.expected_loss is not None, "beliefs give it"
+        if self.expected_loss < self.options.tolerance:
+            self.stopped = "tolerance"
+        elif beliefs.gain_of_rest() < GAIN_SHARE * self.options.tolerance:
+            self.stopped = "no_gain"
+        else:
+            true_losses, final_losses = beliefs.losses_of_keeping()
+            num_kept = 1 + int(np.argmax(final_losses <= DROP_SHARE * self.options.tolerance))
+            self._lost += float(true_losses[num_kept - 1])
+            self.survivors = list(chain.from_iterable(list(self._alike().values())[:num_kept]))
 
     def _add_features(self, rung: Rung, *, is_last: bool) -> None:
         """Get the survivors' features of the rung's new items; skip candidates with missing or non-finite features."""
@@ -144,7 +219,8 @@ class Contest:
         is_tied: dict[int, bool] = {}
         for last, numbers in by_last_rung.items():
             best_I, *others = (self.scores[number][last][1].contribution_I for number in (ordered[0], *numbers))
-            if self.scores[numbers[0]][last][0].test_stop == len(self.items.test_labels):
+            is_last = last == len(self.scores[ordered[0]]) - 1
+            if is_last or self.scores[numbers[0]][last][0].test_stop == len(self.items.test_labels):
                 is_tied |= zip(numbers, tied_with(best_I, np.stack(others), self.options.seed).tolist(), strict=True)
         return tuple(
             RankedSnapshot(
@@ -155,6 +231,7 @@ class Contest:
                 num_train=self.scores[number][-1][0].train_stop,
                 num_test=self.scores[number][-1][0].test_stop,
                 tied_with_best=is_tied.get(number, False),
+                within_tolerance=self.behind.get(number, math.inf) <= self.options.tolerance,
             )
             for rank, number in enumerate(ordered, start=1)
         )

@@ -70,8 +70,10 @@ def search(
             cache = FeatureCache(cache_place(dataset.root, "features"), options.feature_cache_bytes)
             source = CachedSource(source, tree, items, len(items.positions), cache)
         contest = Contest(tree, source, items, options, setup.pick_device())
-        for num_later, rung in zip(reversed(range(len(rungs))), rungs, strict=True):
-            contest.run_rung(rung, num_later=num_later)
+        for rung in rungs:
+            contest.run_rung(rung, is_last=rung is rungs[-1])
+            if contest.stopped:
+                break
     return _sum_up(contest, dataset, time.perf_counter() - started_s)
 
 
@@ -98,6 +100,8 @@ def _sum_up(contest: Contest, dataset: Dataset, total_s: float) -> SearchResult:
             SkippedSnapshot(candidates[number].snapshot, candidates[number].name, error)
             for number, error in sorted(contest.skipped.items())
         ),
+        expected_loss=contest.expected_loss,
+        stopped=contest.stopped or "all_items",
         rungs=tuple(contest.reports),
         static_baseline=pick_static_baseline(candidates, ranking),
     )

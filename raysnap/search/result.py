@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any
 
-from raysnap.config.choices import Method, Proxy
+from raysnap.config.choices import Method, Proxy, StopReason
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -19,8 +19,10 @@ class RankedSnapshot:
         snapshot: the snapshot's id.
         name: the name that people know it by.
         score: the proxy's score at the last rung the snapshot was in, with `num_train` and `num_test` items.
-        tied_with_best: whether it is statistically tied with the best on all test items, at the last rung that both
-            were in; the best is tied with itself.
+        tied_with_best: whether it is statistically tied with the best at the last rung that both were in, where that
+            was the last of all or used all test items; the best is tied with itself.
+        within_tolerance: whether it is as good as the best on new items, as far as is known: at the last rung that both
+            were in, its expected score was at most the tolerance lower.
     """
 
     rank: int
@@ -30,6 +32,7 @@ class RankedSnapshot:
     num_train: int
     num_test: int
     tied_with_best: bool
+    within_tolerance: bool
 
 
 @dataclass(frozen=True)
@@ -48,8 +51,8 @@ class RungReport:
     Attributes:
         num_train: train items of its probes, those of earlier rungs included; likewise `num_test`.
         num_candidates: how many candidates entered it.
-        num_kept: how many it kept, `num_tied` of them only because they are statistically tied with the last of the
-            others.
+        num_kept: how many it kept.
+        expected_loss: what naming its best candidate was expected to lose: see `SearchResult`.
         block_item_passes, flops, block_bytes_read: the work it took.
         total_s: seconds it took.
     """
@@ -58,7 +61,7 @@ class RungReport:
     num_test: int
     num_candidates: int
     num_kept: int
-    num_tied: int
+    expected_loss: float | None
     block_item_passes: int
     flops: int
     block_bytes_read: int
@@ -71,7 +74,7 @@ class SearchResult:
 
     >>> result = raysnap.rank_snapshots("store", "shapes-shape-a")
     >>> result.to_pandas().columns.tolist()
-    ['rank', 'snapshot', 'name', 'score', 'num_train', 'num_test', 'tied_with_best']
+    ['rank', 'snapshot', 'name', 'score', 'num_train', 'num_test', 'tied_with_best', 'within_tolerance']
 
     Attributes:
         timings_s: seconds: `total` and its parts `plan`, `load_blocks`, `decode`, `inference`, `proxy`; of workers the
@@ -80,6 +83,11 @@ class SearchResult:
         precision: what blocks computed in, such as `bfloat16`.
         work: `block_item_passes`, `flops`, `block_bytes_read`, `images_decoded`.
         peak_activation_bytes: the most bytes of activations held at once.
+        expected_loss: how much better than the winner the best candidate is expected to be on new items, in accuracy,
+            or for a proxy that is no accuracy as a part of the candidates' range; None where the method drops
+            candidates whatever that costs.
+        stopped: why the search ended: `tolerance`, the expected loss was within it; `no_gain`, the remaining items
+            would hardly have lowered it; `all_items`, all were used.
         rungs: what each rung did.
         static_baseline: rank of the no-search baseline, the largest pretrained model; None if nothing was ranked.
     """
@@ -95,6 +103,8 @@ class SearchResult:
     precision: str
     peak_activation_bytes: int
     skipped: tuple[SkippedSnapshot, ...]
+    expected_loss: float | None
+    stopped: StopReason
     rungs: tuple[RungReport, ...]
     static_baseline: RankedSnapshot | None
 

@@ -115,7 +115,7 @@ def test_warm_ups_run_once_for_both_states_of_the_page_cache(cell, monkeypatch):
     calls = []
     real = timed_search.search
     monkeypatch.setattr(timed_search, "search", lambda *args, **kwargs: calls.append(1) or real(*args, **kwargs))
-    own = replace(cell, options=cell.options.model_copy(update={"confidence": 0.5}), num_warmups=2)
+    own = replace(cell, options=cell.options.model_copy(update={"tolerance": 0.5}), num_warmups=2)
     for state in ("cold", "warm", "cold"):
         time_search(replace(own, cache=state))
     assert len(calls) == 2 + 3

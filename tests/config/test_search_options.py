@@ -41,7 +41,7 @@ def test_the_command_line_has_the_same_lower_bound(name):
     assert option.min == schema.get("anyOf", [schema])[0].get("minimum")
 
 
-@pytest.mark.parametrize("name", ["confidence", "precision"])
+@pytest.mark.parametrize("name", ["tolerance", "precision"])
 def test_a_grid_has_the_same_defaults_and_bounds(name):
     ours, theirs = SearchOptions.model_fields[name], BenchGrid.model_fields[name]
     assert (ours.default, bounds(ours)) == (theirs.default, bounds(theirs))

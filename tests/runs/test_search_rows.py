@@ -25,7 +25,9 @@ DOCUMENT = {
     "work": {"flops": 7},
     "precision": "float32",
     "skipped": [{"snapshot": "a" * 64, "name": "a", "error": "damaged"}],
-    "rungs": [{"num_candidates": 2, "num_train": 8, "num_test": 4, "num_kept": 1, "num_tied": 0, "total_s": 1.5}],
+    "rungs": [
+        {"num_candidates": 2, "num_train": 8, "num_test": 4, "num_kept": 1, "expected_loss": 0.02, "total_s": 1.5}
+    ],
     "static_baseline": None,
 }
 DONE = SearchRow(

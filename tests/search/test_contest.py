@@ -21,11 +21,10 @@ pytestmark = [pytest.mark.usefixtures("single_thread"), pytest.mark.xdist_group(
 def test_the_last_rungs_scores_are_those_on_all_items(request, find, store_name):
     store = request.getfixturevalue(store_name)
     full = {one.snapshot: one.score for one in find(store, method="shared").ranking}
-    for method in ("alsatian", "nested"):
-        last = [one for one in find(store, method=method).ranking if one.num_train == SHAPES.num_train]
-        assert last and {one.num_test for one in last} == {SHAPES.num_val}
-        for one in last:
-            assert one.score == pytest.approx(full[one.snapshot], abs=1e-5)
+    last = [one for one in find(store, method="alsatian").ranking if one.num_train == SHAPES.num_train]
+    assert last and {one.num_test for one in last} == {SHAPES.num_val}
+    for one in last:
+        assert one.score == pytest.approx(full[one.snapshot], abs=1e-5)
 
 
 def test_of_equal_scores_the_smaller_loss_is_ranked_first(resnets, data_dir, monkeypatch):
@@ -53,7 +52,7 @@ def test_every_snapshot_is_ranked_once_and_the_better_first(find, mixed, method)
     assert result.ranking[0].num_test == SHAPES.num_val
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [method for method in METHODS if method != "nested"])
 def test_candidates_are_scored_once_a_rung_on_all_items_so_far(find, resnets, data_dir, monkeypatch, method):
     calls = []
 
@@ -62,7 +61,7 @@ def test_candidates_are_scored_once_a_rung_on_all_items_so_far(find, resnets, da
         return [Score(0.0, train_BND.sum().item(), np.zeros(len(test_labels_T)))]
 
     monkeypatch.setitem(PROXIES, "linear", proxy)
-    search(resnets, DATA, method=method, confidence=0, data_dir=data_dir, device="cpu")  # which scores one at a time
+    search(resnets, DATA, method=method, data_dir=data_dir, device="cpu")  # which scores one at a time
     rungs = plan_rungs(method, len(VARIANTS), SHAPES.num_train, SHAPES.num_val)
     entered = [len(VARIANTS), *(rung.num_kept for rung in rungs)]
     expected = [
@@ -82,11 +81,6 @@ def test_snapshots_that_differ_in_heads_alone_tie(find, resnets):
     assert all(one.tied_with_best for one in only.ranking)
     assert only.work["block_item_passes"] == 9 * (SHAPES.num_train + SHAPES.num_val)
     assert [one.snapshot for one in only.ranking] == sorted(one.snapshot for one in only.ranking)
-
-
-def test_a_candidate_dropped_on_few_test_items_is_not_tied(find, resnets):
-    left_out = [one for one in find(resnets, method="nested", confidence=0.0).ranking if one.num_test < SHAPES.num_val]
-    assert left_out and not any(one.tied_with_best for one in left_out)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -154,6 +148,4 @@ def test_nested_keeps_snapshots_that_differ_in_heads_alone(data_dir, tmp_path):
     assert {(one.score, one.num_train, one.tied_with_best) for one in result.ranking} == {
         (result.ranking[0].score, SHAPES.num_train, True)
     }
-    bold = search(store, DATA, data_dir=data_dir, confidence=0)
-    assert [one.snapshot for one in bold.ranking] == [one.snapshot for one in result.ranking]
-    assert sorted(one.num_train for one in bold.ranking)[-2] < SHAPES.num_train
+    assert all(one.within_tolerance for one in result.ranking) and result.expected_loss == 0

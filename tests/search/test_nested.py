@@ -1,59 +1,70 @@
-"""`nested` on simulated answers: whom its rungs drop, how often that is the winner, and how few images it takes."""
+"""`nested`: whom its rungs drop, when it stops, and how few images it takes."""
 
 import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from scipy.stats import norm
 
 from raysnap.config.parts import RetrainConfig
+from raysnap.config.search_options import SearchOptions
 from raysnap.models.block_facts import block_shapes
 from raysnap.planning.sampling import draw_retrain_indices
+from raysnap.search.contest import Contest
+from raysnap.search.engine.items import ProbeItems
+from raysnap.search.engine.source import Gathered
+from raysnap.search.engine.work import Work
 from raysnap.search.plan.rungs import plan_rungs
 from raysnap.search.plan.tree import build_tree
 from raysnap.search.plan.workload import image_forwards, whole_models
-from raysnap.search.probes.confidence import find_survivors
+from raysnap.search.probes.proxies import CPU
 from tests.support.search_stores import candidate, digest
 
-# Image-forwards that nested needs at most for 36 ResNet-18 and 1,000 items at confidence 0, in any draw of the trees.
+# Image-forwards that nested needs at most for 36 ResNet-18 and 1,000 items where half are dropped in each rung.
 MOST_FORWARDS = {
-    "top_layers": 1300,
-    "twenty_five_percent": 1700,
-    "fifty_percent": 2200,
-    "last_one_layer": 1300,
-    "uniform": 2400,
+    "top_layers": 1900,
+    "twenty_five_percent": 3100,
+    "fifty_percent": 4700,
+    "last_one_layer": 2000,
+    "uniform": 5300,
 }
 
 
-def simulated_answers(rates, num_items, seed):
-    """Whether each candidate is right on each item, float64 `[C, T]`; some items are harder than others."""
-    return simulated_rungs(rates, num_items, 1, 1.0, seed)[0]
+class DrawnFeatures:
+    """A source of features that are drawn: the clearer a candidate's classes are apart, the better it is."""
+
+    def __init__(self, tree, labels, distances, seed=0):
+        rng = np.random.default_rng(seed)
+        self.work = Work()
+        centres = rng.standard_normal((labels.max() + 1, 8))
+        by_blocks = {one.blocks: rng.standard_normal((len(labels), 8)) for one in tree.candidates}
+        self.features = [
+            (distance * centres[labels] + by_blocks[one.blocks]).astype(np.float32)
+            for one, distance in zip(tree.candidates, distances, strict=True)
+        ]
+        self.asked = []
+
+    def gather(self, candidates, positions, *, is_last, border=None):  # noqa: ARG002 - the protocol's
+        self.asked.append((sorted(candidates), list(positions)))
+        return Gathered({number: self.features[number][positions] for number in candidates}, {})
+
+    def keep(self, candidates):
+        pass
 
 
-def simulated_rungs(rates, num_items, num_rungs, steadiness, seed):
-    """Return the same for each rung; `steadiness`: how much of an answer's noise stays as probes train on more."""
-    rng = np.random.default_rng(seed)
-    lasting = rng.standard_normal((len(rates), num_items))
-    difficulty = rng.standard_normal(num_items)
-    passing = [rng.standard_normal(lasting.shape) for _ in range(num_rungs)]
-    noise = [np.sqrt(steadiness) * lasting + np.sqrt(1 - steadiness) * own for own in passing]
-    return [((own + difficulty) / np.sqrt(2) < norm.ppf(rates)[:, None]).astype(np.float64) for own in noise]
-
-
-def play(answers_by_rung, rungs, confidence):
-    """Return the candidates that enter each rung, best of the rung before first, and the order after the last."""
-    alive, entrants = np.arange(len(answers_by_rung[0])), []
-    for number, (rung, answers_CT) in enumerate(zip(rungs, answers_by_rung, strict=True), start=1):
-        entrants.append(alive.tolist())
-        parts = answers_CT[alive, : rung.test_stop]
-        order = np.lexsort((alive, -parts.mean(axis=1)))
-        alive, parts = alive[order], parts[order]
-        if number < len(rungs):
-            is_kept, confidence = find_survivors(parts, rung.num_kept, confidence, len(rungs) - number, seed=0)
-            alive = alive[is_kept]
-    return entrants, alive.tolist()
+def run_contest(distances, num_train=320, num_test=80, num_classes=4, paths=None, **options):
+    """Run a whole contest of candidates with such distances between classes, without a store."""
+    paths = paths or [[digest(f"{index}of{number}") for index in range(9)] for number in range(len(distances))]
+    tree = build_tree([candidate(str(number), path) for number, path in enumerate(paths)], sharing=True)
+    labels = np.arange(num_train + num_test) % num_classes
+    items = ProbeItems({}, tuple(range(len(labels))), labels[:num_train], labels[num_train:], 0.0)
+    source = DrawnFeatures(tree, labels, distances)
+    contest = Contest(tree, source, items, SearchOptions(method="nested", **options), CPU)
+    rungs = plan_rungs("nested", len(distances), num_train, num_test)
+    for rung in rungs:
+        contest.run_rung(rung, is_last=rung is rungs[-1])
+        if contest.stopped:
+            break
+    return contest
 
 
 def snapshots_of(distribution, seed, num_snapshots=36):
@@ -67,92 +78,93 @@ def snapshots_of(distribution, seed, num_snapshots=36):
     return build_tree([candidate(str(number), path) for number, path in enumerate(paths)], sharing=True)
 
 
-@pytest.mark.parametrize("steadiness", [1.0, 0.4])
-@pytest.mark.parametrize(("low", "high"), [(0.6, 0.6), (0.4, 0.7), (0.8, 0.85)])
-@pytest.mark.parametrize("confidence", [0.8, 0.9, 0.95])
-def test_the_winner_is_dropped_no_more_often_than_allowed(low, high, steadiness, confidence):
-    """Even where all are equally good, and most of the chance that decides in the end is yet to come."""
-    num_dropped, num_draws = 0, 60
-    rungs = plan_rungs("nested", 16, 320, 80)
-    for draw in range(num_draws):
-        rates = np.random.default_rng(draw).uniform(low, high, 16)
-        answers = simulated_rungs(rates, 80, len(rungs), steadiness, draw)
-        winner = np.lexsort((np.arange(16), -answers[-1].mean(axis=1)))[0]
-        entrants, _ = play(answers, rungs, confidence)
-        num_dropped += winner not in entrants[-1]
-    assert num_dropped <= (1 - confidence) * num_draws
+def test_a_clear_winner_ends_the_search_after_few_items():
+    contest = run_contest([1.5, *[0.3] * 15])
+    assert contest.stopped == "tolerance" and contest.expected_loss <= 0.01
+    assert contest.ranking()[0].name == "0" and contest.reports[-1].num_train < 320
 
 
-def test_a_higher_confidence_keeps_all_that_a_lower_one_keeps():
-    answers = simulated_answers(np.linspace(0.3, 0.8, 20), 50, 3)
-    ordered = answers[np.argsort(-answers.mean(axis=1), kind="stable")]
-    kept = [find_survivors(ordered, 5, confidence, 1, 0)[0] for confidence in (0, 0.5, 0.9, 0.99, 0.9999)]
-    assert kept[0].tolist() == [True] * 5 + [False] * 15
-    assert all((one <= other).all() for one, other in itertools.pairwise(kept))
-    assert kept[0].sum() < kept[2].sum() < kept[4].sum()
+def test_a_hopeless_majority_is_dropped_at_once():
+    contest = run_contest([0.9, 0.85, *[0.1] * 30], tolerance=0.001)
+    assert contest.reports[0].num_kept <= 4
+    assert {one.name for one in contest.ranking()[:2]} == {"0", "1"}
 
 
-@given(st.integers(1, 12), st.integers(1, 12), st.integers(1, 30), st.sampled_from([0, 0.5, 0.95]), st.integers(0, 99))
-def test_the_first_stay_and_those_equal_to_the_last_of_them(num_candidates, num_kept, num_items, level, seed):
-    answers = simulated_answers(np.full(num_candidates, 0.5), num_items, seed)
-    ordered = answers[np.argsort(-answers.mean(axis=1), kind="stable")]
-    is_kept, _ = find_survivors(ordered, num_kept, level, 1, seed)
-    assert is_kept[:num_kept].all()
-    if level > 0 and num_kept < num_candidates:
-        assert is_kept[(ordered == ordered[num_kept - 1]).all(axis=1)].all()
+def test_equal_candidates_are_not_told_apart_at_any_cost():
+    """More items would find a luckier one, hardly a better one."""
+    contest = run_contest([0.6] * 24)
+    work = sum(len(numbers) * len(positions) for numbers, positions in contest.source.asked)
+    assert work < 0.4 * 24 * 400
 
 
-@pytest.mark.parametrize(("num_items", "is_dropped"), [(1, False), (7, False), (8, True), (20, True)])
-def test_few_items_drop_no_candidate_even_if_all_are_wrong(num_items, is_dropped):
-    right, wrong = np.ones(num_items), np.zeros(num_items)
-    assert find_survivors(np.stack([right, wrong]), 1, 0.95, 1, 0)[0].tolist() == [True, not is_dropped]
+def test_a_tolerance_of_zero_uses_all_items():
+    contest = run_contest([0.6, 0.55, 0.5], tolerance=0)
+    assert contest.stopped == "all_items" and contest.reports[-1].num_test == 80
 
 
-@settings(max_examples=40)
-@given(st.integers(1, 40), st.integers(2, 60), st.integers(1, 40), st.sampled_from([0, 0.95]), st.integers(0, 99))
-def test_any_numbers_end_with_a_winner_on_all_items(num_candidates, num_train, num_test, confidence, seed):
-    answers = simulated_answers(np.random.default_rng(seed).uniform(0.2, 0.9, num_candidates), num_test, seed)
-    rungs = plan_rungs("nested", num_candidates, num_train, num_test)
-    entrants, order = play([answers] * len(rungs), rungs, confidence)
-    assert rungs[-1].test_stop == num_test and len(order) >= 1
-    assert all(set(later) <= set(earlier) for earlier, later in itertools.pairwise(entrants))
-    if confidence == 0:
-        assert [len(ids) for ids in entrants[1:]] == [rung.num_kept for rung in rungs[:-1]]
+def test_a_large_tolerance_takes_less_work():
+    def num_passes(tolerance):
+        asked = run_contest(np.linspace(0.4, 0.8, 12), tolerance=tolerance).source.asked
+        return sum(len(numbers) * len(positions) for numbers, positions in asked)
+
+    assert num_passes(0.1) < num_passes(0.001)
 
 
-@pytest.mark.parametrize("num_decisions", [1, 2, 5])
-def test_only_a_decision_that_drops_spends_its_share(num_decisions):
-    better, worse = np.ones(200), np.zeros(200)
-    confidence = 0.95
-    for num_left in reversed(range(1, num_decisions + 1)):
-        _, same = find_survivors(np.stack([better, better]), 1, confidence, num_left, 0)
-        _, confidence = find_survivors(np.stack([better, worse]), 1, confidence, num_left, 0)
-        assert same == pytest.approx(0.95 ** (num_left / num_decisions))
-        assert confidence == pytest.approx(0.95 ** ((num_left - 1) / num_decisions))
+@pytest.mark.parametrize("num_candidates", [1, 2, 3])
+@pytest.mark.parametrize(("num_train", "num_test"), [(2, 1), (8, 3), (100, 20)])
+def test_few_candidates_and_items_end_with_a_winner(num_candidates, num_train, num_test):
+    contest = run_contest([0.8] * num_candidates, num_train, num_test, num_classes=2)
+    ranking = contest.ranking()
+    assert len(ranking) == num_candidates and ranking[0].within_tolerance and ranking[0].tied_with_best
+    assert contest.stopped and contest.expected_loss >= 0
 
 
-def test_equal_candidates_all_stay_unless_confidence_is_off():
-    answers = np.tile(simulated_answers(np.array([0.6]), 60, 0), (9, 1))
-    rungs = plan_rungs("nested", 9, 100, 60)
-    assert [len(ids) for ids in play([answers] * len(rungs), rungs, 0.95)[0]] == [9, 9, 9, 9, 9]
-    assert [len(ids) for ids in play([answers] * len(rungs), rungs, 0)[0]] == [9, 4, 2, 1, 1]
+def test_each_rung_adds_items_for_the_candidates_that_are_left():
+    contest = run_contest(np.linspace(0.3, 0.7, 16), tolerance=0.002)
+    seen = [set(positions) for _, positions in contest.source.asked]
+    assert all(not one & other for one, other in itertools.combinations(seen, 2))
+    alive = [set(numbers) for numbers, _ in contest.source.asked]
+    assert all(later <= earlier for earlier, later in itertools.pairwise(alive))
+
+
+def test_candidates_with_equal_features_stay_together():
+    paths = [[digest(f"{index}of{number // 2}") for index in range(9)] for number in range(8)]
+    contest = run_contest(np.repeat([0.9, 0.6, 0.5, 0.4], 2), paths=paths)
+    by_name = {one.name: one for one in contest.ranking()}
+    for number in range(0, 8, 2):
+        one, other = by_name[str(number)], by_name[str(number + 1)]
+        assert (one.score, one.num_train) == (other.score, other.num_train)
+        assert one.within_tolerance == other.within_tolerance
+    assert by_name["0"].within_tolerance and not by_name["7"].within_tolerance
+
+
+def test_the_loss_of_a_rung_includes_what_was_dropped_before():
+    contest = run_contest(np.linspace(0.4, 0.7, 30), tolerance=0.003)
+    assert len(contest.reports) > 1
+    assert all(report.expected_loss > 0 for report in contest.reports[:-1])
+    assert contest.reports[-1].expected_loss == contest.expected_loss
+
+
+@pytest.mark.parametrize("proxy", ["knn", "hscore", "logme"])
+def test_other_proxies_stop_by_the_same_rule(proxy):
+    contest = run_contest([1.5, *[0.2] * 9], proxy=proxy, tolerance=0.05)
+    assert contest.ranking()[0].name == "0" and contest.reports[-1].num_train < 320
 
 
 @pytest.mark.parametrize("distribution", MOST_FORWARDS)
 @pytest.mark.parametrize("num_items", [1000, 2000])
 def test_image_forwards_of_the_published_workload(distribution, num_items):
     num_train, num_test = num_items * 4 // 5, num_items // 5
-    rungs = {method: plan_rungs(method, 36, num_train, num_test) for method in ("shared", "alsatian", "nested")}
+    rungs = {method: plan_rungs(method, 36, num_train, num_test) for method in ("shared", "nested")}
     for seed in range(5):
         tree = snapshots_of(distribution, seed)
         order = np.random.default_rng(seed).permutation(36).tolist()
         entrants = {
             method: [order, *(order[: rung.num_kept] for rung in planned[:-1])] for method, planned in rungs.items()
         }
-        full, published, nested = (image_forwards(tree, rungs[method], entrants[method]) for method in rungs)
+        full, nested = (image_forwards(tree, rungs[method], entrants[method]) for method in rungs)
         assert full == pytest.approx(num_items * whole_models(tree, order))
         assert nested <= MOST_FORWARDS[distribution] * num_items / 1000
-        assert nested <= 0.7 * published
         everyone = image_forwards(tree, rungs["nested"], [order] * len(rungs["nested"]))
         assert everyone == pytest.approx(full), "at worst nested is shared"
 

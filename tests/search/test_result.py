@@ -23,10 +23,10 @@ def test_a_result_is_plain_json_with_its_keys(find, resnets):
     assert json.loads(json.dumps(document, allow_nan=False)) == json.loads(json.dumps(document))
     assert set(document) - {"dataset"} == {
         "method", "proxy", "num_candidates", "ranking", "timings_s", "work", "bound_s", "precision",
-            "peak_activation_bytes", "skipped", "rungs", "static_baseline",
+            "peak_activation_bytes", "skipped", "rungs", "static_baseline", "expected_loss", "stopped",
     }  # fmt: skip
     assert set(document["ranking"][0]) == {
-        "rank", "snapshot", "name", "score", "num_train", "num_test", "tied_with_best",
+        "rank", "snapshot", "name", "score", "num_train", "num_test", "tied_with_best", "within_tolerance",
     }  # fmt: skip
     assert set(document["timings_s"]) == {"total", "plan", "load_blocks", "decode", "inference", "proxy"}
     assert set(document["work"]) == {"block_item_passes", "flops", "block_bytes_read", "images_decoded"}

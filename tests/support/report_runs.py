@@ -111,7 +111,7 @@ def bench_row(method: str, repeat: int, ranking: list[dict], *, cache="warm", nu
             "num_train": 10 * 2**rung,
             "num_test": 20,
             "num_kept": max(1, len(ranking) // 2 ** (rung + 1)),
-            "num_tied": 0,
+            "expected_loss": 0.02,
             "flops": 10**9,
             "total_s": total_s / 4,
         }

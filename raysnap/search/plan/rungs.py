@@ -10,12 +10,9 @@ from raysnap.config.choices import Method
 SHARING_METHODS = ("alsatian", "shared", "nested")
 PUBLISHED_HALVING_METHODS = ("shift", "alsatian")
 
-# The part of the train items that the rungs of `nested` before the last one get together, and how many times faster
-# than the train items its test items are added: four of five items are train items, but only test items distinguish
-# candidates. On four questions to trained snapshots such rungs take 7 % less, for answers as good, than smaller
-# ones up to a quarter of the train items, which leave a long way from the last decision to the end.
-EARLY_TRAIN_SHARE = 0.375
-TEST_LEAD = 3
+# The first rung of `nested` has this part of the items at least, and so many train items.
+FIRST_SHARE = 1 / 16
+MIN_TRAIN = 40
 
 
 @dataclass(frozen=True)
@@ -37,14 +34,20 @@ def shares_prefixes(method: Method) -> bool:
     return method in SHARING_METHODS
 
 
+def drops_candidates(method: Method) -> bool:
+    """Return whether the method drops a fixed part of the candidates after each rung, whatever that costs."""
+    return method in PUBLISHED_HALVING_METHODS
+
+
 def plan_rungs(method: Method, num_candidates: int, num_train: int, num_test: int) -> tuple[Rung, ...]:
     """Plan the rungs of a method; together they add every item, and the last one scores on all.
 
     Halving is as published for SHiFT and Alsatian: K = ceil(log2 N) rungs, the first with ceil(T / 2^K) of the T train
     items and all test items, each next one with twice as many train items, the last with the rest; the upper half
-    (rounded down, at least one) is kept. With fewer items than that needs there are fewer rungs. `nested` halves as
-    often, and then scores the remaining candidates on everything: each rung before the last ends twice as far into the
-    train items as the one before, and into the test items, until all of these are in.
+    (rounded down, at least one) is kept. With fewer items than that needs there are fewer rungs.
+
+    Each rung of `nested` has twice the train and test items of the one before. How many candidates it keeps, and
+    whether there is a next one, is decided by their scores; the upper half is a guess.
     """
     if method == "nested":
         return _plan_nested(num_candidates, num_train, num_test)
@@ -58,11 +61,10 @@ def plan_rungs(method: Method, num_candidates: int, num_train: int, num_test: in
 
 
 def _plan_nested(num_candidates: int, num_train: int, num_test: int) -> tuple[Rung, ...]:
-    """Plan the rungs of `nested`: see `EARLY_TRAIN_SHARE` and `TEST_LEAD`."""
-    num_halvings = math.ceil(math.log2(num_candidates))
-    early_stops = {math.ceil(EARLY_TRAIN_SHARE * num_train / 2**number) for number in range(num_halvings)}
-    train_stops = [*sorted(stop for stop in early_stops if stop < num_train), num_train]
-    test_stops = [min(num_test, math.ceil(TEST_LEAD * num_test * stop / num_train)) for stop in train_stops]
+    """Plan the rungs of `nested`: see `FIRST_SHARE` and `MIN_TRAIN`."""
+    shares = [2.0**-number for number in range(round(-math.log2(FIRST_SHARE)), -1, -1)]
+    shares = [share for share in shares if share * num_train >= MIN_TRAIN or share == 1]
+    train_stops, test_stops = ([math.ceil(share * count) for share in shares] for count in (num_train, num_test))
     return _link_rungs(num_candidates, train_stops, test_stops)
 
 

@@ -39,13 +39,6 @@ def test_few_items_do_not_tell_even_who_is_wrong_on_all_of_them(num_items, is_to
     assert tied_with(np.ones(num_items), np.zeros((1, num_items)), 0).tolist() == [not is_told]
 
 
-def test_resamples_of_fewer_items_vary_more_and_tell_fewer_apart():
-    best = np.ones(100)
-    others = np.stack([np.arange(100) >= num_lost for num_lost in range(20)])
-    num_tied = [tied_with(best, others, 0, drawn_share=share).sum() for share in (1.0, 0.5, 0.25)]
-    assert num_tied[0] < num_tied[1] < num_tied[2]
-
-
 def test_the_lead_that_is_told_grows_with_the_noise_around_it():
     steady = np.ones(100, dtype=bool)
     steady_other = steady.copy()

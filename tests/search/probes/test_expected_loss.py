@@ -1,0 +1,100 @@
+"""Expected loss: what is stated is what is lost, on candidates whose true scores are known."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import norm
+
+from raysnap.search.probes.expected_loss import step_variance, weigh
+
+
+def simulate(num_candidates, num_items, spread, seed, drift=0.0):
+    """Return true accuracies, and whether each candidate is right on each item; some items are harder than others."""
+    rng = np.random.default_rng(seed)
+    true = np.clip(0.6 + spread * rng.standard_normal(num_candidates), 0.02, 0.98)
+    now = np.clip(true + drift * rng.standard_normal(num_candidates), 0.02, 0.98)
+    noise = (rng.standard_normal((num_candidates, num_items)) + rng.standard_normal(num_items)) / np.sqrt(2)
+    return true, (noise < norm.ppf(now)[:, None]).astype(np.float64)
+
+
+@pytest.mark.parametrize("num_items", [60, 250])
+@pytest.mark.parametrize(("num_candidates", "spread"), [(2, 0.05), (8, 0.03), (36, 0.0), (36, 0.03), (36, 0.1)])
+def test_the_stated_loss_covers_the_actual_one(num_candidates, spread, num_items):
+    stated, actual = [], []
+    for seed in range(30):
+        true, right = simulate(num_candidates, num_items, spread, seed)
+        beliefs = weigh(right, 0.0, 1000, seed)
+        leader = int(beliefs.expected_C.argmax())
+        stated.append(beliefs.loss_of(leader))
+        actual.append(true.max() - true[leader])
+    error = np.std(actual) / np.sqrt(len(actual))
+    assert np.mean(actual) <= np.mean(stated) + 2 * error
+    if spread and num_candidates > 2:
+        assert np.mean(stated) <= 1.5 * np.mean(actual) + 0.004, "nor is it far too careful"
+
+
+def test_drift_is_covered_too():
+    stated, actual = [], []
+    for seed in range(40):
+        true, right = simulate(24, 400, 0.04, seed, drift=0.04)
+        beliefs = weigh(right, 0.04**2, 1000, seed)
+        leader = int(beliefs.expected_C.argmax())
+        stated.append(beliefs.loss_of(leader))
+        actual.append(true.max() - true[leader])
+    assert np.mean(actual) <= np.mean(stated) + 2 * np.std(actual) / np.sqrt(40)
+
+
+@settings(max_examples=30)
+@given(st.integers(1, 30), st.integers(1, 60), st.floats(0, 0.2), st.integers(0, 99))
+def test_losses_are_in_order(num_candidates, num_items, spread, seed):
+    """Remaining items show at most what is lost; keeping more loses less, keeping all nothing."""
+    _, right = simulate(num_candidates, num_items, spread, seed)
+    beliefs = weigh(right, 0.0, 200, seed)
+    assert beliefs.gain_of_rest() <= beliefs.loss_of(int(beliefs.expected_C.argmax())) + 0.01
+    for losses in beliefs.losses_of_keeping():
+        assert (np.diff(losses) <= 0).all() and losses[-1] == pytest.approx(0)
+
+
+def test_once_all_items_are_used_no_more_can_be_gained():
+    _, right = simulate(10, 300, 0.05, 0)
+    assert weigh(right, 0.0, 300, 0).gain_of_rest() == pytest.approx(0, abs=1e-3)
+
+
+def test_what_is_hard_for_all_costs_nothing():
+    """Only differences count: items that all get wrong change the loss as much as items that all get right."""
+    _, right = simulate(6, 200, 0.1, 0)
+    hard, easy = (np.concatenate([right, np.full((6, 200), value)], axis=1) for value in (0.0, 1.0))
+    losses = [weigh(some, 0.0, 1000, 0).loss_of(int(some.mean(axis=1).argmax())) for some in (hard, easy)]
+    assert losses[0] == pytest.approx(losses[1], rel=0.05)
+
+
+def test_a_single_candidate_loses_nothing():
+    beliefs = weigh(np.array([[1.0, 0.0, 1.0]]), 0.0, 10, 0)
+    assert beliefs.loss_of(0) == 0 and beliefs.gain_of_rest() == 0
+
+
+def test_a_hopeless_majority_is_dropped_on_few_items():
+    rng = np.random.default_rng(0)
+    right = np.concatenate([rng.random((3, 60)) < 0.8, rng.random((40, 60)) < 0.2]).astype(float)
+    _, final = weigh(right, 0.0, 1000, 0).losses_of_keeping()
+    assert final[2] < 0.001
+
+
+def test_no_difference_on_few_items_is_no_certainty():
+    assert weigh(np.ones((2, 3)), 0.0, 1000, 0).loss_of(0) > 0.001
+
+
+@pytest.mark.parametrize("spread", [0.0, 0.05])
+def test_a_change_is_separated_from_the_luck_of_items(spread):
+    found = []
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        change = spread * rng.standard_normal((20, 1)) + 0.4 * rng.standard_normal((20, 200))
+        found.append(step_variance(change))
+    assert np.mean(found) == pytest.approx(spread**2, rel=0.3, abs=3e-4)
+
+
+def test_equal_seeds_say_the_same():
+    _, right = simulate(5, 50, 0.05, 0)
+    assert weigh(right, 0.0, 100, 7).true_SC.tolist() == weigh(right, 0.0, 100, 7).true_SC.tolist()
