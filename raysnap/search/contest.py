@@ -20,7 +20,7 @@ from raysnap.search.plan.rungs import Rung, drops_candidates
 from raysnap.search.plan.tree import PrefixTree, find_misfit
 from raysnap.search.probes.confidence import tied_with
 from raysnap.search.probes.cross_validation import TRANSFERABILITY, ProbeSet, cross_validate
-from raysnap.search.probes.expected_loss import Beliefs, step_variance, weigh
+from raysnap.search.probes.expected_loss import Beliefs, Evidence, step_variance
 from raysnap.search.probes.proxies import score_candidates
 from raysnap.search.probes.score import Score
 from raysnap.search.result import RankedSnapshot, RungReport
@@ -63,13 +63,14 @@ class Contest:
     reports: list[RungReport] = field(default_factory=list)
     expected_loss: float | None = None
     stopped: StopReason | None = None
-    _lost: float = 0.0
+    _evidence: Evidence = field(init=False)
     _unit: float | None = None
 
     def __post_init__(self) -> None:
         reasons = {number: find_misfit(candidate) for number, candidate in enumerate(self.tree.candidates)}
         self.skipped = {number: reason for number, reason in reasons.items() if reason is not None}
         self.survivors = [number for number in reasons if number not in self.skipped]
+        self._evidence = Evidence(len(self.tree.candidates))
 
     def run_rung(self, rung: Rung, *, is_last: bool) -> None:
         """Get the rung's new features, score every survivor on all its features, and keep the best."""
@@ -153,8 +154,9 @@ class Contest:
             spread = float(np.ptp(contribution_CI.mean(axis=1)))
             self._unit = 1.0 if self.options.proxy in ACCURACIES else spread or 1.0
         num_final = len(self.items.train_labels) + len(self.items.test_labels)
-        beliefs = weigh(contribution_CI / self._unit, drift_variance / self._unit**2, num_final, self.options.seed)
-        self.expected_loss = self._lost + beliefs.loss_of(0)
+        self._evidence.add(distinct, contribution_CI / self._unit, drift_variance / self._unit**2)
+        beliefs = self._evidence.weigh(distinct, num_final, self.options.seed)
+        self.expected_loss = beliefs.loss_of(0)
         behind_C = (beliefs.expected_C[0] - beliefs.expected_C).tolist()
         for behind, alike in zip(behind_C, self._alike().values(), strict=True):
             self.behind |= dict.fromkeys(alike, behind)
@@ -178,9 +180,7 @@ class Contest:
         elif beliefs.gain_of_rest() < GAIN_SHARE * self.options.tolerance:
             self.stopped = "no_gain"
         else:
-            true_losses, final_losses = beliefs.losses_of_keeping()
-            num_kept = 1 + int(np.argmax(final_losses <= DROP_SHARE * self.options.tolerance))
-            self._lost += float(true_losses[num_kept - 1])
+            num_kept = 1 + int(np.argmax(beliefs.losses_of_keeping() <= DROP_SHARE * self.options.tolerance))
             self.survivors = list(chain.from_iterable(list(self._alike().values())[:num_kept]))
 
     def _add_features(self, rung: Rung, *, is_last: bool) -> None:

@@ -1,15 +1,16 @@
 """Say what naming or dropping candidates may cost on new items: true scores as draws around a common mean.
 
 A candidate's true score is the one that it would have on endless new items, with a probe that trained on all train
-items. The scores so far measure it with two errors: the luck of the items so far, whose covariance the paired
+items. Its score so far measures it with two errors: the luck of the items so far, whose covariance the paired
 contributions tell, and the luck of a probe that has trained on few items, its drift. True scores themselves are taken
 as normal draws around a common mean, with a spread that the same scores tell (empirical Bayes; the spread is averaged
-over what it may be, not set to its likeliest value). All of this concerns differences between candidates, so a question
-that is hard for all of them costs nothing.
+over what it may be, not set to its likeliest value). Candidates that were dropped stay in the evidence, with the few
+items that they had: survivors were chosen for their scores, and would look too much alike on their own.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,78 +21,106 @@ from raysnap.search.probes.score import Array
 NUM_DRAWS = 4096
 # Standard deviations of true scores that are considered: all up to 0.05 are as likely before a score is seen, and
 # larger ones less. Below 0.002 candidates are equal.
-SPREADS_K = np.concatenate([[0.0], np.geomspace(0.002, 0.5, 40)])
+SPREADS = np.concatenate([[0.0], np.geomspace(0.002, 0.5, 24)])
 USUAL_SPREAD = 0.05
-LOG_PRIOR_K = np.log(np.gradient(SPREADS_K)) - np.log1p((SPREADS_K / USUAL_SPREAD) ** 2)
+LOG_PRIOR = np.log(np.gradient(SPREADS)) - np.log1p((SPREADS / USUAL_SPREAD) ** 2)
+# The common mean may be anywhere: its standard deviation, beside that of differences.
+MEAN_SPREAD = 1.0
 # Items on which candidates differ as if they were independent, added to those seen.
 NUM_ADDED = 2
 
 
 @dataclass(frozen=True)
 class Beliefs:
-    """Draws from what is believed about some candidates, relative to their mean.
+    """Draws from what is believed about some candidates that may be named, and about the best of all.
 
     Attributes:
+        best_S: draws of the best true score of all candidates, those that can't be named any more included.
         true_SC: draws of true scores.
         final_SC: draws of what their expected values will be once all items have been used; less spread than true
             scores, as even all items leave doubt.
         expected_C: expected true scores.
     """
 
+    best_S: Array
     true_SC: Array
     final_SC: Array
     expected_C: Array
 
     def loss_of(self, candidate: int) -> float:
-        """Return how much better than this candidate the best one is expected to be."""
-        return float(self.true_SC.max(axis=1).mean() - self.expected_C[candidate])
+        """Return how much better than this candidate the best one of all is expected to be."""
+        return max(0.0, float((self.best_S - self.true_SC[:, candidate]).mean()))
 
     def gain_of_rest(self) -> float:
-        """Return how much better a candidate the remaining items are expected to find."""
-        return max(0.0, float(self.final_SC.max(axis=1).mean() - self.expected_C.max()))
+        """Return how much better a candidate the remaining items are expected to find than the best by now."""
+        leader = int(self.expected_C.argmax())
+        return max(0.0, float((self.final_SC.max(axis=1) - self.final_SC[:, leader]).mean()))
 
-    def losses_of_keeping(self) -> tuple[Array, Array]:
-        """Return what is lost by keeping only the first candidates, for each number of them.
+    def losses_of_keeping(self) -> Array:
+        """Return what is lost, of what the remaining items could find, by keeping only the first candidates.
 
         Returns:
-            Two arrays `[C]`: how much better the best of all is expected to be than the best of those kept, and the
-            same for what the remaining items could show of it.
+            The loss for each number of them, `[C]`, falling to 0.
         """
-        return tuple(
-            drawn_SC.max(axis=1).mean() - np.maximum.accumulate(drawn_SC, axis=1).mean(axis=0)
-            for drawn_SC in (self.true_SC, self.final_SC)
-        )
+        kept_SC = np.maximum.accumulate(self.final_SC, axis=1)
+        return np.asarray((kept_SC[:, -1:] - kept_SC).mean(axis=0))
 
 
-def weigh(contribution_CI: Array, drift_variance: float, num_final: int, seed: int) -> Beliefs:
-    """Return what the contributions of the items so far say about true scores.
+class Evidence:
+    """What the rungs so far have measured of all candidates."""
 
-    Args:
-        contribution_CI: each candidate's contributions by item; its score is their mean. Scores are like accuracies: a
-            difference of 0.01 is small, one of 0.3 is large.
-        drift_variance: the variance, across candidates, of how their scores will still change as probes train on more
-            items, apart from the luck of the items scored on.
-        num_final: items that will have been used in the end.
-    """
-    num_candidates, num_items = contribution_CI.shape
-    rng = np.random.default_rng(seed)
-    contrasts_JC = _contrasts(num_candidates)
-    along_JI = contrasts_JC @ contribution_CI
-    noise_J, axes_JJ = np.linalg.eigh(_noise(along_JI, contribution_CI))
-    contrasts_JC, along_J = axes_JJ.T @ contrasts_JC, axes_JJ.T @ along_JI.mean(axis=1)
-    error_J = noise_J / num_items + drift_variance
-    final_error_J = np.minimum(error_J, noise_J / max(num_items, num_final))
-    variance_K1 = SPREADS_K[:, None] ** 2
-    total_KJ = variance_K1 + error_J
-    fit_K = -0.5 * (np.log(total_KJ) + along_J**2 / total_KJ).sum(axis=1)
-    weight_K = softmax(fit_K + LOG_PRIOR_K)
-    mean_KJ = along_J * variance_K1 / total_KJ
-    doubt_KJ, final_doubt_KJ = (variance_K1 * error / (variance_K1 + error) for error in (error_J, final_error_J))
-    spread_S = rng.choice(len(SPREADS_K), size=NUM_DRAWS, p=weight_K)
-    normal_SJ, final_normal_SJ = rng.standard_normal((2, NUM_DRAWS, num_candidates - 1))
-    final_SJ = mean_KJ[spread_S] + np.sqrt(np.maximum(0.0, doubt_KJ - final_doubt_KJ))[spread_S] * normal_SJ
-    true_SJ = final_SJ + np.sqrt(final_doubt_KJ)[spread_S] * final_normal_SJ
-    return Beliefs(true_SJ @ contrasts_JC, final_SJ @ contrasts_JC, weight_K @ mean_KJ @ contrasts_JC)
+    def __init__(self, num_candidates: int):
+        self._score_C = np.zeros(num_candidates)
+        self._num_items_C = np.zeros(num_candidates)
+        self._drift_C = np.zeros(num_candidates)
+        self._noise_CC = np.zeros((num_candidates, num_candidates))
+
+    def add(self, candidates: Sequence[int], contribution_CI: Array, drift_variance: float) -> None:
+        """Add a rung: it replaces what earlier ones measured of these candidates, as it has all of their items.
+
+        Args:
+            contribution_CI: each candidate's contributions by item; its score is their mean. Scores are like
+                accuracies: a difference of 0.01 is small, one of 0.3 is large.
+            drift_variance: the variance, across candidates, of how their scores will still change as probes train on
+                more items, apart from the luck of the items scored on.
+        """
+        self._score_C[candidates] = contribution_CI.mean(axis=1)
+        self._num_items_C[candidates] = contribution_CI.shape[1]
+        self._drift_C[candidates] = drift_variance
+        self._noise_CC[np.ix_(candidates, candidates)] = _noise(contribution_CI)
+
+    def weigh(self, nameable: Sequence[int], num_final: int, seed: int) -> Beliefs:
+        """Return what is believed about the candidates that may be named, in their order.
+
+        Args:
+            num_final: items that these will have been scored on in the end.
+        """
+        measured = np.flatnonzero(self._num_items_C)
+        position_C = np.searchsorted(measured, nameable)
+        score_C = self._score_C[measured]
+        num_items_C, drift_C = self._num_items_C[measured], self._drift_C[measured]
+        noise_CC = self._noise_CC[np.ix_(measured, measured)]
+        final_items_C, final_drift_C = num_items_C.copy(), drift_C.copy()
+        final_items_C[position_C] = np.maximum(num_items_C[position_C], num_final)
+        final_drift_C[position_C] = 0.0
+        error_CC = _error(noise_CC, num_items_C, drift_C)
+        final_error_CC = _error(noise_CC, final_items_C, final_drift_C)
+        centred_C = score_C - score_C.mean()
+        beliefs = [_posterior(spread, error_CC, centred_C) for spread in SPREADS]
+        weight_K = softmax(LOG_PRIOR + [fit for _, _, fit in beliefs])
+        rng = np.random.default_rng(seed)
+        true, final = [], []
+        for spread, (mean_C, doubt_CC, _), count in zip(
+            SPREADS, beliefs, rng.multinomial(NUM_DRAWS, weight_K), strict=True
+        ):
+            if count:
+                _, final_doubt_CC, _ = _posterior(spread, final_error_CC, centred_C)
+                moved_SC = mean_C + _draw(doubt_CC - final_doubt_CC, count, rng)
+                final.append(moved_SC)
+                true.append(moved_SC + _draw(final_doubt_CC, count, rng))
+        true_SC, final_SC = np.concatenate(true), np.concatenate(final)
+        expected_C = weight_K @ np.stack([mean_C for mean_C, _, _ in beliefs])
+        return Beliefs(true_SC.max(axis=1), true_SC[:, position_C], final_SC[:, position_C], expected_C[position_C])
 
 
 def step_variance(change_CI: Array) -> float:
@@ -103,28 +132,47 @@ def step_variance(change_CI: Array) -> float:
     num_candidates, num_items = change_CI.shape
     if num_candidates == 1 or num_items == 1:
         return 0.0
-    along_JI = _contrasts(num_candidates) @ change_CI
-    luck = along_JI.var(axis=1, ddof=1).mean() / num_items
-    return max(0.0, float(np.square(along_JI.mean(axis=1)).mean() - luck))
+    differing_CI = change_CI - change_CI.mean(axis=0)
+    luck = differing_CI.var(axis=1, ddof=1).sum() / num_items
+    return max(0.0, float(np.square(differing_CI.mean(axis=1)).sum() - luck)) / (num_candidates - 1)
 
 
-def _contrasts(num_candidates: int) -> Array:
-    """Return orthonormal differences between candidates, `[C - 1, C]`: each row sums to 0."""
-    centred_CC = np.eye(num_candidates) - 1 / num_candidates
-    return np.linalg.qr(centred_CC[:, :-1])[0].T
+def _posterior(spread: float, error_CC: Array, score_C: Array) -> tuple[Array, Array, float]:
+    """Return true scores' mean and covariance given their spread, and the logarithm of how likely the scores are."""
+    prior_CC = spread**2 * np.eye(len(score_C)) + MEAN_SPREAD**2
+    total_CC = prior_CC + error_CC
+    solved = np.linalg.solve(total_CC, np.column_stack([score_C, prior_CC]))
+    _, log_volume = np.linalg.slogdet(total_CC)
+    fit = -0.5 * (log_volume + score_C @ solved[:, 0])
+    return prior_CC @ solved[:, 0], prior_CC - prior_CC @ solved[:, 1:], float(fit)
 
 
-def _noise(along_JI: Array, contribution_CI: Array) -> Array:
-    """Return the covariance of one item's contributions along the contrasts, `[J, J]`.
+def _draw(covariance_CC: Array, count: int, rng: np.random.Generator) -> Array:
+    """Draw normal vectors around 0, `[count, C]`."""
+    variance_C, axes_CC = np.linalg.eigh((covariance_CC + covariance_CC.T) / 2)
+    normal_SC = rng.standard_normal((count, len(variance_C)))
+    return np.asarray(normal_SC * np.sqrt(np.maximum(0.0, variance_C)) @ axes_CC.T)
 
-    It is shrunk towards independent candidates of equal variance, as if by some more items: few items may not differ
-    at all, and fewer items than candidates leave directions without any variance.
+
+def _error(noise_CC: Array, num_items_C: Array, drift_C: Array) -> Array:
+    """Return the covariance of the scores' errors; of two candidates' items, one has all that the other has."""
+    return np.asarray(noise_CC / np.maximum.outer(num_items_C, num_items_C) + np.diag(drift_C))
+
+
+def _noise(contribution_CI: Array) -> Array:
+    """Return the covariance of one item's contributions, `[C, C]`.
+
+    Differences between candidates are shrunk towards independent ones of equal variance, as if by some more items: few
+    items may not differ at all, and fewer items than candidates leave directions without any variance.
     """
-    num_contrasts, num_items = along_JI.shape
-    centred_JI = along_JI - along_JI.mean(axis=1, keepdims=True)
-    num_freedom = max(1, num_items - 1)
-    usual = np.square(centred_JI).sum() / num_freedom / max(1, num_contrasts)
+    num_candidates, num_items = contribution_CI.shape
+    num_freedom, num_contrasts = max(1, num_items - 1), num_candidates - 1
+    common_I = contribution_CI.mean(axis=0)
+    differing_CI = contribution_CI - common_I
+    differing_CI = differing_CI - differing_CI.mean(axis=1, keepdims=True)
+    centring_CC = np.eye(num_candidates) - 1 / num_candidates
+    usual = np.square(differing_CI).sum() / num_freedom / max(1, num_contrasts)
     alone = contribution_CI.var(axis=1).mean() + 1 / (4 * num_items)
     added = num_contrasts / 2 * usual + NUM_ADDED * alone
-    num_all = num_freedom + num_contrasts / 2 + NUM_ADDED
-    return np.asarray((centred_JI @ centred_JI.T + added * np.eye(num_contrasts)) / num_all)
+    total_CC = differing_CI @ differing_CI.T + added * centring_CC
+    return np.asarray(total_CC / (num_freedom + num_contrasts / 2 + NUM_ADDED) + common_I.var())
