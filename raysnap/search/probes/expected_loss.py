@@ -134,7 +134,7 @@ def step_variance(change_CI: Array) -> float:
         return 0.0
     differing_CI = change_CI - change_CI.mean(axis=0)
     luck = differing_CI.var(axis=1, ddof=1).sum() / num_items
-    return max(0.0, float(np.square(differing_CI.mean(axis=1)).sum() - luck)) / (num_candidates - 1)
+    return max(0.0, float((np.square(differing_CI.mean(axis=1)).sum() - luck) / (num_candidates - 1)))
 
 
 def _posterior(spread: float, error_CC: Array, score_C: Array) -> tuple[Array, Array, float]:
