@@ -17,7 +17,12 @@ Data = Annotated[
 ]
 SearchMethod = Annotated[Method, typer.Option("--method", help="How candidates are compared; see above.")]
 SearchProxy = Annotated[
-    Proxy, typer.Option("--proxy", help="Score computed from frozen features, an estimate of fine-tuned accuracy.")
+    Proxy,
+    typer.Option(
+        "--proxy",
+        help="Score computed from frozen features, an estimate of fine-tuned accuracy; sgd_linear, the published one, "
+        "diverges on features of large norm.",
+    ),
 ]
 NumTrain = Annotated[
     int | None, typer.Option("--num-train", metavar="N", min=1, help="Train items to fit probes on; default: all.")

@@ -58,7 +58,11 @@ class BenchGrid(Section):
         ("warm",),
         description="Whether files are in the page cache (warm) or evicted from it (cold) before a run; an axis.",
     )
-    proxies: Axis[Proxy] = Field(("linear",), description="Scores that predict fine-tuned accuracy; an axis.")
+    proxies: Axis[Proxy] = Field(
+        ("linear",),
+        description="Scores that predict fine-tuned accuracy; an axis. `sgd_linear` is the published one and diverges "
+        "on features of large norm.",
+    )
     methods: Axis[Method] = Field(
         ("baseline", "shift", "alsatian", "shared"), description="How a search spreads items over candidates; an axis."
     )

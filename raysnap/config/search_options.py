@@ -31,7 +31,9 @@ class SearchOptions(Section):
     """
 
     method: Method = Field("nested", description="Which candidates are tried on how many items.")
-    proxy: Proxy = Field("linear", description="The score that predicts fine-tuned accuracy.")
+    proxy: Proxy = Field(
+        "linear", description="The score that predicts fine-tuned accuracy; `sgd_linear` is for comparisons."
+    )
     tolerance: Tolerance = Field(
         DEFAULT_TOLERANCE,
         description="Accuracy on new items that the answer may lose: `nested` stops when the expected loss of its "
