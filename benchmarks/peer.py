@@ -1,11 +1,11 @@
 """Time whole searches side by side: this build's, those of Alsatian's own code, and those of another build of raysnap.
 
 `benchmarks/peer.py [--peer CHECKOUT] [--against CHECKOUT] [--programs A,B] [--cached] [--loaders N] [--repeats N]
-[--snapshots N] [--distribution NAME] [--base WEIGHTS] [--store STORE] [--dataset TASK] [--image-size PX] [--train N]
-[--test N] [--dir DIR]`: every figure is of a process from its start to its end. Programs take turns; before each turn
-what raysnap keeps beside a dataset is deleted, unless with `--cached`, so that every search decodes its images. What is
-measured is announced first, on stderr; the last line, on stdout, is one JSON document with medians and, per turn, how
-many times as long as the first program each took.
+[--warmups N] [--snapshots N] [--distribution NAME] [--base WEIGHTS] [--store STORE] [--dataset TASK]
+[--image-size PX] [--train N] [--test N] [--dir DIR]`: every figure is of a process from its start to its end. Programs
+take turns; before each turn what raysnap keeps beside a dataset is deleted, unless with `--cached`, so that every
+search decodes its images. What is measured is announced first, on stderr; the last line, on stdout, is one JSON
+document with medians and, per turn, how many times as long as the first program each took.
 
 Alsatian is github.com/hpides/alsatian, branch `reproducibility`, unchanged; `peer_process.py` runs it. With `--peer` it
 makes the snapshots, which are imported block for block, and both systems read the same JPEGs.
@@ -76,8 +76,7 @@ def main() -> None:
         f"searches of {'Alsatian snapshots' if options.peer else describe_snapshots(options)}",
         f"  for {describe_items(options)}",
         f"  on {describe_processor()}",
-        f"{', '.join(options.programs)}: {options.repeats} turns of whole processes, after one of each raysnap; "
-        "nothing else should run",
+        f"{', '.join(options.programs)}: {options.repeats} turns of whole processes, {options.warmups} warm-ups",
     ):
         say(line)
     with tempfile.TemporaryDirectory(prefix="bench_peer-") as temporary:
@@ -106,6 +105,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--cached", action="store_true", help="keep decoded images and features between turns")
     parser.add_argument("--loaders", type=int, default=0, help="processes that decode images for Alsatian")
     parser.add_argument("--repeats", type=int, default=3, help="turns")
+    parser.add_argument("--warmups", type=int, default=1, help="turns of raysnap's before these, not counted")
     options = parser.parse_args()
     known = list(FLAGS)
     known += [PEER + name for name in PEER_APPROACHES] if options.peer else []
@@ -178,16 +178,16 @@ def plan(options: argparse.Namespace, folder: Path, store: Path, data: Path) -> 
 
 
 def measure(options: argparse.Namespace, data: Path, programs: dict[str, Program]) -> dict[str, list[Run]]:
-    """Run the programs in turns; a first turn of raysnap's reads the store into memory and isn't counted."""
+    """Run the programs in turns; warm-ups of raysnap's read the store into memory and aren't counted."""
     runs: dict[str, list[Run]] = {name: [] for name in programs}
-    for turn in range(options.repeats + 1):
+    for turn in range(1 - options.warmups, options.repeats + 1):
         for name, program in programs.items():
-            if turn == 0 and name.startswith(PEER):
+            if turn < 1 and name.startswith(PEER):
                 continue
             if not options.cached:
                 shutil.rmtree(data / ".raysnap", ignore_errors=True)
             taken = run(program, data)
-            if turn:
+            if turn > 0:
                 runs[name].append(taken)
             say(f"turn {turn}: {name} {taken.wall_s:.1f} s, {taken.cpu_s:.1f} s of CPU")
     return runs
