@@ -6,7 +6,7 @@ from typing import Literal
 Method = Literal["baseline", "shift", "alsatian", "shared", "nested"]
 Proxy = Literal["linear", "sgd_linear", "knn", "hscore", "logme"]
 StopReason = Literal["tolerance", "no_gain", "all_items"]
-Precision = Literal["auto", "float32", "bfloat16", "float16"]
+Precision = Literal["auto", "float32", "fast_float32", "bfloat16", "float16"]
 TrackerName = Literal["mlflow", "wandb"]
 
 

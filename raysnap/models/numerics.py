@@ -14,7 +14,12 @@ from torch import Tensor, nn
 from raysnap.config.choices import Precision
 from raysnap.config.train import TrainConfig
 
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_DTYPES = {
+    "float32": torch.float32,
+    "fast_float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
 _CPU_BFLOAT16 = ("avx512_bf16", "amx_bf16", "sve_bf16", "bf16")
 _CUBLAS_WORKSPACE = ":4096:8"  # without it the order of cuBLAS's sums varies
 
@@ -28,6 +33,7 @@ class Numerics:
         channels_last: whether images are stored with the channels of a pixel together.
         deterministic: whether only deterministic kernels may run.
         tries_kernels: whether cuDNN times its kernels on each new input shape, which pays over epochs of equal batches.
+        is_fused: whether blocks are rewritten for this CPU, see `search.engine.fusing`.
     """
 
     device: torch.device
@@ -35,6 +41,7 @@ class Numerics:
     channels_last: bool = False
     deterministic: bool = False
     tries_kernels: bool = False
+    is_fused: bool = False
 
     @classmethod
     def choose(cls, config: TrainConfig, device: torch.device) -> Numerics:
@@ -51,14 +58,17 @@ class Numerics:
     def for_inference(cls, precision: Precision, device: torch.device, *, deterministic: bool = False) -> Numerics:
         """Return how blocks run that are not trained: in the device's fastest type, with channels together.
 
-        With `auto`, a CPU uses bfloat16 if it multiplies it in hardware: ResNet-18 at 224 px runs twice as fast in it
-        on a fourth-generation AMD EPYC, and channels together save a fifth in either precision. A rung has few batches
-        of any one size: trying kernels would take seconds where the whole rung takes one second on an H100.
+        With `auto`, a CPU uses bfloat16 if it multiplies it in hardware, else float32. In either it takes the
+        arithmetic that is fastest; `float32` asks for torch's own. A rung has few batches of any one size: trying
+        cuDNN's kernels would take seconds where the whole rung takes one second on an H100.
         """
         if precision != "auto":
-            return cls(device, _DTYPES[precision], True, deterministic)
-        has_hardware = device.type == "cuda" or _multiplies_bfloat16()
-        return cls(device, _half_precision(device) if has_hardware else torch.float32, True, deterministic)
+            dtype = _DTYPES[precision]
+        else:
+            has_hardware = device.type == "cuda" or _multiplies_bfloat16()
+            dtype = _half_precision(device) if has_hardware else torch.float32
+        is_fused = device.type == "cpu" and precision != "float32" and _fuses(dtype)
+        return cls(device, dtype, channels_last=True, deterministic=deterministic, is_fused=is_fused)
 
     @property
     def fingerprint(self) -> str:
@@ -67,7 +77,8 @@ class Numerics:
             name = torch.cuda.get_device_name(self.device)
         else:
             name = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
-        return f"{self.device.type} {name} torch {torch.__version__} {self.dtype} channels_last={self.channels_last}"
+        layout = f"channels_last={self.channels_last} fused={self.is_fused}"
+        return f"{self.device.type} {name} torch {torch.__version__} {self.dtype} {layout}"
 
     @property
     def scales_gradients(self) -> bool:
@@ -123,3 +134,12 @@ def _multiplies_bfloat16() -> bool:
     capabilities: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
     is_limited = torch.backends.cpu.get_cpu_capability() == "AVX2"
     return not is_limited and any(capabilities.get(name, False) for name in _CPU_BFLOAT16)
+
+
+def _fuses(dtype: torch.dtype) -> bool:
+    """Return whether torch has oneDNN's fused layers for this type, and this CPU is of the kind they were tried on."""
+    has_mkldnn: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    if platform.machine().lower() not in ("x86_64", "amd64") or not has_mkldnn:
+        return False
+    supports_bfloat16: bool = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return dtype == torch.float32 or (dtype == torch.bfloat16 and supports_bfloat16)

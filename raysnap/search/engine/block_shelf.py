@@ -97,7 +97,8 @@ class Shelf:
         started_s = time.perf_counter()
         with self._on_stream():
             tensors = self._read_block(node.block.digest)
-            block = build_inference_block(node.architecture, node.block_index, tensors, self._numerics)
+            image_size = node.preprocessing.image_size
+            block = build_inference_block(node.architecture, image_size, node.block_index, tensors, self._numerics)
         return _Held(block, node.block.num_bytes, time.perf_counter() - started_s)
 
     @contextmanager

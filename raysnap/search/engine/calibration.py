@@ -31,19 +31,21 @@ def measure_kinds(kinds: Iterable[Kind], numerics: Numerics) -> dict[Kind, float
         facts = (architecture, input_shape, shape.output_shape, shape.flops, shape.num_parameter_bytes)
         if facts not in known:
             batch_items = usual_batch_items(architecture, image_size, numerics.device.type)
-            known[facts] = _seconds_per_item(architecture, index, (batch_items, *input_shape), numerics)
+            known[facts] = _seconds_per_item(architecture, image_size, index, (batch_items, *input_shape), numerics)
         seconds[architecture, image_size, index] = known[facts]
     return seconds
 
 
 @torch.inference_mode()
-def _seconds_per_item(architecture: str, index: int, input_shape: tuple[int, ...], numerics: Numerics) -> float:
+def _seconds_per_item(
+    architecture: str, image_size: int, index: int, input_shape: tuple[int, ...], numerics: Numerics
+) -> float:
     """Return the best of some runs after a first one; in a search, each thread of a CPU runs its own batch."""
     tensors = {
         name: torch.zeros(tensor.shape, dtype=tensor.dtype)
         for name, tensor in block_skeleton(architecture, index).tensors().items()
     }
-    block = build_inference_block(architecture, index, tensors, numerics)
+    block = build_inference_block(architecture, image_size, index, tensors, numerics)
     inputs = torch.zeros(input_shape, dtype=numerics.dtype, device=numerics.device)
     if inputs.dim() == 4:
         inputs = numerics.lay_out_images(inputs)

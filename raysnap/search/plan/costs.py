@@ -10,7 +10,7 @@ from raysnap.models.block_facts import block_shapes
 from raysnap.models.block_shape import BlockShape
 from raysnap.search.plan.tree import Node, PrefixTree
 
-BlockKey: TypeAlias = tuple[str, int, str]  # architecture, index of the block, digest
+BlockKey: TypeAlias = tuple[str, int, int, str]  # architecture, image size, index of the block, digest
 Kind: TypeAlias = tuple[str, int, int]  # architecture, image size, index of the block
 
 
@@ -96,5 +96,8 @@ def kind_of(node: Node) -> Kind:
 
 
 def block_key(node: Node) -> BlockKey:
-    """Return what identifies a block in memory: nodes under different parents may hold the same one."""
-    return node.architecture, node.block_index, node.block.digest
+    """Return what identifies a block in memory: nodes under different parents may hold the same one.
+
+    Blocks are made to be fast for one image size, so a store that mixes sizes may hold one twice.
+    """
+    return *kind_of(node), node.block.digest

@@ -92,6 +92,19 @@ def test_features_are_torchvisions_penultimate_features(architecture, sharing):
             assert_allclose(features[number], expected, rtol=1e-4, atol=1e-5 * abs(expected).max())
 
 
+@pytest.mark.parametrize("precision", ["fast_float32", "bfloat16"])
+def test_features_are_the_same_with_and_without_sharing(precision):
+    shelf, candidates = shelf_and_candidates("resnet18", [variant("resnet18", seed, r) for seed, r in ((0, 0), (1, 2))])
+    features = [
+        gather_all(
+            executor_of(build_tree(candidates, sharing=sharing), shelf, Pixels(6), precision=precision), range(6)
+        )
+        for sharing in (True, False)
+    ]
+    for number in range(len(candidates)):
+        assert np.array_equal(features[0][number], features[1][number])
+
+
 def test_half_precision_stays_close_and_says_so(small_snapshots):
     shelf, candidates = shelf_and_candidates(SMALL, small_snapshots)
     tree, pixels = build_tree(candidates, sharing=True), Pixels(6)

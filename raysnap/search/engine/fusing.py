@@ -1,0 +1,230 @@
+"""Rewrite a block for an x86 CPU, so that it takes fewer passes over its activations and fewer products.
+
+oneDNN reads weights in a layout of its own: here they are brought into it once per block, not once per batch. Its
+convolutions and linear layers also apply the activation, and add the residual, to what they have at hand, where torch
+would write it and read it again. In float32, wide 3 x 3 convolutions take Winograd's arithmetic. Those that give a
+handful of pixels, for which oneDNN is slow, become matrix products.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torchvision.models.resnet import BasicBlock, Bottleneck
+
+from raysnap.search.engine.winograd import convolve, suits_winograd, transform_kernels
+
+FEW_PIXELS = 4  # of an output, at most: a matrix product is 2 to 7 times as fast there, and slower for 16 pixels
+
+Attribute: TypeAlias = tuple[str, list[float], str]
+
+_ATTRIBUTES: dict[type[nn.Module], Attribute] = {
+    nn.Identity: ("none", [], ""),
+    nn.ReLU: ("relu", [], ""),
+    nn.ReLU6: ("hardtanh", [0.0, 6.0], ""),
+    nn.SiLU: ("swish", [], ""),
+    nn.Hardswish: ("hardswish", [], ""),
+    nn.GELU: ("gelu", [], "none"),
+}
+"""What oneDNN calls an activation: its name, its numbers and its variant."""
+
+_mkldnn = torch.ops.mkldnn
+
+
+class Fused(nn.Module):
+    """A layer that also applies the activation that follows it.
+
+    Attributes:
+        activation: applied to what the layer gives.
+    """
+
+    def __init__(self, layer: nn.Conv2d | nn.Linear):
+        super().__init__()
+        self.weight: Tensor = layer.weight
+        self.bias: Tensor | None = layer.bias
+        self.activation: nn.Module = nn.Identity()
+
+    def pack(self) -> None:
+        """Bring the weights, once they are there, into the form in which they are used."""
+        self.weight = nn.Parameter(self.packed(self.weight), requires_grad=False)
+
+    def packed(self, weight: Tensor) -> Tensor:
+        """Return the weights in that form."""
+        raise NotImplementedError
+
+    @property
+    def attribute(self) -> Attribute:
+        """What oneDNN calls the activation."""
+        return _ATTRIBUTES[type(self.activation)]
+
+
+class PackedConv2d(Fused):
+    """A convolution by oneDNN, its weights packed, with the residual and the activation in the same pass."""
+
+    def __init__(self, conv: nn.Conv2d, image_size: tuple[int, int]):
+        super().__init__(conv)
+        self.input_shape = [1, conv.in_channels, *image_size]
+        self.geometry = (list(conv.padding), list(conv.stride), list(conv.dilation), conv.groups)
+
+    def packed(self, weight: Tensor) -> Tensor:
+        packed: Tensor = _mkldnn._reorder_convolution_weight(weight, *self.geometry, self.input_shape)
+        return packed
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        output: Tensor
+        if residual is None:
+            output = _mkldnn._convolution_pointwise(x, self.weight, self.bias, *self.geometry, *self.attribute)
+        else:
+            sum_ = ("add", 1.0, *self.attribute)
+            output = _mkldnn._convolution_pointwise.binary(x, residual, self.weight, self.bias, *self.geometry, *sum_)
+        return output
+
+
+class WinogradConv2d(Fused):
+    """A 3 x 3 convolution in Winograd's arithmetic, float32."""
+
+    def packed(self, weight: Tensor) -> Tensor:
+        return transform_kernels(weight)
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        return _finish(convolve(x, self.weight, self.bias), residual, self.activation)
+
+
+class FewPixelsConv2d(Fused):
+    """A convolution as a product of the kernels with a matrix of all patches: `[N * OH * OW, KH * KW * C]`."""
+
+    def __init__(self, conv: nn.Conv2d):
+        super().__init__(conv)
+        self.kernel_size, self.stride = conv.kernel_size, conv.stride
+        self.padding = _padding(conv)
+
+    def packed(self, weight: Tensor) -> Tensor:
+        return _pack_matrix(weight.permute(0, 2, 3, 1).reshape(len(weight), -1))
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        down, across = self.padding
+        padded_NHWC = nn.functional.pad(x.permute(0, 2, 3, 1), (0, 0, across, across, down, down))
+        patches = padded_NHWC.unfold(1, self.kernel_size[0], self.stride[0]).unfold(
+            2, self.kernel_size[1], self.stride[1]
+        )
+        num_images, height, width = patches.shape[:3]
+        matrix = patches.permute(0, 1, 2, 4, 5, 3).reshape(num_images * height * width, -1)
+        output_NHWK = _multiply(matrix, self.weight, self.bias).view(num_images, height, width, -1)
+        return _finish(output_NHWK.permute(0, 3, 1, 2), residual, self.activation)
+
+
+class PackedLinear(Fused):
+    """A linear layer by oneDNN, its weights packed, with the activation in the same pass; not for float32."""
+
+    def packed(self, weight: Tensor) -> Tensor:
+        return _pack_matrix(weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _multiply(x, self.weight, self.bias, self.attribute)
+
+
+class FusedBasicBlock(nn.Module):
+    """What becomes of torchvision's `BasicBlock`: two convolutions that activate and add."""
+
+    conv1: nn.Module
+    conv2: nn.Module
+    downsample: nn.Module | None
+
+    def forward(self, x: Tensor) -> Tensor:
+        residual = x if self.downsample is None else self.downsample(x)
+        output: Tensor = self.conv2(self.conv1(x), residual)
+        return output
+
+
+class FusedBottleneck(nn.Module):
+    """What becomes of torchvision's `Bottleneck`: three convolutions that activate and add."""
+
+    conv1: nn.Module
+    conv2: nn.Module
+    conv3: nn.Module
+    downsample: nn.Module | None
+
+    def forward(self, x: Tensor) -> Tensor:
+        residual = x if self.downsample is None else self.downsample(x)
+        output: Tensor = self.conv3(self.conv2(self.conv1(x)), residual)
+        return output
+
+
+def fuse(block: nn.Module, image_sizes: Mapping[str, tuple[int, int]], dtype: torch.dtype) -> None:
+    """Rewrite a block without weights in place, its batch norms folded; tensors keep their names.
+
+    Args:
+        image_sizes: height and width of each convolution's input, by the convolution's path.
+        dtype: what the block computes in.
+    """
+    for path, module in list(block.named_modules()):
+        if isinstance(module, nn.Conv2d) and module.padding_mode == "zeros" and path in image_sizes:
+            block.set_submodule(path, _fused_conv(module, image_sizes[path], dtype))
+    for module in list(block.modules()):
+        if isinstance(module, nn.Sequential | nn.ModuleList):
+            _fuse_sequence(module, dtype)
+        elif isinstance(module, BasicBlock):
+            module.__class__ = FusedBasicBlock  # only `forward` is another
+            module.conv1.activation = module.conv2.activation = module.relu
+        elif isinstance(module, Bottleneck):
+            module.__class__ = FusedBottleneck
+            module.conv1.activation = module.conv2.activation = module.conv3.activation = module.relu
+
+
+def _fused_conv(conv: nn.Conv2d, image_size: tuple[int, int], dtype: torch.dtype) -> Fused:
+    if dtype == torch.float32 and suits_winograd(conv, *image_size):
+        return WinogradConv2d(conv)
+    is_plain = (conv.kernel_size, conv.groups, conv.dilation) == ((3, 3), 1, (1, 1))
+    height, width = (
+        (size + 2 * padding - 3) // stride + 1
+        for size, padding, stride in zip(image_size, _padding(conv), conv.stride, strict=True)
+    )
+    return FewPixelsConv2d(conv) if is_plain and height * width <= FEW_PIXELS else PackedConv2d(conv, image_size)
+
+
+def _padding(conv: nn.Conv2d) -> tuple[int, int]:
+    """Return the pixels added above and below, and on the left and the right."""
+    assert not isinstance(conv.padding, str), "torchvision's models give numbers"
+    height, width = conv.padding
+    return height, width
+
+
+def _fuse_sequence(sequence: nn.Sequential | nn.ModuleList, dtype: torch.dtype) -> None:
+    """Let each layer apply the activation after it; linear layers are packed, where that is faster."""
+    last: Fused | None = None
+    for position, module in enumerate(sequence):
+        if isinstance(module, nn.Linear) and dtype != torch.float32:
+            sequence[position] = last = PackedLinear(module)
+        elif isinstance(module, Fused):
+            last = module
+        elif last is not None and type(module) in _ATTRIBUTES and not isinstance(module, nn.Identity):
+            last.activation, sequence[position], last = module, nn.Identity(), None
+        elif not isinstance(module, nn.Identity):
+            last = None
+
+
+def _pack_matrix(weight_KC: Tensor) -> Tensor:
+    """Return the weights of a linear layer as `_multiply` takes them."""
+    if weight_KC.dtype == torch.float32:
+        return weight_KC.contiguous()
+    packed: Tensor = _mkldnn._reorder_linear_weight(weight_KC.contiguous())
+    return packed
+
+
+def _multiply(x: Tensor, weight: Tensor, bias: Tensor | None, attribute: Attribute = ("none", [], "")) -> Tensor:
+    """Return `x` times the packed weights, plus the bias, activated."""
+    if weight.dtype == torch.float32:
+        return nn.functional.linear(x, weight, bias)
+    output: Tensor = _mkldnn._linear_pointwise(x, weight, bias, *attribute)
+    return output
+
+
+def _finish(output: Tensor, residual: Tensor | None, activation: nn.Module) -> Tensor:
+    """Add the residual to the output and activate it, in place."""
+    if residual is not None:
+        output += residual
+    activated: Tensor = activation(output)
+    return activated
