@@ -11,6 +11,7 @@ first, on stderr; the last line, on stdout, is one JSON document.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import sys
 import tempfile
@@ -201,8 +202,8 @@ def run_contest(pool: Pool, drawn: np.ndarray, num_train: int, options: SearchOp
     source = PoolSource(pool, drawn)
     contest = Contest(pool.tree, source, items, options, CPU)
     rungs = plan_rungs(options.method, len(pool.tree.candidates), num_train, len(drawn) - num_train)
-    for rung in rungs:
-        contest.run_rung(rung, is_last=rung is rungs[-1])
+    for rung, following in itertools.zip_longest(rungs, rungs[1:]):
+        contest.run_rung(rung, following)
         if contest.stopped:
             break
     return contest, source

@@ -18,9 +18,10 @@ from raysnap.search.engine.items import ProbeItems
 from raysnap.search.engine.source import FeatureSource
 from raysnap.search.plan.rungs import Rung, drops_candidates
 from raysnap.search.plan.tree import PrefixTree, find_misfit
+from raysnap.search.plan.workload import whole_models
 from raysnap.search.probes.confidence import tied_with
-from raysnap.search.probes.cross_validation import TRANSFERABILITY, ProbeSet, cross_validate
-from raysnap.search.probes.expected_loss import Beliefs, Evidence, step_variance
+from raysnap.search.probes.cross_validation import TRANSFERABILITY, ProbeSet, assign_folds, cross_validate
+from raysnap.search.probes.expected_loss import Beliefs, Evidence, estimate_luck, step_variance
 from raysnap.search.probes.proxies import score_candidates
 from raysnap.search.probes.score import Score
 from raysnap.search.result import RankedSnapshot, RungReport
@@ -28,8 +29,9 @@ from raysnap.search.result import RankedSnapshot, RungReport
 # Probes of `nested` train on three quarters of a rung's train items, and once on half of them to see the difference.
 NUM_FOLDS, NUM_FOLDS_BEFORE = 4, 2
 ACCURACIES: tuple[Proxy, ...] = ("linear", "sgd_linear", "knn")
-# What the remaining items could show must be worth a part of the tolerance; dropping candidates in one rung may cost
-# less than that.
+# Until the loss is within the tolerance, what the remaining items could show must be worth a part of it; from then on,
+# that part for as many forward passes as were made so far: certainty about the few that are left is often cheap.
+# Dropping candidates in one rung may cost less than that.
 GAIN_SHARE, DROP_SHARE = 0.5, 0.25
 
 
@@ -65,6 +67,7 @@ class Contest:
     stopped: StopReason | None = None
     _evidence: Evidence = field(init=False)
     _unit: float | None = None
+    _num_forwards: float = 0.0
 
     def __post_init__(self) -> None:
         reasons = {number: find_misfit(candidate) for number, candidate in enumerate(self.tree.candidates)}
@@ -72,17 +75,21 @@ class Contest:
         self.survivors = [number for number in reasons if number not in self.skipped]
         self._evidence = Evidence(len(self.tree.candidates))
 
-    def run_rung(self, rung: Rung, *, is_last: bool) -> None:
-        """Get the rung's new features, score every survivor on all its features, and keep the best."""
+    def run_rung(self, rung: Rung, following: Rung | None) -> None:
+        """Get the rung's new features, score every survivor on all its features, and keep the best.
+
+        Args:
+            following: the next rung; None after the last.
+        """
         work, started_s, num_candidates = self.source.work, time.perf_counter(), len(self.survivors)
         before = (work.block_item_passes, work.flops, work.block_bytes_read)
         if self.survivors:
-            self._add_features(rung, is_last=is_last)
-        if is_last or not self.survivors:
+            self._add_features(rung, is_last=following is None)
+        if following is None or not self.survivors:
             self.stopped = "all_items"
         if self.survivors:
             with work.timed("proxy"):
-                self._decide(rung)
+                self._decide(rung, following)
         self.source.keep(() if self.stopped else self.survivors)
         after = (work.block_item_passes, work.flops, work.block_bytes_read)
         passes, flops, num_bytes = (new - old for new, old in zip(after, before, strict=True))
@@ -100,7 +107,7 @@ class Contest:
             )
         )
 
-    def _decide(self, rung: Rung) -> None:
+    def _decide(self, rung: Rung, following: Rung | None) -> None:
         """Score the survivors, and decide which of them stay and whether another rung is needed."""
         method, proxy, seed = self.options.method, self.options.proxy, self.options.seed
         probes = self._probe_set(rung)
@@ -110,15 +117,15 @@ class Contest:
             scores = score_candidates(proxy, *probes, seed, self.device)
         for number, score in zip(self.survivors, scores, strict=True):
             self.scores.setdefault(number, []).append((rung, score))
-        drift_variance = self._drift_variance(probes, scores) if method == "nested" else 0.0
+        errors = self._probe_errors(probes, scores) if method == "nested" else (0.0, 1.0)
         self.survivors.sort(key=self._order)
         if method == "nested":
-            self._drop(self._weigh(drift_variance))
+            self._drop(self._weigh(*errors), following)
         elif drops_candidates(method):
             if not self.stopped:
                 self.survivors = self.survivors[: rung.num_kept]
         else:
-            self._weigh(drift_variance)
+            self._weigh(*errors)
 
     def _probe_set(self, rung: Rung) -> ProbeSet:
         return ProbeSet(
@@ -128,10 +135,10 @@ class Contest:
             self.items.test_labels[: rung.test_stop],
         )
 
-    def _drift_variance(self, probes: ProbeSet, scores: list[Score]) -> float:
-        """Return how much the survivors' scores will still change with probes of all train items, as a variance."""
+    def _probe_errors(self, probes: ProbeSet, scores: list[Score]) -> tuple[float, float]:
+        """Return the variance by which scores will still drift as probes train on more, and the luck of those so far."""
         if self.options.proxy in TRANSFERABILITY:
-            return 0.0
+            return 0.0, 1.0
         before = cross_validate(self.options.proxy, probes, NUM_FOLDS_BEFORE, self.options.seed, self.device)
         before_CI, now_CI = (np.stack([score.contribution_I for score in some]) for some in (before, scores))
         # A probe's error by the luck of its train items falls as 1 / their number.
@@ -141,9 +148,10 @@ class Contest:
             len(probes.train_labels_N) * (1 - 1 / NUM_FOLDS),
         )
         share = (1 / num_now - 1 / num_train) / (1 / num_before - 1 / num_now)
-        return share * step_variance(now_CI - before_CI)
+        half_N = assign_folds(probes.train_labels_N, NUM_FOLDS_BEFORE)
+        return share * step_variance(now_CI - before_CI), estimate_luck(before_CI[:, : len(half_N)], half_N)
 
-    def _weigh(self, drift_variance: float) -> Beliefs:
+    def _weigh(self, drift_variance: float, luck: float) -> Beliefs:
         """Return what the survivors' scores, which are in order, say about their true scores.
 
         Survivors with the same features are one to it.
@@ -154,7 +162,7 @@ class Contest:
             spread = float(np.ptp(contribution_CI.mean(axis=1)))
             self._unit = 1.0 if self.options.proxy in ACCURACIES else spread or 1.0
         num_final = len(self.items.train_labels) + len(self.items.test_labels)
-        self._evidence.add(distinct, contribution_CI / self._unit, drift_variance / self._unit**2)
+        self._evidence.add(distinct, contribution_CI / self._unit, drift_variance / self._unit**2, luck)
         beliefs = self._evidence.weigh(distinct, num_final, self.options.seed)
         self.expected_loss = beliefs.loss_of(0)
         behind_C = (beliefs.expected_C[0] - beliefs.expected_C).tolist()
@@ -170,24 +178,31 @@ class Contest:
             alike[candidate.architecture, candidate.preprocessing, candidate.blocks].append(number)
         return alike
 
-    def _drop(self, beliefs: Beliefs) -> None:
-        """Stop where more items would not pay; else keep the fewest survivors that lose next to nothing."""
-        if self.stopped:
+    def _drop(self, beliefs: Beliefs, following: Rung | None) -> None:
+        """Keep the fewest survivors that lose next to nothing; stop where more items would not pay."""
+        tolerance, gain, loss = self.options.tolerance, beliefs.gain_of_rest(), self.expected_loss
+        if following is None or loss is None:
             return
-        assert self.expected_loss is not None, "beliefs give it"
-        if self.expected_loss < self.options.tolerance:
-            self.stopped = "tolerance"
-        elif beliefs.gain_of_rest() < GAIN_SHARE * self.options.tolerance:
+        num_kept = 1 + int(np.argmax(beliefs.losses_of_keeping() <= DROP_SHARE * tolerance))
+        kept = list(chain.from_iterable(list(self._alike().values())[:num_kept]))
+        if loss >= tolerance and gain < GAIN_SHARE * tolerance:
             self.stopped = "no_gain"
+        elif loss < tolerance and gain <= GAIN_SHARE * tolerance * self._price(kept, following):
+            self.stopped = "tolerance"
         else:
-            num_kept = 1 + int(np.argmax(beliefs.losses_of_keeping() <= DROP_SHARE * self.options.tolerance))
-            self.survivors = list(chain.from_iterable(list(self._alike().values())[:num_kept]))
+            self.survivors = kept
+
+    def _price(self, numbers: list[int], rung: Rung) -> float:
+        """Return the forward passes that the rung takes with these candidates, as a multiple of those so far."""
+        num_new = rung.train_stop - rung.train_start + rung.test_stop - rung.test_start
+        return num_new * whole_models(self.tree, numbers) / self._num_forwards
 
     def _add_features(self, rung: Rung, *, is_last: bool) -> None:
         """Get the survivors' features of the rung's new items; skip candidates with missing or non-finite features."""
         num_train = len(self.items.train_labels)
         train = range(rung.train_start, rung.train_stop)
         test = range(num_train + rung.test_start, num_train + rung.test_stop)
+        self._num_forwards += (len(train) + len(test)) * whole_models(self.tree, self.survivors)
         gathered = self.source.gather(self.survivors, [*train, *test], is_last=is_last)
         self.skipped |= gathered.failed
         for number, new in gathered.features.items():

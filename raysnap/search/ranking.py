@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import zip_longest
 from pathlib import Path
 from typing import Unpack
 
@@ -70,8 +71,8 @@ def search(
             cache = FeatureCache(cache_place(dataset.root, "features"), options.feature_cache_bytes)
             source = CachedSource(source, tree, items, len(items.positions), cache)
         contest = Contest(tree, source, items, options, setup.pick_device())
-        for rung in rungs:
-            contest.run_rung(rung, is_last=rung is rungs[-1])
+        for rung, following in zip_longest(rungs, rungs[1:]):
+            contest.run_rung(rung, following)
             if contest.stopped:
                 break
     return _sum_up(contest, dataset, time.perf_counter() - started_s)

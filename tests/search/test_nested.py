@@ -60,8 +60,8 @@ def run_contest(distances, num_train=320, num_test=80, num_classes=4, paths=None
     source = DrawnFeatures(tree, labels, distances)
     contest = Contest(tree, source, items, SearchOptions(method="nested", **options), CPU)
     rungs = plan_rungs("nested", len(distances), num_train, num_test)
-    for rung in rungs:
-        contest.run_rung(rung, is_last=rung is rungs[-1])
+    for rung, following in itertools.zip_longest(rungs, rungs[1:]):
+        contest.run_rung(rung, following)
         if contest.stopped:
             break
     return contest

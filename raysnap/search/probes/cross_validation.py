@@ -42,7 +42,7 @@ def cross_validate(
     """Score each candidate on all items, the train items before the test items.
 
     The train items are split into folds, stratified by class. A probe fitted without a fold is scored on the fold and
-    on the test items; an item's contribution is its mean over the probes that did not see it.
+    on the test items; an item's contribution is its mean over the probes that did not see it, 0 where there is none.
 
     Returns:
         A score per candidate, in their order, with N + T contributions.
@@ -61,10 +61,8 @@ def cross_validate(
             contribution_CI[number, :num_train][is_held_out_N] = score.contribution_I[:num_held_out]
             contribution_CI[number, num_train:] += score.contribution_I[num_held_out:] / len(folds)
             losses[number].append(score.loss)
-    if not folds:
-        return _score(proxy, probes, seed, device)
     return [
-        Score(float(contribution_I.mean()), fmean(loss), contribution_I)
+        Score(float(contribution_I.mean()), fmean(loss or [0.0]), contribution_I)
         for contribution_I, loss in zip(contribution_CI, losses, strict=True)
     ]
 

@@ -2,7 +2,7 @@
 
 A candidate's true score is the one that it would have on endless new items, with a probe that trained on all train
 items. Its score so far measures it with two errors: the luck of the items so far, whose covariance the paired
-contributions tell, and the luck of a probe that has trained on few items, its drift. True scores themselves are taken
+contributions tell, and the drift of a probe that has trained on few of the items. True scores themselves are taken
 as normal draws around a common mean, with a spread that the same scores tell (empirical Bayes; the spread is averaged
 over what it may be, not set to its likeliest value). Candidates that were dropped stay in the evidence, with the few
 items that they had: survivors were chosen for their scores, and would look too much alike on their own.
@@ -28,6 +28,9 @@ LOG_PRIOR = np.log(np.gradient(SPREADS)) - np.log1p((SPREADS / USUAL_SPREAD) ** 
 MEAN_SPREAD = 1.0
 # Items on which candidates differ as if they were independent, added to those seen.
 NUM_ADDED = 2
+# The luck of items trained on beside that of items scored on, where nothing is known, and the candidates that it counts
+# for where some is.
+USUAL_LUCK, NUM_USUAL = 1.5, 8
 
 
 @dataclass(frozen=True)
@@ -75,19 +78,21 @@ class Evidence:
         self._drift_C = np.zeros(num_candidates)
         self._noise_CC = np.zeros((num_candidates, num_candidates))
 
-    def add(self, candidates: Sequence[int], contribution_CI: Array, drift_variance: float) -> None:
+    def add(self, candidates: Sequence[int], contribution_CI: Array, drift_variance: float, luck: float = 1.0) -> None:
         """Add a rung: it replaces what earlier ones measured of these candidates, as it has all of their items.
 
         Args:
             contribution_CI: each candidate's contributions by item; its score is their mean. Scores are like
                 accuracies: a difference of 0.01 is small, one of 0.3 is large.
             drift_variance: the variance, across candidates, of how their scores will still change as probes train on
-                more items, apart from the luck of the items scored on.
+                more items, apart from the luck of items.
+            luck: how many times larger the variance of scores is than if the items scored on were all of their luck;
+                that of items trained on comes to it.
         """
         self._score_C[candidates] = contribution_CI.mean(axis=1)
         self._num_items_C[candidates] = contribution_CI.shape[1]
         self._drift_C[candidates] = drift_variance
-        self._noise_CC[np.ix_(candidates, candidates)] = _noise(contribution_CI)
+        self._noise_CC[np.ix_(candidates, candidates)] = luck * _noise(contribution_CI)
 
     def weigh(self, nameable: Sequence[int], num_final: int, seed: int) -> Beliefs:
         """Return what is believed about the candidates that may be named, in their order.
@@ -135,6 +140,29 @@ def step_variance(change_CI: Array) -> float:
     differing_CI = change_CI - change_CI.mean(axis=0)
     luck = differing_CI.var(axis=1, ddof=1).sum() / num_items
     return max(0.0, float((np.square(differing_CI.mean(axis=1)).sum() - luck) / (num_candidates - 1)))
+
+
+def estimate_luck(contribution_CI: Array, half_I: Array) -> float:
+    """Return how many times larger the variance of scores is than if the items scored on were all of their luck.
+
+    The two halves of a cross-validation are two measurements of each candidate whose luck differs: one half is trained on
+    and the other scored on, and the reverse. Few candidates tell little, so `USUAL_LUCK` counts as some more.
+
+    Args:
+        contribution_CI: contributions of the train items.
+        half_I: which half each is in, 0 or 1.
+    """
+    num_candidates = len(contribution_CI)
+    if num_candidates == 1 or len(np.unique(half_I)) < 2:
+        return USUAL_LUCK
+    differing_CI = contribution_CI - contribution_CI.mean(axis=0)
+    first_CI, second_CI = differing_CI[:, half_I == 0], differing_CI[:, half_I == 1]
+    found = np.square(first_CI.mean(axis=1) - second_CI.mean(axis=1)).sum()
+    expected = sum(half_CI.var(axis=1).sum() / max(1, half_CI.shape[1] - 1) for half_CI in (first_CI, second_CI))
+    if expected == 0:
+        return USUAL_LUCK
+    num_freedom = num_candidates - 1
+    return float((num_freedom * found / expected + NUM_USUAL * USUAL_LUCK) / (num_freedom + NUM_USUAL))
 
 
 def _posterior(spread: float, error_CC: Array, score_C: Array) -> tuple[Array, Array, float]:
