@@ -136,7 +136,7 @@ class Contest:
         )
 
     def _probe_errors(self, probes: ProbeSet, scores: list[Score]) -> tuple[float, float]:
-        """Return the variance by which scores will still drift as probes train on more, and the luck of those so far."""
+        """Return the variance by which scores will drift as probes train on more, and how much luck they have."""
         if self.options.proxy in TRANSFERABILITY:
             return 0.0, 1.0
         before = cross_validate(self.options.proxy, probes, NUM_FOLDS_BEFORE, self.options.seed, self.device)

@@ -145,8 +145,8 @@ def step_variance(change_CI: Array) -> float:
 def estimate_luck(contribution_CI: Array, half_I: Array) -> float:
     """Return how many times larger the variance of scores is than if the items scored on were all of their luck.
 
-    The two halves of a cross-validation are two measurements of each candidate whose luck differs: one half is trained on
-    and the other scored on, and the reverse. Few candidates tell little, so `USUAL_LUCK` counts as some more.
+    The two halves of a cross-validation are two measurements of each candidate whose luck differs: one half is trained
+    on and the other scored on, and the reverse. Few candidates tell little, so `USUAL_LUCK` counts as some more.
 
     Args:
         contribution_CI: contributions of the train items.

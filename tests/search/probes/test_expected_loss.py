@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import norm
 
-from raysnap.search.probes.expected_loss import Evidence, step_variance
+from raysnap.search.probes.expected_loss import USUAL_LUCK, Evidence, estimate_luck, step_variance
 
 
 def simulate(num_candidates, num_items, spread, seed, drift=0.0):
@@ -121,3 +121,24 @@ def test_a_change_is_separated_from_the_luck_of_items(spread):
 def test_equal_seeds_say_the_same():
     _, right = simulate(5, 50, 0.05, 0)
     assert weigh(right, 0.0, 100, 7).true_SC.tolist() == weigh(right, 0.0, 100, 7).true_SC.tolist()
+
+
+@pytest.mark.parametrize("train_luck", [0.0, 0.05, 0.1])
+def test_the_luck_of_train_items_is_seen_between_halves(train_luck):
+    """Each half's probes have a luck of their own, which all items scored by them share."""
+    found = []
+    for seed in range(30):
+        rng = np.random.default_rng(seed)
+        half = np.arange(200) % 2
+        rates = 0.6 + train_luck * rng.standard_normal((30, 2))
+        found.append(estimate_luck((rng.random((30, 200)) < rates[:, half]).astype(float), half))
+    item_variance = 0.24 / 100
+    weight = 29 / 37
+    expected = weight * (1 + train_luck**2 / item_variance) + (1 - weight) * USUAL_LUCK
+    assert np.mean(found) == pytest.approx(expected, rel=0.15)
+
+
+def test_nothing_is_known_of_the_luck_of_one_candidate_or_half():
+    assert estimate_luck(np.ones((1, 10)), np.arange(10) % 2) == USUAL_LUCK
+    assert estimate_luck(np.ones((3, 10)), np.zeros(10)) == USUAL_LUCK
+    assert estimate_luck(np.ones((3, 10)), np.arange(10) % 2) == USUAL_LUCK
