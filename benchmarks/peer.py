@@ -164,17 +164,27 @@ def peer_program(options: argparse.Namespace, folder: Path, task: str, data: Pat
 
 def plan(options: argparse.Namespace, folder: Path, store: Path, data: Path) -> dict[str, Program]:
     """Return each program by its name."""
-    question = ("--store", str(store.resolve()), "--data", str(data.resolve()), "--image-size", str(options.image_size))
+    question = ("--data", str(data.resolve()), "--image-size", str(options.image_size))
     question += ("--num-train", str(options.train), "--num-test", str(options.test), "--json")
+    sides = {False: (HERE.parent, store.resolve())}
+    if options.against:
+        sides[True] = (options.against.resolve(), link_store(store, folder / "against"))
     programs = {}
     for name in options.programs:
         if name.startswith(PEER):
             programs[name] = peer_program(options, folder, name.removeprefix(PEER), data)
         else:
-            checkout = options.against.resolve() if name.startswith(AGAINST) else HERE.parent
-            command = ("-m", "raysnap", "search", *question, *FLAGS[name.removeprefix(AGAINST)])
-            programs[name] = Program(command, checkout)
+            checkout, place = sides[name.startswith(AGAINST)]
+            flags = FLAGS[name.removeprefix(AGAINST)]
+            programs[name] = Program(("-m", "raysnap", "search", "--store", str(place), *question, *flags), checkout)
     return programs
+
+
+def link_store(store: Path, copy: Path) -> Path:
+    """Link a store's files to another place, where another build keeps an index of its own."""
+    shutil.rmtree(copy, ignore_errors=True)
+    shutil.copytree(store, copy, copy_function=os.link, ignore=shutil.ignore_patterns("index.sqlite*"))
+    return copy
 
 
 def measure(options: argparse.Namespace, data: Path, programs: dict[str, Program]) -> dict[str, list[Run]]:

@@ -95,11 +95,17 @@ def make(folder: Path, num_snapshots: int) -> list[str]:
     torch.save(base, weights)
 
     from experiments.main_experiments.snapshots.synthetic.generate import RetrainDistribution
-    from experiments.main_experiments.snapshots.synthetic.generate_set import get_architecture_models
-
-    snapshots, _ = get_architecture_models(
-        str(folder / "theirs"), RetrainDistribution.TWENTY_FIVE_PERCENT, num_snapshots, [ARCHITECTURE]
+    from experiments.main_experiments.snapshots.synthetic.generate_set import (
+        generate_snapshot_set,
+        get_architecture_models,
     )
+
+    place, distribution = str(folder / "theirs"), RetrainDistribution.TWENTY_FIVE_PERCENT
+    # Some are retrained nowhere and equal others. As for its paper, a larger set is made, and the first of it are used.
+    generate_snapshot_set(ARCHITECTURE, num_snapshots + num_snapshots // 4, distribution, place, reuse_allowed=True)
+    snapshots, _ = get_architecture_models(place, distribution, num_snapshots, [ARCHITECTURE])
+    if len(snapshots) < num_snapshots:
+        raise SystemExit(f"peer_process: expected {num_snapshots} different snapshots, found {len(snapshots)}")
     exported = folder / "exported"
     exported.mkdir(exist_ok=True)
     names = [f"{number:02d}-{snapshot.state_dict_hash}.pth" for number, snapshot in enumerate(snapshots)]
