@@ -54,6 +54,15 @@ Where = Annotated[
     str | None,
     typer.Option("--where", metavar="EXPRESSION", help='Rank only some snapshots, such as "accuracy > 0.8".'),
 ]
+MaxCandidates = Annotated[
+    int,
+    typer.Option(
+        "--max-candidates",
+        metavar="N",
+        min=0,
+        help="Try at most N snapshots, chosen by their manifests and by what their relatives score; 0: all.",
+    ),
+]
 Seed = Annotated[int, typer.Option("--seed", metavar="N", min=0, help="Seed for drawing items and fitting probes.")]
 Workers = Annotated[
     int, typer.Option("--workers", metavar="N", min=1, help="Number of processes; more than 1 run as Ray actors.")

@@ -29,6 +29,7 @@ from raysnap.cli.search_arguments import (
     Explain,
     FeatureCacheBytes,
     ImageSize,
+    MaxCandidates,
     NumTest,
     NumTrain,
     SearchMethod,
@@ -47,7 +48,8 @@ if TYPE_CHECKING:
     from raysnap.search import SearchResult
 
 FEATURE_CACHE_BYTES = 2**30
-DEFAULT_TOLERANCE = 0.01  # that of SearchOptions, which is imported late to keep `--help` fast
+DEFAULT_TOLERANCE = 0.01  # those of SearchOptions, which is imported late to keep `--help` fast
+DEFAULT_MAX_CANDIDATES = 64
 
 
 def search(
@@ -62,6 +64,7 @@ def search(
     budget_bytes: BudgetBytes = None,
     tolerance: Tolerance = DEFAULT_TOLERANCE,
     where: Where = None,
+    max_candidates: MaxCandidates = DEFAULT_MAX_CANDIDATES,
     seed: Seed = 0,
     workers: Workers = 1,
     feature_cache_bytes: FeatureCacheBytes = FEATURE_CACHE_BYTES,
@@ -89,6 +92,7 @@ def search(
         "budget_bytes": budget_bytes,
         "tolerance": tolerance,
         "where": where,
+        "max_candidates": max_candidates or None,
         "seed": seed,
         "data_dir": data_dir,
         "workers": workers,
@@ -120,13 +124,16 @@ def _show_result(store_dir: Path, result: SearchResult, options: SearchOptions, 
 def _explain(store_dir: Path, result: SearchResult, options: SearchOptions) -> None:
     """Print the tree by which the search shared blocks, and its rungs."""
     from raysnap.cli.search_tables import prefix_tree, rungs_table
-    from raysnap.search.candidates import find_candidates
+    from raysnap.search.candidates import read_candidates
     from raysnap.search.plan.outline import outline
     from raysnap.search.plan.rungs import shares_prefixes
     from raysnap.search.plan.tree import build_tree
     from raysnap.store.store import Store
 
-    tree = build_tree(find_candidates(Store.open(store_dir), options.where, options.image_size), sharing=True)
+    store = Store.open(store_dir)
+    shown = {line.snapshot for line in result.ranking} | {line.snapshot for line in result.skipped}
+    summaries = sorted(summary for summary in store.summaries(options.where) if summary.id in shown)
+    tree = build_tree(list(read_candidates(store, summaries, options.image_size)), sharing=True)
     is_shared = shares_prefixes(options.method)
     title = "What candidates share" + ("" if is_shared else f" ({result.method} runs every block once per candidate)")
     print_result(prefix_tree(outline(tree), title))

@@ -57,6 +57,8 @@ def search_lines(result: Mapping[str, Any]) -> str:
         )
     if result["expected_loss"] is not None:
         lines.append(loss_line(result))
+    if result["narrowing"]:
+        lines.append(narrowing_line(result["narrowing"]))
     if static:
         rank = f"rank {static['rank']} of {num_ranked}, score {score_text(static['score'])}"
         lines.append(f"Without a search, the choice would be the largest pretrained model, {static['name']}: {rank}")
@@ -73,6 +75,18 @@ def loss_line(result: Mapping[str, Any]) -> str:
     }[result["stopped"]]
     as_good = f"; {plural(num_as_good, 'other is', 'others are')} as good, as far as is known" if num_as_good else ""
     return f"Expected loss of the winner on new items: {result['expected_loss']:.3f}, {reason}{as_good}"
+
+
+def narrowing_line(narrowing: Mapping[str, Any]) -> str:
+    """Say how many snapshots were left out, of how many kinds, and what that is expected to cost."""
+    num_left_out, num_kinds = narrowing["num_left_out"], sum(group["num_left_out"] > 0 for group in narrowing["groups"])
+    chosen = f"Chosen from {plural(narrowing['num_candidates'], 'snapshot')}"
+    if not num_left_out:
+        return f"{chosen}: the others differ in their heads only"
+    line = f"{chosen}, {count_text(num_left_out)} of them, of {plural(num_kinds, 'kind')}, left out"
+    if narrowing["expected_loss"] is None:
+        return line
+    return f"{line}: the best of these is expected to score {narrowing['expected_loss']:.3f} more, by its relatives"
 
 
 def rungs_table(rungs: Sequence[Mapping[str, Any]]) -> Table:

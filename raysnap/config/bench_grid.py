@@ -118,6 +118,7 @@ class BenchGrid(Section):
                 image_size=image_size,
                 budget_bytes=budget_bytes,
                 where=where,
+                max_candidates=None,  # methods are compared on all candidates
                 seed=seed,
                 data_dir=data_dir,
                 shapes=shapes,

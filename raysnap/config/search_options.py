@@ -20,6 +20,7 @@ EdgePx: TypeAlias = Annotated[int, Field(ge=16, le=4096)]
 Tolerance: TypeAlias = Annotated[float, Field(ge=0, le=1)]
 
 DEFAULT_TOLERANCE = 0.01
+DEFAULT_MAX_CANDIDATES = 64
 
 
 class SearchOptions(Section):
@@ -51,6 +52,11 @@ class SearchOptions(Section):
     budget_bytes: Count | None = Field(None, description="Bound on the activations held at once; None is no limit.")
     where: str | None = Field(
         None, description="Which snapshots are candidates, e.g. `architecture == 'resnet18' and accuracy > 0.8`."
+    )
+    max_candidates: Count | None = Field(
+        DEFAULT_MAX_CANDIDATES,
+        description="How many snapshots are tried at most; of more, their manifests and the scores of their relatives "
+        "say which. None is no limit.",
     )
     seed: int = Field(0, ge=0, description="Seed of the drawn items and of the probes.")
     data_dir: AnyFolder = Field(Path("data"), description="Folder of the named datasets.")
@@ -102,6 +108,7 @@ class SearchKeywords(TypedDict, total=False):
     image_size: int | None
     budget_bytes: int | None
     where: str | None
+    max_candidates: int | None
     seed: int
     data_dir: Path
     shapes: ShapesConfig | None

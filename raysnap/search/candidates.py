@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from raysnap.config.search_options import SearchOptions
@@ -11,6 +11,7 @@ from raysnap.errors import UsageError
 from raysnap.models.block_shape import HEAD
 from raysnap.search.plan.tree import Candidate
 from raysnap.search.result import RankedSnapshot
+from raysnap.store.index import SnapshotSummary
 from raysnap.store.manifest import Manifest, Preprocessing
 from raysnap.store.store import Store
 
@@ -21,7 +22,7 @@ def check_question(store_dir: Path, data: str, options: SearchOptions) -> None:
     Raises:
         RaysnapError: one of them is missing or damaged.
     """
-    find_candidates(Store.open(store_dir), options.where, options.image_size)
+    find_summaries(Store.open(store_dir), options.where)
     if find_dataset(data, options.data_dir) is not None:
         open_dataset(data, options.data_dir, options.shapes)
 
@@ -38,34 +39,52 @@ def pick_static_baseline(candidates: Sequence[Candidate], ranking: Sequence[Rank
         candidate = by_id[entry.snapshot]
         return not candidate.is_base, -sum(block.num_bytes for block in candidate.blocks), entry.snapshot
 
-    return min(ranking, key=preference, default=None)
+    return min((entry for entry in ranking if entry.snapshot in by_id), key=preference, default=None)
 
 
 def find_candidates(store: Store, where: str | None, image_size: int | None) -> list[Candidate]:
-    """Find the snapshots that a search ranks, in the order of their ids.
+    """Find all snapshots that a search may rank, in the order of their ids.
 
     Raises:
         UsageError: the store has none, or none that matches `where`.
     """
-    manifests = store.manifests(where)
-    if not manifests:
+    found = read_candidates(store, find_summaries(store, where), image_size)
+    return sorted(found, key=lambda candidate: candidate.snapshot)
+
+
+def find_summaries(store: Store, where: str | None) -> list[SnapshotSummary]:
+    """Return what the index knows of the snapshots that a search may rank, the oldest first; no manifest is read.
+
+    Raises:
+        UsageError: the store has none, or none that matches `where`.
+    """
+    summaries = store.summaries(where)
+    if not summaries:
         wanted = f" that match --where {where!r}" if where else ""
         raise UsageError(
             f"{store.path}: expected at least one snapshot to rank, found none{wanted}; add some with `raysnap "
             "generate` or `raysnap store add`"
         )
-    names = {snapshot: name for name, snapshot in sorted(store.refs().items(), reverse=True)}
-    return [
-        Candidate(
+    return summaries
+
+
+def read_candidates(store: Store, summaries: Iterable[SnapshotSummary], image_size: int | None) -> Iterator[Candidate]:
+    """Read the manifests of these snapshots, one at a time; damaged ones are logged and left out."""
+    by_id = {summary.id: summary for summary in summaries}
+    for manifest in store.manifests_of(by_id):
+        yield Candidate(
             snapshot=manifest.id,
-            name=names.get(manifest.id, manifest.id[:12]),
+            name=name_of(by_id[manifest.id]),
             architecture=manifest.architecture,
             preprocessing=_preprocessing(manifest, image_size),
             blocks=tuple(block for block in manifest.blocks if block.name != HEAD),
             is_base=manifest.base is None,
         )
-        for manifest in sorted(manifests, key=lambda manifest: manifest.id)
-    ]
+
+
+def name_of(summary: SnapshotSummary) -> str:
+    """Return the name that people know a snapshot by: its first, or the beginning of its id."""
+    return summary.names[0] if summary.names else summary.id[:12]
 
 
 def _preprocessing(manifest: Manifest, image_size: int | None) -> Preprocessing:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import zip_longest
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import Unpack
 
 from raysnap.config.search_options import SearchKeywords, SearchOptions
 from raysnap.datasets.dataset import Dataset
-from raysnap.search.candidates import find_candidates, pick_static_baseline
+from raysnap.search.candidates import pick_static_baseline
 from raysnap.search.contest import Contest
 from raysnap.search.engine.cached_source import CachedSource
 from raysnap.search.engine.feature_cache import FeatureCache
@@ -19,9 +19,10 @@ from raysnap.search.engine.items import ProbeItems
 from raysnap.search.engine.setup import Setup, open_executor
 from raysnap.search.engine.source import FeatureSource
 from raysnap.search.engine.work import Work
+from raysnap.search.narrowing import Field
 from raysnap.search.plan.rungs import plan_rungs
-from raysnap.search.plan.tree import PrefixTree, build_tree
-from raysnap.search.result import SearchResult, SkippedSnapshot
+from raysnap.search.plan.tree import Candidate, PrefixTree, build_tree
+from raysnap.search.result import Narrowing, SearchResult, SkippedSnapshot
 from raysnap.store.store import Store
 from raysnap.system import cache_place
 
@@ -57,8 +58,25 @@ def search(
     if options is None or keywords:
         options = SearchOptions.of(options, keywords)
     store = store if isinstance(store, Store) else Store.open(Path(store))
-    candidates = find_candidates(store, options.where, options.image_size)
-    setup = Setup(store.path, str(data), options)
+    work = Work()
+    with work.timed("plan"):
+        field = Field(store, options)
+        candidates = field.first_round()
+    setup = Setup(store.path, str(data), field.options)
+    while candidates:
+        contest, dataset = _hold_contest(setup, store, candidates)
+        work.add(contest.source.work)
+        with work.timed("plan"):
+            field.record(contest)
+            candidates = field.second_round() if len(field.rounds) == 1 else []
+    with work.timed("plan"):
+        narrowing = field.narrowing()
+    return _sum_up(field, narrowing, dataset, work, time.perf_counter() - started_s)
+
+
+def _hold_contest(setup: Setup, store: Store, candidates: Sequence[Candidate]) -> tuple[Contest, Dataset]:
+    """Compare these candidates on the dataset, by the rungs of the method."""
+    options = setup.options
     dataset, items = setup.open_items(candidates)
     planning_s = time.perf_counter()
     rungs = plan_rungs(options.method, len(candidates), len(items.train_labels), len(items.test_labels))
@@ -75,15 +93,23 @@ def search(
             contest.run_rung(rung, following)
             if contest.stopped:
                 break
-    return _sum_up(contest, dataset, time.perf_counter() - started_s)
+    return contest, dataset
 
 
-def _sum_up(contest: Contest, dataset: Dataset, total_s: float) -> SearchResult:
-    """Return what a finished contest found."""
-    candidates, items, work, ranking = contest.tree.candidates, contest.items, contest.source.work, contest.ranking()
+def _sum_up(field: Field, narrowing: Narrowing | None, dataset: Dataset, work: Work, total_s: float) -> SearchResult:
+    """Return what the finished rounds found."""
+    contests = [contest for contest, _ in field.rounds]
+    candidates = {candidate.snapshot: candidate for contest in contests for candidate in contest.tree.candidates}
+    skipped = {
+        contest.tree.candidates[number].snapshot: error
+        for contest in contests
+        for number, error in sorted(contest.skipped.items())
+    }
+    losses = [contest.expected_loss for contest in contests if contest.expected_loss is not None]
+    options, ranking = contests[0].options, field.rank()
     return SearchResult(
-        method=contest.options.method,
-        proxy=contest.options.proxy,
+        method=options.method,
+        proxy=options.proxy,
         dataset=dataset.name,
         num_candidates=len(candidates),
         ranking=ranking,
@@ -92,19 +118,17 @@ def _sum_up(contest: Contest, dataset: Dataset, total_s: float) -> SearchResult:
             "block_item_passes": work.block_item_passes,
             "flops": work.flops,
             "block_bytes_read": work.block_bytes_read,
-            "images_decoded": items.num_decoded,
+            "images_decoded": sum(contest.items.num_decoded for contest in contests),
         },
-        bound_s=work.bound_s + items.decode_s,
-        precision=str(contest.source.dtype).removeprefix("torch."),
+        bound_s=work.bound_s + sum(contest.items.decode_s for contest in contests),
+        precision=str(contests[0].source.dtype).removeprefix("torch."),
         peak_activation_bytes=work.peak_activation_bytes,
-        skipped=tuple(
-            SkippedSnapshot(candidates[number].snapshot, candidates[number].name, error)
-            for number, error in sorted(contest.skipped.items())
-        ),
-        expected_loss=contest.expected_loss,
-        stopped=contest.stopped or "all_items",
-        rungs=tuple(contest.reports),
-        static_baseline=pick_static_baseline(candidates, ranking),
+        skipped=tuple(SkippedSnapshot(one, candidates[one].name, error) for one, error in skipped.items()),
+        expected_loss=sum(losses) if losses else None,
+        stopped=contests[-1].stopped or "all_items",
+        rungs=tuple(report for contest in contests for report in contest.reports),
+        static_baseline=pick_static_baseline(list(candidates.values()), ranking),
+        narrowing=narrowing,
     )
 
 

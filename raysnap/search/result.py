@@ -69,6 +69,45 @@ class RungReport:
 
 
 @dataclass(frozen=True)
+class GroupNarrowing:
+    """Snapshots of one kind, and how many of them were left out.
+
+    Attributes:
+        input: their architecture, and the edge of its images in pixels.
+        root: the name of the snapshot that their line of fine-tunes begins with.
+        dataset: what they were trained on; None where that is unknown.
+        depth: how many quarters of their blocks were retrained, rounded up.
+    """
+
+    input: str
+    root: str
+    dataset: str | None
+    depth: int
+    num_candidates: int
+    num_left_out: int
+
+
+@dataclass(frozen=True)
+class Narrowing:
+    """What a search did not try of the snapshots that matched, and what that may cost.
+
+    Attributes:
+        num_candidates: how many matched.
+        num_tried: how many were tried; any that differs from one of these in its head only is ranked with it.
+        num_left_out: how many are neither.
+        expected_loss: by how much the best of those left out is expected to score above the one ranked first, judging
+            by the scores of its relatives; None where nothing was scored.
+        groups: the kinds of snapshots, those with the most left out first.
+    """
+
+    num_candidates: int
+    num_tried: int
+    num_left_out: int
+    expected_loss: float | None
+    groups: tuple[GroupNarrowing, ...]
+
+
+@dataclass(frozen=True)
 class SearchResult:
     """What a search found.
 
@@ -89,7 +128,9 @@ class SearchResult:
         stopped: why the search ended: `tolerance`, the expected loss was within it; `no_gain`, the remaining items
             would hardly have lowered it; `all_items`, all were used.
         rungs: what each rung did.
+        num_candidates: how many snapshots were tried.
         static_baseline: rank of the no-search baseline, the largest pretrained model; None if nothing was ranked.
+        narrowing: what was left out, where more snapshots matched than `max_candidates`.
     """
 
     method: Method
@@ -107,6 +148,7 @@ class SearchResult:
     stopped: StopReason
     rungs: tuple[RungReport, ...]
     static_baseline: RankedSnapshot | None
+    narrowing: Narrowing | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the result as plain values, in the form that `raysnap search --json` prints."""

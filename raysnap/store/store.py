@@ -354,13 +354,17 @@ class Store:
 
     def iter_manifests(self, where: str | None = None) -> Iterator[Manifest]:
         """Yield what `manifests` returns, one at a time."""
-        for summary in self.summaries(where):
+        return self.manifests_of(summary.id for summary in self.summaries(where))
+
+    def manifests_of(self, snapshots: Iterable[str]) -> Iterator[Manifest]:
+        """Yield the manifests of the snapshots with these ids; missing and damaged ones are left out, these logged."""
+        for snapshot in snapshots:
             try:
-                yield catalog.read_manifest(catalog.manifest_path(self._files, summary.id))
+                yield catalog.read_manifest(catalog.manifest_path(self._files, snapshot))
             except FileNotFoundError:
                 continue
             except StoreDamaged as error:
-                logger.warning("snapshot %s is left out: %s", summary.id, error)
+                logger.warning("snapshot %s is left out: %s", snapshot, error)
 
     def summaries(self, where: str | None = None) -> list[SnapshotSummary]:
         """Return what the index knows of the snapshots that match `where`, oldest first; no manifest is opened."""

@@ -50,9 +50,9 @@ def test_the_ranking_does_not_depend_on_the_stores_order(find, resnets, data_dir
     for name in reversed(VARIANTS):
         put(turned, name, variant("resnet18", *VARIANTS[name]))
     assert {method: lines(find(turned, method=method)) for method in expected} == expected
-    manifests = turned.manifests()
-    np.random.default_rng(3).shuffle(manifests)
-    monkeypatch.setattr(Store, "manifests", lambda self, where=None: list(manifests))
+    summaries = turned.summaries()
+    np.random.default_rng(3).shuffle(summaries)
+    monkeypatch.setattr(Store, "summaries", lambda self, where=None: list(summaries))
     assert lines(search(turned, DATA, data_dir=data_dir)) == expected["nested"], "the default"
 
 

@@ -37,3 +37,13 @@ class Work:
             yield
         finally:
             self.timings_s[stage] += time.perf_counter() - started
+
+    def add(self, other: Work) -> None:
+        """Add what another source did afterwards."""
+        self.block_item_passes += other.block_item_passes
+        self.flops += other.flops
+        self.block_bytes_read += other.block_bytes_read
+        self.peak_activation_bytes = max(self.peak_activation_bytes, other.peak_activation_bytes)
+        for stage, seconds in other.timings_s.items():
+            self.timings_s[stage] += seconds
+        self.bound_s += other.bound_s
