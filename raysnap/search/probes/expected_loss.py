@@ -104,7 +104,7 @@ class Evidence:
         position_C = np.searchsorted(measured, nameable)
         score_C = self._score_C[measured]
         num_items_C, drift_C = self._num_items_C[measured], self._drift_C[measured]
-        noise_CC = self._noise_CC[np.ix_(measured, measured)]
+        noise_CC = _nearest_covariance(self._noise_CC[np.ix_(measured, measured)])
         final_items_C, final_drift_C = num_items_C.copy(), drift_C.copy()
         final_items_C[position_C] = np.maximum(num_items_C[position_C], num_final)
         final_drift_C[position_C] = 0.0
@@ -180,6 +180,12 @@ def _draw(covariance_CC: Array, count: int, rng: np.random.Generator) -> Array:
     variance_C, axes_CC = np.linalg.eigh((covariance_CC + covariance_CC.T) / 2)
     normal_SC = rng.standard_normal((count, len(variance_C)))
     return np.asarray(normal_SC * np.sqrt(np.maximum(0.0, variance_C)) @ axes_CC.T)
+
+
+def _nearest_covariance(matrix_CC: Array) -> Array:
+    """Return the nearest matrix that is a covariance: rungs measured parts of it on different items."""
+    variance_C, axes_CC = np.linalg.eigh(matrix_CC)
+    return np.asarray(axes_CC * np.maximum(0.0, variance_C) @ axes_CC.T)
 
 
 def _error(noise_CC: Array, num_items_C: Array, drift_C: Array) -> Array:
