@@ -100,6 +100,17 @@ def test_residual_blocks_add_and_activate_in_float32(architecture):
         assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
 
 
+@pytest.mark.parametrize("index", [2, 6, 8])
+def test_images_handed_over_in_another_layout_give_equal_bits(index, dtype):
+    precision = "fast_float32" if dtype == torch.float32 else "bfloat16"
+    tensors = body_with_used_batch_norms("resnet18")[index]
+    block = build_inference_block("resnet18", 64, index, tensors, Numerics.for_inference(precision, CPU))
+    channels, size = {2: (64, 16), 6: (256, 4), 8: (512, 2)}[index]
+    images = torch.rand(3, channels, size, size).to(dtype)
+    with torch.inference_mode():
+        assert torch.equal(block(images), block(images.contiguous(memory_format=torch.channels_last)))
+
+
 def test_kernels_for_winograd_take_four_times_the_bytes():
     tensors = body_with_used_batch_norms("resnet18")[4]
     own, fast = (

@@ -195,6 +195,12 @@ def test_batches_hold_between_one_item_and_the_most(architecture):
     assert items == sorted(items, reverse=True)
 
 
+def test_images_of_the_usual_size_share_the_reading_of_weights():
+    for architecture in ("resnet18", "resnet50", "mobilenet_v2", "convnext_tiny", "vit_b_32"):
+        assert usual_batch_items(architecture, 224, "cpu") >= plan.ENOUGH_BATCH_ITEMS
+    assert usual_batch_items("resnet50", 1024, "cpu") == 1
+
+
 def test_a_chain_peaks_at_its_largest_input_and_output():
     one = candidate("one", [digest(index) for index in range(9)])
     tree = build_tree([one], sharing=True)
