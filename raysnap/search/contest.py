@@ -32,7 +32,7 @@ ACCURACIES: tuple[Proxy, ...] = ("linear", "sgd_linear", "knn")
 # Until the loss is within the tolerance, what the remaining items could show must be worth a part of it; from then on,
 # that part for as many forward passes as were made so far: certainty about the few that are left is often cheap.
 # Dropping candidates in one rung may cost less than that.
-GAIN_SHARE, DROP_SHARE = 0.5, 0.25
+GAIN_SHARE, DROP_SHARE = 0.2, 0.1
 
 
 @dataclass
