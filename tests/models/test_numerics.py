@@ -28,7 +28,7 @@ def test_a_process_limited_to_avx2_computes_in_float32():
     assert found.stdout.split() == ["torch.float32", "True"]
 
 
-def test_features_of_unequal_arithmetic_have_unequal_fingerprints():
+def test_unequal_arithmetic_has_unequal_fingerprints():
     asked = [precision for precision in get_args(Precision) if precision != "auto"]
     numerics = [Numerics.for_inference(precision, CPU) for precision in asked]
     assert len({one.fingerprint for one in numerics}) == len(asked)
