@@ -77,6 +77,7 @@ class Evidence:
         self._num_items_C = np.zeros(num_candidates)
         self._drift_C = np.zeros(num_candidates)
         self._noise_CC = np.zeros((num_candidates, num_candidates))
+        self._train_luck_C = np.zeros(num_candidates)
 
     def add(self, candidates: Sequence[int], contribution_CI: Array, drift_variance: float, luck: float = 1.0) -> None:
         """Add a rung: it replaces what earlier ones measured of these candidates, as it has all of their items.
@@ -92,7 +93,10 @@ class Evidence:
         self._score_C[candidates] = contribution_CI.mean(axis=1)
         self._num_items_C[candidates] = contribution_CI.shape[1]
         self._drift_C[candidates] = drift_variance
-        self._noise_CC[np.ix_(candidates, candidates)] = luck * _noise(contribution_CI)
+        noise_CC = _noise(contribution_CI)
+        self._noise_CC[np.ix_(candidates, candidates)] = luck * noise_CC
+        # Rows of the differences' covariance sum to 0, so that the mean of all is what all candidates have in common.
+        self._train_luck_C[candidates] = max(0.0, luck - 1) * (np.diag(noise_CC) - noise_CC.mean())
 
     def weigh(self, nameable: Sequence[int], num_final: int, seed: int) -> Beliefs:
         """Return what is believed about the candidates that may be named, in their order.
@@ -124,6 +128,10 @@ class Evidence:
                 final.append(moved_SC)
                 true.append(moved_SC + _draw(final_doubt_CC, count, rng))
         true_SC, final_SC = np.concatenate(true), np.concatenate(final)
+        # The luck of the probe that trains on all items is yet to come, and part of the true scores.
+        is_partial_C = num_items_C < num_final
+        own_C = np.sqrt(is_partial_C * self._train_luck_C[measured] / num_final)
+        true_SC = true_SC + own_C * rng.standard_normal(true_SC.shape)
         expected_C = weight_K @ np.stack([mean_C for mean_C, _, _ in beliefs])
         return Beliefs(true_SC.max(axis=1), true_SC[:, position_C], final_SC[:, position_C], expected_C[position_C])
 
