@@ -1,7 +1,5 @@
 """`python -m raysnap` is `raysnap`."""
 
-import sys
+from raysnap.cli.process import run
 
-from raysnap.cli.app import main
-
-sys.exit(main())
+run()

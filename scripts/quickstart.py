@@ -3,8 +3,8 @@
 import os
 import sys
 
-from raysnap.cli.app import main
+from raysnap.cli.process import run
 
 if __name__ == "__main__":
     os.environ.setdefault("RAY_ADDRESS", "auto")
-    sys.exit(main(["quickstart", *sys.argv[1:]]))
+    run(["quickstart", *sys.argv[1:]])

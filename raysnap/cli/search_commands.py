@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -23,6 +23,7 @@ from raysnap.cli.console import (
     print_result,
 )
 from raysnap.cli.job_session import job_session
+from raysnap.cli.process import since_enter_s
 from raysnap.cli.search_arguments import (
     BudgetBytes,
     Data,
@@ -102,12 +103,19 @@ def search(
     if workers > 1:  # report mistakes before Ray takes seconds to start
         check_question(store_dir, data, options)
     with nullcontext() if workers == 1 else ray_session(OBJECT_STORE_BYTES + workers * WORKER_OBJECT_BYTES):
-        result = run(store_dir, data, options)
+        start_s = since_enter_s()
+        result = _from_enter(run(store_dir, data, options), start_s)
     if as_json:
         print_json(result)
     else:
         _show_result(store_dir, result, options, explain=explain)
     return SOME_FAILED if result.skipped else 0
+
+
+def _from_enter(result: SearchResult, start_s: float) -> SearchResult:
+    """Return the result with a total that counts from the start of the command, not from the call."""
+    timings_s = {"total": result.timings_s["total"] + start_s, "start": start_s}
+    return replace(result, timings_s=result.timings_s | timings_s) if start_s else result
 
 
 def _show_result(store_dir: Path, result: SearchResult, options: SearchOptions, *, explain: bool) -> None:

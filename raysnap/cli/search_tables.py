@@ -51,7 +51,8 @@ def search_lines(result: Mapping[str, Any]) -> str:
     if not result["work"]["flops"]:
         lines.append("All features came from the feature cache of earlier searches")
     elif result["bound_s"]:
-        ratio = (timings_s["total"] - timings_s.get("start_workers", 0.0)) / result["bound_s"]
+        starts_s = sum(timings_s.get(part, 0.0) for part in ("start", "start_workers"))
+        ratio = (timings_s["total"] - starts_s) / result["bound_s"]
         lines.append(
             f"{ratio:.2f}\u00a0× the lower bound of {seconds_text(result['bound_s'])} for this work on this machine"
         )

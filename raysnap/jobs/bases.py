@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
-from torchvision import models
 
 from raysnap.errors import WeightsError
 from raysnap.jobs.data import JobData
 from raysnap.jobs.job import Job
 from raysnap.jobs.stage import Stage, run_stage
 from raysnap.models.blocks import num_classes_of, random_tensors, split_state_dict
+from raysnap.models.lean_torchvision import models
 from raysnap.models.weight_files import read_blocks
 from raysnap.planning.generate import RANDOM, check_weights
 from raysnap.store.manifest import DatasetRecord, Preprocessing

@@ -70,9 +70,9 @@ def weights_files(architecture: str) -> dict[str, str]:
     """
 
     def look_up() -> dict[str, str]:
-        from torchvision.models import get_model_weights
+        from raysnap.models.lean_torchvision import models
 
-        known = get_model_weights(architecture)
+        known = models.get_model_weights(architecture)
         files = {name: entry.url.rsplit("/", 1)[-1] for name, entry in known.__members__.items()}
         return files | {f"{known.__name__}.{name}": file for name, file in files.items()}
 

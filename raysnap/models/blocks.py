@@ -16,13 +16,11 @@ from typing import Any, TypeAlias, cast
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils.flop_counter import FlopCounterMode
-from torchvision import models
-from torchvision.ops import Permute
 
 from raysnap.errors import ArchitectureError, WeightsError
 from raysnap.humanize import suggest
 from raysnap.models.block_shape import HEAD, STEM, BlockShape
+from raysnap.models.lean_torchvision import models, ops
 
 Steps: TypeAlias = Sequence[str | nn.Module]
 """What a block runs, in order: modules by their torchvision paths, and modules of our own."""
@@ -174,7 +172,7 @@ def _staged(model: nn.Module, tail: Steps, head: Steps) -> list[Steps]:
 
 
 def _swin(model: nn.Module) -> list[Steps]:
-    return _staged(model, ["norm", Permute([0, 3, 1, 2]), "avgpool", nn.Flatten(1)], ["head"])
+    return _staged(model, ["norm", ops.Permute([0, 3, 1, 2]), "avgpool", nn.Flatten(1)], ["head"])
 
 
 def _convnext(model: nn.Module) -> list[Steps]:
@@ -335,6 +333,8 @@ def measure_blocks(architecture: str, image_size: int) -> tuple[BlockShape, ...]
     Raises:
         ArchitectureError: the architecture can't take images of that size.
     """
+    from torch.utils.flop_counter import FlopCounterMode  # imports triton
+
     x = torch.empty(1, 3, image_size, image_size, device="meta")
     shapes = []
     for block in _skeleton(architecture):

@@ -115,7 +115,8 @@ class Numerics:
         try:
             yield
         finally:
-            torch.use_deterministic_algorithms(was_strict, warn_only=only_warned)
+            if self.deterministic:  # the call imports torch's compiler, for a second
+                torch.use_deterministic_algorithms(was_strict, warn_only=only_warned)
             torch.backends.cudnn.benchmark = searched
 
 

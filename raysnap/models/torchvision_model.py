@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from typing import cast
 
 from torch import Tensor, nn
-from torchvision import models
 
 from raysnap.models.blocks import Weightless
+from raysnap.models.lean_torchvision import models
 
 
 def build_torchvision_model(architecture: str, num_classes: int, state_dict: Mapping[str, Tensor]) -> nn.Module:

@@ -117,7 +117,8 @@ class SearchResult:
 
     Attributes:
         timings_s: seconds: `total` and its parts `plan`, `load_blocks`, `decode`, `inference`, `proxy`; of workers the
-            mean, and `start_workers`.
+            mean, and `start_workers`. The total counts from the call; that of `raysnap search` from the start of its
+            process, with `start` as the part before the call.
         bound_s: seconds that the same passes, bytes and decoding take at the best speeds seen: see `engine.pace`.
         precision: what blocks computed in, such as `bfloat16`.
         work: `block_item_passes`, `flops`, `block_bytes_read`, `images_decoded`.

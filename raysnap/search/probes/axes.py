@@ -15,17 +15,16 @@ def principal_axes(inputs_ND: Tensor) -> tuple[Tensor, Tensor]:
     return (inputs_ND.T @ vectors / sums_R.sqrt() if is_wide else vectors), sums_R
 
 
-def span_coordinates(train_BND: Tensor, test_BTD: Tensor) -> tuple[Tensor, Tensor]:
-    """Return items' coordinates along N directions that span the train items, `[B, N, N]` and `[B, T, N]`, float64.
+def span_root(inputs_BND: Tensor) -> Tensor:
+    """Return items' coordinates along N directions that span them, `[B, N, N]`, lower triangular, float64.
 
-    Inner products with train items are unchanged, so a linear model with the same penalty in all directions can be
-    fitted in these coordinates. The directions are those of a Cholesky factor, which costs less than principal axes.
+    Inner products of items are unchanged, so a linear model with the same penalty in all directions can be fitted in
+    these coordinates. The directions are those of a Cholesky factor, which costs less than principal axes.
     """
-    products_BNN = train_BND @ train_BND.mT
+    products_BNN = inputs_BND @ inputs_BND.mT
     diagonal_BN = products_BNN.diagonal(dim1=1, dim2=2)
     mean_B1 = diagonal_BN.mean(dim=1, keepdim=True)
     # Items may be equal, or all zero: a rank below N must not stop the factor.
     diagonal_BN += 1e-10 * torch.where(mean_B1 > 0, mean_B1, 1.0)
-    root_BNN = torch.linalg.cholesky(products_BNN)
-    along_BTN = torch.linalg.solve_triangular(root_BNN.mT, test_BTD @ train_BND.mT, upper=True, left=False)
-    return root_BNN, along_BTN
+    root_BNN: Tensor = torch.linalg.cholesky(products_BNN)
+    return root_BNN

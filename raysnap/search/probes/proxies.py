@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from raysnap.config.choices import Proxy
-from raysnap.search.probes.axes import span_coordinates
-from raysnap.search.probes.logistic import fit_logistic_regressions
+from raysnap.search.probes.axes import span_root
+from raysnap.search.probes.logistic import fit_logistic_regressions, whole_lines
 from raysnap.search.probes.score import Array, Score, score_logits
 from raysnap.search.probes.transferability import hscore, logme
 
@@ -29,8 +29,10 @@ SGD_EPOCHS, SGD_LR, SGD_BATCH_ITEMS = 100, 0.1, 128
 
 # With fewer numbers in all, handing candidates to threads costs more than it saves.
 THREADED_NUMBERS = 1_000_000
-# Candidates of one width that a GPU takes at once: bounds its memory.
+# Candidates of one shape that a GPU takes at once: bounds its memory.
 MAX_LOCK_STEP = 64
+# Numbers of the square matrices that a core of a CPU takes at once: larger ones leave its cache.
+CACHED_NUMBERS = 100_000
 
 CPU = torch.device("cpu")
 
@@ -43,16 +45,23 @@ def linear(train_BND: Tensor, train_labels_N: Array, test_BTD: Tensor, test_labe
     searched there if these are fewer than the dimensions. See `logistic` for when a regression has converged.
     """
     classes, targets_N = np.unique(train_labels_N, return_inverse=True)
-    inputs_BND, tests_BTD = train_BND.double(), test_BTD.double()
-    deviation_B1D, mean_B1D = torch.std_mean(inputs_BND, dim=1, correction=0, keepdim=True)
+    _, num_items, num_dims = train_BND.shape
+    train_BND, test_BTD = (_in_whole_lines(features).double() for features in (train_BND, test_BTD))
+    deviation_B1D, mean_B1D = torch.std_mean(train_BND, dim=1, correction=0, keepdim=True)
     # A feature that is constant up to float32's rounding has no information: it becomes 0 everywhere.
     deviation_B1D[deviation_B1D <= 1e-6 * mean_B1D.abs()] = torch.inf
-    inputs_BND, tests_BTD = ((features - mean_B1D) / deviation_B1D for features in (inputs_BND, tests_BTD))
-    if inputs_BND.shape[1] < inputs_BND.shape[2]:
-        inputs_BND, tests_BTD = span_coordinates(inputs_BND, tests_BTD)
+    inputs_BND = (train_BND - mean_B1D) / deviation_B1D
     targets = torch.from_numpy(targets_N).to(inputs_BND.device)
-    weights_BCR, bias_BC = fit_logistic_regressions(inputs_BND, targets, len(classes))
-    logits_BTC = tests_BTD @ weights_BCR.mT + bias_BC[:, None]
+    if num_items < num_dims:
+        root_BNN = span_root(_in_whole_lines(inputs_BND, dim=1))[:, :num_items, :num_items]
+        weights_BCN, bias_BC = fit_logistic_regressions(root_BNN, targets, len(classes))
+        shares_BCN = torch.linalg.solve_triangular(root_BNN, weights_BCN, upper=False, left=False)
+        weights_BCD = shares_BCN @ inputs_BND
+    else:
+        weights_BCD, bias_BC = fit_logistic_regressions(inputs_BND, targets, len(classes))
+    weights_BCD = weights_BCD / deviation_B1D
+    bias_BC1 = bias_BC[..., None] - weights_BCD @ mean_B1D.mT
+    logits_BTC = (weights_BCD @ test_BTD.mT + bias_BC1).mT
     return [score_logits(logits_TC, classes, test_labels_T) for logits_TC in logits_BTC.cpu().numpy()]
 
 
@@ -136,7 +145,7 @@ def score_candidates(
         )
         return PROXIES[proxy](train_BND, train_labels_N, test_BTD, test_labels_T, seed)
 
-    batches = list(_batches([features.shape[1] for features in train_features], device))
+    batches = list(_batches(proxy, [features.shape for features in train_features], device))
     num_numbers = sum(features.size for features in train_features)
     with _one_thread_each(device) as num_threads:
         scored: Iterator[list[Score]]
@@ -154,16 +163,19 @@ def score_candidates(
     return [by_number[number] for number in range(len(train_features))]
 
 
-def _batches(widths: Sequence[int], device: torch.device) -> Iterator[list[int]]:
-    """Yield the candidates that are scored together: on a CPU each alone, so that no score depends on others."""
-    if device.type == "cpu":
-        yield from ([number] for number in range(len(widths)))
-        return
-    by_width: dict[int, list[int]] = defaultdict(list)
-    for number, width in enumerate(widths):
-        by_width[width].append(number)
-    for numbers in by_width.values():
-        yield from (numbers[start : start + MAX_LOCK_STEP] for start in range(0, len(numbers), MAX_LOCK_STEP))
+def _batches(proxy: Proxy, shapes: Sequence[tuple[int, ...]], device: torch.device) -> Iterator[list[int]]:
+    """Yield the candidates that are scored together, of one shape `[N, D]`: as many as fit."""
+    by_shape: dict[tuple[int, ...], list[int]] = defaultdict(list)
+    for number, shape in enumerate(shapes):
+        by_shape[shape].append(number)
+    for (num_items, num_dims), numbers in by_shape.items():
+        if device.type != "cpu":
+            num_together = MAX_LOCK_STEP
+        elif proxy == "linear":
+            num_together = max(1, CACHED_NUMBERS // (num_items * min(num_items, num_dims)))
+        else:
+            num_together = 1
+        yield from (numbers[start : start + num_together] for start in range(0, len(numbers), num_together))
 
 
 @contextmanager
@@ -186,6 +198,12 @@ def _initial_layer(num_dims: int, num_classes: int, seed: int) -> tuple[Tensor, 
     weight_CD = nn.init.kaiming_uniform_(torch.empty(num_classes, num_dims), a=math.sqrt(5), generator=generator)
     bound = 1 / math.sqrt(num_dims)
     return weight_CD, nn.init.uniform_(torch.empty(num_classes), -bound, bound, generator=generator)
+
+
+def _in_whole_lines(features_BND: Tensor, dim: int = 2) -> Tensor:
+    """Return the features with zeros after the last item (`dim` 1) or dimension (2), up to whole cache lines."""
+    num_more = whole_lines(features_BND.shape[dim]) - features_BND.shape[dim]
+    return nn.functional.pad(features_BND, (0, num_more) if dim == 2 else (0, 0, 0, num_more))
 
 
 def _normalised(features_BND: Tensor) -> Tensor:

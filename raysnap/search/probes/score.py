@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
-from scipy.special import logsumexp
 
 Array: TypeAlias = np.ndarray
 
@@ -36,7 +35,8 @@ def score_logits(logits_TC: Array, classes: Array, labels_T: Array) -> Score:
     is_finite_T = np.isfinite(logits_TC).all(axis=1)
     logits_TC = np.where(is_finite_T[:, None], logits_TC, 0.0)
     is_right_T = (classes[logits_TC.argmax(axis=1)] == labels_T) & is_finite_T
-    log_probability_TC = logits_TC - logsumexp(logits_TC, axis=1, keepdims=True)
+    logits_TC = logits_TC - logits_TC.max(axis=1, keepdims=True)
+    log_probability_TC = logits_TC - np.log(np.exp(logits_TC).sum(axis=1, keepdims=True))
     position_T = np.searchsorted(classes, labels_T).clip(max=len(classes) - 1)
     is_known_T = (classes[position_T] == labels_T) & is_finite_T
     log_likelihood_T = np.where(is_known_T, log_probability_TC[np.arange(len(labels_T)), position_T], np.log(1e-12))
