@@ -25,7 +25,7 @@ MAX_STEPS = 100
 # A Newton step is found to a tenth, in as many products with the curvature as that takes.
 STEP_TOLERANCE = 0.1
 MAX_PRODUCTS = 200
-# New coordinates are computed after a step that took more than this many products.
+# New coordinates are computed after a step that took more products than this, or than a third of what they cost.
 PATIENCE = 6
 # A step is as long as the loss falls: to where its slope along the step is at most this share of that at the start.
 SLOPE_SHARE = 0.1
@@ -123,6 +123,7 @@ def _minimise(problems: _Problems, tolerance: float) -> Tensor:
     logits_BCN = problems.inputs_BNR.new_zeros(num_problems, num_classes, num_items)
     probabilities_BCN = torch.softmax(logits_BCN, dim=1)
     coordinates = _Coordinates.at(probabilities_BCN.float(), inputs_BNR, penalty_R)
+    patience = max(PATIENCE, num_dims // (8 * num_classes))
     for _ in range(MAX_STEPS):
         gradient_BCR = problems.gradient(weights_BCR, probabilities_BCN)
         is_converged_B = _dot(gradient_BCR, gradient_BCR) <= tolerance
@@ -141,7 +142,7 @@ def _minimise(problems: _Problems, tolerance: float) -> Tensor:
         weights_BCR = torch.addcmul(weights_BCR, length_B11, step_BCR)
         logits_BCN = torch.addcmul(logits_BCN, length_B11, logits_step_BCN)
         probabilities_BCN = torch.softmax(logits_BCN, dim=1)
-        is_slow_B = num_products_B > PATIENCE
+        is_slow_B = num_products_B > patience
         if is_slow_B.any():
             new = _Coordinates.at(probabilities_BCN.float(), inputs_BNR, penalty_R)
             coordinates = coordinates.where(~is_slow_B, new)

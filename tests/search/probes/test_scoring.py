@@ -47,6 +47,15 @@ def test_a_score_does_not_depend_on_the_other_candidates(proxy):
     assert len(set(together)) == len(WIDTHS), "a law about equal scores needs scores that differ"
 
 
+@pytest.mark.parametrize(("num_train", "width"), [(19, 77), (61, 512), (150, 130), (101, 45)])
+def test_lock_step_scores_equal_those_of_one_by_one(num_train, width):
+    """Odd sizes: each candidate's numbers begin anywhere within a cache line, and some converge before others."""
+    trains, labels, tests, test_labels = drawn(num_train=num_train, widths=(width,) * 7, num_classes=5)
+    together = score_candidates("linear", trains, labels, tests, test_labels, 0)
+    alone = [scored("linear", train, labels, test, test_labels) for train, test in zip(trains, tests, strict=True)]
+    assert [bits(score) for score in together] == [bits(score) for score in alone]
+
+
 @pytest.mark.parametrize("proxy", PROXIES)
 def test_a_score_is_the_same_to_the_bit_on_one_thread_and_on_two(proxy, monkeypatch):
     trains, labels, tests, test_labels = drawn(num_train=150, widths=(96, 200, 96))
