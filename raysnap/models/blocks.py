@@ -197,7 +197,10 @@ def list_architectures() -> list[str]:
 
 
 class Weightless(TorchFunctionMode):
-    """Put parameters created inside on the meta device; tensors that RegNet and Swin compute shapes with stay real."""
+    """Put parameters created inside on the meta device; tensors that RegNet and Swin compute shapes with stay real.
+
+    Initialisers leave them alone: on the meta device they change nothing, but import torch's compiler.
+    """
 
     def __torch_function__(
         self,
@@ -207,6 +210,8 @@ class Weightless(TorchFunctionMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         keywords = dict(kwargs or {})
+        if func in (Tensor.normal_, Tensor.uniform_) and (initialised := next(iter(args))).is_meta:
+            return initialised
         if func in (torch.empty, torch.zeros, torch.ones) and keywords.get("device") is None:
             keywords["device"] = "meta"
         return func(*args, **keywords)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -18,10 +19,12 @@ from raysnap.search.candidates import find_candidates, find_summaries, name_of, 
 from raysnap.search.contest import Contest
 from raysnap.search.plan.strata import Body, find_bodies, order_evenly
 from raysnap.search.plan.tree import Candidate, find_misfit
-from raysnap.search.probes.relatives import Relatives
 from raysnap.search.result import GroupNarrowing, Narrowing, RankedSnapshot
 from raysnap.store.index import SnapshotSummary
 from raysnap.store.store import Store
+
+if TYPE_CHECKING:
+    from raysnap.search.probes.relatives import Relatives
 
 # The part of what may be tried that the second round tries, and the part of this that the first round's best may be.
 SECOND_ROUND_SHARE = 4
@@ -107,6 +110,8 @@ class Field:
 
     def _relatives(self) -> Relatives:
         """Return what the scores so far say of all bodies."""
+        from raysnap.search.probes.relatives import Relatives  # scipy, which few searches need, takes 0.4 s to import
+
         seen = _differences(self.rounds)
         tried = [position for position, candidate in self.candidates.items() if candidate.snapshot in seen]
         score_K, variance_K = np.array([seen[self.candidates[position].snapshot] for position in tried]).T

@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import softmax
 
 from raysnap.search.probes.score import Array
 
@@ -116,7 +115,9 @@ class Evidence:
         final_error_CC = _error(noise_CC, final_items_C, final_drift_C)
         centred_C = score_C - score_C.mean()
         beliefs = [_posterior(spread, error_CC, centred_C) for spread in SPREADS]
-        weight_K = softmax(LOG_PRIOR + [fit for _, _, fit in beliefs])
+        log_weight_K = LOG_PRIOR + [fit for _, _, fit in beliefs]
+        weight_K = np.exp(log_weight_K - log_weight_K.max())
+        weight_K /= weight_K.sum()
         rng = np.random.default_rng(seed)
         true, final = [], []
         for spread, (mean_C, doubt_CC, _), count in zip(
