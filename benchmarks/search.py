@@ -23,7 +23,7 @@ from typing import Any, get_args
 import torch
 from threadpoolctl import threadpool_limits
 
-from raysnap.config.choices import Method, Precision, Proxy
+from raysnap.config.choices import AskedMethod, Precision, Proxy
 from raysnap.config.jobs import SynthesizeConfig
 from raysnap.config.parts import BaseWeights, RetrainConfig, ShapesConfig
 from raysnap.jobs.synthesize import synthesize
@@ -33,7 +33,7 @@ from raysnap.training.trial import slug
 
 SPREAD_LIMIT = 0.10
 # `nested` twice: as it is by default, and with all items.
-SETTINGS = {method: {"method": method} for method in get_args(Method)} | {
+SETTINGS = {method: {"method": method} for method in get_args(AskedMethod)} | {
     "nested_0": {"method": "nested", "tolerance": 0.0}
 }
 

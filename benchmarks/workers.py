@@ -21,10 +21,9 @@ from threadpoolctl import threadpool_limits
 
 from raysnap.config.choices import Method
 from raysnap.config.search_options import SearchOptions
-from raysnap.datasets.dataset import open_dataset
 from raysnap.search import SearchResult, search
 from raysnap.search.candidates import find_candidates
-from raysnap.search.engine.items import ProbeItems
+from raysnap.search.engine.setup import Setup
 from raysnap.store.store import Store
 
 GOAL_SPEEDUP = 1.8
@@ -97,8 +96,8 @@ def parse_options() -> argparse.Namespace:
 def decode(options: argparse.Namespace) -> None:
     """Fill the pixel cache."""
     candidates = find_candidates(Store.open(options.store), None, None)
-    dataset = open_dataset(options.data, options.data_dir)
-    ProbeItems.open(dataset, candidates, SearchOptions(num_train=options.num_train, num_test=options.num_test))
+    counts = {"num_train": options.num_train, "num_test": options.num_test}
+    Setup(options.store, options.data, SearchOptions(data_dir=options.data_dir, **counts)).open_items(candidates)
 
 
 def run(options: argparse.Namespace, workers: int) -> SearchResult:

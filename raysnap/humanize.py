@@ -13,6 +13,8 @@ from typing import TypeGuard
 NOTHING = "–"
 _SPACE = "\u00a0"
 _BYTE_UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
+_DURATION_PART = re.compile(r"([0-9]+(?:\.[0-9]*)?|\.[0-9]+)\s*(h|min|m|s|)")
+_UNIT_S = {"h": 3600.0, "m": 60.0, "s": 1.0, "": 1.0}
 _COUNT_UNITS = ("", "k", "M", "G", "T", "P")
 
 
@@ -34,6 +36,20 @@ def seconds_text(value_s: float | None) -> str:
         return f"{minutes}{_SPACE}min{_SPACE}{rest:02d}{_SPACE}s"
     hours, rest = divmod(round(value_s / 60), 60)
     return f"{hours}{_SPACE}h{_SPACE}{rest:02d}{_SPACE}min"
+
+
+def read_duration(text: str) -> float:
+    """Return the seconds of a duration such as `30s`, `1.5 min`, `1h30m` or, in seconds, `90`.
+
+    Raises:
+        ValueError: it is none.
+    """
+    parts = _DURATION_PART.findall(text)
+    if "".join(number + unit for number, unit in parts) != re.sub(r"\s", "", text) or not parts:
+        raise ValueError(f"expected a duration such as 30s, 5m or 1h30m, found {text!r}")
+    if not parts[-1][1] and len(parts) > 1:
+        raise ValueError(f"expected a unit after each number, found {text!r}")
+    return sum(float(number) * _UNIT_S[unit[:1]] for number, unit in parts)
 
 
 def seconds_unit(largest_s: float) -> tuple[str, float]:

@@ -75,3 +75,17 @@ def test_a_count_comes_with_its_noun():
 )
 def test_suggest_names_the_word_spelt_most_alike(word, hint):
     assert q.suggest(word, ["resnet18", "Pets"]) == hint
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("30s", 30), ("90", 90), ("1.5 min", 90), ("5m", 300), ("1h30m", 5400), ("1 h 5 min 2.5 s", 3902.5), (".5s", 0.5)],
+)
+def test_a_duration_is_read_as_seconds(text, seconds):
+    assert q.read_duration(text) == pytest.approx(seconds)
+
+
+@pytest.mark.parametrize("text", ["", "soon", "-3s", "3 parsecs", "3x", "1h30", "s", "1 2", "1e3", "nan"])
+def test_what_is_no_duration_is_refused(text):
+    with pytest.raises(ValueError, match="expected a "):
+        q.read_duration(text)

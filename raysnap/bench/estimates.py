@@ -133,9 +133,8 @@ def _flops(tree: PrefixTree, rungs: Sequence[Rung], entrants: Sequence[Sequence[
     """Return the FLOPs of the blocks that run, over all rungs."""
     total = 0.0
     for rung, candidates in zip(rungs, entrants, strict=True):
-        num_items = rung.train_stop - rung.train_start + rung.test_stop - rung.test_start
         for index in needed_nodes(tree, candidates):
             node = tree.nodes[index]
             shapes = block_shapes(node.architecture, node.preprocessing.image_size)
-            total += num_items * shapes[node.block_index].flops
+            total += rung.num_items * shapes[node.block_index].flops
     return total

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
+from raysnap.humanize import read_duration
+
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
@@ -32,6 +34,14 @@ def name_or_path(given: str) -> str:
     """Return the name or path that an argument gives, and refuse an address."""
     any_path(given)
     return given
+
+
+def duration(given: str) -> float:
+    """Return the seconds of the time that an argument gives."""
+    try:
+        return read_duration(given)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
 
 
 def kept_path(given: str | Path) -> Path:

@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from raysnap.cli.console import name_or_path
-from raysnap.config.choices import Method, Proxy
+from raysnap.cli.console import duration, name_or_path
+from raysnap.config.choices import AskedMethod, Proxy
 
 Data = Annotated[
     str,
@@ -15,7 +15,7 @@ Data = Annotated[
         "--data", metavar="DATASET", parser=name_or_path, help="Name of a dataset, or path of an ImageFolder."
     ),
 ]
-SearchMethod = Annotated[Method, typer.Option("--method", help="How candidates are compared; see above.")]
+SearchMethod = Annotated[AskedMethod, typer.Option("--method", help="How candidates are compared; see above.")]
 SearchProxy = Annotated[
     Proxy,
     typer.Option(
@@ -33,6 +33,15 @@ NumTest = Annotated[
 ImageSize = Annotated[
     int | None,
     typer.Option("--image-size", metavar="PIXELS", min=16, help="Side length of images; default: each snapshot's own."),
+]
+TimeBudget = Annotated[
+    float | None,
+    typer.Option(
+        "--time-budget",
+        metavar="TIME",
+        parser=duration,
+        help="Answer within this time, such as 30s or 5m, with as many items as fit; default: no limit.",
+    ),
 ]
 BudgetBytes = Annotated[
     int | None,
@@ -78,5 +87,6 @@ FeatureCacheBytes = Annotated[
     ),
 ]
 Explain = Annotated[
-    bool, typer.Option("--explain", help="Also show which blocks candidates share and what each rung did.")
+    bool,
+    typer.Option("--explain", help="Also show what was forecast, what came, the shared blocks and each rung."),
 ]

@@ -36,6 +36,7 @@ from raysnap.cli.search_arguments import (
     SearchMethod,
     SearchProxy,
     Seed,
+    TimeBudget,
     Tolerance,
     Where,
     Workers,
@@ -57,11 +58,12 @@ def search(
     data: Data,
     store_dir: StoreDir = Path("store"),
     data_dir: DataDir = Path("data"),
-    method: SearchMethod = "nested",
+    method: SearchMethod = "auto",
     proxy: SearchProxy = "linear",
     num_train: NumTrain = None,
     num_test: NumTest = None,
     image_size: ImageSize = None,
+    time_budget_s: TimeBudget = None,
     budget_bytes: BudgetBytes = None,
     tolerance: Tolerance = DEFAULT_TOLERANCE,
     where: Where = None,
@@ -78,7 +80,7 @@ def search(
 
     `baseline` and `shared` score every candidate on all items. `shift`, `alsatian` and `nested` work in rounds, called
     rungs: each adds items and keeps only the better candidates. `shared`, `alsatian` and `nested` run a block that
-    several candidates begin with only once.
+    several candidates begin with only once. `auto` takes `shared` or `nested`, whichever is forecast to answer sooner.
     """
     from raysnap.config.search_options import SearchOptions
     from raysnap.search import search as run
@@ -90,6 +92,7 @@ def search(
         "num_train": num_train,
         "num_test": num_test,
         "image_size": image_size,
+        "time_budget_s": time_budget_s,
         "budget_bytes": budget_bytes,
         "tolerance": tolerance,
         "where": where,
@@ -120,9 +123,11 @@ def _from_enter(result: SearchResult, start_s: float) -> SearchResult:
 
 def _show_result(store_dir: Path, result: SearchResult, options: SearchOptions, *, explain: bool) -> None:
     """Print the ranking and what the search cost; skipped candidates go to stderr."""
-    from raysnap.cli.search_tables import ranking_table, search_lines
+    from raysnap.cli.search_tables import forecast_line, forecast_table, ranking_table, search_lines
 
     if explain:
+        print_result(forecast_table(result.to_dict()["forecast"], result.method))
+        print_result(f"{forecast_line(result.to_dict()['forecast'], result.method)}\n")
         _explain(store_dir, result, options)
     print_result(ranking_table(result.to_dict()))
     print_result(f"\n{search_lines(result.to_dict())}")
@@ -142,7 +147,7 @@ def _explain(store_dir: Path, result: SearchResult, options: SearchOptions) -> N
     shown = {line.snapshot for line in result.ranking} | {line.snapshot for line in result.skipped}
     summaries = sorted(summary for summary in store.summaries(options.where) if summary.id in shown)
     tree = build_tree(list(read_candidates(store, summaries, options.image_size)), sharing=True)
-    is_shared = shares_prefixes(options.method)
+    is_shared = shares_prefixes(result.method)
     title = "What candidates share" + ("" if is_shared else f" ({result.method} runs every block once per candidate)")
     print_result(prefix_tree(outline(tree), title))
     print_result("")

@@ -73,6 +73,7 @@ def loss_line(result: Mapping[str, Any]) -> str:
         "tolerance": "within the tolerance",
         "no_gain": "more items would hardly lower it",
         "all_items": "all items are used",
+        "time_budget": "the time budget allows no more",
     }[result["stopped"]]
     as_good = f"; {plural(num_as_good, 'other is', 'others are')} as good, as far as is known" if num_as_good else ""
     return f"Expected loss of the winner on new items: {result['expected_loss']:.3f}, {reason}{as_good}"
@@ -120,6 +121,25 @@ def rungs_table(rungs: Sequence[Mapping[str, Any]]) -> Table:
         "time",
     ]
     return simple_table(columns, rows, numeric=columns)
+
+
+def forecast_table(forecast: Mapping[str, Any], taken: str) -> Table:
+    """Return what each method was forecast to take, stage by stage, and what came."""
+    columns = ["", "start", "reading blocks", "decoding", "inference", "probes", "total", "image-forwards", "rungs"]
+    rows = [(f"forecast: {one['method']}", *_forecast_cells(one)) for one in forecast["methods"]]
+    rows.append((f"came: {taken}", *_forecast_cells(forecast["came"])))
+    return simple_table(columns, rows, numeric=columns[1:])
+
+
+def forecast_line(forecast: Mapping[str, Any], taken: str) -> str:
+    """Say which method was taken, and why."""
+    return f"`{taken}` was taken: {forecast['reason']}."
+
+
+def _forecast_cells(one: Mapping[str, Any]) -> tuple[Any, ...]:
+    stages = ("start", "load_blocks", "decode", "inference", "proxy", "total")
+    times = (seconds_text(one["timings_s"][stage]) for stage in stages)
+    return *times, count_text(round(one["image_forwards"])), len(one["rungs"])
 
 
 def prefix_tree(branches: Sequence[Branch], title: str) -> Tree:

@@ -4,8 +4,10 @@ from enum import StrEnum
 from typing import Literal
 
 Method = Literal["baseline", "shift", "alsatian", "shared", "nested"]
+AskedMethod = Literal["auto", Method]
 Proxy = Literal["linear", "sgd_linear", "knn", "hscore", "logme"]
-StopReason = Literal["tolerance", "no_gain", "all_items"]
+TRANSFERABILITY: tuple[Proxy, ...] = ("hscore", "logme")  # scores that need no items of their own to test on
+StopReason = Literal["tolerance", "no_gain", "all_items", "time_budget"]
 Precision = Literal["auto", "float32", "fast_float32", "bfloat16", "float16"]
 TrackerName = Literal["mlflow", "wandb"]
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any, TypeAlias, TypedDict
 
 from pydantic import Field, ValidationError
 
-from raysnap.config.choices import Method, Precision, Proxy
+from raysnap.config.choices import AskedMethod, Precision, Proxy
 from raysnap.config.folders import AnyFolder
 from raysnap.config.messages import describe_faults
 from raysnap.config.parts import ShapesConfig
@@ -21,6 +21,7 @@ Tolerance: TypeAlias = Annotated[float, Field(ge=0, le=1)]
 
 DEFAULT_TOLERANCE = 0.01
 DEFAULT_MAX_CANDIDATES = 64
+MAX_BUDGET_S = 1e7
 
 
 class SearchOptions(Section):
@@ -31,7 +32,11 @@ class SearchOptions(Section):
     'shared'
     """
 
-    method: Method = Field("nested", description="Which candidates are tried on how many items.")
+    method: AskedMethod = Field(
+        "auto",
+        description="Which candidates are tried on how many items; auto is `shared` or `nested`, whichever is forecast "
+        "to answer sooner on this device.",
+    )
     proxy: Proxy = Field(
         "linear", description="The score that predicts fine-tuned accuracy; `sgd_linear` is for comparisons."
     )
@@ -48,6 +53,11 @@ class SearchOptions(Section):
     image_size: EdgePx | None = Field(
         None,
         description="Edge of the square that models see, in pixels; None is what each snapshot was trained with.",
+    )
+    time_budget_s: Annotated[float, Field(gt=0, le=MAX_BUDGET_S)] | None = Field(
+        None,
+        description="Seconds in which to answer, from the call on: the search uses as many items as fit, and begins no "
+        "rung that would not; None is no limit.",
     )
     budget_bytes: Count | None = Field(None, description="Bound on the activations held at once; None is no limit.")
     where: str | None = Field(
@@ -100,12 +110,13 @@ class SearchOptions(Section):
 class SearchKeywords(TypedDict, total=False):
     """The fields of `SearchOptions` as keyword arguments, for type checkers and completion."""
 
-    method: Method
+    method: AskedMethod
     proxy: Proxy
     tolerance: float
     num_train: int | None
     num_test: int | None
     image_size: int | None
+    time_budget_s: float | None
     budget_bytes: int | None
     where: str | None
     max_candidates: int | None

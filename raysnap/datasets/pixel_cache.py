@@ -112,6 +112,10 @@ class PixelCache:
         self._check_num_bad(indices)
         return good
 
+    def num_missing(self, indices: Sequence[int]) -> int:
+        """Return how many of the images are not in the cache yet."""
+        return int(np.count_nonzero(self._records["state"][self._slots[list(indices)]] != _PRESENT))
+
     def read(self, indices: Sequence[int], crop_size: int) -> torch.Tensor:
         """Return the centre crops of images that `load` returned: uint8 `[len(indices), 3, crop_size, crop_size]`.
 

@@ -81,6 +81,11 @@ class Numerics:
         return f"{self.device.type} {name} torch {torch.__version__} {self.dtype} {layout}"
 
     @property
+    def num_streams(self) -> int:
+        """How many batches run at once: each core of a CPU takes its own, with one thread; a GPU takes one."""
+        return torch.get_num_threads() if self.device.type == "cpu" else 1
+
+    @property
     def scales_gradients(self) -> bool:
         """Whether gradients need scaling, as they would vanish in float16."""
         return self.dtype == torch.float16

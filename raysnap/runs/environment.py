@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import platform
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from raysnap.system import num_cpus, package_version
+from raysnap.system import cpu_name, num_cpus, package_version
 
 
 def describe_environment() -> dict[str, Any]:
@@ -20,19 +19,11 @@ def describe_environment() -> dict[str, Any]:
     return versions | {
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "cpu": _cpu_name(),
+        "cpu": cpu_name(),
         "num_cpus": num_cpus(),
         "gpus": gpus,
         "commit": _commit(),
     }
-
-
-def _cpu_name() -> str:
-    if sys.platform == "linux":
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 def _commit() -> str | None:

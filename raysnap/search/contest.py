@@ -12,22 +12,20 @@ from itertools import chain
 import numpy as np
 import torch
 
-from raysnap.config.choices import Proxy, StopReason
+from raysnap.config.choices import TRANSFERABILITY, Proxy, StopReason
 from raysnap.config.search_options import SearchOptions
 from raysnap.search.engine.items import ProbeItems
 from raysnap.search.engine.source import FeatureSource
-from raysnap.search.plan.rungs import Rung, drops_candidates
+from raysnap.search.plan.rungs import NUM_FOLDS, NUM_FOLDS_BEFORE, Rung, drops_candidates
 from raysnap.search.plan.tree import PrefixTree, find_misfit
 from raysnap.search.plan.workload import whole_models
 from raysnap.search.probes.confidence import tied_with
-from raysnap.search.probes.cross_validation import TRANSFERABILITY, ProbeSet, assign_folds, cross_validate
+from raysnap.search.probes.cross_validation import ProbeSet, assign_folds, cross_validate
 from raysnap.search.probes.expected_loss import Beliefs, Evidence, estimate_luck, step_variance
 from raysnap.search.probes.proxies import score_candidates
 from raysnap.search.probes.score import Score
 from raysnap.search.result import RankedSnapshot, RungReport
 
-# Probes of `nested` train on three quarters of a rung's train items, and once on half of them to see the difference.
-NUM_FOLDS, NUM_FOLDS_BEFORE = 4, 2
 ACCURACIES: tuple[Proxy, ...] = ("linear", "sgd_linear", "knn")
 # Until the loss is within the tolerance, what the remaining items could show must be worth a part of it; from then on,
 # that part for as many forward passes as were made so far: certainty about the few that are left is often cheap.

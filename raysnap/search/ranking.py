@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Unpack
 
 from raysnap.config.search_options import SearchKeywords, SearchOptions
-from raysnap.datasets.dataset import Dataset
 from raysnap.search.candidates import pick_static_baseline
 from raysnap.search.contest import Contest
 from raysnap.search.engine.cached_source import CachedSource
@@ -20,9 +19,11 @@ from raysnap.search.engine.setup import Setup, open_executor
 from raysnap.search.engine.source import FeatureSource
 from raysnap.search.engine.work import Work
 from raysnap.search.narrowing import Field
+from raysnap.search.outlook import Outlook, look_ahead
+from raysnap.search.plan.forecast import add_up
 from raysnap.search.plan.rungs import plan_rungs
 from raysnap.search.plan.tree import Candidate, PrefixTree, build_tree
-from raysnap.search.result import Narrowing, SearchResult, SkippedSnapshot
+from raysnap.search.result import ForecastReport, Narrowing, SearchResult, SkippedSnapshot
 from raysnap.store.store import Store
 from raysnap.system import cache_place
 
@@ -63,40 +64,61 @@ def search(
         field = Field(store, options)
         candidates = field.first_round()
     setup = Setup(store.path, str(data), field.options)
+    outlooks: list[Outlook] = []
     while candidates:
-        contest, dataset = _hold_contest(setup, store, candidates)
+        outlook, contest = _hold_contest(setup, store, candidates, started_s, is_first=not outlooks)
+        if not contest.reports:  # there was no time for another round
+            break
+        outlooks.append(outlook)
         work.add(contest.source.work)
         with work.timed("plan"):
             field.record(contest)
+            setup = setup.narrowed(outlook.choice)
             candidates = field.second_round() if len(field.rounds) == 1 else []
     with work.timed("plan"):
         narrowing = field.narrowing()
-    return _sum_up(field, narrowing, dataset, work, time.perf_counter() - started_s)
+    result = _sum_up(field, narrowing, outlooks, work, time.perf_counter() - started_s)
+    outlooks[0].learn(work, result.work["images_decoded"], result.forecast.came)
+    return result
 
 
-def _hold_contest(setup: Setup, store: Store, candidates: Sequence[Candidate]) -> tuple[Contest, Dataset]:
-    """Compare these candidates on the dataset, by the rungs of the method."""
-    options = setup.options
-    dataset, items = setup.open_items(candidates)
+def _hold_contest(
+    setup: Setup, store: Store, candidates: Sequence[Candidate], started_s: float, *, is_first: bool
+) -> tuple[Outlook, Contest]:
+    """Compare these candidates on the dataset, by the rungs of the method, as far as the time budget allows."""
+    drawn = setup.draw_items(candidates)
     planning_s = time.perf_counter()
-    rungs = plan_rungs(options.method, len(candidates), len(items.train_labels), len(items.test_labels))
     tree = build_tree(candidates, sharing=setup.is_sharing)
+    cache = None
+    if setup.options.feature_cache_bytes:
+        cache = FeatureCache(cache_place(drawn.dataset.root, "features"), setup.options.feature_cache_bytes)
+    outlook = look_ahead(tree, drawn, setup, cache, started_s, is_first=is_first)
+    choice = outlook.choice
     work = Work()
-    work.timings_s["decode"] = items.decode_s
     work.timings_s["plan"] = time.perf_counter() - planning_s
+    items = drawn.decode(choice.num_train, choice.num_test)
+    work.timings_s["decode"] = items.decode_s
+    setup = setup.narrowed(choice)
+    rungs = plan_rungs(choice.method, len(candidates), len(items.train_labels), len(items.test_labels))
     with _open_source(setup, store, tree, items, work) as source:
-        if options.feature_cache_bytes:
-            cache = FeatureCache(cache_place(dataset.root, "features"), options.feature_cache_bytes)
+        if cache is not None:
             source = CachedSource(source, tree, items, len(items.positions), cache)
-        contest = Contest(tree, source, items, options, setup.pick_device())
+        contest = Contest(tree, source, items, setup.options, setup.pick_device())
         for rung, following in zip_longest(rungs, rungs[1:]):
+            elapsed_s = time.perf_counter() - started_s
+            must_begin = is_first and not contest.reports
+            if not must_begin and not outlook.has_time(rungs, contest.reports, len(contest.survivors), elapsed_s):
+                contest.stopped = "time_budget"
+                break
             contest.run_rung(rung, following)
             if contest.stopped:
                 break
-    return contest, dataset
+    return outlook, contest
 
 
-def _sum_up(field: Field, narrowing: Narrowing | None, dataset: Dataset, work: Work, total_s: float) -> SearchResult:
+def _sum_up(
+    field: Field, narrowing: Narrowing | None, outlooks: Sequence[Outlook], work: Work, total_s: float
+) -> SearchResult:
     """Return what the finished rounds found."""
     contests = [contest for contest, _ in field.rounds]
     candidates = {candidate.snapshot: candidate for contest in contests for candidate in contest.tree.candidates}
@@ -106,11 +128,13 @@ def _sum_up(field: Field, narrowing: Narrowing | None, dataset: Dataset, work: W
         for number, error in sorted(contest.skipped.items())
     }
     losses = [contest.expected_loss for contest in contests if contest.expected_loss is not None]
-    options, ranking = contests[0].options, field.rank()
+    reports = tuple(report for contest in contests for report in contest.reports)
+    options, ranking, first = contests[0].options, field.rank(), outlooks[0]
+    stopped = contests[-1].stopped or "all_items"
     return SearchResult(
-        method=options.method,
+        method=first.choice.method,
         proxy=options.proxy,
-        dataset=dataset.name,
+        dataset=first.dataset,
         num_candidates=len(candidates),
         ranking=ranking,
         timings_s={"total": total_s} | dict.fromkeys(STAGES, 0.0) | dict(work.timings_s),
@@ -125,8 +149,14 @@ def _sum_up(field: Field, narrowing: Narrowing | None, dataset: Dataset, work: W
         peak_activation_bytes=work.peak_activation_bytes,
         skipped=tuple(SkippedSnapshot(one, candidates[one].name, error) for one, error in skipped.items()),
         expected_loss=sum(losses) if losses else None,
-        stopped=contests[-1].stopped or "all_items",
-        rungs=tuple(report for contest in contests for report in contest.reports),
+        stopped="time_budget" if first.is_shortened and stopped == "all_items" else stopped,
+        rungs=reports,
+        forecast=ForecastReport(
+            asked=first.setup.options.method,
+            reason=first.choice.reason,
+            methods=add_up([outlook.choice.forecasts for outlook in outlooks]),
+            came=first.look_back(work, reports, total_s),
+        ),
         static_baseline=pick_static_baseline(list(candidates.values()), ranking),
         narrowing=narrowing,
     )

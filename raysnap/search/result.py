@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any
 
-from raysnap.config.choices import Method, Proxy, StopReason
+from raysnap.config.choices import AskedMethod, Method, Proxy, StopReason
+from raysnap.search.plan.forecast import Forecast
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -108,6 +109,23 @@ class Narrowing:
 
 
 @dataclass(frozen=True)
+class ForecastReport:
+    """What was forecast before the search ran, and what came.
+
+    Attributes:
+        asked: the method asked for.
+        reason: why the result's method, and its number of items, were taken.
+        methods: what each method that was considered would take with these items.
+        came: what the method taken took, in the same form.
+    """
+
+    asked: AskedMethod
+    reason: str
+    methods: tuple[Forecast, ...]
+    came: Forecast
+
+
+@dataclass(frozen=True)
 class SearchResult:
     """What a search found.
 
@@ -116,6 +134,7 @@ class SearchResult:
     ['rank', 'snapshot', 'name', 'score', 'num_train', 'num_test', 'tied_with_best', 'within_tolerance']
 
     Attributes:
+        method: the method taken, where `auto` was asked for too.
         timings_s: seconds: `total` and its parts `plan`, `load_blocks`, `decode`, `inference`, `proxy`; of workers the
             mean, and `start_workers`. The total counts from the call; that of `raysnap search` from the start of its
             process, with `start` as the part before the call.
@@ -127,9 +146,10 @@ class SearchResult:
             or for a proxy that is no accuracy as a part of the candidates' range; None where the method drops
             candidates whatever that costs.
         stopped: why the search ended: `tolerance`, the expected loss was within it; `no_gain`, the remaining items
-            would hardly have lowered it; `all_items`, all were used.
+            would hardly have lowered it; `all_items`, all were used; `time_budget`, there was no time for more.
         rungs: what each rung did.
         num_candidates: how many snapshots were tried.
+        forecast: what was forecast, and what came.
         static_baseline: rank of the no-search baseline, the largest pretrained model; None if nothing was ranked.
         narrowing: what was left out, where more snapshots matched than `max_candidates`.
     """
@@ -148,6 +168,7 @@ class SearchResult:
     expected_loss: float | None
     stopped: StopReason
     rungs: tuple[RungReport, ...]
+    forecast: ForecastReport
     static_baseline: RankedSnapshot | None
     narrowing: Narrowing | None = None
 

@@ -34,13 +34,36 @@ def test_search_takes_a_path_and_shows_a_table(here, capsys):
 
 
 def test_explain_shows_shared_blocks_and_rungs(here, capsys):
-    out = run_text(capsys, "search", "--data", "pets", "--explain", "--feature-cache", "0")
+    out = run_text(capsys, "search", "--data", "pets", "--explain", "--feature-cache", "0", "--method", "nested")
     assert "resnet18 stem … layer4.1" in out and "2\u00a0candidates  100\u00a0% of the compute  → " in out
     assert (
         out.index("What candidates share")
         < out.index("block passes")
         < out.index("choice would be the largest pretrained model, base")
     )
+
+
+def test_explain_sets_what_was_forecast_beside_what_came(here, capsys):
+    out = run_text(capsys, "search", "--data", "pets", "--explain", "--time-budget", "10 min")
+    forecast = [line.split("  ")[0] for line in out.splitlines() if line.startswith(("forecast:", "came:"))]
+    taken = forecast[-1].removeprefix("came: ")
+    assert forecast == ["forecast: shared", "forecast: nested", f"came: {taken}"] and taken in ("shared", "nested")
+    assert f"`{taken}` was taken: it is forecast to answer soonest, in " in out
+    assert "items fit the time budget of 10\u00a0min\u00a000\u00a0s." in out
+
+
+def test_json_has_the_forecast_too(here, capsys):
+    forecast = run_json(capsys, "search", "--data", "pets", "--method", "baseline")["forecast"]
+    assert set(forecast) == {"asked", "reason", "methods", "came"} and forecast["asked"] == "baseline"
+    stages = {"start", "load_blocks", "decode", "inference", "proxy", "total"}
+    for one in (*forecast["methods"], forecast["came"]):
+        assert set(one) == {"method", "timings_s", "image_forwards", "rungs"} and set(one["timings_s"]) == stages
+        assert set(one["rungs"][0]) == {"num_candidates", "num_train", "num_test", "total_s"}
+
+
+def test_a_time_budget_that_is_no_time_is_refused(here):
+    done = process("search", "--data", "pets", "--time-budget", "soon", cwd=here)
+    assert done.returncode == 2 and "expected a duration such as 30s, 5m or 1h30m, found 'soon'" in done.stderr
 
 
 def test_a_second_search_reads_what_the_first_left(here, capsys):

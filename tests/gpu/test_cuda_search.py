@@ -9,6 +9,7 @@ from raysnap.models.block_facts import block_shapes
 from raysnap.models.numerics import Numerics
 from raysnap.search import search
 from raysnap.search.candidates import find_candidates
+from raysnap.search.engine.calibration import measure_kinds
 from raysnap.search.engine.folding import build_inference_block
 from raysnap.search.plan.tree import build_tree
 from raysnap.store.store import Store
@@ -122,3 +123,12 @@ def test_a_second_search_runs_no_block_and_ranks_alike(resnets, find):
     first, second = (find(resnets, method="shared", feature_cache_bytes=10**9) for _ in range(2))
     assert lines(first) == lines(second)
     assert second.work["block_item_passes"] == second.work["block_bytes_read"] == 0
+
+
+def test_the_pace_of_a_gpu_is_measured_and_auto_goes_by_it(find, resnets):
+    kinds = [("resnet18", 32, index) for index in range(9)]
+    speeds = measure_kinds(kinds, Numerics.for_inference("auto", CUDA))
+    assert all(speed.call_s > 0 and speed.item_s >= 0 for speed in speeds.values())
+    result = find(resnets)
+    totals_s = {one.method: one.total_s for one in result.forecast.methods}
+    assert result.forecast.asked == "auto" and totals_s[result.method] == min(totals_s.values())

@@ -26,6 +26,6 @@ def test_the_candidate_of_the_related_task_ranks_first(quickstart, draw):
     where = " or ".join(f"id == '{snapshot}'" for snapshot in (planted, *others))
     data_dir = quickstart.directory / "data"
     result = search(store, TARGET, data_dir=data_dir, where=where, seed=draw, num_train=160, num_test=120)
-    assert result.method == "nested" and result.proxy == "linear", "the defaults"
+    assert result.forecast.asked == "auto" and result.proxy == "linear", "the defaults"
     assert result.num_candidates == 5
     assert result.ranking[0].snapshot == planted

@@ -53,7 +53,7 @@ def test_the_ranking_does_not_depend_on_the_stores_order(find, resnets, data_dir
     summaries = turned.summaries()
     np.random.default_rng(3).shuffle(summaries)
     monkeypatch.setattr(Store, "summaries", lambda self, where=None: list(summaries))
-    assert lines(search(turned, DATA, data_dir=data_dir)) == expected["nested"], "the default"
+    assert lines(search(turned, DATA, data_dir=data_dir, method="nested")) == expected["nested"]
 
 
 def test_the_head_is_never_read(resnets, data_dir, tmp_path):

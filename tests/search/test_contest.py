@@ -144,7 +144,7 @@ def test_nested_keeps_snapshots_that_differ_in_heads_alone(data_dir, tmp_path):
     store = Store.open(tmp_path / "store", create=True)
     for seed in range(5):
         put(store, str(seed), variant(SMALL, seed, 0), SMALL)
-    result = search(store, DATA, data_dir=data_dir)
+    result = search(store, DATA, data_dir=data_dir, method="nested")
     assert {(one.score, one.num_train, one.tied_with_best) for one in result.ranking} == {
         (result.ranking[0].score, SHAPES.num_train, True)
     }

@@ -34,6 +34,44 @@ DIGEST_ITEMS = 64
 logger = logging.getLogger(__name__)
 
 
+class NodeKeys:
+    """Names of nodes' outputs in a cache: digests of all that these depend on, apart from the item."""
+
+    def __init__(self, tree: PrefixTree, fingerprint: str):
+        self._tree = tree
+        self._fingerprint = fingerprint
+        self._known: dict[int, str] = {}
+
+    def features(self, index: int) -> str:
+        """Return the name of a node's outputs as features."""
+        if index not in self._known:
+            node = self._tree.nodes[index]
+            if node.parent is None:
+                facts = [self._fingerprint, node.preprocessing.model_dump(mode="json"), node.architecture]
+                above = json.dumps(facts, sort_keys=True)
+            else:
+                above = self.features(node.parent)
+            self._known[index] = blake3(f"{above}\n{node.block.digest}".encode()).hexdigest()[:32]
+        return self._known[index]
+
+    def activations(self, index: int) -> str:
+        """Return the name of a node's outputs as inputs of other blocks."""
+        return f"{self.features(index)}-activations"
+
+
+def find_cached(
+    tree: PrefixTree, candidates: Collection[int], cache: FeatureCache, fingerprint: str, num_items: int
+) -> set[int]:
+    """Return the nodes that need not run for as many items as the cache has of their outputs, or of all below them."""
+    keys = NodeKeys(tree, fingerprint)
+    ends = {tree.end_of(number) for number in candidates}
+    done = {index for index in ends if len(cache.items_of(keys.features(index))) >= num_items}
+    inner = needed_nodes(tree, candidates) - ends
+    given = {index for index in inner if len(cache.items_of(keys.activations(index))) >= num_items}
+    left = (number for number in candidates if tree.end_of(number) not in done)
+    return needed_nodes(tree, candidates) - needed_nodes(tree, left, given)
+
+
 class CachedSource:
     """Another source behind a cache; a `FeatureSource`."""
 
@@ -47,7 +85,7 @@ class CachedSource:
         self._items = items
         self._num_items = num_items
         self._cache = cache
-        self._node_keys: dict[int, str] = {}
+        self._keys = NodeKeys(tree, source.fingerprint)
         self._item_digests: dict[tuple[int, int, int], str] = {}
 
     def keep(self, candidates: Collection[int]) -> None:
@@ -88,7 +126,7 @@ class CachedSource:
 
     def _known_features(self, number: int, positions: Sequence[int]) -> dict[int, np.ndarray]:
         """Return the candidate's features that are in the cache, by position."""
-        key = self._key(self._tree.end_of(number))
+        key = self._keys.features(self._tree.end_of(number))
         here = self._cache.items_of(key)
         digests = self._digests(positions, self._tree.candidates[number].preprocessing) if here else []
         known = {position: digest for position, digest in zip(positions, digests, strict=False) if digest in here}
@@ -110,7 +148,7 @@ class CachedSource:
             segment = Segment(self._cache)
             try:
                 for end, number in {self._tree.end_of(number): number for number in found.features}.items():
-                    segment.add(self._key(end), found.features[number])
+                    segment.add(self._keys.features(end), found.features[number])
                 segment.publish(digests)
             finally:
                 segment.abandon()
@@ -121,14 +159,14 @@ class CachedSource:
         needed = needed_nodes(self._tree, numbers)
         ends = {self._tree.end_of(number) for number in numbers}
         asked = set(digests)
-        here = {n for n in needed - ends if asked <= self._cache.items_of(self._activations_key(n))}
+        here = {n for n in needed - ends if asked <= self._cache.items_of(self._keys.activations(n))}
         given: dict[int, list[np.ndarray]] = {}
         while True:
             run = needed_nodes(self._tree, numbers, here)
             parents = {parent for index in run if (parent := self._tree.nodes[index].parent) is not None}
             sources = parents & here - given.keys()
             for node in sources:
-                rows = self._cache.rows(self._activations_key(node), digests)
+                rows = self._cache.rows(self._keys.activations(node), digests)
                 if rows is None:
                     here.discard(node)
                 else:
@@ -156,26 +194,11 @@ class CachedSource:
                 worth.append((-len(node.children) * flops[index] / num_bytes, index, num_bytes))
         wanted: dict[int, str] = {}
         for _, index, num_bytes in sorted(worth):
-            key = self._activations_key(index)
+            key = self._keys.activations(index)
             if num_bytes <= room and key not in wanted.values():
                 wanted[index] = key
                 room -= num_bytes
         return wanted
-
-    def _key(self, index: int) -> str:
-        """Return a digest of all that a node's features depend on, apart from the item."""
-        if index not in self._node_keys:
-            node = self._tree.nodes[index]
-            if node.parent is None:
-                facts = [self.fingerprint, node.preprocessing.model_dump(mode="json"), node.architecture]
-                above = json.dumps(facts, sort_keys=True)
-            else:
-                above = self._key(node.parent)
-            self._node_keys[index] = blake3(f"{above}\n{node.block.digest}".encode()).hexdigest()[:32]
-        return self._node_keys[index]
-
-    def _activations_key(self, index: int) -> str:
-        return f"{self._key(index)}-activations"
 
     def _digests(self, positions: Sequence[int], preprocessing: Preprocessing) -> list[str]:
         """Return a digest of each item's pixels."""

@@ -20,13 +20,13 @@ from torch import Tensor
 
 from raysnap.datasets.augmentation import normalise
 from raysnap.errors import BlockDamaged, WeightsError
-from raysnap.models.block_facts import block_shapes
 from raysnap.models.numerics import Numerics
 from raysnap.search.engine.block_shelf import Shelf
 from raysnap.search.engine.border import Border
 from raysnap.search.engine.pace import Pace
 from raysnap.search.engine.source import Gathered, ItemSource
 from raysnap.search.engine.work import Work
+from raysnap.search.plan.costs import kind_of, model_share, shape_of_kind
 from raysnap.search.plan.tree import Node, PrefixTree, candidates_below, needed_nodes
 from raysnap.search.plan.walk import Room, Walk, plan_walk
 
@@ -64,7 +64,7 @@ class Executor:
         self._is_sharing = is_sharing
         # Each core of a CPU takes a batch: on two cores ResNet-18 at 224 px runs a fifth faster than with both cores on
         # one batch, and on a busy machine the threads of one operation wait for each other much longer.
-        num_streams = torch.get_num_threads() if numerics.device.type == "cpu" else 1
+        num_streams = numerics.num_streams
         self._streams = ThreadPoolExecutor(
             num_streams,
             "raysnap-stream",
@@ -133,6 +133,7 @@ class Executor:
                 self._shelf.keep(())
             elif is_last:
                 self._shelf.keep(self.tree.nodes[index] for rest in below.values() for index in rest)
+        self.work.laps = self._pace.laps()
         self.work.bound_s = self._pace.compute_bound_s() + self._shelf.read_bound_s()
         return features, faults
 
@@ -179,6 +180,7 @@ class Executor:
                 outcome = running.popleft().result()
                 self.work.block_item_passes += outcome.work.block_item_passes
                 self.work.flops += outcome.work.flops
+                self.work.image_forwards += outcome.work.image_forwards
                 for stage, seconds in outcome.work.timings_s.items():
                     spent_s[stage] += seconds
                 yield outcome
@@ -249,12 +251,12 @@ class Executor:
     def _run_block(self, node: Node, held: dict[int | None, Tensor], work: Work) -> Tensor:
         """Run the node's block on its input, which is among what is `held`, and count it."""
         block, inputs = self._shelf.block(node, work), held[node.parent]
-        kind = (node.architecture, node.preprocessing.image_size, node.block_index)
+        kind = kind_of(node)
         with work.timed("inference"), self._pace.lap(kind, len(inputs)):
             output: Tensor = block(inputs)
         work.block_item_passes += len(inputs)
-        shapes = block_shapes(node.architecture, node.preprocessing.image_size)
-        work.flops += len(inputs) * shapes[node.block_index].flops
+        work.flops += len(inputs) * shape_of_kind(kind).flops
+        work.image_forwards += len(inputs) * model_share(kind)
         self._note_held(sum(tensor.nbytes for tensor in held.values()) + output.nbytes)
         return output
 

@@ -11,7 +11,7 @@ import os
 from collections import defaultdict
 from collections.abc import Collection, Sequence
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import ray
@@ -26,11 +26,11 @@ from raysnap.cluster.waiting import refuse_impossible, told_waits
 from raysnap.datasets.dataset import find_dataset
 from raysnap.errors import RaysnapError, UsageError
 from raysnap.search.engine.border import Border, from_array, to_array
-from raysnap.search.engine.calibration import measure_kinds
+from raysnap.search.engine.calibration import mean_speed, measure_kinds
 from raysnap.search.engine.setup import Setup, open_executor
 from raysnap.search.engine.source import Gathered
 from raysnap.search.engine.work import Work
-from raysnap.search.plan.costs import BlockKey, Costs, Kind, Rates, block_key, kind_of
+from raysnap.search.plan.costs import BlockKey, BlockSpeed, Costs, Kind, Rates, block_key, kind_of
 from raysnap.search.plan.dispatch import Dispatcher, Task
 from raysnap.search.plan.partition import Partition
 from raysnap.search.plan.simulation import HANDOVER_BYTES, choose_partition, held_after
@@ -40,6 +40,8 @@ from raysnap.store.store import Store
 
 NUM_QUEUED = 2  # tasks given to a worker: the one it runs and the next
 PING_TIMEOUT_S = 120.0
+
+Speeds: TypeAlias = dict[Kind, BlockSpeed]
 
 logger = logging.getLogger(__name__)
 
@@ -77,10 +79,12 @@ class Fleet:
         with work.timed("start_workers"), told_waits("a search worker", lambda: [bundle]):
             try:
                 self.dtype, self.fingerprint = _get([worker.describe.remote() for worker in self._workers])[0]
-                measured: list[dict[Kind, float]] = _get([worker.measure.remote(kinds) for worker in self._workers])
+                measured: list[dict[Kind, BlockSpeed]] = _get(
+                    [worker.measure.remote(kinds) for worker in self._workers]
+                )
             except WorkerLost as loss:
                 raise RaysnapError(f"search workers can't be started: {loss}") from None
-        self._measured_s = {kind: sum(seconds[kind] for seconds in measured) / len(measured) for kind in kinds}
+        self._measured = {kind: mean_speed([speeds[kind] for speeds in measured]) for kind in kinds}
 
     def __enter__(self) -> Fleet:
         return self
@@ -137,7 +141,7 @@ class Fleet:
         }
         batch_items = max(usual_batch_items(*kind, self._device) for kind in kinds)
         return choose_partition(
-            Costs.of(self.tree, nodes, Rates(), self._measured_s),
+            Costs.of(self.tree, nodes, Rates(), self._measured),
             num_items,
             min(batch_items, num_items),
             len(self._workers),
@@ -152,6 +156,7 @@ class Fleet:
         for report, seen in zip(reports, self._reported, strict=True):
             self.work.block_item_passes += report.block_item_passes - seen.block_item_passes
             self.work.flops += report.flops - seen.flops
+            self.work.image_forwards += report.image_forwards - seen.image_forwards
             self.work.block_bytes_read += report.block_bytes_read - seen.block_bytes_read
             self.work.peak_activation_bytes = max(self.work.peak_activation_bytes, report.peak_activation_bytes)
             for stage, seconds in report.timings_s.items():
@@ -308,7 +313,7 @@ class _Worker:
         self._work = Work()
         self._open = ExitStack()  # closed when the process ends
         with naming_node():  # it may have joined after the search began
-            _, items = setup.open_items(tree.candidates)
+            items = setup.open_items(tree.candidates)
             store = Store.open(setup.store)
         self._numerics = setup.numerics()
         self._executor = self._open.enter_context(open_executor(setup, store, tree, items, self._work))
@@ -317,8 +322,9 @@ class _Worker:
         granted_device(self._num_gpus, get_node_ip_address())  # type: ignore[no-untyped-call]
         return self._executor.dtype, self._executor.fingerprint
 
-    def measure(self, kinds: Collection[Kind]) -> dict[Kind, float]:
-        return measure_kinds(kinds, self._numerics)
+    def measure(self, kinds: Collection[Kind]) -> Speeds:
+        speeds = measure_kinds(sorted(kinds), self._numerics)
+        return {kind: speed.times(1 / self._numerics.num_streams) for kind, speed in speeds.items()}
 
     def pid(self) -> int:
         return os.getpid()

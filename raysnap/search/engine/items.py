@@ -19,6 +19,55 @@ from raysnap.store.manifest import Preprocessing
 
 
 @dataclass(frozen=True)
+class DrawnItems:
+    """The items that a search may use, not decoded yet; of train and test, every prefix is a fair subset."""
+
+    dataset: Dataset
+    train: tuple[Item, ...]
+    test: tuple[Item, ...]
+    caches: dict[int, PixelCache]
+    draw_s: float
+
+    @classmethod
+    def draw(cls, dataset: Dataset, candidates: Sequence[Candidate], options: SearchOptions) -> DrawnItems:
+        """Draw the items that the options ask for, and open the caches of their pixels."""
+        started_s = time.perf_counter()
+        train, test = probe_splits(dataset, options.seed, options.num_train, options.num_test)
+        sizes = sorted({candidate.preprocessing.resize_size for candidate in candidates})
+        caches = {size: PixelCache.open([*train, *test], dataset.root, size) for size in sizes}
+        return cls(dataset, train, test, caches, time.perf_counter() - started_s)
+
+    def num_undecoded(self, num_train: int, num_test: int) -> int:
+        """Return how many images are still to be decoded before a search of the first items of each kind."""
+        indices = self._first(num_train, num_test)
+        return sum(cache.num_missing(indices) for cache in self.caches.values())
+
+    def decode(self, num_train: int, num_test: int) -> ProbeItems:
+        """Decode those of the first items of each kind that no earlier search has decoded.
+
+        Raises:
+            DataError: fewer than two classes or no test item could be decoded.
+        """
+        started_s = time.perf_counter()
+        indices = self._first(num_train, num_test)
+        good = sorted(set.intersection(*(set(cache.load(indices)) for cache in self.caches.values())))
+        items = [*self.train, *self.test]
+        num_good_train = sum(index < len(self.train) for index in good)
+        labels = np.array([items[index].label for index in good], dtype=np.int64)
+        if len(np.unique(labels[:num_good_train])) < 2 or num_good_train == len(good):
+            raise DataError(
+                f"{self.dataset.root}: a search needs train items of at least 2 classes and a test item, found "
+                f"{len(np.unique(labels[:num_good_train]))} classes and {len(good) - num_good_train} test items"
+            )
+        decode_s = self.draw_s + time.perf_counter() - started_s
+        return ProbeItems(self.caches, tuple(good), labels[:num_good_train], labels[num_good_train:], decode_s)
+
+    def _first(self, num_train: int, num_test: int) -> list[int]:
+        """Return the indices of the first items of each kind in the list of all, train before test."""
+        return [*range(num_train), *range(len(self.train), len(self.train) + num_test)]
+
+
+@dataclass(frozen=True)
 class ProbeItems:
     """The items of a search: train, then test, decoded once for each size that a candidate needs."""
 
@@ -27,29 +76,6 @@ class ProbeItems:
     train_labels: np.ndarray
     test_labels: np.ndarray
     decode_s: float
-
-    @classmethod
-    def open(cls, dataset: Dataset, candidates: Sequence[Candidate], options: SearchOptions) -> ProbeItems:
-        """Draw the items that the options ask for, and decode those that no earlier search has decoded.
-
-        Raises:
-            DataError: fewer than two classes or no test item could be decoded.
-        """
-        started = time.perf_counter()
-        train, test = probe_splits(dataset, options.seed, options.num_train, options.num_test)
-        items: list[Item] = [*train, *test]
-        sizes = sorted({candidate.preprocessing.resize_size for candidate in candidates})
-        caches = {size: PixelCache.open(items, dataset.root, size) for size in sizes}
-        good = sorted(set.intersection(*(set(cache.load(range(len(items)))) for cache in caches.values())))
-        num_good_train = sum(position < len(train) for position in good)
-        labels = np.array([items[position].label for position in good], dtype=np.int64)
-        if len(np.unique(labels[:num_good_train])) < 2 or num_good_train == len(good):
-            raise DataError(
-                f"{dataset.root}: a search needs train items of at least 2 classes and a test item, found "
-                f"{len(np.unique(labels[:num_good_train]))} classes and {len(good) - num_good_train} test items"
-            )
-        decode_s = time.perf_counter() - started
-        return cls(caches, tuple(good), labels[:num_good_train], labels[num_good_train:], decode_s)
 
     @property
     def num_decoded(self) -> int:

@@ -9,10 +9,37 @@ from __future__ import annotations
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Hashable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
+
+from raysnap.search.plan.costs import Kind
+
+
+@dataclass
+class Laps:
+    """The laps of one kind of block, summed.
+
+    Attributes:
+        total_s: seconds of the device: on a CPU those of the threads that ran the laps, waits left out.
+        best_s_per_item: wall seconds per item of the fastest lap.
+    """
+
+    num_batches: int = 0
+    num_items: int = 0
+    total_s: float = 0.0
+    best_s_per_item: float = float("inf")
+
+    def plus(self, other: Laps) -> Laps:
+        """Return the laps of both."""
+        return Laps(
+            self.num_batches + other.num_batches,
+            self.num_items + other.num_items,
+            self.total_s + other.total_s,
+            min(self.best_s_per_item, other.best_s_per_item),
+        )
 
 
 class Pace:
@@ -22,12 +49,11 @@ class Pace:
         self._device = device
         self._num_streams = num_streams
         self._lock = threading.Lock()
-        self._num_items: dict[Hashable, int] = defaultdict(int)
-        self._best_s_per_item: dict[Hashable, float] = {}
-        self._events: list[tuple[Hashable, int, torch.cuda.Event, torch.cuda.Event]] = []
+        self._laps: dict[Kind, Laps] = defaultdict(Laps)
+        self._events: list[tuple[Kind, int, torch.cuda.Event, torch.cuda.Event]] = []
 
     @contextmanager
-    def lap(self, kind: Hashable, num_items: int) -> Iterator[None]:
+    def lap(self, kind: Kind, num_items: int) -> Iterator[None]:
         """Time one block on a batch of `num_items`."""
         if self._device.type == "cuda":
             start: torch.cuda.Event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
@@ -37,22 +63,28 @@ class Pace:
             stop.record()
             self._events.append((kind, num_items, start, stop))
         else:
-            started_s = time.perf_counter()
+            started_s, cpu_started_s = time.perf_counter(), time.thread_time()
             yield
-            self._record(kind, num_items, time.perf_counter() - started_s)
+            self._record(kind, num_items, time.perf_counter() - started_s, time.thread_time() - cpu_started_s)
 
-    def compute_bound_s(self) -> float:
-        """Return the seconds that all laps would take at the best speed of their kind, all streams at once."""
+    def laps(self) -> dict[Kind, Laps]:
+        """Return the laps so far by kind; a GPU is waited for."""
         if self._events:
             torch.cuda.synchronize(self._device)
         for kind, num_items, start, stop in self._events:
-            self._record(kind, num_items, start.elapsed_time(stop) / 1000)
+            took_s = start.elapsed_time(stop) / 1000
+            self._record(kind, num_items, took_s, took_s)
         self._events.clear()
-        total_s = sum(count * self._best_s_per_item[kind] for kind, count in self._num_items.items())
-        return total_s / self._num_streams
+        return dict(self._laps)
 
-    def _record(self, kind: Hashable, num_items: int, took_s: float) -> None:
+    def compute_bound_s(self) -> float:
+        """Return the seconds that all laps would take at the best speed of their kind, all streams at once."""
+        return sum(laps.num_items * laps.best_s_per_item for laps in self.laps().values()) / self._num_streams
+
+    def _record(self, kind: Kind, num_items: int, took_s: float, device_s: float) -> None:
         with self._lock:
-            self._num_items[kind] += num_items
-            best_s = self._best_s_per_item.get(kind, float("inf"))
-            self._best_s_per_item[kind] = min(best_s, took_s / num_items)
+            laps = self._laps[kind]
+            laps.num_batches += 1
+            laps.num_items += num_items
+            laps.total_s += device_s
+            laps.best_s_per_item = min(laps.best_s_per_item, took_s / num_items)

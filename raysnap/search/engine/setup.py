@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import torch
 
 from raysnap.config.search_options import SearchOptions
-from raysnap.datasets.dataset import Dataset, open_dataset
+from raysnap.datasets.dataset import open_dataset
 from raysnap.models.numerics import Numerics
 from raysnap.search.engine.block_shelf import Shelf
 from raysnap.search.engine.executor import Executor
-from raysnap.search.engine.items import ProbeItems
+from raysnap.search.engine.items import DrawnItems, ProbeItems
 from raysnap.search.engine.work import Work
+from raysnap.search.plan.choice import Choice
 from raysnap.search.plan.rungs import shares_prefixes
 from raysnap.search.plan.tree import Candidate, PrefixTree
 from raysnap.store.store import Store
@@ -41,10 +42,20 @@ class Setup:
         options = self.options.model_copy(update={"data_dir": self.options.data_dir.resolve()})
         return Setup(self.store.resolve(), data, options)
 
-    def open_items(self, candidates: Sequence[Candidate]) -> tuple[Dataset, ProbeItems]:
-        """Open the dataset and the items of it that the search uses; the first process to do so decodes them."""
+    def narrowed(self, choice: Choice) -> Setup:
+        """Return the same with the method and the items that were chosen."""
+        chosen = {"method": choice.method, "num_train": choice.num_train, "num_test": choice.num_test}
+        return replace(self, options=self.options.model_copy(update=chosen))
+
+    def draw_items(self, candidates: Sequence[Candidate]) -> DrawnItems:
+        """Open the dataset and draw the items of it that the search uses."""
         dataset = open_dataset(self.data, self.options.data_dir, self.options.shapes)
-        return dataset, ProbeItems.open(dataset, candidates, self.options)
+        return DrawnItems.draw(dataset, candidates, self.options)
+
+    def open_items(self, candidates: Sequence[Candidate]) -> ProbeItems:
+        """Open the items that the search uses; the first process to do so decodes them."""
+        drawn = self.draw_items(candidates)
+        return drawn.decode(len(drawn.train), len(drawn.test))
 
     def pick_device(self) -> torch.device:
         """Return the device asked for, or else the GPU where there is one."""

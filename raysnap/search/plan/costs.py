@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TypeAlias
 
 from raysnap.models.block_facts import block_shapes
@@ -19,15 +20,39 @@ class Rates:
     """How fast a worker is; only the ratios shape a partition.
 
     Attributes:
+        flops_per_s: of each stream: each core of a CPU runs one, a GPU is one.
+        call_s: seconds that a block takes on a batch before its first item: the launches of its kernels.
+        rung_s: seconds that a rung takes whatever is in it: kernels chosen for batches of new sizes, waits at its end.
         read_bytes_per_s: of blocks read, verified and made ready.
         handover_bytes_per_s: of writing activations for another worker; reading them takes as long again.
         dispatch_s: seconds that starting a piece on a wave takes.
+        decode_s: of decoding an image that no earlier job has decoded; `pixel_s` of reading a decoded one.
+        probe_s: of scoring candidates that are scored together, whatever their features; `probe_flops_per_s` is the
+            rate of the rest of it.
     """
 
     flops_per_s: float = 5e10
+    call_s: float = 2e-4
+    rung_s: float = 0.05
     read_bytes_per_s: float = 3e8
     handover_bytes_per_s: float = 1e9
     dispatch_s: float = 0.003
+    decode_s: float = 0.004
+    pixel_s: float = 1e-4
+    probe_s: float = 0.01
+    probe_flops_per_s: float = 2e10
+
+
+@dataclass(frozen=True)
+class BlockSpeed:
+    """Seconds that a kind of block takes in one stream: `call_s` for each batch, and `item_s` more for each item."""
+
+    call_s: float
+    item_s: float
+
+    def times(self, factor: float) -> BlockSpeed:
+        """Return the speed of a device that takes `factor` times as long."""
+        return BlockSpeed(self.call_s * factor, self.item_s * factor)
 
 
 @dataclass(frozen=True)
@@ -37,6 +62,7 @@ class Costs:
     Attributes:
         needed: indices of the nodes to run, parents first. A node whose parent is not among them takes pixels, if it
             is a root, or else outputs that are given.
+        call_s: seconds that a node takes for each batch, however few its items.
         item_s: seconds to compute a node's outputs of one item.
         read_s: seconds to read its block.
         handover_s: seconds to hand one item's output over, written and read.
@@ -44,26 +70,29 @@ class Costs:
 
     tree: PrefixTree
     needed: tuple[int, ...]
+    call_s: Mapping[int, float]
     item_s: Mapping[int, float]
     read_s: Mapping[int, float]
     handover_s: Mapping[int, float]
 
     @classmethod
     def of(
-        cls, tree: PrefixTree, needed: Collection[int], rates: Rates, measured_s: Mapping[Kind, float] | None = None
+        cls, tree: PrefixTree, needed: Collection[int], rates: Rates, measured: Mapping[Kind, BlockSpeed] | None = None
     ) -> Costs:
-        """Return the costs of these nodes at these rates, or as measured for an item of blocks of their kind."""
-        measured_s = measured_s or {}
+        """Return the costs of these nodes at these rates, or as measured for blocks of their kind."""
+        measured = measured or {}
         needed = tuple(sorted(needed))
         nodes = [tree.nodes[index] for index in needed]
         shapes = [shape_of(node) for node in nodes]
+        speeds = {
+            node.index: measured.get(kind_of(node)) or BlockSpeed(rates.call_s, shape.flops / rates.flops_per_s)
+            for node, shape in zip(nodes, shapes, strict=True)
+        }
         return cls(
             tree,
             needed,
-            {
-                node.index: measured_s.get(kind_of(node), shape.flops / rates.flops_per_s)
-                for node, shape in zip(nodes, shapes, strict=True)
-            },
+            {index: speed.call_s for index, speed in speeds.items()},
+            {index: speed.item_s for index, speed in speeds.items()},
             {node.index: node.block.num_bytes / rates.read_bytes_per_s for node in nodes},
             {
                 node.index: 2 * shape.output_bytes / rates.handover_bytes_per_s
@@ -87,7 +116,21 @@ class Costs:
 
 def shape_of(node: Node) -> BlockShape:
     """Return what the node's block costs."""
-    return block_shapes(node.architecture, node.preprocessing.image_size)[node.block_index]
+    return shape_of_kind(kind_of(node))
+
+
+def shape_of_kind(kind: Kind) -> BlockShape:
+    """Return what a block of that kind costs."""
+    architecture, image_size, index = kind
+    return block_shapes(architecture, image_size)[index]
+
+
+@lru_cache(maxsize=4096)
+def model_share(kind: Kind) -> float:
+    """Return the part of its model's FLOPs that a block of that kind takes; the head, which no search runs, aside."""
+    architecture, image_size, index = kind
+    flops = [shape.flops for shape in block_shapes(architecture, image_size)[:-1]]
+    return flops[index] / sum(flops)
 
 
 def kind_of(node: Node) -> Kind:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from raysnap.config.choices import Method
+from raysnap.config.choices import AskedMethod, Method
 
 SHARING_METHODS = ("alsatian", "shared", "nested")
 PUBLISHED_HALVING_METHODS = ("shift", "alsatian")
@@ -13,6 +13,8 @@ PUBLISHED_HALVING_METHODS = ("shift", "alsatian")
 # The first rung of `nested` has this part of the items at least, and so many train items.
 FIRST_SHARE = 1 / 16
 MIN_TRAIN = 40
+# Probes of `nested` train on three quarters of a rung's train items, and once on half of them to see the difference.
+NUM_FOLDS, NUM_FOLDS_BEFORE = 4, 2
 
 
 @dataclass(frozen=True)
@@ -28,13 +30,18 @@ class Rung:
     test_stop: int
     num_kept: int
 
+    @property
+    def num_items(self) -> int:
+        """The number of items that it adds."""
+        return self.train_stop - self.train_start + self.test_stop - self.test_start
 
-def shares_prefixes(method: Method) -> bool:
-    """Return whether the method runs a block that several candidates begin with only once."""
-    return method in SHARING_METHODS
+
+def shares_prefixes(method: AskedMethod) -> bool:
+    """Return whether the method runs a block that several candidates begin with only once, as all that `auto` takes."""
+    return method == "auto" or method in SHARING_METHODS
 
 
-def drops_candidates(method: Method) -> bool:
+def drops_candidates(method: AskedMethod) -> bool:
     """Return whether the method drops a fixed part of the candidates after each rung, whatever that costs."""
     return method in PUBLISHED_HALVING_METHODS
 

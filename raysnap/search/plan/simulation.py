@@ -103,10 +103,9 @@ def simulate(
     held: list[set[BlockKey]] = [set() for _ in range(num_workers)]
     result = []
     for rung, candidates in zip(rungs, entrants, strict=True):
-        num_items = rung.train_stop - rung.train_start + rung.test_stop - rung.test_start
         costs = Costs.of(tree, needed_nodes(tree, candidates), rates)
-        partition = choose_partition(costs, num_items, 1, num_workers, rates, held)
-        unique_s = num_items * sum(costs.item_s.values())
+        partition = choose_partition(costs, rung.num_items, 1, num_workers, rates, held)
+        unique_s = rung.num_items * sum(costs.item_s.values())
         seconds_of = {block_key(tree.nodes[index]): read_s for index, read_s in costs.read_s.items()}
         unread_s = sum(seconds_of[key] for key in seconds_of.keys() - set().union(*held))
         before = held
@@ -114,11 +113,11 @@ def simulate(
         result.append(
             SimulatedRung(
                 num_candidates=len(candidates),
-                num_items=num_items,
+                num_items=rung.num_items,
                 num_pieces=len(partition.pieces),
                 num_waves=len(partition.waves),
                 makespan_s=play(partition, costs, rates),
-                bound_s=max((unique_s + unread_s) / num_workers, costs.longest_path_s(num_items)),
+                bound_s=max((unique_s + unread_s) / num_workers, costs.longest_path_s(rung.num_items)),
                 computed_s=sum(
                     piece.item_s * sum(len(partition.waves[wave]) for wave in piece.waves) for piece in partition.pieces
                 ),

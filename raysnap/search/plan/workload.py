@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
-from raysnap.models.block_facts import block_shapes
+from raysnap.search.plan.costs import kind_of, model_share
 from raysnap.search.plan.rungs import Rung
 from raysnap.search.plan.tree import PrefixTree, needed_nodes
 
@@ -19,16 +19,10 @@ def image_forwards(tree: PrefixTree, rungs: Sequence[Rung], entrants: Sequence[C
     """
     total = 0.0
     for rung, candidates in zip(rungs, entrants, strict=True):
-        num_items = rung.train_stop - rung.train_start + rung.test_stop - rung.test_start
-        total += num_items * whole_models(tree, candidates)
+        total += rung.num_items * whole_models(tree, candidates)
     return total
 
 
 def whole_models(tree: PrefixTree, candidates: Collection[int]) -> float:
     """Return how many whole models, by FLOPs, the nodes amount to that the candidates need."""
-    total = 0.0
-    for index in needed_nodes(tree, candidates):
-        node = tree.nodes[index]
-        shapes = block_shapes(node.architecture, node.preprocessing.image_size)
-        total += shapes[node.block_index].flops / sum(shape.flops for shape in shapes[:-1])
-    return total
+    return sum(model_share(kind_of(tree.nodes[index])) for index in needed_nodes(tree, candidates))

@@ -13,12 +13,9 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from raysnap.config.choices import Proxy
+from raysnap.config.choices import TRANSFERABILITY, Proxy
 from raysnap.search.probes.proxies import CPU, score_candidates
 from raysnap.search.probes.score import Array, Score
-
-# Proxies whose score needs no items of its own to test on: their contributions are of all items as it is.
-TRANSFERABILITY: tuple[Proxy, ...] = ("hscore", "logme")
 
 
 class ProbeSet(NamedTuple):
