@@ -129,7 +129,7 @@ def test_equal_searches_give_equal_answers(find, resnets, data_dir):
         (
             {"method": "nested_loops"},
             UsageError,
-            "method: expected 'baseline', .* or 'nested', found 'nested_loops'; did you mean 'nested'?",
+            "method: expected 'auto', .* or 'nested', found 'nested_loops'; did you mean 'nested'?",
         ),
         ({"proxy": "guess"}, UsageError, "proxy: expected 'linear', .* or 'logme', found 'guess'"),
         ({"tolerance": 1.5}, UsageError, "tolerance: expected at most 1, found 1.5"),
