@@ -69,6 +69,20 @@ def bytes_text(num_bytes: float | None) -> str:
     return _scaled(num_bytes, _BYTE_UNITS)
 
 
+def parse_bytes(text: str) -> int:
+    """Return the bytes that a text such as `3GiB`, `500 MB`, `1.5G` or `1000000` says.
+
+    Raises:
+        ValueError: it is not a number of bytes.
+    """
+    found = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?(?:e[0-9]+)?)\s*([kmgtp]?)(i?)b?\s*", text, re.IGNORECASE)
+    if found is None:
+        raise ValueError(f"expected a number of bytes such as 3GiB or 500MB, found {text!r}")
+    number, prefix, binary = found.groups()
+    power = " kmgtp".index(prefix.lower() or " ")
+    return int(float(number) * (1024 if binary else 1000) ** power)
+
+
 def flops_text(flops: float | None) -> str:
     """Return a number of floating-point operations with three figures, such as `1.82 TFLOP`."""
     return _scaled(flops, tuple(f"{unit}FLOP" for unit in _COUNT_UNITS))

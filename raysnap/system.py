@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
+import mmap
 import os
 import platform
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -27,6 +31,54 @@ def package_version(package: str = "raysnap") -> str | None:
 def utc_timestamp() -> str:
     """Return the current time in UTC as ISO 8601 to the second, such as `2026-01-31T12:00:00Z`."""
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def free_memory_bytes() -> int:
+    """Return the bytes of main memory that this process may still take, of the machine's or its container's."""
+    try:
+        facts = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+        free_bytes = 1024 * int(facts["MemAvailable"].split()[0])
+    except (OSError, KeyError):  # not Linux
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    return min([free_bytes, *(max(0, limit - used) for limit, used in _cgroup_memory())])
+
+
+def _cgroup_memory() -> Iterator[tuple[int, int]]:
+    """Yield the limit of each control group that this process is in, and what is used of it, caches left out."""
+    for line in Path("/proc/self/cgroup").read_text().splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":
+            root, names, inactive = Path("/sys/fs/cgroup"), ("memory.max", "memory.current"), "inactive_file"
+        elif "memory" in controllers.split(","):
+            root, names = Path("/sys/fs/cgroup/memory"), ("memory.limit_in_bytes", "memory.usage_in_bytes")
+            inactive = "total_inactive_file"
+        else:
+            continue
+        folder = root / path.lstrip("/")
+        for group in (folder, *folder.parents):
+            with suppress(OSError, ValueError, KeyError):  # the root has no limit, "max" is none
+                limit, used = (int((group / name).read_text()) for name in names)
+                stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+                yield limit, used - int(stat[inactive])
+            if group == root:
+                break
+
+
+def release_pages(memory_map: object) -> None:
+    """Let go of the pages of a memory map (`mmap.mmap`) that were read; they are mapped again when they are read."""
+    assert isinstance(memory_map, mmap.mmap), "an array of `np.memmap` is based on one"
+    if hasattr(mmap, "MADV_DONTNEED"):
+        memory_map.madvise(mmap.MADV_DONTNEED)
+
+
+@contextmanager
+def giving_back_memory() -> Iterator[None]:
+    """Give memory that was freed inside back to the machine; the C library holds gigabytes of it otherwise."""
+    try:
+        yield
+    finally:
+        with suppress(OSError, AttributeError, TypeError):  # only glibc has it
+            ctypes.CDLL(None).malloc_trim(0)
 
 
 def num_cpus() -> int:

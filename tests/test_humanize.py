@@ -35,6 +35,23 @@ def test_a_number_reads_with_its_unit(function, value, text):
     assert function(value).replace("\u00a0", " ") == text
 
 
+@pytest.mark.parametrize(
+    ("text", "num_bytes"),
+    [
+        ("0", 0), ("1000000", 1_000_000), ("3GiB", 3 * 2**30), ("500MB", 500_000_000), ("1.5 G", 1_500_000_000),
+        ("2kib", 2048), ("7 B", 7), ("1e9", 10**9),
+    ],
+)  # fmt: skip
+def test_a_number_of_bytes_is_read(text, num_bytes):
+    assert q.parse_bytes(text) == num_bytes
+
+
+@pytest.mark.parametrize("text", ["", "much", "-1", "3 Gigs", "1.2.3", "GB", "nan"])
+def test_what_is_no_number_of_bytes_is_refused(text):
+    with pytest.raises(ValueError, match=f"expected a number of bytes such as 3GiB or 500MB, found '{text}'"):
+        q.parse_bytes(text)
+
+
 @pytest.mark.parametrize("value", [None, math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize(
     "function",

@@ -1,11 +1,22 @@
 """Facts about the machine: where caches lie, which versions are installed, what time it is."""
 
 import os
+import sys
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 
-from raysnap.system import cache_place, cache_places, num_cpus, package_version, user_cache_dir, utc_timestamp
+from raysnap.system import (
+    cache_place,
+    cache_places,
+    free_memory_bytes,
+    giving_back_memory,
+    num_cpus,
+    package_version,
+    user_cache_dir,
+    utc_timestamp,
+)
 
 
 def test_a_timestamp_is_now_in_utc_to_the_second():
@@ -16,6 +27,25 @@ def test_a_timestamp_is_now_in_utc_to_the_second():
 def test_a_package_that_is_not_installed_has_no_version():
     assert package_version("no-such-package-anywhere") is None
     assert package_version("numpy").count(".") >= 1
+
+
+def test_some_of_the_machines_memory_is_free():
+    assert 0 < free_memory_bytes() <= os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only glibc is asked")
+def test_freed_memory_is_given_back():
+    before = rss_bytes()
+    with giving_back_memory():
+        pieces = [bytearray(2**16) for _ in range(2**11)]
+        kept = pieces[::100]
+        assert rss_bytes() > before + 2**26
+        del pieces
+    assert rss_bytes() < before + 2**25 and len(kept) == 21
+
+
+def rss_bytes():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def test_this_process_may_run_on_a_cpu():

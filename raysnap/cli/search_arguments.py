@@ -8,6 +8,16 @@ import typer
 
 from raysnap.cli.console import duration, name_or_path
 from raysnap.config.choices import AskedMethod, Proxy
+from raysnap.humanize import parse_bytes
+
+
+def _bytes(text: str) -> int:
+    """Return the bytes that the text says."""
+    try:
+        return parse_bytes(str(text))
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+
 
 Data = Annotated[
     str,
@@ -46,7 +56,19 @@ TimeBudget = Annotated[
 BudgetBytes = Annotated[
     int | None,
     typer.Option(
-        "--budget", metavar="BYTES", min=1, help="Memory limit for intermediate activations; default: no limit."
+        "--budget",
+        metavar="BYTES",
+        parser=_bytes,
+        help="Memory limit for intermediate activations, such as 500MB; default: that of --memory.",
+    ),
+]
+MemoryBytes = Annotated[
+    int | None,
+    typer.Option(
+        "--memory",
+        metavar="BYTES",
+        parser=_bytes,
+        help="Memory limit for blocks, activations and features, such as 3GiB; default: most of what is free.",
     ),
 ]
 Tolerance = Annotated[
@@ -81,7 +103,7 @@ FeatureCacheBytes = Annotated[
     typer.Option(
         "--feature-cache",
         metavar="BYTES",
-        min=0,
+        parser=_bytes,
         show_default="1 GiB",
         help="Size limit of the feature cache on disk, which speeds up later searches; 0 turns it off.",
     ),

@@ -60,6 +60,11 @@ class SearchOptions(Section):
         "rung that would not; None is no limit.",
     )
     budget_bytes: Count | None = Field(None, description="Bound on the activations held at once; None is no limit.")
+    memory_bytes: Count | None = Field(
+        None,
+        description="Bound on the memory for blocks, activations, features and pixels together; blocks that don't fit "
+        "are read again. None is most of what is free where blocks compute: the GPU's memory, or the machine's.",
+    )
     where: str | None = Field(
         None, description="Which snapshots are candidates, e.g. `architecture == 'resnet18' and accuracy > 0.8`."
     )
@@ -118,6 +123,7 @@ class SearchKeywords(TypedDict, total=False):
     image_size: int | None
     time_budget_s: float | None
     budget_bytes: int | None
+    memory_bytes: int | None
     where: str | None
     max_candidates: int | None
     seed: int

@@ -35,7 +35,7 @@ from raysnap.datasets.dataset import Item, image_files
 from raysnap.datasets.decoding import DecodeJob, Shape, decode_into, kept_range
 from raysnap.datasets.image_file import MAX_BAD_FRACTION, num_bad_allowed
 from raysnap.errors import DataError
-from raysnap.system import cache_places
+from raysnap.system import cache_places, release_pages
 
 FORMAT = 2
 FLUSH_BYTES = 64 * 1024 * 1024
@@ -139,6 +139,10 @@ class PixelCache:
         ):
             crop[:] = self._window(slot, height, width, crop_size)
         return crops
+
+    def release(self) -> None:
+        """Let go of the memory that the pixels read so far take in this process."""
+        release_pages(self._pixels.base)
 
     def _window(self, slot: int, height: int, width: int, crop_size: int) -> np.ndarray:
         """Return the centre crop `[3, crop_size, crop_size]` of the image in a slot, as a view."""

@@ -89,6 +89,8 @@ class Contest:
             with work.timed("proxy"):
                 self._decide(rung, following)
         self.source.keep(() if self.stopped else self.survivors)
+        for number in self.train_features.keys() - set(self.survivors):
+            del self.train_features[number], self.test_features[number]
         after = (work.block_item_passes, work.flops, work.block_bytes_read)
         passes, flops, num_bytes = (new - old for new, old in zip(after, before, strict=True))
         self.reports.append(

@@ -25,7 +25,7 @@ from raysnap.search.plan.rungs import plan_rungs
 from raysnap.search.plan.tree import Candidate, PrefixTree, build_tree
 from raysnap.search.result import ForecastReport, Narrowing, SearchResult, SkippedSnapshot
 from raysnap.store.store import Store
-from raysnap.system import cache_place
+from raysnap.system import cache_place, giving_back_memory
 
 STAGES = ("plan", "load_blocks", "decode", "inference", "proxy")
 
@@ -100,7 +100,7 @@ def _hold_contest(
     work.timings_s["decode"] = items.decode_s
     setup = setup.narrowed(choice)
     rungs = plan_rungs(choice.method, len(candidates), len(items.train_labels), len(items.test_labels))
-    with _open_source(setup, store, tree, items, work) as source:
+    with giving_back_memory(), _open_source(setup, store, tree, items, work) as source:
         if cache is not None:
             source = CachedSource(source, tree, items, len(items.positions), cache)
         contest = Contest(tree, source, items, setup.options, setup.pick_device())
@@ -147,6 +147,7 @@ def _sum_up(
         bound_s=work.bound_s + sum(contest.items.decode_s for contest in contests),
         precision=str(contests[0].source.dtype).removeprefix("torch."),
         peak_activation_bytes=work.peak_activation_bytes,
+        peak_memory_bytes=work.peak_memory_bytes,
         skipped=tuple(SkippedSnapshot(one, candidates[one].name, error) for one, error in skipped.items()),
         expected_loss=sum(losses) if losses else None,
         stopped="time_budget" if first.is_shortened and stopped == "all_items" else stopped,

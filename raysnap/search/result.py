@@ -142,6 +142,7 @@ class SearchResult:
         precision: what blocks computed in, such as `bfloat16`.
         work: `block_item_passes`, `flops`, `block_bytes_read`, `images_decoded`.
         peak_activation_bytes: the most bytes of activations held at once.
+        peak_memory_bytes: the most bytes of blocks, activations, features and pixels at once, by the plan.
         expected_loss: how much better than the winner the best candidate is expected to be on new items, in accuracy,
             or for a proxy that is no accuracy as a part of the candidates' range; None where the method drops
             candidates whatever that costs.
@@ -164,6 +165,7 @@ class SearchResult:
     bound_s: float
     precision: str
     peak_activation_bytes: int
+    peak_memory_bytes: int
     skipped: tuple[SkippedSnapshot, ...]
     expected_loss: float | None
     stopped: StopReason

@@ -101,6 +101,11 @@ MISTAKES = [
     (["search", "--data", "single"], "expected at least 2 images, found 1 image"),
     (["search", "--data", "a-file"], "expected a folder with train/<class>/<image>, found a file"),
     (["search", "--data", "pets", "--budget", "1"], "--budget 1: resnet18 at 32 px holds"),
+    (["search", "--data", "pets", "--memory", "1MB"], "memory: resnet18 at 32 px takes"),
+    (
+        ["search", "--data", "pets", "--memory", "much"],
+        "expected a number of bytes such as 3GiB or 500MB, found 'much'",
+    ),
     (["data", "check", "nowhere"], "dataset 'nowhere': expected a folder in data or a known name"),
     (["data", "check", "empty"], "dataset empty: expected a folder train/"),
     (["data", "ls", "--data-dir", "a-file"], "data_dir a-file: expected a folder, found a file"),

@@ -17,7 +17,8 @@ def test_a_search_in_a_process_prints_only_one_document(here):
 def test_every_candidate_is_ranked_with_documented_keys(here, capsys):
     document = run_json(capsys, "search", "--data", "pets", "--method", "shared", "--num-test", "6")
     assert {
-        "method", "proxy", "num_candidates", "ranking", "timings_s", "work", "peak_activation_bytes", "skipped",
+        "method", "proxy", "num_candidates", "ranking", "timings_s", "work", "peak_activation_bytes",
+        "peak_memory_bytes", "skipped",
     } <= set(document)  # fmt: skip
     assert [entry["rank"] for entry in document["ranking"]] == [1, 2]
     assert {entry["name"] for entry in document["ranking"]} == {"base", "tuned"}

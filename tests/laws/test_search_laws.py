@@ -79,6 +79,15 @@ def test_a_budget_bounds_activations_and_keeps_the_ranking(find):
     assert [one.score for one in tight.ranking] == pytest.approx([one.score for one in shared.ranking], abs=1e-5)
 
 
+def test_a_bound_on_memory_changes_no_score(find):
+    shared = find("shared")
+    tight = find("shared", memory_bytes=int(0.7 * shared.peak_memory_bytes))
+    assert tight.peak_memory_bytes <= 0.7 * shared.peak_memory_bytes
+    assert lines(tight) == lines(shared)
+    assert tight.work["block_item_passes"] == shared.work["block_item_passes"]
+    assert tight.work["block_bytes_read"] >= shared.work["block_bytes_read"]
+
+
 def test_the_order_of_manifests_changes_nothing(family, find, data_dir, monkeypatch):
     _, store = family
     expected = lines(find("shared"))

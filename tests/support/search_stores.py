@@ -80,6 +80,9 @@ class Pixels:
         self.reads.append(positions)
         return self.pixels[list(positions)]
 
+    def release(self) -> None:
+        """Do nothing: these pixels stay."""
+
 
 class BlockShelf:
     """Blocks by digest in memory; `reads` counts how often each was read."""

@@ -1,6 +1,9 @@
 """Prefix trees of snapshots that share more or less of one base."""
 
+from dataclasses import dataclass
+
 import numpy as np
+from hypothesis import strategies as st
 
 from raysnap.config.parts import RetrainConfig
 from raysnap.planning.sampling import draw_retrain_indices
@@ -28,3 +31,24 @@ def star(num_snapshots, distribution="twenty_five_percent", seed=0):
             for number, retrained in enumerate(indices)
         ]
     )
+
+
+@dataclass(frozen=True)
+class FakeShape:
+    """The part of a block's shape that a walk is planned from."""
+
+    output_bytes: int
+
+
+@st.composite
+def random_trees(draw):
+    """Return a small tree of shared prefixes, and how many bytes each of its blocks puts out per item."""
+    depth = draw(st.integers(1, 6))
+    all_digits = draw(st.lists(st.lists(st.integers(0, 1), min_size=depth, max_size=depth), min_size=1, max_size=6))
+    candidates = [
+        candidate(str(number), [digest(f"{0 if position == 0 else digit}{position}") for position, digit in pairs])
+        for number, pairs in enumerate(list(enumerate(digits)) for digits in all_digits)
+    ]
+    shapes = tuple(FakeShape(1000 * draw(st.sampled_from((1, 10, 100, 300, 900)))) for _ in range(depth))
+    kept = draw(st.sets(st.integers(0, len(candidates) - 1), min_size=1))
+    return build_tree(candidates, sharing=True), shapes, kept

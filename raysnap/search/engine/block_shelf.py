@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Set as AbstractSet
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -41,8 +42,8 @@ class Shelf:
         self._numerics = numerics
         self._work = work
         self._lock = threading.Lock()
-        self._num_readers = min(MAX_READERS[numerics.device.type], num_cpus())
-        self._readers = ThreadPoolExecutor(self._num_readers, thread_name_prefix="raysnap-shelf")
+        self.num_readers = min(MAX_READERS[numerics.device.type], num_cpus())
+        self._readers = ThreadPoolExecutor(self.num_readers, thread_name_prefix="raysnap-shelf")
         # On the default stream, copies to a GPU would wait for all blocks that run on it.
         is_gpu = numerics.device.type == "cuda"
         self._stream = torch.cuda.Stream(numerics.device) if is_gpu else None  # type: ignore[no-untyped-call]
@@ -55,6 +56,11 @@ class Shelf:
 
     def __exit__(self, *exc: object) -> None:
         self._readers.shutdown(cancel_futures=True)
+
+    @property
+    def held(self) -> AbstractSet[BlockKey]:
+        """The blocks that are here or being read."""
+        return self._futures.keys()
 
     def fetch(self, nodes: Iterable[Node]) -> None:
         """Begin to read the nodes' blocks, in this order, except those already here."""
@@ -80,10 +86,12 @@ class Shelf:
                 self._best_s_per_byte = min(self._best_s_per_byte, held.took_s / held.num_bytes)
         return held.block
 
-    def keep(self, nodes: Iterable[Node]) -> None:
-        """Drop every block except these nodes'."""
-        kept = {block_key(node) for node in nodes}
-        for key in self._futures.keys() - kept:
+    def drop(self, keys: Iterable[BlockKey]) -> None:
+        """Drop these blocks; one that is needed again is read again."""
+        keys = [key for key in keys if key in self._futures]
+        if keys and self._stream is not None:
+            torch.cuda.synchronize(self._numerics.device)  # what runs on them may not have ended
+        for key in keys:
             self._futures.pop(key).cancel()
             self._counted.discard(key)
 
@@ -91,7 +99,7 @@ class Shelf:
         """Return the seconds that all bytes read so far would take at the best rate of one block."""
         if not self._work.block_bytes_read:
             return 0.0
-        return self._work.block_bytes_read * self._best_s_per_byte / self._num_readers
+        return self._work.block_bytes_read * self._best_s_per_byte / self.num_readers
 
     def _prepare(self, node: Node) -> _Held:
         started_s = time.perf_counter()

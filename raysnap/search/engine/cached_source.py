@@ -122,6 +122,7 @@ class CachedSource:
                     features[number] = rows
         for number in known.keys() - features.keys() - failed.keys():
             features[number] = np.stack([known[number][position] for position in positions])
+        self._cache.release()
         return Gathered(features, failed)
 
     def _known_features(self, number: int, positions: Sequence[int]) -> dict[int, np.ndarray]:

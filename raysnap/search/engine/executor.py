@@ -1,8 +1,8 @@
 """Execute every search plan: walk the tree for each batch of items and collect features.
 
-Blocks stay in memory while a later batch or rung needs them, so that each is read once per search; activations of a
-batch are kept only as long as the walk says. Each core of a CPU takes its own batch. The work is counted, and the
-counts are results.
+Which blocks are in memory, and which steps of a walk run on which batches meanwhile, is planned beforehand: see
+`plan.memory`. Activations of a batch are kept only as long as the walk says. Each core of a CPU takes its own batch.
+The work is counted, and the counts are results.
 """
 
 from __future__ import annotations
@@ -10,9 +10,10 @@ from __future__ import annotations
 import threading
 import time
 from collections import defaultdict, deque
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -23,18 +24,37 @@ from raysnap.errors import BlockDamaged, WeightsError
 from raysnap.models.numerics import Numerics
 from raysnap.search.engine.block_shelf import Shelf
 from raysnap.search.engine.border import Border
+from raysnap.search.engine.folding import prepared_bytes
 from raysnap.search.engine.pace import Pace
 from raysnap.search.engine.source import Gathered, ItemSource
 from raysnap.search.engine.work import Work
-from raysnap.search.plan.costs import kind_of, model_share, shape_of_kind
+from raysnap.search.plan.costs import BlockKey, block_key, kind_of, model_share, shape_of, shape_of_kind
+from raysnap.search.plan.memory import Bound, plan_schedule
 from raysnap.search.plan.tree import Node, PrefixTree, candidates_below, needed_nodes
-from raysnap.search.plan.walk import Room, Walk, plan_walk
+from raysnap.search.plan.walk import Room, Walk
+
+Activations: TypeAlias = dict[int | None, Tensor]
+
+# Features, and their copies while probes are fitted: in float64, with room for gradients.
+PROBE_COPIES = 4
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What to run on batches: some steps of a walk, over the nodes given, on batches of the positions."""
+
+    walk: Walk
+    steps: range
+    nodes: Collection[int]
+    positions: Sequence[int]
+    border: Border | None
 
 
 @dataclass
 class _Outcome:
-    """The outcome of one batch: features and wanted outputs by node, faults of nodes' blocks, and its work."""
+    """The outcome of one batch: outputs that later steps take, features and wanted outputs by node, faults, work."""
 
+    held: Activations
     features: dict[int, Tensor] = field(default_factory=dict)
     wanted: dict[int, Tensor] = field(default_factory=dict)
     faults: dict[int, str] = field(default_factory=dict)
@@ -54,8 +74,14 @@ class Executor:
         *,
         is_sharing: bool = True,
         budget_bytes: int | None = None,
+        memory_bytes: int | None = None,
     ):
-        """Without sharing, blocks are dropped as soon as their candidate has run."""
+        """Without sharing, blocks are dropped as soon as their candidate has run.
+
+        Args:
+            budget_bytes: bound on activations; None is no limit.
+            memory_bytes: bound on blocks, activations, features and pixels; None is no limit.
+        """
         self.tree = tree
         self.work = work
         self._items = items
@@ -74,7 +100,10 @@ class Executor:
         self._room = Room(budget_bytes, numerics.dtype.itemsize, numerics.device.type, num_streams)
         self._pace = Pace(numerics.device, num_streams)
         self._lock = threading.Lock()
-        self._held_bytes: dict[int, int] = {}
+        self._held_bytes: dict[range, int] = {}
+        self.memory_bytes = memory_bytes
+        self._feature_bytes: dict[int, int] = defaultdict(int)
+        self._block_bytes: dict[BlockKey, int] = {}
 
     def __enter__(self) -> Executor:
         return self
@@ -124,66 +153,109 @@ class Executor:
             below.setdefault(top, set()).add(index)
         features: dict[int, np.ndarray] = {}
         faults: dict[int, str] = {}
-        while below:
-            top = next(iter(below))
-            found, wrong = self._run_below(self.tree.nodes[top], below.pop(top), positions, border)
+        for tops in [below] if self._is_sharing else [{top: nodes} for top, nodes in below.items()]:
+            found, wrong = self._run_schedule(tops, positions, border, is_last=is_last or not self._is_sharing)
             features |= found
             faults |= wrong
-            if not self._is_sharing:
-                self._shelf.keep(())
-            elif is_last:
-                self._shelf.keep(self.tree.nodes[index] for rest in below.values() for index in rest)
         self.work.laps = self._pace.laps()
         self.work.bound_s = self._pace.compute_bound_s() + self._shelf.read_bound_s()
         return features, faults
 
     def keep(self, candidates: Collection[int]) -> None:
         """Drop blocks that only other candidates need."""
-        self._shelf.keep(self.tree.nodes[index] for index in needed_nodes(self.tree, candidates))
+        nodes = needed_nodes(self.tree, candidates)
+        self._shelf.drop(self._shelf.held - {block_key(self.tree.nodes[index]) for index in nodes})
+        for index in self._feature_bytes.keys() - nodes:
+            del self._feature_bytes[index]
 
-    def _run_below(
-        self, top: Node, nodes: set[int], positions: Sequence[int], border: Border | None
+    def _run_schedule(
+        self, tops: Mapping[int, set[int]], positions: Sequence[int], border: Border | None, *, is_last: bool
     ) -> tuple[dict[int, np.ndarray], dict[int, str]]:
-        """Walk once over all items; nodes below a block that can't be used are left out."""
-        parts: dict[int, list[Tensor]] = defaultdict(list)
+        """Run one walk after the other; nodes below a block that can't be used are left out."""
+        left = nodes = set().union(*tops.values())
+        with self.work.timed("plan"):
+            bound = self._bound(nodes, len(positions))
+            held = self._shelf.held
+            schedule = plan_schedule(self.tree, tops, len(positions), self._room, bound, held, is_last=is_last)
+        self.work.peak_memory_bytes = max(self.work.peak_memory_bytes, schedule.peak_bytes)
+        ends = {index: shape_of(self.tree.nodes[index]) for index in nodes if self.tree.nodes[index].candidates}
+        features = {index: np.empty((len(positions), *end.output_shape), np.float32) for index, end in ends.items()}
         faults: dict[int, str] = {}
-        walk = self._plan(top, nodes)
-        self._shelf.fetch(self.tree.nodes[step.node] for step in walk.steps)
-        batches = walk.split(positions)
-        # The first batches find out which blocks can't be used; the others skip what only those need.
-        for some in (batches[: walk.num_streams], batches[walk.num_streams :]):
-            for batch, outcome in zip(some, self._run_batches(walk, some, border), strict=True):
+        activations: dict[range, Activations] = {}
+        for stage in schedule.stages:
+            self._shelf.drop(stage.dropped)
+            self._shelf.fetch(self.tree.nodes[index] for index in stage.fetched if index in left)
+            walk = schedule.walks[stage.walk]
+            if left.isdisjoint(step.node for step in walk.steps):
+                activations.clear()
+                self._held_bytes.clear()
+                continue
+            task = _Task(walk, stage.steps, left, positions, border)
+            batches = [schedule.batches[stage.walk][number] for number in stage.batches]
+            outputs: list[tuple[int, range, Tensor]] = []
+            for batch, outcome in self._run_stage(task, batches, activations):
                 faults |= outcome.faults
-                for index, output in outcome.features.items():
-                    parts[index].append(output)
+                outputs += ((index, batch, output) for index, output in outcome.features.items())
                 if border is not None:
                     for index, output in outcome.wanted.items():
-                        border.write(index, batch, output)
+                        border.write(index, positions[batch.start : batch.stop], output)
+            while outputs:
+                index, batch, output = outputs.pop()
+                features[index][batch.start : batch.stop] = output.float().cpu().numpy()
             if faults:
-                nodes = self._leave_out(nodes, faults, border.wanted if border else ())
-                if not nodes:
-                    break
-                walk = replace(self._plan(top, nodes), num_streams=walk.num_streams)
-        ends = [index for index in nodes if self.tree.nodes[index].candidates]
-        return {index: torch.cat(parts[index]).float().cpu().numpy() for index in ends}, faults
+                left = self._leave_out(nodes, faults, border.wanted if border else ())
+        self._shelf.drop(schedule.dropped)
+        self._items.release()
+        for index, rows in features.items():
+            self._feature_bytes[index] += rows.nbytes
+        return {index: rows for index, rows in features.items() if index in left}, faults
 
-    def _run_batches(self, walk: Walk, batches: Sequence[Sequence[int]], border: Border | None) -> Iterator[_Outcome]:
-        """Yield the outcome of each batch, in order; as many run at once as the walk has streams."""
+    def _bound(self, nodes: Collection[int], num_items: int) -> Bound:
+        """Return the bound on memory, with what the features and pixels of so many items take."""
+        needed = [self.tree.nodes[index] for index in nodes]
+        self._block_bytes |= {block_key(node): prepared_bytes(*kind_of(node), self._numerics) for node in needed}
+        new_bytes = num_items * sum(shape_of(node).output_bytes for node in needed if node.candidates)
+        old_bytes = sum(self._feature_bytes.values())
+        sizes = {node.preprocessing.resize_size for node in needed if node.parent is None}
+        return Bound(
+            self.memory_bytes,
+            self._block_bytes,
+            reading_bytes=self._shelf.num_readers * max(map(self._reading_bytes, needed)),
+            walking_bytes=old_bytes + 2 * new_bytes + num_items * sum(3 * size * (size + 1) for size in sizes),
+            resting_bytes=PROBE_COPIES * (old_bytes + new_bytes),
+        )
+
+    def _reading_bytes(self, node: Node) -> int:
+        """Return what a reader holds of a block besides what it becomes: the file, folded weights, unpacked ones."""
+        return 2 * node.block.num_bytes + self._block_bytes[block_key(node)]
+
+    def _run_stage(
+        self, task: _Task, batches: Sequence[range], activations: dict[range, Activations]
+    ) -> Iterator[tuple[range, _Outcome]]:
+        """Yield each batch and its outcome, in order; as many run at once as the walk has streams.
+
+        `activations` are those between two stages, by batch.
+        """
         started_s = time.perf_counter()
         spent_s: dict[str, float] = defaultdict(float)
         waiting = deque(batches)
-        running: deque[Future[_Outcome]] = deque()
+        running: deque[tuple[range, Future[_Outcome]]] = deque()
         try:
             while waiting or running:
-                while waiting and len(running) < walk.num_streams:
-                    running.append(self._streams.submit(self._run_batch, walk, waiting.popleft(), border))
-                outcome = running.popleft().result()
+                while waiting and len(running) < task.walk.num_streams:
+                    batch = waiting.popleft()
+                    held = activations.pop(batch, {})
+                    running.append((batch, self._streams.submit(self._run_batch, task, batch, held)))
+                batch, future = running.popleft()
+                outcome = future.result()
+                if outcome.held:
+                    activations[batch] = outcome.held
                 self.work.block_item_passes += outcome.work.block_item_passes
                 self.work.flops += outcome.work.flops
                 self.work.image_forwards += outcome.work.image_forwards
                 for stage, seconds in outcome.work.timings_s.items():
                     spent_s[stage] += seconds
-                yield outcome
+                yield batch, outcome
         finally:
             # Streams overlap: each stage gets its share of the seconds that all of them took together.
             total_s = sum(spent_s.values()) or 1.0
@@ -203,22 +275,20 @@ class Executor:
                 kept.add(index)
         return kept
 
-    def _plan(self, top: Node, nodes: Collection[int]) -> Walk:
-        with self.work.timed("plan"):
-            return plan_walk(self.tree, top, nodes, self._room)
-
     @torch.inference_mode()
-    def _run_batch(self, walk: Walk, batch: Sequence[int], border: Border | None) -> _Outcome:
-        """Run one batch down the whole walk, in the thread of a stream."""
-        outcome = _Outcome()
-        top = self.tree.nodes[walk.root]
-        held: dict[int | None, Tensor] = {top.parent: self._inputs(top, batch, border, outcome.work)}
-        wanted = border.wanted if border else ()
-        for step in walk.steps:
+    def _run_batch(self, task: _Task, batch: range, held: Activations) -> _Outcome:
+        """Run some steps on one batch, in the thread of a stream; `held` are the outputs of earlier steps."""
+        outcome = _Outcome(held=held)
+        if task.steps.start == 0:
+            top = self.tree.nodes[task.walk.root]
+            positions = task.positions[batch.start : batch.stop]
+            held[top.parent] = self._inputs(top, positions, task.border, outcome.work)
+        wanted = task.border.wanted if task.border else ()
+        for step in task.walk.steps[task.steps.start : task.steps.stop]:
             node = self.tree.nodes[step.node]
-            if node.parent in held:
+            if node.parent in held and node.index in task.nodes:
                 try:
-                    output = self._run_block(node, held, outcome.work)
+                    output = self._run_block(node, batch, held, outcome.work)
                 except (BlockDamaged, WeightsError) as error:
                     outcome.faults[node.index] = str(error)
                 else:
@@ -231,7 +301,7 @@ class Executor:
                     del output
             if step.frees_input:
                 held.pop(node.parent, None)
-        self._note_held(0)
+        self._note_held(batch, sum(tensor.nbytes for tensor in held.values()))
         return outcome
 
     def _inputs(self, top: Node, batch: Sequence[int], border: Border | None, work: Work) -> Tensor:
@@ -248,7 +318,7 @@ class Executor:
             inputs = normalise(pixels, top.preprocessing.mean, top.preprocessing.std, self._numerics.dtype)
             return self._numerics.lay_out_images(inputs)
 
-    def _run_block(self, node: Node, held: dict[int | None, Tensor], work: Work) -> Tensor:
+    def _run_block(self, node: Node, batch: range, held: Activations, work: Work) -> Tensor:
         """Run the node's block on its input, which is among what is `held`, and count it."""
         block, inputs = self._shelf.block(node, work), held[node.parent]
         kind = kind_of(node)
@@ -257,12 +327,12 @@ class Executor:
         work.block_item_passes += len(inputs)
         work.flops += len(inputs) * shape_of_kind(kind).flops
         work.image_forwards += len(inputs) * model_share(kind)
-        self._note_held(sum(tensor.nbytes for tensor in held.values()) + output.nbytes)
+        self._note_held(batch, sum(tensor.nbytes for tensor in held.values()) + output.nbytes)
         return output
 
-    def _note_held(self, num_bytes: int) -> None:
-        """Record what this stream holds now, for the most that all of them held at once."""
+    def _note_held(self, batch: range, num_bytes: int) -> None:
+        """Record what a batch holds now, for the most that all of them held at once."""
         with self._lock:
-            self._held_bytes[threading.get_ident()] = num_bytes
+            self._held_bytes[batch] = num_bytes
             held_bytes = sum(self._held_bytes.values())
             self.work.peak_activation_bytes = max(self.work.peak_activation_bytes, held_bytes)

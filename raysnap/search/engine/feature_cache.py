@@ -26,6 +26,7 @@ import numpy as np
 from blake3 import blake3
 
 from raysnap.datasets.disk_cache import DiskCache, mark_used
+from raysnap.system import release_pages
 
 FORMAT = 1
 ABANDONED_S = 24 * 3600.0
@@ -140,6 +141,11 @@ class FeatureCache:
                 found |= {item: content[entry.row_of[item]] for item in here}
                 wanted -= here
         return [found[item] for item in items] if not wanted else None
+
+    def release(self) -> None:
+        """Let go of the memory that the rows read so far take in this process."""
+        for content in self._verified.values():
+            release_pages(content.base)
 
     def make_room(self, num_bytes: int) -> bool:
         """Evict segments until a written one of `num_bytes` fits; return whether it does."""

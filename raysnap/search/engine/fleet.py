@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Collection, Sequence
 from contextlib import ExitStack
 from typing import Any, TypeAlias
@@ -78,7 +78,15 @@ class Fleet:
         kinds = {kind_of(tree.nodes[index]) for index in needed_nodes(tree, fit)}
         with work.timed("start_workers"), told_waits("a search worker", lambda: [bundle]):
             try:
-                self.dtype, self.fingerprint = _get([worker.describe.remote() for worker in self._workers])[0]
+                described = _get([worker.describe.remote() for worker in self._workers])
+                self.dtype, self.fingerprint, _ = described[0]
+                num_on = Counter(device for _, _, device in described)
+                _get(
+                    [
+                        worker.share_memory.remote(num_on[device])
+                        for worker, (_, _, device) in zip(self._workers, described, strict=True)
+                    ]
+                )
                 measured: list[dict[Kind, BlockSpeed]] = _get(
                     [worker.measure.remote(kinds) for worker in self._workers]
                 )
@@ -316,11 +324,18 @@ class _Worker:
             items = setup.open_items(tree.candidates)
             store = Store.open(setup.store)
         self._numerics = setup.numerics()
+        self._memory_bytes = setup.memory_bytes()
         self._executor = self._open.enter_context(open_executor(setup, store, tree, items, self._work))
 
-    def describe(self) -> tuple[torch.dtype, str]:
+    def describe(self) -> tuple[torch.dtype, str, str]:
+        """Return the type and fingerprint that it computes in, and whose memory: a node's, or a GPU's of it."""
         granted_device(self._num_gpus, get_node_ip_address())  # type: ignore[no-untyped-call]
-        return self._executor.dtype, self._executor.fingerprint
+        place = f"{ray.get_runtime_context().get_node_id()} {ray.get_gpu_ids() if self._num_gpus else 'cpu'}"
+        return self._executor.dtype, self._executor.fingerprint, place
+
+    def share_memory(self, num_workers: int) -> None:
+        """Take one part of the bound on memory of so many equal ones."""
+        self._executor.memory_bytes = self._memory_bytes // num_workers
 
     def measure(self, kinds: Collection[Kind]) -> Speeds:
         speeds = measure_kinds(sorted(kinds), self._numerics)

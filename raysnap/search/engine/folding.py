@@ -24,7 +24,7 @@ from raysnap.search.engine.fusing import Fused, fuse
 def build_inference_block(
     architecture: str, image_size: int, index: int, tensors: Mapping[str, Tensor], numerics: Numerics
 ) -> nn.Module:
-    """Build block `index`, not a head, with these weights, on its device; the given tensors are not changed.
+    """Build block `index`, not a head, with these weights, on its device, in memory of its own.
 
     It takes images of any size that its architecture takes, and is made to be fast for `image_size` pixels.
 
@@ -49,6 +49,20 @@ def build_inference_block(
         if isinstance(module, Fused):
             module.pack()
     return block
+
+
+@cache
+def prepared_bytes(architecture: str, image_size: int, index: int, numerics: Numerics) -> int:
+    """Return the bytes of the values of a block that `build_inference_block` builds."""
+    recipe = _recipe(architecture, image_size, index, numerics.dtype if numerics.is_fused else None)
+    modules = dict(recipe.block.named_modules())
+    total = 0
+    for slot in recipe.slots:
+        module = modules[slot.path]
+        value = module.get_parameter(slot.key) if slot.is_parameter else module.get_buffer(slot.key)
+        growth = module.growth if isinstance(module, Fused) and slot.key == "weight" else 1
+        total += growth * value.numel() * (numerics.dtype if value.is_floating_point() else value.dtype).itemsize
+    return total
 
 
 @dataclass(frozen=True)
@@ -138,7 +152,7 @@ def _prepare(tensor: Tensor, numerics: Numerics) -> Tensor:
     """Return the tensor on the device, in the precision and layout in which blocks compute."""
     dtype = numerics.dtype if tensor.is_floating_point() else tensor.dtype
     memory_format = numerics.memory_format if tensor.dim() == 4 else torch.preserve_format
-    return tensor.detach().to(numerics.device, dtype, memory_format=memory_format)
+    return tensor.detach().to(numerics.device, dtype, memory_format=memory_format, copy=True)
 
 
 def _watch_convolutions(

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
-from raysnap.search.engine.winograd import convolve, suits_winograd, transform_kernels
+from raysnap.search.engine.winograd import NUM_PRODUCTS, convolve, suits_winograd, transform_kernels
 
 FEW_PIXELS = 4  # of an output, at most: a matrix product is 2 to 7 times as fast there, and slower for 16 pixels
 
@@ -39,7 +39,10 @@ class Fused(nn.Module):
 
     Attributes:
         activation: applied to what the layer gives.
+        growth: how many times the bytes of the weights their packed form takes.
     """
+
+    growth = 1
 
     def __init__(self, layer: nn.Conv2d | nn.Linear):
         super().__init__()
@@ -85,6 +88,8 @@ class PackedConv2d(Fused):
 
 class WinogradConv2d(Fused):
     """A 3 x 3 convolution in Winograd's arithmetic, float32."""
+
+    growth = NUM_PRODUCTS // 9
 
     def packed(self, weight: Tensor) -> Tensor:
         return transform_kernels(weight)

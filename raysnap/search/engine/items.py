@@ -86,3 +86,8 @@ class ProbeItems:
         """Return the items at these positions, uint8 `[n, 3, S, S]`."""
         indices = [self.positions[position] for position in positions]
         return self.caches[preprocessing.resize_size].read(indices, preprocessing.image_size)
+
+    def release(self) -> None:
+        """Let go of the memory that the pixels read so far take in this process."""
+        for cache in self.caches.values():
+            cache.release()

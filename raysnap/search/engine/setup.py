@@ -21,6 +21,9 @@ from raysnap.search.plan.choice import Choice
 from raysnap.search.plan.rungs import shares_prefixes
 from raysnap.search.plan.tree import Candidate, PrefixTree
 from raysnap.store.store import Store
+from raysnap.system import free_memory_bytes
+
+FREE_SHARE = 0.8  # the rest is for libraries, and for what else begins to run on the machine
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,14 @@ class Setup:
         """Return the device asked for, or else the GPU where there is one."""
         return torch.device(self.options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
+    def memory_bytes(self) -> int:
+        """Return the bound on memory: the one asked for, or most of what the device has free."""
+        if self.options.memory_bytes is not None:
+            return self.options.memory_bytes
+        device = self.pick_device()
+        free_bytes = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free_memory_bytes()
+        return int(FREE_SHARE * free_bytes)
+
     def numerics(self) -> Numerics:
         """Return how blocks compute on the device that this picks."""
         return Numerics.for_inference(
@@ -76,7 +87,14 @@ def open_executor(setup: Setup, store: Store, tree: PrefixTree, items: ProbeItem
         numerics.applied(),
         Shelf(partial(store.read_block, device=numerics.device), numerics, work) as shelf,
         Executor(
-            tree, items, shelf, work, numerics, is_sharing=setup.is_sharing, budget_bytes=setup.options.budget_bytes
+            tree,
+            items,
+            shelf,
+            work,
+            numerics,
+            is_sharing=setup.is_sharing,
+            budget_bytes=setup.options.budget_bytes,
+            memory_bytes=setup.memory_bytes(),
         ) as executor,
     ):
         yield executor

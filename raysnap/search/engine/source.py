@@ -57,3 +57,6 @@ class ItemSource(Protocol):
 
     def read(self, positions: Sequence[int], preprocessing: Preprocessing) -> Tensor:
         """Return the items at these positions, uint8 `[n, 3, S, S]`."""
+
+    def release(self) -> None:
+        """Let go of the memory that reading took."""

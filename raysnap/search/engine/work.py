@@ -22,6 +22,7 @@ class Work:
         image_forwards: the same in images through whole models, each block counted by its part of its model's FLOPs.
         block_bytes_read: bytes of the blocks read from the store.
         peak_activation_bytes: the most bytes of activations held at once.
+        peak_memory_bytes: the most bytes of blocks, activations, features and pixels at once, by the plan.
         timings_s: seconds by stage: `plan`, `load_blocks` (waiting for them), `decode`, `inference`, `proxy`.
         bound_s: least seconds that the same passes and bytes would take: see `Pace`.
         laps: how fast this process ran each kind of block.
@@ -32,6 +33,7 @@ class Work:
     image_forwards: float = 0.0
     block_bytes_read: int = 0
     peak_activation_bytes: int = 0
+    peak_memory_bytes: int = 0
     timings_s: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     bound_s: float = 0.0
     laps: dict[Kind, Laps] = field(default_factory=dict)
@@ -52,6 +54,7 @@ class Work:
         self.image_forwards += other.image_forwards
         self.block_bytes_read += other.block_bytes_read
         self.peak_activation_bytes = max(self.peak_activation_bytes, other.peak_activation_bytes)
+        self.peak_memory_bytes = max(self.peak_memory_bytes, other.peak_memory_bytes)
         for stage, seconds in other.timings_s.items():
             self.timings_s[stage] += seconds
         self.bound_s += other.bound_s

@@ -22,6 +22,10 @@ MAX_BATCH_ITEMS = 256
 ENOUGH_BATCH_ITEMS = 8
 ENOUGH_BATCH_ACTIVATION_BYTES = 64 * 2**20
 
+# What a block holds while it runs besides its input and output, as a multiple of them. Those of transformers hold four
+# times their input within an MLP, inverted residuals six; most hold less.
+WORKING_SHARE = 4
+
 
 @dataclass(frozen=True)
 class Room:
@@ -81,6 +85,19 @@ class Walk:
         return [positions[start:stop] for start, stop in itertools.pairwise(edges)]
 
 
+@dataclass(frozen=True)
+class Held:
+    """The bytes of activations that one item holds at each step of a walk.
+
+    Attributes:
+        running: while the step runs, with what its block holds besides input and output: see `WORKING_SHARE`.
+        after: from then to the next step.
+    """
+
+    running: tuple[int, ...]
+    after: tuple[int, ...]
+
+
 def plan_walk(tree: PrefixTree, root: Node, needed: Collection[int], room: Room) -> Walk:
     """Plan the walk over the `needed` nodes from `root` down that holds the fewest bytes of activations at once.
 
@@ -115,6 +132,24 @@ def plan_walk(tree: PrefixTree, root: Node, needed: Collection[int], room: Room)
         batch_items = min(batch_items, room.budget_bytes // peak_bytes // num_streams)
     steps = _depth_first(root.index, children)
     return Walk(root.index, steps, batch_items, num_streams, num_streams * batch_items * peak_bytes)
+
+
+def held_by_steps(tree: PrefixTree, walk: Walk, value_bytes: int) -> Held:
+    """Return what one item holds during and after each step of the walk."""
+    root = tree.nodes[walk.root]
+    held_bytes = _activation_bytes(root.architecture, root.preprocessing.image_size, value_bytes)
+    held = {root.parent: held_bytes[root.block_index]}
+    running, after = [], []
+    for step in walk.steps:
+        node = tree.nodes[step.node]
+        input_bytes, output_bytes = held[node.parent], held_bytes[node.block_index + 1]
+        running.append(sum(held.values()) + output_bytes + WORKING_SHARE * (input_bytes + output_bytes))
+        if step.frees_input:
+            del held[node.parent]
+        if step.keeps_output:
+            held[step.node] = output_bytes
+        after.append(sum(held.values()))
+    return Held(tuple(running), tuple(after))
 
 
 def usual_batch_items(architecture: str, image_size: int, device: str) -> int:

@@ -169,6 +169,30 @@ def test_several_streams_give_what_one_gives(small_snapshots, budget_items):
     assert executor.work.bound_s > 0
 
 
+@pytest.mark.parametrize("sharing", [True, False])
+def test_a_bound_on_memory_changes_no_bit(sharing):
+    snapshots = [variant("resnet18", seed, r) for seed, r in ((0, 0), (1, 1), (2, 4), (3, 4))]
+    shelf, candidates = shelf_and_candidates("resnet18", snapshots)
+    tree, num_read = build_tree(candidates, sharing=sharing), []
+    torch.set_num_threads(3)
+    try:
+        free = executor_of(tree, shelf, Pixels(40), is_sharing=sharing)
+        expected = gather_all(free, range(40))
+        for share in (1, 0.4, 0.27) if sharing else (1, 0.6, 0.42):
+            shelf.reads.clear()
+            memory_bytes = int(share * free.work.peak_memory_bytes)
+            tight = executor_of(tree, shelf, Pixels(40), memory_bytes=memory_bytes, is_sharing=sharing)
+            found = gather_all(tight, range(40))
+            assert all(np.array_equal(found[number], expected[number]) for number in expected)
+            assert 0 < tight.work.peak_activation_bytes < tight.work.peak_memory_bytes <= memory_bytes
+            assert tight.work.block_item_passes == free.work.block_item_passes
+            num_read.append(len(shelf.reads))
+    finally:
+        torch.set_num_threads(1)
+    assert num_read[0] == (18 if sharing else 36)
+    assert num_read[0] <= num_read[1] < num_read[2] or not sharing
+
+
 @settings(max_examples=15, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(st.lists(st.integers(0, 1), min_size=8, max_size=8), min_size=1, max_size=5), st.integers(1, 5))
 def test_peak_and_counters_are_those_of_the_plan(all_digits, batch_items):

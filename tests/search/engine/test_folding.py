@@ -6,7 +6,7 @@ from torch import nn
 
 from raysnap.models import blocks
 from raysnap.models.numerics import Numerics
-from raysnap.search.engine.folding import build_inference_block
+from raysnap.search.engine.folding import build_inference_block, prepared_bytes
 from tests.support.search_stores import body_with_used_batch_norms
 
 CPU = torch.device("cpu")
@@ -25,6 +25,13 @@ FAMILIES = (
 )
 
 
+def held_bytes(block):
+    """Return the bytes of the memory that the block's tensors keep from being freed; oneDNN's count as values."""
+    tensors = (*block.parameters(), *block.buffers())
+    plain = {one.untyped_storage().data_ptr(): one.untyped_storage().nbytes() for one in tensors if not one.is_mkldnn}
+    return sum(plain.values()) + sum(one.numel() * one.itemsize for one in tensors if one.is_mkldnn)
+
+
 def build_body(architecture, size, body, numerics):
     """Return all blocks below the head as one module."""
     return nn.Sequential(*(build_inference_block(architecture, size, *pair, numerics) for pair in enumerate(body)))
@@ -41,6 +48,7 @@ def test_folded_models_give_torchvisions_features(architecture, precision):
     numerics = Numerics.for_inference(precision, CPU)
     size = 224 if architecture == "vit_b_32" else 64
     folded = build_body(architecture, size, body, numerics)
+    foretold = [prepared_bytes(architecture, size, index, numerics) for index in range(len(body))]
     whole = blocks.build_model(architecture, body)
     images = torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
@@ -48,6 +56,7 @@ def test_folded_models_give_torchvisions_features(architecture, precision):
     assert torch.linalg.vector_norm(found - expected) <= 1e-5 * torch.linalg.vector_norm(expected)
     assert not any(isinstance(module, nn.BatchNorm2d) for module in folded.modules())
     assert not any(parameter.requires_grad for parameter in folded.parameters())
+    assert [held_bytes(block) for block in folded] == foretold
     assert all(torch.equal(old[name], new[name]) for old, new in zip(before, body, strict=True) for name in old)
 
 
@@ -57,3 +66,4 @@ def test_a_block_computes_in_the_precision_asked_for(precision):
     block = build_inference_block("resnet18", 64, 1, body_with_used_batch_norms("resnet18")[1], numerics)
     floating = [value.dtype for value in (*block.parameters(), *block.buffers()) if value.is_floating_point()]
     assert set(floating) == {numerics.dtype} == {getattr(torch, precision)}
+    assert held_bytes(block) == prepared_bytes("resnet18", 64, 1, numerics)

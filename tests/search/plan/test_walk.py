@@ -2,7 +2,6 @@
 
 import itertools
 import math
-from dataclasses import dataclass
 
 import pytest
 from hypothesis import given, settings
@@ -15,6 +14,7 @@ from raysnap.search.plan.rungs import plan_rungs
 from raysnap.search.plan.tree import build_tree, needed_nodes
 from raysnap.search.plan.walk import Room, plan_walk, usual_batch_items
 from tests.support.search_stores import PREPROCESSING, candidate, digest
+from tests.support.search_trees import FakeShape, random_trees
 
 INPUT_BYTES = 4 * 3 * PREPROCESSING.image_size**2
 EVERY_METHOD = ("baseline", "shift", "alsatian", "shared", "nested")
@@ -79,27 +79,6 @@ def test_rungs_cover_all_items_once_in_doubling_ranges(method, num_candidates, n
     assert min(kept) >= 1 and all(other <= one for one, other in itertools.pairwise(kept))
     if method in ("baseline", "shared"):
         assert len(rungs) == 1 and kept == [num_candidates] * 2
-
-
-@dataclass(frozen=True)
-class FakeShape:
-    """The part of a block's shape that a walk is planned from."""
-
-    output_bytes: int
-
-
-@st.composite
-def random_trees(draw):
-    """Return a small tree of shared prefixes, and how many bytes each of its blocks puts out per item."""
-    depth = draw(st.integers(1, 6))
-    all_digits = draw(st.lists(st.lists(st.integers(0, 1), min_size=depth, max_size=depth), min_size=1, max_size=6))
-    candidates = [
-        candidate(str(number), [digest(f"{0 if position == 0 else digit}{position}") for position, digit in pairs])
-        for number, pairs in enumerate(list(enumerate(digits)) for digits in all_digits)
-    ]
-    shapes = tuple(FakeShape(1000 * draw(st.sampled_from((1, 10, 100, 300, 900)))) for _ in range(depth))
-    kept = draw(st.sets(st.integers(0, len(candidates) - 1), min_size=1))
-    return build_tree(candidates, sharing=True), shapes, kept
 
 
 def peak_of_order(tree, order, shapes, needed):
