@@ -7,6 +7,7 @@ import mmap
 import os
 import platform
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
@@ -16,6 +17,8 @@ from blake3 import blake3
 
 PRETEND_GPUS = "RAYSNAP_PRETEND_GPUS"
 """Environment variable; 1 lets what has a GPU of Ray's run on the CPU, for tests of clusters without GPUs."""
+
+_entered_s: float | None = None  # when this process began to run a command
 
 
 def package_version(package: str = "raysnap") -> str | None:
@@ -113,3 +116,24 @@ def cache_place(dataset_root: Path, kind: str) -> Path:
     parent = in_dataset.parent
     is_writable = os.access(parent if parent.is_dir() else dataset_root, os.W_OK | os.X_OK)
     return parent.resolve() / kind if is_writable else in_user_cache
+
+
+def note_entry() -> None:
+    """Note that this process runs a command, and when it began."""
+    global _entered_s
+    _entered_s = time.perf_counter() - _age_s()
+
+
+def since_enter_s() -> float:
+    """Return the seconds since this process began; 0 where it runs no command, so that calls count from the call."""
+    return 0.0 if _entered_s is None else time.perf_counter() - _entered_s
+
+
+def _age_s() -> float:
+    """Return how long ago this process began, to 10 ms; 0 where the system doesn't tell."""
+    try:
+        fields = Path("/proc/self/stat").read_text("ascii").rpartition(")")[2].split()
+        began_s = int(fields[19]) / os.sysconf("SC_CLK_TCK")
+        return max(0.0, time.clock_gettime(time.CLOCK_BOOTTIME) - began_s)
+    except (OSError, ValueError, IndexError, AttributeError):
+        return 0.0

@@ -23,7 +23,6 @@ from raysnap.cli.console import (
     print_result,
 )
 from raysnap.cli.job_session import job_session
-from raysnap.cli.process import since_enter_s
 from raysnap.cli.search_arguments import (
     BudgetBytes,
     Data,
@@ -43,6 +42,7 @@ from raysnap.cli.search_arguments import (
     Workers,
 )
 from raysnap.cluster.session import OBJECT_STORE_BYTES, WORKER_OBJECT_BYTES, ray_session
+from raysnap.system import since_enter_s
 
 if TYPE_CHECKING:
     from raysnap.bench.cells import Cell

@@ -14,9 +14,9 @@ from raysnap.search.engine.cached_source import find_cached
 from raysnap.search.engine.calibration import measure_kinds
 from raysnap.search.engine.feature_cache import FeatureCache
 from raysnap.search.engine.items import DrawnItems
-from raysnap.search.engine.known_pace import learn_corrections, learn_speeds, read_pace, write_pace
 from raysnap.search.engine.setup import Setup
 from raysnap.search.engine.work import Work
+from raysnap.search.known_pace import learn_corrections, learn_speeds, read_pace, write_pace
 from raysnap.search.plan.choice import Choice, choose
 from raysnap.search.plan.forecast import STAGES, Forecast, ForecastRung, Question
 from raysnap.search.plan.rungs import Rung

@@ -23,7 +23,7 @@ MISTAKES = [
     (["search"], "Missing option '--data'; see `raysnap search --help`"),
     (["search", "--dta", "x"], "No such option: --dta"),
     (["store", "ls", "extra"], "unexpected extra argument"),
-    (["search", "--data", "pets", "--method", "alsation"], "'alsation' is not one of 'baseline'"),
+    (["search", "--data", "pets", "--method", "alsation"], "'alsation' is not one of 'auto'"),
     (["search", "--data", "pets", "--num-train", "many"], "Invalid value for '--num-train'"),
     (["search", "--data", "pets", "--num-train", "0"], "Invalid value for '--num-train'"),
     (["search", "--data", "pets", "--image-size", "1"], "Invalid value for '--image-size'"),

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from raysnap.cli.process import since_enter_s
+from raysnap.system import since_enter_s
 from tests.support.cli_commands import process, run_json
 
 
@@ -41,6 +41,7 @@ def test_the_exit_code_is_the_commands(tmp_path, arguments, exit_code):
 
 
 def test_a_search_needs_no_compiler_and_counts_from_its_start(here):
+    process("search", "--data", "pets", "--json", cwd=here)  # the first one of an architecture measures its blocks
     before_s = time.perf_counter()
     done = subprocess.run(
         [sys.executable, "-X", "importtime", "-m", "raysnap", "search", "--data", "pets", "--json"],
@@ -50,7 +51,7 @@ def test_a_search_needs_no_compiler_and_counts_from_its_start(here):
     assert done.returncode == 0
     imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
     assert "torch" in imported and "torchvision" in imported
-    assert not {"torch._dynamo", "torch._inductor", "scipy", "pandas", "ray"} & imported
+    assert {"torch._dynamo", "torch._inductor", "scipy", "pandas", "ray"} & imported == set()
     timings_s = json.loads(done.stdout)["timings_s"]
     assert 0 < timings_s["start"] < timings_s["total"] <= wall_s + 0.02  # a process's start is known to 10 ms
 

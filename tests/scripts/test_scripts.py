@@ -316,8 +316,8 @@ def test_an_entry_script_runs_its_command_on_its_cluster(tmp_path, name):
     (tmp_path / "raysnap" / "cli").mkdir(parents=True)
     (tmp_path / "raysnap" / "__init__.py").touch()
     (tmp_path / "raysnap" / "cli" / "__init__.py").touch()
-    (tmp_path / "raysnap" / "cli" / "app.py").write_text(
-        "import os\n\ndef main(argv):\n    print(os.environ['RAY_ADDRESS'], *argv)\n    return 2\n"
+    (tmp_path / "raysnap" / "cli" / "process.py").write_text(
+        "import os, sys\n\ndef run(argv):\n    print(os.environ['RAY_ADDRESS'], *argv)\n    sys.exit(2)\n"
     )
     done = subprocess.run(
         [sys.executable, ROOT / "scripts" / name, "--store", "S"],

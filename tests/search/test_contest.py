@@ -30,7 +30,9 @@ def test_the_last_rungs_scores_are_those_on_all_items(request, find, store_name)
 def test_of_equal_scores_the_smaller_loss_is_ranked_first(resnets, data_dir, monkeypatch):
     losses = iter((0.5, 0.1, 0.4, 0.2, 0.6, 0.3))
     monkeypatch.setitem(
-        PROXIES, "linear", lambda *arrays: [Score(0.5, next(losses), np.arange(arrays[2].shape[1]) % 2 == 0)]
+        PROXIES,
+        "linear",
+        lambda *arrays: [Score(0.5, next(losses), np.arange(arrays[2].shape[1]) % 2 == 0) for _ in arrays[0]],
     )
     by_id = sorted(manifest.id for manifest in resnets.manifests())
     result = search(resnets, DATA, method="shared", data_dir=data_dir, device="cpu")  # which scores one at a time
@@ -57,8 +59,9 @@ def test_candidates_are_scored_once_a_rung_on_all_items_so_far(find, resnets, da
     calls = []
 
     def proxy(train_BND, train_labels_N, test_BTD, test_labels_T, seed):
-        calls.append((train_BND.shape[1], len(train_labels_N), test_BTD.shape[1], len(test_labels_T)))
-        return [Score(0.0, train_BND.sum().item(), np.zeros(len(test_labels_T)))]
+        sizes = (train_BND.shape[1], len(train_labels_N), test_BTD.shape[1], len(test_labels_T))
+        calls.extend([sizes] * len(train_BND))
+        return [Score(0.0, train_ND.sum().item(), np.zeros(len(test_labels_T))) for train_ND in train_BND]
 
     monkeypatch.setitem(PROXIES, "linear", proxy)
     search(resnets, DATA, method=method, data_dir=data_dir, device="cpu")  # which scores one at a time

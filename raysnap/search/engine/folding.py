@@ -160,10 +160,13 @@ def _watch_convolutions(
 ) -> tuple[list[tuple[str, str]], dict[str, tuple[int, int]]]:
     """Return each convolution whose output a batch norm takes with that norm, and each one's input size, by path.
 
-    Runs the block without weights or values and watches which tensor goes where. In torchvision's models nothing else
-    takes such an output; tests check that for every family.
+    Runs the block without values and watches which tensor goes where. In torchvision's models nothing
+    else takes such an output; tests check that for every family.
     """
-    block = block_skeleton(architecture, index)
+    # On the meta device, batch norms and pooling import torch's compiler, which takes a second.
+    block = block_skeleton(architecture, index).to_empty(device="cpu").eval()
+    for tensor in (*block.parameters(), *block.buffers()):
+        tensor.detach().zero_()
     made_by: dict[int, tuple[Tensor, str]] = {}
     pairs: list[tuple[str, str]] = []
     image_sizes: dict[str, tuple[int, int]] = {}
@@ -180,5 +183,5 @@ def _watch_convolutions(
             module.register_forward_hook(partial(watch, path))
     above = block_shapes(architecture, image_size)[index - 1].output_shape if index else (3, image_size, image_size)
     with torch.no_grad():
-        block(torch.empty(1, *above, device="meta"))
+        block(torch.zeros(1, *above))
     return pairs, image_sizes

@@ -178,7 +178,7 @@ def test_a_bound_on_memory_changes_no_bit(sharing):
     try:
         free = executor_of(tree, shelf, Pixels(40), is_sharing=sharing)
         expected = gather_all(free, range(40))
-        for share in (1, 0.4, 0.3) if sharing else (1, 0.7, 0.6):
+        for share in (1, 0.3, 0.23) if sharing else (1, 0.7, 0.6):
             shelf.reads.clear()
             memory_bytes = int(share * free.work.peak_memory_bytes)
             tight = executor_of(tree, shelf, Pixels(40), memory_bytes=memory_bytes, is_sharing=sharing)

@@ -179,7 +179,7 @@ def test_what_is_decoded_first_counts_against_the_budget():
     assert decoding.num_train < free.num_train <= 4000
 
 
-def test_too_small_a_budget_takes_the_fewest_items_and_says_by_how_much():
+def test_too_small_a_budget_takes_the_fewest_items():
     choice = take(ask(at_224(star(16)), CPU, num_classes=4), num_train=2000, num_test=500, start_s=3.0, budget_s=2.0)
     assert choice.num_train == 16 and choice.num_test >= 8
     over_s = choice.forecast.total_s - 2.0

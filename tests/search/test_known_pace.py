@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from raysnap.models.numerics import Numerics
-from raysnap.search.engine.known_pace import learn_corrections, learn_speeds, read_pace, write_pace
 from raysnap.search.engine.pace import Laps, Pace
+from raysnap.search.known_pace import learn_corrections, learn_speeds, read_pace, write_pace
 from raysnap.search.plan.costs import BlockSpeed
 from raysnap.search.plan.forecast import DevicePace
 from tests.support.search_stores import one_thread
@@ -67,7 +67,7 @@ def test_a_cache_that_can_not_be_written_is_no_error(numerics, tmp_path):
     assert read_pace(numerics) == pace_with()
 
 
-def test_laps_move_a_known_speed_half_of_the_way_and_set_a_new_one():
+def test_laps_move_a_known_speed_half_of_the_way():
     laps = {KIND: Laps(num_batches=2, num_items=20, total_s=4 * (2 * 0.01 + 20 * 0.002))}
     learnt = learn_speeds(pace_with(speeds={KIND: SPEED}), laps).speeds[KIND]
     assert (learnt.call_s, learnt.item_s) == pytest.approx((0.02, 0.004)), "the root of a factor of 4"
