@@ -144,6 +144,7 @@ def run_search(options: argparse.Namespace) -> dict[str, Any]:
         method=options.method,
         memory_bytes=None if options.run == "unbounded" else options.memory,
         where=f"id == '{one}'" if options.run == "libraries" else None,
+        max_candidates=None,
         num_train=options.train,
         num_test=options.test,
         image_size=options.image_size,
