@@ -8,6 +8,7 @@ handful of pixels, for which oneDNN is slow, become matrix products.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from typing import TypeAlias
 
@@ -54,9 +55,9 @@ class Fused(nn.Module):
         """Bring the weights, once they are there, into the form in which they are used."""
         self.weight = nn.Parameter(self.packed(self.weight), requires_grad=False)
 
+    @abstractmethod
     def packed(self, weight: Tensor) -> Tensor:
         """Return the weights in that form."""
-        raise NotImplementedError
 
     @property
     def attribute(self) -> Attribute:
