@@ -7,6 +7,7 @@ another, and of each other file all go to one.
 import atexit
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -30,6 +31,9 @@ for name in ("RAY_ADDRESS", "OMP_NUM_THREADS"):  # the caller's are not those of
     os.environ.pop(name, None)
 os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="raysnap-cache-")
 atexit.register(shutil.rmtree, os.environ["XDG_CACHE_HOME"], ignore_errors=True)
+# A shell's background job ignores Ctrl-C, and so would all that it starts: tests that interrupt would test nothing.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # A shared machine stalls now and then; the time of one example says nothing.
 hypothesis.settings.register_profile("raysnap", deadline=None)
