@@ -135,10 +135,26 @@ MUTANTS = [
     Mutant(
         "fsync of a name that a killed writer published",
         "store/catalog.py",
-        "            files.sync(path)\n",
-        "            pass\n",
+        "        files.sync(path)\n",
+        "        pass\n",
         "faults/test_store_crashes.py::test_putting_again_syncs_what_a_killed_writer_left",
         r"assert found in allowed",
+    ),
+    Mutant(
+        "a name that is given stays with the snapshot that has it",
+        "store/catalog.py",
+        "if current is None or current == snapshot or not manifest_path(files, current).exists():",
+        "if True:",
+        "store/test_catalog.py::test_a_given_name_is_never_taken_from_a_snapshot",
+        r"\['mine', 'mine', 'mine'\]",
+    ),
+    Mutant(
+        "one bad candidate doesn't end a search",
+        "search/engine/executor.py",
+        "except Exception as error:  # noqa: BLE001 - one bad",
+        "except ZeroDivisionError as error:  # one bad",
+        "search/test_contest.py::test_a_block_that_raises_skips_its_candidates_only",
+        r"NotImplementedError: a fault",
     ),
     Mutant(
         "digest of what is read",

@@ -108,14 +108,15 @@ def generate(
         print_json(summary)
     else:
         from raysnap.cli.store_tables import savings_line
-        from raysnap.cli.training_tables import trained_table
+        from raysnap.cli.training_tables import renamed_lines, trained_table
         from raysnap.runs.run import read_run
         from raysnap.store.store import Store
 
         print_failures(summary.failures)
         if summary.num_done:
             print_result(trained_table(read_run(config.run_dir).done_trials))
-        print_result(f"\n{summary.num_done} of {summary.num_trials} trials done, {summary.num_failed} failed.")
+        counts = f"{summary.num_done} of {summary.num_trials} trials done, {summary.num_failed} failed."
+        print_result("\n".join(["", counts, *renamed_lines(summary.renamed)]))
         print_result(f"{savings_line(Store.open(config.store).stats())}\nReport: {report_path}")
     return SOME_FAILED if summary.num_failed else 0
 
@@ -153,7 +154,7 @@ def sweep(
     if as_json:
         print_json(summary)
     else:
-        from raysnap.cli.training_tables import sweep_lines, sweep_table
+        from raysnap.cli.training_tables import renamed_lines, sweep_lines, sweep_table
         from raysnap.runs.rows import read_rows
         from raysnap.runs.trial_rows import TrialRow
 
@@ -161,7 +162,7 @@ def sweep(
         if summary.best:
             rows = [TrialRow.read(row) for row in read_rows(config.run_dir / "results.jsonl") if "trial" in row]
             print_result(sweep_table(rows, config.metric, config.mode))
-        print_result(f"\n{sweep_lines(summary)}\nReport: {report_path}")
+        print_result("\n".join(["", sweep_lines(summary), *renamed_lines(summary.renamed), f"Report: {report_path}"]))
     return SOME_FAILED if summary.num_failed else 0
 
 
@@ -199,6 +200,7 @@ def synthesize(
 
     config = load_config(config_path, overrides or [], SynthesizeConfig)
     from raysnap.cli.store_tables import savings_line
+    from raysnap.cli.training_tables import renamed_lines
     from raysnap.jobs.synthesize import synthesize as run
     from raysnap.planning.synthetic import plan_synthesize
     from raysnap.store.store import Store
@@ -209,5 +211,6 @@ def synthesize(
     if as_json:
         print_json(summary)
     else:
-        print_result(f"{len(summary.snapshots)} snapshots.\n{savings_line(Store.open(config.store).stats())}")
+        lines = [f"{len(summary.snapshots)} snapshots.", *renamed_lines(summary.renamed)]
+        print_result("\n".join([*lines, savings_line(Store.open(config.store).stats())]))
     return 0

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from raysnap.planning.forecast import Forecast
     from raysnap.training.trial import Trial
 
+MAX_NAMES_TAKEN = 5
+
 
 def trials_table(trials: Iterable[Trial]) -> Table:
     """Return a plan's trials, one per line."""
@@ -66,8 +68,19 @@ def sweep_lines(summary: SweepSummary) -> str:
     best = summary.best
     if best is None:
         return f"{', '.join(counts)}."
-    where = f", stored as {best['trial']} ({best['snapshot'][:12]})" if best["snapshot"] else ""
+    name = summary.renamed.get(best["trial"], best["trial"])
+    where = f", stored as {name} ({best['snapshot'][:12]})" if best["snapshot"] else ""
     return f"{', '.join(counts)}.\nBest: {best['trial']} with {summary.metric} {score_text(best['objective'])}{where}."
+
+
+def renamed_lines(renamed: Mapping[str, str]) -> list[str]:
+    """Say which snapshots have another name than their trial, as another snapshot of the store has that."""
+    if not renamed:
+        return []
+    pairs = list(renamed.items())
+    shown = [f"  {trial} is {name}" for trial, name in pairs[:MAX_NAMES_TAKEN]]
+    more = [f"  and {len(pairs) - len(shown)} more"] if len(pairs) > len(shown) else []
+    return ["The names of other snapshots of this store were left to them:", *shown, *more]
 
 
 def _point_keys(points: Iterable[Mapping[str, Any] | None]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from raysnap.store.manifest import DatasetRecord, Preprocessing
 from raysnap.store.store import Store
 from raysnap.training.trial import Trial, slug
 from raysnap.tune.resources import spread_cpus
+
+logger = logging.getLogger(__name__)
 
 
 def make_bases(job: Job, data: JobData) -> dict[str, str | None]:
@@ -76,8 +79,10 @@ def store_base(
         num_classes=num_classes_of(blocks[-1][1]),
         dataset=dataset,
         preprocessing=preprocessing,
-        name=slug(name),
     )
+    given = store.give_name(slug(name), written.manifest.id)
+    if given != slug(name):
+        logger.warning("base.weights %s: named %s, as %s is another snapshot's name", weights, given, slug(name))
     return written.manifest.id
 
 

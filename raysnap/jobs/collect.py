@@ -114,9 +114,10 @@ def _put_snapshot(store: Store, trial: Trial, savepoint: Savepoint, preprocessin
         metrics=record["metrics"],
         train=_used_config(trial, record),
         trial=trial.id,
-        name=trial.id,
     )
+    name = store.give_name(trial.id, written.manifest.id)
     return {
+        "snapshot_name": None if name == trial.id else name,
         "snapshot": written.manifest.id,
         "new_blocks": written.new_blocks,
         "new_bytes": written.new_bytes,

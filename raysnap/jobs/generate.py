@@ -11,7 +11,7 @@ from raysnap.jobs.bases import make_bases
 from raysnap.jobs.data import prepare_data
 from raysnap.jobs.job import Job
 from raysnap.jobs.stage import Stage, run_stage
-from raysnap.jobs.summary import JobSummary, failures_of
+from raysnap.jobs.summary import JobSummary, failures_of, renamed_in
 from raysnap.planning.generate import TrialsPlan, plan_generate
 from raysnap.progress import OnProgress, ignore_progress
 from raysnap.runs.run_lock import RunLock
@@ -69,4 +69,5 @@ def _summarise(job: Job) -> JobSummary:
         num_failed=len(failures),
         snapshots=[row.snapshot for row in rows if row.snapshot],
         failures=failures,
+        renamed=renamed_in(rows),
     )

@@ -19,7 +19,7 @@ from raysnap.jobs.collect import planned_row
 from raysnap.jobs.data import JobData, prepare_data
 from raysnap.jobs.job import Job
 from raysnap.jobs.stage import Stage, record_outcome, run_stage
-from raysnap.jobs.summary import failures_of
+from raysnap.jobs.summary import failures_of, renamed_in
 from raysnap.planning.generate import TrialsPlan
 from raysnap.planning.optuna_study import Study
 from raysnap.planning.points import Point, point_trial
@@ -44,6 +44,7 @@ class SweepSummary:
         num_left: not started within the time budget.
         snapshots: the ids of all it has in the store.
         best: `trial`, `point`, `objective`, `metrics` and `snapshot` of the best one; None where none is done.
+        renamed: the names, by trial, of snapshots whose trial's id was the name of another snapshot of the store.
     """
 
     run_dir: str
@@ -56,6 +57,7 @@ class SweepSummary:
     snapshots: list[str]
     best: dict[str, Any] | None
     failures: list[dict[str, str]] = field(default_factory=list)
+    renamed: dict[str, str] = field(default_factory=dict)
 
 
 def sweep(
@@ -211,4 +213,5 @@ def _summarise(config: SweepConfig, job: Job) -> SweepSummary:
         snapshots=[row.snapshot for row in rows if row.snapshot],
         best={key: getattr(best, key) for key in shown} if best else None,
         failures=failures,
+        renamed=renamed_in(rows),
     )

@@ -61,6 +61,7 @@ def _synthesize(
 ) -> JobSummary:
     started, started_s = utc_timestamp(), time.perf_counter()
     made: list[Manifest] = []
+    renamed: dict[str, str] = {}
     known = {row.trial: row.snapshot for row in run.trial_rows()}
     for descent in plan:
         name = _name(descent)
@@ -75,12 +76,14 @@ def _synthesize(
         else:
             manifest, new_bytes = _derive(store, config, descent, made[descent.parent])
             made.append(manifest)
+            if (given := store.give_name(name, manifest.id)) != name:
+                renamed[name] = given
         run.add_row(_row(name, made[-1], new_bytes).as_json())
     on_progress("synthesize", config.num_snapshots, config.num_snapshots, "done")
     wall_s = time.perf_counter() - started_s
     run.write_env(config.seed, started, wall_s, {"synthesize": wall_s})
     snapshots = [manifest.id for manifest in made]
-    return JobSummary(str(run.path), config.num_snapshots, config.num_snapshots, 0, snapshots, [])
+    return JobSummary(str(run.path), config.num_snapshots, config.num_snapshots, 0, snapshots, [], renamed)
 
 
 def _name(descent: Descent) -> str:
@@ -107,7 +110,6 @@ def _derive(store: Store, config: SynthesizeConfig, descent: Descent, parent: Ma
         retrain_index=descent.retrain_index,
         preprocessing=parent.preprocessing,
         trial=_name(descent),
-        name=_name(descent),
     )
     return written.manifest, written.new_bytes
 

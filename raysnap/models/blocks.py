@@ -29,6 +29,9 @@ Tensors: TypeAlias = dict[str, Tensor]
 
 Shape: TypeAlias = tuple[int, ...]
 
+# The buffers of torchvision's models that contain integers.
+INTEGER_BUFFERS = ("num_batches_tracked", "relative_position_index")
+
 
 class Block(nn.Module):
     """Some of torchvision's modules run one after the other, under their torchvision names.
@@ -284,6 +287,20 @@ def build_model(architecture: str, tensors: Sequence[Mapping[str, Tensor]]) -> n
 def blocks_of(model: nn.Sequential) -> list[Block]:
     """Return the blocks of a model, or of a part of one, from the front."""
     return [cast(Block, block) for block in model]
+
+
+def in_float32(tensors: Mapping[str, Tensor]) -> Tensors:
+    """Return the tensors with floats of any width as float32, in which blocks are prepared and trained.
+
+    Of some types, such as those of one byte, torch can do nothing but convert them.
+
+    Raises:
+        WeightsError: a weight is of another kind of numbers.
+    """
+    for name, tensor in tensors.items():
+        if not (tensor.is_floating_point() or name.endswith(INTEGER_BUFFERS)):
+            raise WeightsError(f"{name}: expected floating-point numbers, found {tensor.dtype}")
+    return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
 
 
 def split_state_dict(architecture: str, state_dict: Mapping[str, Tensor]) -> list[tuple[str, Tensors]]:

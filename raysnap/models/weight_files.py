@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from raysnap.errors import WeightsError
-from raysnap.models.blocks import block_names, split_state_dict
+from raysnap.models.blocks import INTEGER_BUFFERS, block_names, split_state_dict
 from raysnap.models.foreign_pickles import check_checkpoint
-from raysnap.models.tensor_bytes import decode
+from raysnap.models.tensor_bytes import DTYPES, decode
 
 SAFETENSORS_SUFFIX = ".safetensors"
 TORCH_SUFFIXES = (".pth", ".pt", ".bin")
@@ -24,8 +24,6 @@ MAX_NAME_CHARACTERS = 500
 
 _WRAPPERS = ("state_dict", "model", "model_state_dict")
 _PREFIXES = ("module.", "_orig_mod.")
-# The buffers of torchvision's models that contain integers.
-_INTEGER_BUFFERS = ("num_batches_tracked", "relative_position_index")
 # What torch.load raises on bytes that are not a checkpoint of tensors; BLE001 forbids catching all exceptions.
 _UNREADABLE = (
     pickle.UnpicklingError,
@@ -104,6 +102,8 @@ def _check_tensors(state_dict: Any, path: Path) -> dict[str, Tensor]:
                 f"{path}: expected printable tensor names of at most {MAX_NAME_CHARACTERS} characters, found "
                 f"{name[:80]!r}"
             )
+        if value.dtype not in DTYPES.values():
+            raise WeightsError(f"{path}: {name}: expected numbers of a type that can be stored, found {value.dtype}")
         if value.layout != torch.strided or value.is_meta or value.nbytes > file_bytes:
             raise WeightsError(f"{path}: {name[:80]!r}: expected a dense tensor with its values in the file")
     return {name: value.detach() for name, value in state_dict.items()}
@@ -128,7 +128,7 @@ def read_blocks(path: Path, architecture: str) -> list[tuple[str, dict[str, Tens
     state_dict = _with_batch_counts(load_state_dict(path))
     blocks = split_state_dict(architecture, state_dict)
     for name, tensor in state_dict.items():
-        is_integer_buffer = name.endswith(_INTEGER_BUFFERS)
+        is_integer_buffer = name.endswith(INTEGER_BUFFERS)
         if not (_is_integer(tensor) if is_integer_buffer else tensor.is_floating_point()):
             kind = "integers" if is_integer_buffer else "floating-point numbers"
             raise WeightsError(f"{path}: {name}: expected {kind}, found {tensor.dtype}")

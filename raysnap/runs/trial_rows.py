@@ -25,6 +25,7 @@ _ONLY_IF_KNOWN = frozenset(
         "new_blocks",
         "new_bytes",
         "snapshot_bytes",
+        "snapshot_name",
         "num_classes",
         "node",
     )
@@ -45,6 +46,7 @@ class TrialRow:
         role: a `Role`; other text only in a row that raysnap did not write.
         point: what a sweep sampled for it, by dotted key.
         sample: which of the sweep's `num_samples` it belongs to, from 1; None outside sweeps.
+        snapshot_name: of its snapshot in the store, where that is not the trial's id; that was another's name then.
         metrics: of the kept epoch: `val_accuracy`, `test_accuracy`, `best_epoch`, ….
         history: an entry per epoch.
         timings_s: seconds of training by phase, and their `total`.
@@ -75,6 +77,7 @@ class TrialRow:
     train: dict[str, Any] = field(default_factory=dict)
     batch_size: int | None = None
     snapshot: str | None = None
+    snapshot_name: str | None = None
     base: str | None = None
     metrics: dict[str, float] = field(default_factory=dict)
     history: Sequence[dict[str, Any]] = ()
@@ -119,6 +122,7 @@ class TrialRow:
             train=mapping(row.get("train")),
             batch_size=whole(row.get("batch_size")),
             snapshot=text(row.get("snapshot")),
+            snapshot_name=text(row.get("snapshot_name")),
             base=text(row.get("base")),
             metrics=_figures(row.get("metrics")),
             history=tuple(mapping(epoch) for epoch in sequence(row.get("history"))),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterable
 from contextlib import suppress
@@ -145,10 +146,37 @@ def set_ref(files: Files, name: str, snapshot: str, expected: str | None = None)
     with files.ref_lock():
         if not manifest_path(files, snapshot).exists():
             raise SnapshotNotFound(f"{files.root}: no snapshot {snapshot} to name {name!r}")
-        if _compare_ref(path, expected) == snapshot:
-            files.sync(path)
-        else:
-            files.write(path, f"{snapshot}\n".encode())
+        _refer(files, path, snapshot, _compare_ref(path, expected))
+
+
+def _refer(files: Files, path: Path, snapshot: str, current: str | None) -> None:
+    """Make the ref, which holds `current` now, hold this id."""
+    if current == snapshot:
+        files.sync(path)
+    else:
+        files.write(path, f"{snapshot}\n".encode())
+
+
+def give_name(files: Files, name: str, snapshot: str) -> str:
+    """Name the snapshot with this id, and return the name that it got: `name`, or `name-2`, `name-3`, ….
+
+    It is the first that refers to this snapshot already, or to none that is in the store.
+
+    Raises:
+        SnapshotNotFound: there is no such snapshot.
+    """
+    check_ref_name(name)
+    with files.ref_lock():
+        if not manifest_path(files, snapshot).exists():
+            raise SnapshotNotFound(f"{files.root}: no snapshot {snapshot} to name {name!r}")
+        for number in itertools.count(1):
+            free = name if number == 1 else check_ref_name(f"{name}-{number}")
+            path = files.refs_dir / free
+            current = _compare_ref(path, None)
+            if current is None or current == snapshot or not manifest_path(files, current).exists():
+                _refer(files, path, snapshot, current)
+                return free
+    raise AssertionError("unreachable: numbers don't end")
 
 
 def remove_ref(files: Files, name: str, expected: str | None = None) -> None:

@@ -415,6 +415,20 @@ class Store:
         """
         catalog.set_ref(self._files, name, snapshot, expected)
 
+    def give_name(self, name: str, snapshot: str) -> str:
+        """Name the snapshot with this id without taking the name from another one, and return the name that it got.
+
+        >>> store = raysnap.Store.open("store")
+        >>> snapshots = [summary.id for summary in store.summaries("retrain_index == 1")]
+        >>> [store.give_name("best", snapshot) for snapshot in snapshots]
+        ['best', 'best-2']
+
+        Raises:
+            SnapshotNotFound: there is no such snapshot.
+            StoreError: the store can't be written.
+        """
+        return catalog.give_name(self._files, name, snapshot)
+
     def remove_ref(self, name: str, expected: str | None = None) -> None:
         """Remove a name; its snapshot stays. Raise as `set_ref` does."""
         catalog.remove_ref(self._files, name, expected)

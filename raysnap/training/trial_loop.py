@@ -21,8 +21,9 @@ from raysnap.config.choices import Status
 from raysnap.datasets.dataset import Dataset, Item, read_folder
 from raysnap.datasets.pixel_cache import PixelCache
 from raysnap.datasets.splits import training_splits
-from raysnap.models.blocks import build_model, random_head, random_tensors
+from raysnap.models.blocks import build_model, in_float32, random_head, random_tensors
 from raysnap.models.numerics import Numerics
+from raysnap.models.tensor_bytes import block_digest
 from raysnap.store.manifest import Preprocessing
 from raysnap.store.store import Store
 from raysnap.training.feeds import LabelledPixels
@@ -96,7 +97,7 @@ def run_trial(
     dataset = read_folder(job.dataset_dirs[trial.trained_on])
     preprocessing = trial.preprocessing(job.preprocessing)
     splits = labelled_splits(dataset, job, preprocessing)
-    model, base_digests = _start_model(trial, job, len(dataset.classes))
+    model, base_digests, start_digests = _start_model(trial, job, len(dataset.classes))
     model.to(device)
     facts = {
         "trial": trial.id,
@@ -112,7 +113,7 @@ def run_trial(
     with tempfile.TemporaryDirectory(prefix="raysnap-") as folder:
         final_dir = Path(folder)
         result = finetune(
-            StartModel(model, trial.num_frozen, base_digests),
+            StartModel(model, trial.num_frozen, start_digests),
             splits,
             preprocessing,
             trial.train,
@@ -180,17 +181,25 @@ def _describe(model: nn.Sequential, trial: Trial, device: torch.device) -> dict[
     }
 
 
-def _start_model(trial: Trial, job: TrainJob, num_classes: int) -> tuple[nn.Sequential, list[str]]:
-    """Return the model that the trial starts from, with a fresh head, and the digests of its base's blocks."""
+def _start_model(trial: Trial, job: TrainJob, num_classes: int) -> tuple[nn.Sequential, list[str], list[str]]:
+    """Return the model that the trial starts from, with a fresh head, and the digests of its base's blocks.
+
+    These twice: as they are in the store, and as they are in the model, which is float32 throughout.
+    """
     base_id = job.bases[trial.base_key]
     if base_id is None:
         tensors = [block for _, block in random_tensors(trial.architecture, num_classes, trial.seed)]
-        return build_model(trial.architecture, tensors), []
+        return build_model(trial.architecture, tensors), [], []
     store = Store.open(job.store_dir)
-    blocks = store.manifest(base_id).blocks
-    tensors = [store.read_block(block.digest) for block in blocks[:-1]]
+    digests = [block.digest for block in store.manifest(base_id).blocks]
+    start_digests, tensors = list(digests), []
+    for number, digest in enumerate(digests[:-1]):
+        stored = store.read_block(digest)
+        tensors.append(in_float32(stored))
+        if any(tensors[-1][name] is not tensor for name, tensor in stored.items()):
+            start_digests[number] = block_digest(tensors[-1])
     tensors.append(random_head(trial.architecture, num_classes, trial.seed))
-    return build_model(trial.architecture, tensors), [block.digest for block in blocks]
+    return build_model(trial.architecture, tensors), digests, start_digests
 
 
 def _inherited(trial: Trial, resume: Savepoint | None) -> list[dict[str, Any]]:

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from raysnap.errors import StoreError
+from raysnap.models.tensor_bytes import DTYPES
 from raysnap.search import search
 from raysnap.search.plan.rungs import plan_rungs
 from raysnap.search.probes.proxies import PROXIES
@@ -152,3 +154,63 @@ def test_nested_keeps_snapshots_that_differ_in_heads_alone(data_dir, tmp_path):
         (result.ranking[0].score, SHAPES.num_train, True)
     }
     assert all(one.within_tolerance for one in result.ranking) and result.expected_loss == 0
+
+
+def with_dtype(tensors_by_block, dtype, block_index):
+    """Return the blocks with the floats of one of them, or of all where it is None, in another type."""
+    return [
+        (name, {key: value.to(dtype) if value.is_floating_point() else value for key, value in tensors.items()})
+        if block_index in (None, index)
+        else (name, tensors)
+        for index, (name, tensors) in enumerate(tensors_by_block)
+    ]
+
+
+@pytest.mark.parametrize("block_index", [None, 0, 4])
+def test_floats_of_any_width_are_searched(tmp_path, data_dir, block_index):
+    store = Store.open(tmp_path / "store", create=True)
+    one_byte = [dtype for name, dtype in DTYPES.items() if name.startswith("F8")]
+    for dtype in (torch.float32, torch.float64, torch.float16, torch.bfloat16, *one_byte):
+        tensors = with_dtype(random_blocks(SMALL, 0), dtype, block_index)
+        put(store, str(dtype).removeprefix("torch."), tensors, architecture=SMALL)
+    result = search(store, DATA, data_dir=data_dir, method="shared")
+    assert result.skipped == () and len(result.ranking) == 9
+    scores = {one.name: one.score for one in result.ranking}
+    assert scores["float16"] == pytest.approx(scores["float32"], abs=0.1)
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint64, torch.bool, torch.complex64])
+@pytest.mark.parametrize("is_sharing", [True, False])
+def test_a_candidate_of_other_numbers_is_skipped(tmp_path, data_dir, dtype, is_sharing):
+    store = Store.open(tmp_path / "store", create=True)
+    good = put(store, "good", random_blocks(SMALL, 0), architecture=SMALL)
+    put(store, "bad", with_dtype(random_blocks(SMALL, 0), dtype, 4), architecture=SMALL)
+    result = search(store, DATA, data_dir=data_dir, method="shared" if is_sharing else "baseline")
+    assert [one.snapshot for one in result.ranking] == [good]
+    assert [(one.name, str(dtype) in one.error) for one in result.skipped] == [("bad", True)]
+
+
+def test_a_block_that_raises_skips_its_candidates_only(resnets, data_dir, monkeypatch):
+    broken = {block.digest for block in resnets.manifest("three").blocks[-4:-1]}
+    read = Store.read_block
+
+    def read_block(store, digest, device=None):
+        if digest in broken:
+            raise NotImplementedError("a fault\nof two lines")
+        return read(store, digest, device)
+
+    monkeypatch.setattr(Store, "read_block", read_block)
+    result = search(resnets, DATA, data_dir=data_dir, method="shared")
+    assert [one.name for one in result.skipped] == ["three"]
+    assert result.skipped[0].error.endswith("can't run: NotImplementedError: a fault of two lines")
+    assert len(result.ranking) == len(VARIANTS) - 1
+
+
+@pytest.mark.parametrize("error", [MemoryError("full"), OSError(24, "Too many open files"), StoreError("gone")])
+def test_a_fault_of_the_machine_ends_the_search(resnets, data_dir, monkeypatch, error):
+    def read_block(store, digest, device=None):
+        raise error
+
+    monkeypatch.setattr(Store, "read_block", read_block)
+    with pytest.raises(type(error)):
+        search(resnets, DATA, data_dir=data_dir, method="shared")

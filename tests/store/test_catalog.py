@@ -97,3 +97,30 @@ def test_a_removed_snapshot_is_gone_with_its_names(store):
     with pytest.raises(SnapshotNotFound):
         store.manifest(snapshot)
     assert store.verify()["ok"]
+
+
+def test_a_given_name_is_never_taken_from_a_snapshot(store):
+    one, two, three = (put(store, seed=seed).manifest.id for seed in range(3))
+    assert [store.give_name("mine", snapshot) for snapshot in (one, two, three)] == ["mine", "mine-2", "mine-3"]
+    assert [store.give_name("mine", snapshot) for snapshot in (three, one, two)] == ["mine-3", "mine", "mine-2"]
+    store.remove_ref("mine-2")
+    assert store.give_name("mine", three) == "mine-2"
+
+
+def test_a_name_without_a_snapshot_is_given_away(store):
+    one, two = (put(store, seed=seed).manifest.id for seed in range(2))
+    store.give_name("mine", one)
+    (store.path / "snapshots" / f"{one}.json").unlink()
+    assert store.give_name("mine", two) == "mine"
+    with pytest.raises(SnapshotNotFound):
+        store.give_name("mine", one)
+    with pytest.raises(UsageError):
+        store.give_name("../mine", two)
+
+
+def test_one_name_asked_for_at_once_goes_to_one(store):
+    snapshots = [put(store, seed=seed).manifest.id for seed in range(8)]
+    with ThreadPoolExecutor(8) as pool:
+        names = list(pool.map(lambda snapshot: Store.open(store.path).give_name("mine", snapshot), snapshots))
+    assert store.refs() == dict(sorted(zip(names, snapshots, strict=True)))
+    assert len(set(names)) == 8

@@ -110,6 +110,9 @@ def test_a_taken_name_is_rejected_before_any_write(store, state_dict, tmp_path):
         lambda weights: weights | {"features.0.0.weight": weights["features.0.0.weight"] * float("nan")},
         lambda weights: weights | {"features.0.0.weight": torch.zeros(1).expand(10**12)},
         lambda weights: weights | {"classifier.3.bias": torch.tensor(1.0)},
+        lambda weights: weights | {"classifier.3.bias": weights["classifier.3.bias"].to(torch.complex64)},
+        lambda weights: weights | {"classifier.3.bias": weights["classifier.3.bias"].to(torch.int8)},
+        lambda weights: weights | {"features.0.0.weight": torch.zeros(16, 3, 3, 3).view(torch.float4_e2m1fn_x2)},
         lambda weights: weights | {"../../features.0.0.weight": torch.zeros(1)},
     ],
 )

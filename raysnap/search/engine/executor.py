@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from raysnap.datasets.augmentation import normalise
-from raysnap.errors import BlockDamaged, WeightsError
+from raysnap.errors import BlockDamaged, RaysnapError, WeightsError, describe_failure
 from raysnap.models.numerics import Numerics
 from raysnap.search.engine.block_shelf import Shelf
 from raysnap.search.engine.border import Border
@@ -291,6 +291,11 @@ class Executor:
                     output = self._run_block(node, batch, held, outcome.work)
                 except (BlockDamaged, WeightsError) as error:
                     outcome.faults[node.index] = str(error)
+                except (RaysnapError, OSError, MemoryError, torch.OutOfMemoryError):
+                    raise  # the store's or the machine's fault: no other candidate would do better
+                except Exception as error:  # noqa: BLE001 - one bad candidate must not end the search of all others
+                    fault = f"block {node.block.name} can't run: {describe_failure(error)}"
+                    outcome.faults[node.index] = fault
                 else:
                     if step.keeps_output:
                         held[node.index] = output

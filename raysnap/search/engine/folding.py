@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from raysnap.models.block_facts import block_shapes
-from raysnap.models.blocks import Block, block_skeleton
+from raysnap.models.blocks import Block, block_skeleton, in_float32
 from raysnap.models.numerics import Numerics
 from raysnap.search.engine.fusing import Fused, fuse
 
@@ -34,7 +34,7 @@ def build_inference_block(
     recipe = _recipe(architecture, image_size, index, numerics.dtype if numerics.is_fused else None)
     if {name: tuple(tensor.shape) for name, tensor in tensors.items()} != recipe.shapes:
         block_skeleton(architecture, index).load(tensors)  # raises, and says how they differ
-    weights = dict(tensors)
+    weights = in_float32(tensors)
     for fold in recipe.folds:
         weights[fold.weight], weights[fold.bias] = fold.apply(weights)
     block = _copy_module(recipe.block)
@@ -85,10 +85,10 @@ class _Fold:
     eps: float
 
     def apply(self, weights: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Return the convolution's weight and bias with the batch norm in them, float32."""
+        """Return the convolution's weight and bias with the batch norm in them."""
         mean, variance = weights[f"{self.norm}.running_mean"], weights[f"{self.norm}.running_var"]
         scale, shift = weights.get(f"{self.norm}.weight"), weights.get(f"{self.norm}.bias")
-        weight, bias = weights[self.weight].float(), weights.get(self.bias)
+        weight, bias = weights[self.weight], weights.get(self.bias)
         return fuse_conv_bn_weights(weight, bias, mean, variance, self.eps, scale, shift)
 
 
