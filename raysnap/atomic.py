@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 from collections.abc import Iterator
@@ -20,7 +21,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     Raises:
         OSError: the file can't be written; `path` is as it was.
     """
-    partial_path = path.with_name(f".{path.name}.{secrets.token_hex(8)}.partial")
+    partial_path = _partial_path(path)
     try:
         with partial_path.open("xb") as file:
             yield file
@@ -32,10 +33,54 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         partial_path.unlink(missing_ok=True)
 
 
+def _partial_path(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{secrets.token_hex(8)}.partial")
+
+
 def write_atomically(path: Path, text: str) -> None:
     """Write a whole text file in UTF-8, as `replacing` does."""
     with replacing(path) as file:
         file.write(text.encode("utf-8"))
+
+
+def create_zeros(path: Path, num_bytes: int) -> None:
+    """Create a file of zeros that has its place on the disk, unless one of that length is there already.
+
+    A sparse file gets its pages when they are first used; through a map on a full memory disk, even by reading. Of
+    processes that create the same file at the same time, one wins and the others take its file.
+
+    Raises:
+        OSError: it can't be written; there is no room for it, for example.
+    """
+    if path.is_file():
+        if path.stat().st_size == num_bytes:
+            return
+        path.unlink(missing_ok=True)
+    partial_path = _partial_path(path)
+    try:
+        with partial_path.open("xb") as file:
+            file.write(bytes(num_bytes))
+        try:
+            os.link(partial_path, path)
+        except FileExistsError:
+            pass
+        except OSError as error:
+            if error.errno not in (errno.EPERM, errno.ENOTSUP):
+                raise
+            partial_path.replace(path)  # a file system without hard links, such as exFAT
+    finally:
+        partial_path.unlink(missing_ok=True)
+
+
+@contextmanager
+def plain_disk_errors() -> Iterator[None]:
+    """Raise the OSError that a file raised inside `torch.save`, which turns it into `unexpected pos 704 vs 598`."""
+    try:
+        yield
+    except RuntimeError as error:
+        if isinstance(error.__context__, OSError):
+            raise error.__context__ from None
+        raise
 
 
 def write_all_at(file: int, content: Any, offset: int) -> None:

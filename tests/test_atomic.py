@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 from pathlib import Path
 
 import pytest
+import torch
 
 from raysnap import atomic
-from raysnap.atomic import replacing, write_atomically
+from raysnap.atomic import create_zeros, plain_disk_errors, replacing, write_atomically
 
 
 def listing(folder: Path) -> list[str]:
@@ -67,3 +69,50 @@ def test_file_and_folder_are_synced_around_the_rename(tmp_path, monkeypatch):
     monkeypatch.setattr(Path, "replace", lambda *paths: steps.append("rename") or replace(*paths))
     write_atomically(path, "text")
     assert steps == ["file", "rename", tmp_path]
+
+
+class FullFile(io.BytesIO):
+    def write(self, _: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_full_disk_under_torch_is_said_in_plain_words():
+    with pytest.raises(OSError, match="No space left on device"), plain_disk_errors():
+        torch.save({"x": torch.zeros(3)}, FullFile())
+    with pytest.raises(RuntimeError, match="mine"), plain_disk_errors():
+        raise RuntimeError("mine")
+
+
+def test_a_file_of_zeros_has_all_its_pages_and_is_never_replaced(tmp_path):
+    path = tmp_path / "zeros"
+    create_zeros(path, 10_000)
+    assert path.read_bytes() == bytes(10_000)
+    assert path.stat().st_blocks * 512 >= 10_000
+    path.write_bytes(b"x" * 10_000)
+    create_zeros(path, 10_000)
+    assert path.read_bytes() == b"x" * 10_000
+    create_zeros(path, 5)
+    assert path.read_bytes() == bytes(5)
+
+
+def test_of_two_that_create_zeros_at_once_one_wins(tmp_path, monkeypatch):
+    path = tmp_path / "zeros"
+    link = os.link
+
+    def beaten(source: Path, target: Path) -> None:
+        path.write_bytes(b"the other")
+        link(source, target)
+
+    monkeypatch.setattr(os, "link", beaten)
+    create_zeros(path, 9)
+    assert path.read_bytes() == b"the other"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_zeros_are_made_where_there_are_no_hard_links(tmp_path, monkeypatch):
+    def unsupported(*paths: object) -> None:
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "link", unsupported)
+    create_zeros(tmp_path / "zeros", 9)
+    assert (tmp_path / "zeros").read_bytes() == bytes(9)

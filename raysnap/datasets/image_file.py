@@ -60,7 +60,8 @@ def read_image(path: Path) -> Image.Image:
     """
     try:
         _check_file(path)
-        with Image.open(path, formats=_formats()) as image:
+        # Pillow maps a file that it opens itself, and a map dies where a read fails: a full memory disk, a lost server.
+        with path.open("rb") as file, Image.open(file, formats=_formats()) as image:
             width, height = image.size
             if width * height > MAX_PIXELS:
                 raise DataError(f"{path}: expected at most {MAX_PIXELS:,} pixels, found {width} x {height}")

@@ -188,7 +188,7 @@ def _inspect_file(path: Path) -> FileFacts:
         with path.open("rb") as file:
             while chunk := file.read(CHUNK_BYTES):
                 content.update(chunk)
-        with Image.open(path) as header:
+        with path.open("rb") as file, Image.open(file) as header:
             return FileFacts(
                 content=content.digest(),
                 pixels=pixels,

@@ -1,6 +1,6 @@
 """Decode once: the resized pixels of a dataset's images in a memory map that every process on the machine reads.
 
-A cache is a folder of two sparse files: `pixels.bin` with a slot of equal length for every image of the dataset, and
+A cache is a folder of two files: `pixels.bin`, sparse, with a slot of equal length for every image of the dataset, and
 `index.bin` with a record per slot. A slot holds the central square of the resized image and one more row or column,
 which is all that centre crops of any size need. The cache's name is a digest of every file's path, size, times and
 inode, and of the preprocessing, so a changed dataset gets another cache.
@@ -9,6 +9,9 @@ Any number of processes may fill one cache at once without a lock: they write eq
 and skip what another has recorded meanwhile, so they share the work. A record is marked present only after its pixels
 reached the disk, so a crash leaves images to decode again, never wrong ones. The disk writes one portion while the next
 is decoded.
+
+Files are written by calls and only read through maps, and only where they were written: on a full disk a call fails,
+whereas a map that needs a page kills the process.
 """
 
 from __future__ import annotations
@@ -24,20 +27,20 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from blake3 import blake3
 
-from raysnap.atomic import sync_data
+from raysnap.atomic import create_zeros, sync_data, write_all_at
 from raysnap.datasets.dataset import Item, image_files
 from raysnap.datasets.decoding import DecodeJob, Shape, decode_into, kept_range
 from raysnap.datasets.image_file import MAX_BAD_FRACTION, num_bad_allowed
 from raysnap.errors import DataError
 from raysnap.system import cache_places, release_pages
 
-FORMAT = 2
+FORMAT = 3
 FLUSH_BYTES = 64 * 1024 * 1024
 
 _RECORD = np.dtype([("height", "<u4"), ("width", "<u4"), ("state", "<u4"), ("format", "<u4")])
@@ -85,12 +88,13 @@ class PixelCache:
             slots = np.array([slot_of[item.path] for item in items], dtype=np.int64)
         except KeyError as error:
             raise DataError(f"{error.args[0]}: expected an image of {dataset_root}, found none there now") from None
-        directory = _make_cache(dataset_root, _cache_name(dataset_root, paths, resize_size), resize_size)
         num_slots = max(1, len(paths))
+        name = _cache_name(dataset_root, paths, resize_size)
+        directory = _make_cache(dataset_root, name, resize_size, num_slots)
         slot_bytes = 3 * resize_size * (resize_size + 1)
         try:
-            pixels = _map(directory / "pixels.bin", np.dtype(np.uint8), (num_slots, slot_bytes), "r")
-            records = _map(directory / "index.bin", _RECORD, (num_slots,), "r+")
+            pixels = _map(directory / "pixels.bin", np.dtype(np.uint8), (num_slots, slot_bytes))
+            records = _map(directory / "index.bin", _RECORD, (num_slots,))
         except OSError as error:
             raise DataError(f"pixel cache {directory}: can't be opened: {error.strerror or error}; delete it") from None
         return cls(tuple(items), resize_size, directory, slots, records, pixels, max_bad)
@@ -172,6 +176,7 @@ class PixelCache:
         try:
             with (
                 (self.directory / "pixels.bin").open("r+b", buffering=0) as file,
+                (self.directory / "index.bin").open("r+b", buffering=0) as index,
                 ThreadPoolExecutor(1) as flushing,
                 closing(decode_into(file.fileno(), list(indices_of), self.resize_size, is_done)) as outcomes,
             ):
@@ -181,9 +186,9 @@ class PixelCache:
                         continue
                     portion.append((job.offset // slot_bytes, outcome))
                     if len(portion) == num_at_once:
-                        flushed.append(flushing.submit(self._flush, file.fileno(), portion))
+                        flushed.append(flushing.submit(self._flush, file.fileno(), index.fileno(), portion))
                         portion = []
-                flushed.append(flushing.submit(self._flush, file.fileno(), portion))
+                flushed.append(flushing.submit(self._flush, file.fileno(), index.fileno(), portion))
                 for future in flushed:
                     future.result()
         except OSError as error:
@@ -192,11 +197,12 @@ class PixelCache:
             ) from None
         self.decode_s += time.perf_counter() - started_s
 
-    def _flush(self, file: int, portion: list[tuple[int, Shape]]) -> None:
+    def _flush(self, file: int, index: int, portion: list[tuple[int, Shape]]) -> None:
         """Flush the pixels in the portion's slots to the disk, then record them."""
         sync_data(file)
         for slot, (height, width) in portion:
-            self._records[slot] = (height, width, _PRESENT, FORMAT)
+            record = np.array((height, width, _PRESENT, FORMAT), _RECORD)
+            write_all_at(index, record.tobytes(), slot * _RECORD.itemsize)
         self.num_decoded += len(portion)
 
     def _check_num_bad(self, indices: list[int]) -> None:
@@ -232,7 +238,7 @@ def _cache_name(dataset_root: Path, paths: list[Path], resize_size: int) -> str:
     return f"{resize_size}-{digest.hexdigest()[:32]}"
 
 
-def _make_cache(dataset_root: Path, name: str, resize_size: int) -> Path:
+def _make_cache(dataset_root: Path, name: str, resize_size: int, num_slots: int) -> Path:
     """Create the cache's folder, in the dataset or the user's cache folder; remove outdated ones of that size."""
     faults = []
     for parent in cache_places(dataset_root, "pixels"):
@@ -240,8 +246,8 @@ def _make_cache(dataset_root: Path, name: str, resize_size: int) -> Path:
         try:
             is_new = not directory.is_dir()
             directory.mkdir(parents=True, exist_ok=True)
-            for file_name in ("pixels.bin", "index.bin"):
-                os.close(os.open(directory / file_name, os.O_RDWR | os.O_CREAT, 0o644))
+            create_zeros(directory / "index.bin", num_slots * _RECORD.itemsize)
+            os.close(os.open(directory / "pixels.bin", os.O_RDWR | os.O_CREAT, 0o644))
         except OSError as error:
             faults.append(f"{parent}: {error.strerror}")
             continue
@@ -257,9 +263,9 @@ def _make_cache(dataset_root: Path, name: str, resize_size: int) -> Path:
     )
 
 
-def _map(path: Path, dtype: np.dtype[Any], shape: tuple[int, ...], mode: Literal["r", "r+"]) -> np.memmap[Any, Any]:
-    """Map the file as a shared array, growing it first where it is shorter; no process has to wait for another."""
+def _map(path: Path, dtype: np.dtype[Any], shape: tuple[int, ...]) -> np.memmap[Any, Any]:
+    """Map the file for reading, growing it first where it is shorter; no process has to wait for another."""
     num_bytes = dtype.itemsize * int(np.prod(shape))
     if path.stat().st_size < num_bytes:
         os.truncate(path, num_bytes)
-    return np.memmap(path, dtype=dtype, mode=mode, shape=shape)
+    return np.memmap(path, dtype=dtype, mode="r", shape=shape)

@@ -16,7 +16,7 @@ from typing import BinaryIO
 import torch
 from torch import Tensor
 
-from raysnap.atomic import replacing
+from raysnap.atomic import plain_disk_errors, replacing
 from raysnap.config.folders import local_path
 from raysnap.errors import StoreError, WeightsError
 from raysnap.models.blocks import num_classes_of
@@ -121,7 +121,8 @@ def export_snapshot(store: Store, name_or_id: str, to: Path | str) -> Export:
             for chunk in encode(state_dict, metadata={"format": "pt", "architecture": manifest.architecture}):
                 file.write(chunk)
         else:
-            torch.save(state_dict, file)
+            with plain_disk_errors():
+                torch.save(state_dict, file)
     with _writing(card_path) as file:
         file.write(model_card(manifest, store.lineage(manifest), store.names_of(manifest.id), to.name).encode())
     return Export(to, card_path, to.stat().st_size)

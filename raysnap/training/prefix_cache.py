@@ -4,7 +4,8 @@ An entry is a folder of `outputs.bin`, a row per item, and `index.bin`, a byte p
 of everything that the outputs follow from. Entries are beside the dataset's pixel cache, or in the user's cache folder.
 Any number of processes may fill one entry at once: they write equal bytes, and each takes the chunks in its own random
 order and skips those that are there. A chunk is marked only after it reached the disk, so a crash leaves chunks to be
-computed again, never wrong ones.
+computed again, never wrong ones. Both files are written by calls and only read through maps: on a full disk a call
+fails, whereas a map that needs a page kills the process.
 
 A process that opens an entry holds a shared lock on its index. Entries that nobody holds are removed to make room,
 least recently used first.
@@ -27,12 +28,12 @@ import torch
 from blake3 import blake3
 from torch import Tensor
 
-from raysnap.atomic import sync_data, write_all_at
+from raysnap.atomic import create_zeros, sync_data, write_all_at
 from raysnap.datasets.disk_cache import DiskCache, hold, mark_used, remove
 from raysnap.datasets.pixel_cache import PixelCache
 from raysnap.system import cache_place
 
-FORMAT = 1
+FORMAT = 2
 CHUNK_ITEMS = 64
 SYNC_BYTES = 64 * 2**20
 
@@ -48,12 +49,13 @@ class CachedOutputs:
         self._item_bytes = math.prod(item_shape) * dtype.itemsize
         self._resources = ExitStack()
         with ExitStack() as opening:
-            index = opening.enter_context((directory / "index.bin").open("r+b"))
-            opening.enter_context(hold(index))
+            self._index = opening.enter_context((directory / "index.bin").open("r+b", buffering=0))
+            opening.enter_context(hold(self._index))
             self._file = opening.enter_context((directory / "outputs.bin").open("r+b", buffering=0))
-            self._marks = np.memmap(index, dtype=np.uint8, mode="r+", shape=(_num_chunks(num_items),))
+            self._marks = np.memmap(self._index, dtype=np.uint8, mode="r", shape=(_num_chunks(num_items),))
             num_bytes = num_items * self._item_bytes
-            content = np.memmap(self._file, dtype=np.uint8, mode="r+", shape=(num_bytes,))
+            # "c" is for torch, which warns of arrays that can't be written; nothing ever writes to this one.
+            content = np.memmap(self._file, dtype=np.uint8, mode="c", shape=(num_bytes,))
             self._resources = opening.pop_all()
         self._outputs = torch.from_numpy(content).view(dtype).view(num_items, *self.item_shape)
 
@@ -87,7 +89,8 @@ class CachedOutputs:
     def _mark(self, chunks: list[int]) -> None:
         """Write the chunks to the disk, then mark them."""
         sync_data(self._file.fileno())
-        self._marks[chunks] = _HERE
+        for chunk in chunks:
+            write_all_at(self._index.fileno(), bytes([_HERE]), chunk)
 
     def read(self, positions: Tensor, device: torch.device) -> Tensor:
         """Return the outputs of the items at these positions (int64 on the CPU), on the device."""
@@ -147,9 +150,9 @@ class PrefixCache:
                 if not self.disk.make_room(self.place, sum(lengths.values())):
                     return None
                 directory.mkdir()
-                for file_name, length in lengths.items():
-                    with (directory / file_name).open("wb") as file:
-                        file.truncate(length)
+                create_zeros(directory / "index.bin", lengths["index.bin"])
+                with (directory / "outputs.bin").open("wb") as file:
+                    file.truncate(lengths["outputs.bin"])
             mark_used(directory)
             return CachedOutputs(directory, num_items, item_shape, dtype)
 

@@ -16,6 +16,7 @@ from blake3 import blake3
 
 RECORD_NAME = "trial.json"
 KEPT_NAME = "resume"
+CHUNK_BYTES = 16 * 2**20
 
 
 @dataclass(frozen=True)
@@ -86,4 +87,9 @@ def keep_only(trial_dir: Path, name: str | None) -> None:
 
 
 def _digest(path: Path) -> str:
-    return blake3(max_threads=blake3.AUTO).update_mmap(path).hexdigest()
+    """Hash a file by reading it: a map would kill this process if another one began to write the file again."""
+    hasher = blake3(max_threads=blake3.AUTO)
+    with path.open("rb", buffering=0) as file:
+        while chunk := file.read(CHUNK_BYTES):
+            hasher.update(chunk)
+    return hasher.hexdigest()

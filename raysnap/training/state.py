@@ -17,6 +17,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from raysnap.atomic import plain_disk_errors
 from raysnap.config.train import TrainConfig
 from raysnap.errors import WeightsError
 from raysnap.models.blocks import blocks_of
@@ -134,7 +135,8 @@ class TrainingState:
             "history": self.history,
             "best": self.best,
         }
-        torch.save(state, directory / STATE_NAME)
+        with plain_disk_errors(), (directory / STATE_NAME).open("wb") as file:
+            torch.save(state, file)
 
     def load(self, directory: Path, rank: int) -> None:
         """Load a checkpoint, this process's random state included; settings stay those of this state's configuration.
