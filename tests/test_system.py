@@ -4,7 +4,6 @@ import os
 import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 import pytest
 
@@ -12,7 +11,6 @@ from raysnap.system import (
     cache_place,
     cache_places,
     free_memory_bytes,
-    giving_back_memory,
     num_cpus,
     package_version,
     user_cache_dir,
