@@ -1,6 +1,7 @@
 """Sweeps on a real local Ray: one row per trial, the best in the store, early stopping that leaks nothing, resuming."""
 
 import json
+import os
 import random
 import time
 from pathlib import Path
@@ -310,6 +311,7 @@ def test_a_resumed_optuna_sweep_asks_for_the_rest(ray_local, tmp_path):
 
 # The studies
 
+ONLY_DEEP = pytest.mark.skipif(os.environ.get("RAYSNAP_DEEP") != "1", reason="a minute of Ray; see tools/deep")
 NO_PRETRAINING = "base.pretraining=null"  # one study with it is enough: it takes an actor more, five seconds of imports
 
 
@@ -321,11 +323,12 @@ def without_times(row: dict) -> dict:
 @pytest.mark.parametrize(
     ("study", "at_once", "overrides"),
     [
-        ("fashion_mnist_grid_small", (1, 2), ["train.epochs=1"]),
-        (
+        pytest.param("fashion_mnist_grid_small", (1, 2), ["train.epochs=1"], marks=ONLY_DEEP),
+        pytest.param(
             "inaturalist_freeze_small",
             (1, 1),
             [NO_PRETRAINING, "space.train.epochs={grid: [1]}", "space.retrain.freeze_fraction={grid: [0.8, 0.9]}"],
+            marks=ONLY_DEEP,
         ),
         ("caltech101_layerwise_small", (1, 1), [NO_PRETRAINING, "train.epochs=2", "train.patience=1"]),
     ],
