@@ -40,7 +40,8 @@ def build_inference_block(
     block = _copy_module(recipe.block)
     modules = dict(block.named_modules())
     for slot in recipe.slots:
-        module, weight = modules[slot.path], _prepare(weights[slot.name], numerics)
+        module = modules[slot.path]
+        weight = _prepare(weights[slot.name], numerics, will_be_packed=isinstance(module, Fused))
         if slot.is_parameter:
             module._parameters[slot.key] = nn.Parameter(weight, requires_grad=False)
         else:
@@ -148,10 +149,11 @@ def _copy_module(module: nn.Module) -> nn.Module:
     return copied
 
 
-def _prepare(tensor: Tensor, numerics: Numerics) -> Tensor:
-    """Return the tensor on the device, in the precision and layout in which blocks compute."""
+def _prepare(tensor: Tensor, numerics: Numerics, *, will_be_packed: bool) -> Tensor:
+    """Return the tensor on the device, in the precision and, unless packing brings its own, the layout of its use."""
     dtype = numerics.dtype if tensor.is_floating_point() else tensor.dtype
-    memory_format = numerics.memory_format if tensor.dim() == 4 else torch.preserve_format
+    keeps_layout = will_be_packed or tensor.dim() != 4
+    memory_format = torch.preserve_format if keeps_layout else numerics.memory_format
     return tensor.detach().to(numerics.device, dtype, memory_format=memory_format, copy=True)
 
 
@@ -163,10 +165,9 @@ def _watch_convolutions(
     Runs the block without values and watches which tensor goes where. In torchvision's models nothing
     else takes such an output; tests check that for every family.
     """
-    # On the meta device, batch norms and pooling import torch's compiler, which takes a second.
-    block = block_skeleton(architecture, index).to_empty(device="cpu").eval()
-    for tensor in (*block.parameters(), *block.buffers()):
-        tensor.detach().zero_()
+    # On the meta device, batch norms and pooling import torch's compiler, which takes a second; so does moving from it.
+    block = block_skeleton(architecture, index)
+    block.load({name: torch.zeros(tensor.shape, dtype=tensor.dtype) for name, tensor in block.tensors().items()})
     made_by: dict[int, tuple[Tensor, str]] = {}
     pairs: list[tuple[str, str]] = []
     image_sizes: dict[str, tuple[int, int]] = {}
