@@ -347,12 +347,12 @@ MUTANTS = [
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(path, map_location=device, weights_only=True)
 """,
         """    try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return torch.load(path, map_location="cpu", weights_only=False)
+            return torch.load(path, map_location=device, weights_only=False)
 """,
         "store/test_exchange.py::test_a_checkpoint_that_would_run_code_does_not",
         r"pickle|canary|" + NOT_RAISED,

@@ -94,22 +94,34 @@ def store_add(
     image_size: Annotated[
         int, typer.Option("--image-size", metavar="PIXELS", min=1, help="Side length of its input images.")
     ] = 224,
+    entry: Annotated[
+        str | None,
+        typer.Option(
+            "--entry",
+            metavar="NAME",
+            help="Which weights, of a file that has several, such as model_ema; by default those not averaged.",
+        ),
+    ] = None,
     store_dir: StoreDir = Path("store"),
     as_json: AsJson = False,
 ) -> int:
-    """Add a torchvision state dict as a snapshot."""
-    from raysnap.models.weight_files import read_blocks
-    from raysnap.store.exchange import import_snapshot
+    """Add a torchvision state dict as a snapshot.
+
+    Checkpoints of trainers will do: entries such as `state_dict` and what names begin with, such as `module.`, are
+    recognised by the names of the architecture's tensors.
+    """
+    from raysnap.models.weight_files import read_weights
+    from raysnap.store.exchange import add_weights
     from raysnap.store.manifest import DatasetRecord, Preprocessing, check_ref_name
     from raysnap.store.store import Store
 
     figures = parse_metrics(metrics or [])
-    read_blocks(path, architecture)  # a file that doesn't fit must not leave a new store behind
+    weights = read_weights(path, architecture, entry)  # a file that doesn't fit must not leave a new store behind
     if name is not None:
         check_ref_name(name)
-    written = import_snapshot(
+    written = add_weights(
         Store.open(store_dir, create=base is None),
-        path,
+        weights,
         architecture,
         name=name,
         base=base,
@@ -118,12 +130,20 @@ def store_add(
         metrics=figures,
     )
     if as_json:
-        print_json({"snapshot": written.manifest.id, "new_blocks": written.new_blocks, "new_bytes": written.new_bytes})
+        taken = {"entry": weights.entry, "other_entries": list(weights.others)}
+        print_json(
+            {"snapshot": written.manifest.id, "new_blocks": written.new_blocks, "new_bytes": written.new_bytes} | taken
+        )
     else:
         from raysnap.humanize import bytes_text, plural
 
         new = plural(written.new_blocks, "new block")
         print_result(f"{written.manifest.id}: {new}, {bytes_text(written.new_bytes)} written")
+        if weights.others:
+            others = ", ".join(weights.others)
+            print_result(
+                f"These are the file's weights {weights.entry!r}; --entry takes others that would fit: {others}"
+            )
     return 0
 
 

@@ -15,7 +15,7 @@ from raysnap.jobs.job import Job
 from raysnap.jobs.stage import Stage, run_stage
 from raysnap.models.blocks import num_classes_of, random_tensors, split_state_dict
 from raysnap.models.lean_torchvision import models
-from raysnap.models.weight_files import read_blocks
+from raysnap.models.weight_files import read_weights
 from raysnap.planning.generate import RANDOM, check_weights
 from raysnap.store.manifest import DatasetRecord, Preprocessing
 from raysnap.store.store import Store
@@ -66,7 +66,10 @@ def store_base(
     if weights == RANDOM:
         blocks, name = random_tensors(architecture, num_classes, seed), f"{architecture}-random-{seed}"
     elif Path(weights).is_file():
-        blocks = read_blocks(Path(weights), architecture)
+        found = read_weights(Path(weights), architecture)
+        if found.remark:
+            logger.warning("base.weights %s: %s", weights, found.remark)
+        blocks = found.blocks
         name = f"{architecture}-{Path(weights).stem}"
     elif entry is not None:
         blocks, name = split_state_dict(architecture, _download(entry)), f"{architecture}-{entry.name}"

@@ -309,16 +309,34 @@ def split_state_dict(architecture: str, state_dict: Mapping[str, Tensor]) -> lis
     Raises:
         WeightsError: tensors are missing, unknown or of another shape.
     """
-    blocks = [(block.name, block.tensors()) for block in _skeleton(architecture)]
-    head = blocks[-1][1]
-    expected = {name: tuple(value.shape) for _, tensors in blocks for name, value in tensors.items()}
-    found = {name: tuple(value.shape) for name, value in state_dict.items()}
+    check_fit(architecture, {name: tuple(value.shape) for name, value in state_dict.items()})
+    names = [(block.name, block.tensors()) for block in _skeleton(architecture)]
+    return [(block_name, {name: state_dict[name] for name in tensors}) for block_name, tensors in names]
+
+
+def check_fit(architecture: str, found: Mapping[str, Shape], label: str = "") -> None:
+    """Check that tensors of these shapes are the architecture's; any head width is allowed.
+
+    Args:
+        label: where in a file they are, for the message.
+
+    Raises:
+        WeightsError: tensors are missing, unknown or of another shape.
+    """
+    expected = shapes_of(architecture)
+    head = _skeleton(architecture)[-1].tensors()
     if all(name in found and found[name][1:] == tuple(value.shape[1:]) for name, value in head.items()):
-        width = num_classes_of({name: state_dict[name] for name in head})
+        width = _head_width(found[name] for name in head)
         expected |= {name: (width, *value.shape[1:]) for name, value in head.items()}
     if expected != found:
-        raise WeightsError(f"weights for {architecture}: {_difference(expected, found)}")
-    return [(block_name, {name: state_dict[name] for name in tensors}) for block_name, tensors in blocks]
+        where = f" in {label!r}" if label else ""
+        raise WeightsError(f"weights for {architecture}{where}: {_difference(expected, found)}")
+
+
+def shapes_of(architecture: str) -> dict[str, Shape]:
+    """Return the shapes of the architecture's tensors by name, with a head of 1000 classes."""
+    blocks = _skeleton(architecture)
+    return {name: tuple(value.shape) for block in blocks for name, value in block.tensors().items()}
 
 
 def random_tensors(architecture: str, num_classes: int, seed: int) -> list[tuple[str, Tensors]]:
@@ -343,7 +361,11 @@ def random_head(architecture: str, num_classes: int, seed: int) -> Tensors:
 
 def num_classes_of(head_tensors: Mapping[str, Tensor]) -> int:
     """Return the number of classes that a head's tensors are for."""
-    widths = {value.shape[0] if value.dim() else 0 for value in head_tensors.values()}
+    return _head_width(tuple(value.shape) for value in head_tensors.values())
+
+
+def _head_width(shapes: Iterable[Shape]) -> int:
+    widths = {shape[0] if shape else 0 for shape in shapes}
     if len(widths) != 1 or min(widths) < 1:
         raise WeightsError(f"block {HEAD}: expected a weight and a bias of one width, found widths {sorted(widths)}")
     return widths.pop()

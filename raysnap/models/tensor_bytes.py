@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -158,29 +160,48 @@ def _view(memory: np.ndarray | Tensor, span: TensorSpan, where: str) -> Tensor:
     return piece.view(span.dtype).reshape(span.shape)
 
 
-def parse_header(buffer: memoryview, where: str) -> dict[str, TensorSpan]:
+def read_header(path: Path) -> dict[str, TensorSpan]:
+    """Return where each tensor is in a safetensors file of which nothing else is read.
+
+    Raises:
+        WeightsError: the header is not valid.
+        OSError: the file can't be read.
+    """
+    with path.open("rb") as file:
+        head = file.read(8)
+        head += file.read(min(int.from_bytes(head, "little"), MAX_HEADER_BYTES))
+        return parse_header(memoryview(head), str(path), os.fstat(file.fileno()).st_size)
+
+
+def parse_header(buffer: memoryview, where: str, file_bytes: int | None = None) -> dict[str, TensorSpan]:
     """Return where each tensor is in a safetensors file; the spans tile its data without hole or overlap.
+
+    Args:
+        buffer: the whole file, or its beginning up to the data.
+        where: the file, for messages.
+        file_bytes: the length of the file, where the buffer is not all of it.
 
     Raises:
         WeightsError: the header is not valid.
     """
+    file_bytes = len(buffer) if file_bytes is None else file_bytes
     try:
-        header, data_start = _read_header(buffer)
-        spans = {name: _span(name, value, data_start, len(buffer)) for name, value in header.items()}
-        _check_tiling(spans, data_start, len(buffer))
+        header, data_start = _read_header(buffer, file_bytes)
+        spans = {name: _span(name, value, data_start, file_bytes) for name, value in header.items()}
+        _check_tiling(spans, data_start, file_bytes)
     except (ValueError, RecursionError) as error:
         reason = "nested too deeply" if isinstance(error, RecursionError) else error
         raise WeightsError(f"{where}: not a valid safetensors file: {reason}") from None
     return spans
 
 
-def _read_header(buffer: memoryview) -> tuple[dict[str, object], int]:
+def _read_header(buffer: memoryview, file_bytes: int) -> tuple[dict[str, object], int]:
     if len(buffer) < 8:
         raise ValueError(f"expected at least 8 bytes, found {len(buffer)}")
     length = int.from_bytes(buffer[:8], "little")
     if not 2 <= length <= min(MAX_HEADER_BYTES, len(buffer) - 8):
         raise ValueError(
-            f"its header claims {length} bytes in a file of {len(buffer)} bytes (at most {MAX_HEADER_BYTES})"
+            f"its header claims {length} bytes in a file of {file_bytes} bytes (at most {MAX_HEADER_BYTES})"
         )
     text = bytes(buffer[8 : 8 + length])
     if text[:1] != b"{" or text.rstrip(b" ")[-1:] != b"}":

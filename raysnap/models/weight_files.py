@@ -5,25 +5,26 @@ from __future__ import annotations
 import pickle
 import struct
 import warnings
+import zipfile
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from raysnap.errors import WeightsError
-from raysnap.models.blocks import INTEGER_BUFFERS, block_names, split_state_dict
+from raysnap.models.blocks import INTEGER_BUFFERS, Tensors, block_names, split_state_dict
 from raysnap.models.foreign_pickles import check_checkpoint
-from raysnap.models.tensor_bytes import DTYPES, decode
+from raysnap.models.tensor_bytes import DTYPES, TensorSpan, decode, read_header
+from raysnap.models.weight_sets import WRAPPERS, choose_set, find_sets, missing_batch_counts, own_names
 
 SAFETENSORS_SUFFIX = ".safetensors"
 TORCH_SUFFIXES = (".pth", ".pt", ".bin")
 MAX_NAME_CHARACTERS = 500
 
-_WRAPPERS = ("state_dict", "model", "model_state_dict")
-_PREFIXES = ("module.", "_orig_mod.")
 # What torch.load raises on bytes that are not a checkpoint of tensors; BLE001 forbids catching all exceptions.
 _UNREADABLE = (
     pickle.UnpicklingError,
@@ -42,45 +43,112 @@ _UNREADABLE = (
 )
 
 
-def load_state_dict(path: Path) -> dict[str, Tensor]:
-    """Read the state dict in a `.safetensors` or `.pth` file, under torchvision's names, onto the CPU.
+Outline: TypeAlias = Mapping[str, Tensor | TensorSpan]
+"""Tensors by name, or only their types and shapes."""
 
-    Wrappers such as `{"state_dict": …}` and the `module.` prefixes of `nn.DataParallel` are removed.
+
+@dataclass(frozen=True)
+class Weights:
+    """An architecture's weights from a file.
+
+    Attributes:
+        blocks: the blocks from stem to head.
+        entry: which of the file's sets of tensors they are; empty for a plain state dict.
+        others: the file's other sets that have the same names, such as averaged weights.
+    """
+
+    blocks: list[tuple[str, Tensors]]
+    entry: str
+    others: tuple[str, ...]
+
+    @property
+    def remark(self) -> str | None:
+        """What to know of a file that had more than these weights."""
+        if not self.others:
+            return None
+        others = " and ".join(repr(other) for other in self.others)
+        return f"took {self.entry!r} from the file; {others} would fit, too: `raysnap store add --entry` takes it"
+
+
+def read_weights(path: Path, architecture: str, entry: str | None = None) -> Weights:
+    """Read a file of weights into blocks that can be stored as a snapshot of the architecture.
+
+    Names, shapes and types are checked before the values are read. Wrappers such as `{"state_dict": …}` and what names
+    begin with, such as the `module.` of `nn.DataParallel`, are removed.
+
+    Args:
+        entry: which of several sets of weights in the file, as `Weights.entry` calls it; by default the raw ones.
 
     Raises:
-        WeightsError: the file is missing, of another kind, malformed, or contains anything but tensors.
+        ArchitectureError: the architecture is unknown or can't be split.
+        WeightsError: the file can't be read, doesn't fit the architecture, or contains NaN, infinity or another kind
+            of numbers.
     """
+    block_names(architecture)
+    _check_name(path)
+    entries = _outlines(path)
+    shapes = {key: {name: tuple(one.shape) for name, one in outline.items()} for key, outline in entries.items()}
+    try:
+        sets = find_sets(architecture, shapes)
+        chosen = choose_set(sets, entry)
+        names = own_names(architecture, chosen, shapes[chosen.entry])
+        _check_kinds({name: entries[chosen.entry][full] for name, full in names.items()})
+        state_dict = _values(path, chosen.entry, names)
+        _check_kinds(state_dict)
+        blocks = split_state_dict(architecture, _with_batch_counts(state_dict))
+    except WeightsError as error:
+        raise WeightsError(f"{path}: {error}") from None
+    return Weights(blocks, chosen.label, tuple(one.label for one in sets if one != chosen))
+
+
+def _check_name(path: Path) -> None:
     if not path.is_file():
         raise WeightsError(
             f"{path}: expected a file of weights, found {'a folder' if path.is_dir() else 'nothing there'}"
         )
-    if path.suffix == SAFETENSORS_SUFFIX:
-        state_dict: Any = _read_safetensors(path)
-    elif path.suffix in TORCH_SUFFIXES:
-        state_dict = _read_torch(path)
-    else:
+    if path.suffix not in (SAFETENSORS_SUFFIX, *TORCH_SUFFIXES):
         known = ", ".join((SAFETENSORS_SUFFIX, *TORCH_SUFFIXES))
         raise WeightsError(f"{path}: expected a file ending in {known}, found {path.suffix or 'no suffix'!r}")
-    for wrapper in _WRAPPERS:
-        if isinstance(state_dict, Mapping) and isinstance(state_dict.get(wrapper), Mapping):
-            state_dict = state_dict[wrapper]
-            break
-    return _strip_prefixes(_check_tensors(state_dict, path))
 
 
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
+def _outlines(path: Path) -> Mapping[str, Outline]:
+    """Return the types and shapes of the tensors in each of the file's entries; the file itself is entry `""`.
+
+    Values are read only where the format leaves no choice.
+    """
+    if path.suffix != SAFETENSORS_SUFFIX:
+        return _entries(_read_torch(path, "meta" if zipfile.is_zipfile(path) else "cpu"), path)
     try:
-        return decode(np.fromfile(path, dtype=np.uint8).data, str(path))
-    except (OSError, MemoryError) as error:
-        raise WeightsError(f"{path}: can't be read: {error}") from None
+        spans = read_header(path)
+    except OSError as error:
+        raise WeightsError(f"{path}: can't be read: {error.strerror}") from None
+    fault = next(filter(None, map(_name_fault, spans)), None)
+    if fault or not spans:
+        raise WeightsError(f"{path}: {fault or 'expected named tensors, found nothing in it'}")
+    return {"": spans}
 
 
-def _read_torch(path: Path) -> Any:
+def _values(path: Path, entry: str, names: Mapping[str, str]) -> Tensors:
+    """Return tensors of one of the file's entries; `names` are those in the file by those to return."""
+    if path.suffix == SAFETENSORS_SUFFIX:
+        try:
+            tensors = decode(np.fromfile(path, dtype=np.uint8).data, "its bytes")
+        except (OSError, MemoryError) as error:
+            raise WeightsError(f"can't be read: {error}") from None
+    else:
+        tensors = _entries(_read_torch(path, "cpu"), path).get(entry, {})
+    if not names.items() <= {name: full for name, full in names.items() if full in tensors}.items():
+        raise WeightsError("expected a file that stays as it is, found that it changed while it was read")
+    return {name: tensors[full].detach() for name, full in names.items()}
+
+
+def _read_torch(path: Path, device: str) -> Any:
+    """Return what the file holds, unpickling nothing but tensors; on the meta device without the tensors' values."""
     check_checkpoint(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(path, map_location=device, weights_only=True)
     except _UNREADABLE as error:
         reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
         raise WeightsError(
@@ -89,60 +157,66 @@ def _read_torch(path: Path) -> Any:
         ) from None
 
 
-def _check_tensors(state_dict: Any, path: Path) -> dict[str, Tensor]:
-    if not isinstance(state_dict, Mapping) or not state_dict:
-        found = "nothing in it" if isinstance(state_dict, Mapping) else type(state_dict).__name__
-        raise WeightsError(f"{path}: expected a state dict of named tensors, found {found}")
-    file_bytes = path.stat().st_size
-    for name, value in state_dict.items():
-        if not isinstance(name, str) or not isinstance(value, Tensor):
-            raise WeightsError(f"{path}: expected tensors by name, found {str(name)[:80]!r}: {type(value).__name__}")
-        if len(name) > MAX_NAME_CHARACTERS or not name.isprintable():
-            raise WeightsError(
-                f"{path}: expected printable tensor names of at most {MAX_NAME_CHARACTERS} characters, found "
-                f"{name[:80]!r}"
-            )
-        if value.dtype not in DTYPES.values():
-            raise WeightsError(f"{path}: {name}: expected numbers of a type that can be stored, found {value.dtype}")
-        if value.layout != torch.strided or value.is_meta or value.nbytes > file_bytes:
-            raise WeightsError(f"{path}: {name[:80]!r}: expected a dense tensor with its values in the file")
-    return {name: value.detach() for name, value in state_dict.items()}
-
-
-def _strip_prefixes(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
-    for prefix in _PREFIXES:
-        if all(name.startswith(prefix) for name in state_dict):
-            return _strip_prefixes({name.removeprefix(prefix): value for name, value in state_dict.items()})
-    return state_dict
-
-
-def read_blocks(path: Path, architecture: str) -> list[tuple[str, dict[str, Tensor]]]:
-    """Read a file of weights into blocks that can be stored as a snapshot of the architecture.
+def _entries(loaded: Any, path: Path) -> dict[str, Tensors]:
+    """Return each state dict in what a file holds, by its key; what holds nothing else has the key `""`.
 
     Raises:
-        ArchitectureError: the architecture is unknown or can't be split.
-        WeightsError: the file can't be read, doesn't fit the architecture, or contains NaN, infinity or another kind
-            of numbers.
+        WeightsError: there is none, or one of those that go by the usual names is malformed.
     """
-    block_names(architecture)
-    state_dict = _with_batch_counts(load_state_dict(path))
-    blocks = split_state_dict(architecture, state_dict)
-    for name, tensor in state_dict.items():
-        is_integer_buffer = name.endswith(INTEGER_BUFFERS)
-        if not (_is_integer(tensor) if is_integer_buffer else tensor.is_floating_point()):
-            kind = "integers" if is_integer_buffer else "floating-point numbers"
-            raise WeightsError(f"{path}: {name}: expected {kind}, found {tensor.dtype}")
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor.float()).all()):
-            raise WeightsError(f"{path}: {name}: expected finite weights, found NaN or infinity")
-    return blocks
+    if not isinstance(loaded, Mapping) or not loaded:
+        found = "nothing in it" if isinstance(loaded, Mapping) else type(loaded).__name__
+        raise WeightsError(f"{path}: expected a state dict of named tensors, found {found}")
+    file_bytes = path.stat().st_size
+    nested = {key: value for key, value in loaded.items() if isinstance(key, str) and isinstance(value, Mapping)}
+    entries: dict[str, Tensors] = {}
+    for key, value in (nested or {"": loaded}).items():
+        fault = _fault(value, file_bytes)
+        if fault is None:
+            entries[key] = dict(value)
+        elif key in WRAPPERS:
+            raise WeightsError(f"{path}: {fault}")
+    if not entries:
+        raise WeightsError(f"{path}: {_fault(loaded, file_bytes)}")
+    return entries
 
 
-def _is_integer(tensor: Tensor) -> bool:
-    return not (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool)
+def _fault(state_dict: Mapping[Any, Any], file_bytes: int) -> str | None:
+    """Return what keeps this from being a state dict of tensors in a file of so many bytes; None where nothing does."""
+    if not state_dict:
+        return "expected named tensors, found nothing in it"
+    for name, value in state_dict.items():
+        if not isinstance(name, str) or not isinstance(value, Tensor):
+            return f"expected tensors by name, found {str(name)[:80]!r}: {type(value).__name__}"
+        if (fault := _name_fault(name)) is not None:
+            return fault
+        if value.dtype not in DTYPES.values():
+            return f"{name[:80]}: expected numbers of a type that can be stored, found {value.dtype}"
+        if value.layout != torch.strided or value.nbytes > file_bytes:
+            return f"{name[:80]!r}: expected a dense tensor with its values in the file"
+    return None
 
 
-def _with_batch_counts(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+def _name_fault(name: str) -> str | None:
+    if len(name) <= MAX_NAME_CHARACTERS and name.isprintable():
+        return None
+    return f"expected printable tensor names of at most {MAX_NAME_CHARACTERS} characters, found {name[:80]!r}"
+
+
+def _check_kinds(tensors: Outline) -> None:
+    """Check that weights are finite floating-point numbers, where they are read, and some buffers integers.
+
+    Raises:
+        WeightsError: one is of another kind.
+    """
+    for name, tensor in tensors.items():
+        dtype = tensor.dtype
+        if name.endswith(INTEGER_BUFFERS) == dtype.is_floating_point or dtype.is_complex or dtype == torch.bool:
+            kind = "integers" if name.endswith(INTEGER_BUFFERS) else "floating-point numbers"
+            raise WeightsError(f"{name}: expected {kind}, found {dtype}")
+        if isinstance(tensor, Tensor) and not tensor.is_meta and not bool(torch.isfinite(tensor.float()).all()):
+            raise WeightsError(f"{name}: expected finite weights, found NaN or infinity")
+
+
+def _with_batch_counts(state_dict: Tensors) -> Tensors:
     """Add BatchNorm's batch counts where they are missing, as torch does; files from before PyTorch 0.4.1 lack them."""
-    suffix = "running_var"
-    counts = {name.removesuffix(suffix) + "num_batches_tracked" for name in state_dict if name.endswith(suffix)}
-    return {name: torch.tensor(0) for name in counts} | state_dict
+    return {name: torch.tensor(0) for name in missing_batch_counts(state_dict)} | state_dict

@@ -97,9 +97,9 @@ def check_weights(weights: str, architecture: str, store: Store | None) -> None:
     if weights == RANDOM:
         return
     if Path(weights).is_file():
-        from raysnap.models.weight_files import read_blocks  # imports torch, which planning avoids
+        from raysnap.models.weight_files import read_weights  # imports torch, which planning avoids
 
-        read_blocks(Path(weights), architecture)
+        read_weights(Path(weights), architecture)
         return
     known = weights_files(architecture)
     if weights in known:

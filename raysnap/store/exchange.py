@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,11 +22,13 @@ from raysnap.config.folders import local_path
 from raysnap.errors import StoreError, WeightsError
 from raysnap.models.blocks import num_classes_of
 from raysnap.models.tensor_bytes import block_digest, encode
-from raysnap.models.weight_files import SAFETENSORS_SUFFIX, TORCH_SUFFIXES, read_blocks
+from raysnap.models.weight_files import SAFETENSORS_SUFFIX, TORCH_SUFFIXES, Weights, read_weights
 from raysnap.store.catalog import ABSENT
 from raysnap.store.manifest import DatasetRecord, Manifest, Preprocessing, check_ref_name, snapshot_id
 from raysnap.store.model_card import CARD_MARK, CARD_NAME, model_card
 from raysnap.store.store import SnapshotWrite, Store
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,7 @@ def import_snapshot(
     dataset: DatasetRecord | None = None,
     preprocessing: Preprocessing | None = None,
     metrics: Mapping[str, float] | None = None,
+    entry: str | None = None,
 ) -> SnapshotWrite:
     """Store the weights in a file as a snapshot; they may have any number of classes.
 
@@ -57,13 +61,33 @@ def import_snapshot(
 
     Given its `base`, its retrain index follows from the blocks: how many below the head differ from the base's.
 
+    Of a file that has several sets of weights, such as averaged ones beside the raw ones, `entry` says which; by
+    default it is the raw ones.
+
     Raises:
         WeightsError: the file can't be read, doesn't fit the architecture or contains NaN or infinity.
         StoreError: `name` already refers to another snapshot, or the store can't be written.
     """
+    weights = read_weights(Path(path), architecture, entry)
+    if weights.remark and entry is None:
+        logger.warning("%s: %s", path, weights.remark)
+    return add_weights(store, weights, architecture, name, base, dataset, preprocessing, metrics)
+
+
+def add_weights(
+    store: Store,
+    weights: Weights,
+    architecture: str,
+    name: str | None = None,
+    base: str | None = None,
+    dataset: DatasetRecord | None = None,
+    preprocessing: Preprocessing | None = None,
+    metrics: Mapping[str, float] | None = None,
+) -> SnapshotWrite:
+    """Store weights that were read from a file, as `import_snapshot` does."""
     if name is not None:
         check_ref_name(name)
-    blocks = read_blocks(Path(path), architecture)
+    blocks = weights.blocks
     retrain_index = None if base is None else _retrain_index(store.manifest(base), architecture, blocks)
     if name is not None and (current := store.refs().get(name)) is not None:
         found = snapshot_id(architecture, [(block_name, block_digest(block)) for block_name, block in blocks])

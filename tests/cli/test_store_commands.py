@@ -69,7 +69,8 @@ def test_export_then_add_gives_the_same_snapshot(here, capsys, name):
     exported = run_json(capsys, "store", "export", "tuned", "--to", name)
     assert exported["weights_path"] == name
     added = run_json(capsys, "store", "add", name, "--arch", "resnet18", "--store", "new", "--name", "back")
-    assert set(added) == {"snapshot", "new_blocks", "new_bytes"}
+    assert set(added) == {"snapshot", "new_blocks", "new_bytes", "entry", "other_entries"}
+    assert (added["entry"], added["other_entries"]) == ("", [])
     assert added["snapshot"] == Store.open("store").resolve("tuned")
 
 

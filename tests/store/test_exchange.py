@@ -9,7 +9,7 @@ import torch
 import torchvision
 
 from raysnap.errors import BlockDamaged, SnapshotNotFound, StoreError, WeightsError
-from raysnap.models.weight_files import load_state_dict
+from raysnap.models.weight_files import read_weights
 from raysnap.store.exchange import export_snapshot, import_snapshot
 from raysnap.store.manifest import DatasetRecord
 from raysnap.store.model_card import CARD_MARK
@@ -28,6 +28,12 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
+def values_of(path, entry: str | None = None) -> dict[str, torch.Tensor]:
+    """Return the tensors that are taken from a file."""
+    blocks = read_weights(path, ARCHITECTURE, entry).blocks
+    return {name: value for _, block in blocks for name, value in block.items()}
+
+
 @pytest.mark.parametrize(
     "wrap",
     [
@@ -44,13 +50,13 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
 def test_a_torch_checkpoint_gives_its_state_dict(state_dict, tmp_path, wrap, legacy):
     path = tmp_path / "weights.pth"
     torch.save(wrap(state_dict), path, _use_new_zipfile_serialization=not legacy)
-    assert same(load_state_dict(path), state_dict)
+    assert same(values_of(path), state_dict)
 
 
 def test_a_safetensors_file_gives_its_state_dict(state_dict, tmp_path):
     path = tmp_path / "weights.safetensors"
     safetensors.torch.save_file({f"module.{name}": value for name, value in state_dict.items()}, path, {"format": "pt"})
-    assert same(load_state_dict(path), state_dict)
+    assert same(values_of(path), state_dict)
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
@@ -159,7 +165,7 @@ def test_garbage_is_refused_in_one_line(tmp_path, raw, suffix):
     path = tmp_path / f"weights{suffix}"
     path.write_bytes(raw)
     with pytest.raises(WeightsError) as caught:
-        load_state_dict(path)
+        read_weights(path, ARCHITECTURE)
     assert "\n" not in str(caught.value)
 
 
@@ -168,7 +174,7 @@ def test_a_file_that_is_no_file_of_weights_is_refused(tmp_path, name):
     (tmp_path / "weights.h5").write_bytes(b"x")
     (tmp_path / "weights").write_bytes(b"x")
     with pytest.raises(WeightsError):
-        load_state_dict(tmp_path / name)
+        read_weights(tmp_path / name, ARCHITECTURE)
 
 
 def test_the_card_tells_lineage_data_metrics_and_how_to_load(store, state_dict, tmp_path):
@@ -212,3 +218,50 @@ def test_an_export_that_fails_leaves_nothing_behind(store, state_dict, tmp_path)
     with pytest.raises(BlockDamaged):
         export_snapshot(store, "mine", out / "weights.pth")
     assert not out.exists()
+
+
+def test_averaged_weights_of_swa_utils_are_taken_as_they_are(state_dict, tmp_path):
+    model = torchvision.models.get_model(ARCHITECTURE, weights=None, num_classes=3)
+    model.load_state_dict(state_dict)
+    averaged = torch.optim.swa_utils.AveragedModel(model)
+    torch.save(averaged.state_dict(), tmp_path / "averaged.pth")
+    assert same(values_of(tmp_path / "averaged.pth"), state_dict)
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_raw_weights_are_taken_and_averaged_ones_offered(store, state_dict, tmp_path, caplog, legacy):
+    averaged = {f"module.{name}": value + 1 for name, value in state_dict.items()} | {"n_averaged": torch.tensor(7)}
+    checkpoint = {"model": state_dict, "optimizer": {"state": {}}, "epoch": 3, "model_ema": averaged}
+    torch.save(checkpoint, tmp_path / "both.pth", _use_new_zipfile_serialization=not legacy)
+    raw = import_snapshot(store, tmp_path / "both.pth", ARCHITECTURE, name="raw")
+    assert "took 'model' from the file; 'model_ema/module' would fit, too" in caplog.text
+    other = import_snapshot(store, tmp_path / "both.pth", ARCHITECTURE, name="ema", entry="model_ema")
+    assert same(store.read_state_dict("raw"), state_dict)
+    assert same(store.read_state_dict("ema"), {name: value + 1 for name, value in state_dict.items()})
+    assert raw.manifest.id != other.manifest.id
+    with pytest.raises(WeightsError, match="both.pth: expected one of its entries that fit"):
+        import_snapshot(store, tmp_path / "both.pth", ARCHITECTURE, entry="optimizer")
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+@pytest.mark.parametrize("fault", ["names", "shapes", "kinds"])
+def test_values_are_read_only_of_a_file_that_fits(state_dict, tmp_path, monkeypatch, suffix, fault):
+    path = tmp_path / f"large{suffix}"
+    changed = {
+        "names": {f"other_{name}": value for name, value in state_dict.items()},
+        "shapes": state_dict | {"features.0.0.weight": torch.zeros(3)},
+        "kinds": state_dict | {"features.0.0.weight": state_dict["features.0.0.weight"].to(torch.int32)},
+    }[fault]
+    if suffix == ".pth":
+        torch.save(changed, path)
+    else:
+        safetensors.torch.save_file(changed, path)
+    devices = []
+    load = torch.load
+    monkeypatch.setattr(
+        torch, "load", lambda *args, **options: devices.append(options["map_location"]) or load(*args, **options)
+    )
+    monkeypatch.setattr("numpy.fromfile", lambda *args, **options: pytest.fail("the whole file is read"))
+    with pytest.raises(WeightsError):
+        read_weights(path, ARCHITECTURE)
+    assert devices == (["meta"] if suffix == ".pth" else [])

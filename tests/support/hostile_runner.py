@@ -35,7 +35,7 @@ def examine(path: Path, architecture: str, is_guarded: bool) -> dict[str, object
     foreign_pickles.check_checkpoint = check_checkpoint if is_guarded else lambda path: None
     before_bytes, started_s = memory_bytes("VmRSS"), time.process_time()
     try:
-        weight_files.read_blocks(path, architecture)
+        weight_files.read_weights(path, architecture)
         outcome, message = "accepted", ""
     except WeightsError as error:
         outcome, message = "refused", str(error)
