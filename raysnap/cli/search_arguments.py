@@ -50,7 +50,8 @@ TimeBudget = Annotated[
         "--time-budget",
         metavar="TIME",
         parser=duration,
-        help="Answer within this time, such as 30s or 5m, with as many items as fit; default: no limit.",
+        help="Answer within this time from the start of the command, such as 30s, with as many items as fit; "
+        "default: no limit.",
     ),
 ]
 BudgetBytes = Annotated[

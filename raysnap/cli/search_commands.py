@@ -53,6 +53,7 @@ if TYPE_CHECKING:
 FEATURE_CACHE_BYTES = 2**30
 DEFAULT_TOLERANCE = 0.01  # those of SearchOptions, which is imported late to keep `--help` fast
 DEFAULT_MAX_CANDIDATES = 64
+LEAST_TIME_S = 0.001  # of a time budget that the start of the command has used up; the first rung runs in any case
 
 
 def search(
@@ -110,12 +111,19 @@ def search(
         check_question(store_dir, data, options)
     with nullcontext() if workers == 1 else ray_session(OBJECT_STORE_BYTES + workers * WORKER_OBJECT_BYTES):
         start_s = since_enter_s()
-        result = _from_enter(run(store_dir, data, options), start_s)
+        result = _from_enter(run(store_dir, data, _with_time_left(options, start_s)), start_s)
     if as_json:
         print_json(result)
     else:
         _show_result(store_dir, result, options, explain=explain)
     return SOME_FAILED if result.skipped else 0
+
+
+def _with_time_left(options: SearchOptions, start_s: float) -> SearchOptions:
+    """Return the options with what the start of the command left of the time budget; a search begins in any case."""
+    if options.time_budget_s is None:
+        return options
+    return options.model_copy(update={"time_budget_s": max(LEAST_TIME_S, options.time_budget_s - start_s)})
 
 
 def _from_enter(result: SearchResult, start_s: float) -> SearchResult:

@@ -3,8 +3,12 @@
 import inspect
 import json
 
+import pytest
+
+from raysnap.cli.app import main
 from raysnap.cli.search_commands import search
 from raysnap.config.search_options import SearchOptions
+from raysnap.errors import UsageError
 from tests.support.cli_commands import process, run_json, run_text
 
 
@@ -50,7 +54,7 @@ def test_explain_sets_what_was_forecast_beside_what_came(here, capsys):
     taken = forecast[-1].removeprefix("came: ")
     assert forecast == ["forecast: shared", "forecast: nested", f"came: {taken}"] and taken in ("shared", "nested")
     assert f"`{taken}` was taken: it is forecast to answer soonest, in " in out
-    assert "items fit the time budget of 10\u00a0min\u00a000\u00a0s." in out
+    assert "items fit the 10\u00a0min\u00a000\u00a0s left of the time budget." in out
 
 
 def test_json_has_the_forecast_too(here, capsys):
@@ -65,6 +69,20 @@ def test_json_has_the_forecast_too(here, capsys):
 def test_a_time_budget_that_is_no_time_is_refused(here):
     done = process("search", "--data", "pets", "--time-budget", "soon", cwd=here)
     assert done.returncode == 2 and "expected a duration such as 30s, 5m or 1h30m, found 'soon'" in done.stderr
+
+
+@pytest.mark.parametrize(("start_s", "left_s"), [(0.0, 30.0), (12.0, 18.0), (31.0, 0.001)])
+def test_a_time_budget_counts_from_the_start(here, capsys, monkeypatch, start_s, left_s):
+    monkeypatch.setattr("raysnap.cli.search_commands.since_enter_s", lambda: start_s)
+    asked = []
+
+    def search(store, data, options):
+        asked.append(options.time_budget_s)
+        raise UsageError("asked")
+
+    monkeypatch.setattr("raysnap.search.search", search)
+    assert main(["search", "--data", "pets", "--time-budget", "30s"]) == 2
+    assert asked == [left_s]
 
 
 def test_a_second_search_reads_what_the_first_left(here, capsys):
