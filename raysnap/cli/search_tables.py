@@ -13,6 +13,8 @@ from rich.tree import Tree
 from raysnap.cli.console import MAX_NAMES, MAX_ROWS, simple_table
 from raysnap.humanize import bytes_text, count_text, flops_text, plural, score_text, seconds_text, share_text
 
+MAX_INPUTS = 4
+
 if TYPE_CHECKING:
     from raysnap.bench.cells import Cell
     from raysnap.bench.estimates import CellWork
@@ -60,6 +62,8 @@ def search_lines(result: Mapping[str, Any]) -> str:
         lines.append(loss_line(result))
     if result["narrowing"]:
         lines.append(narrowing_line(result["narrowing"]))
+    if len(result["inputs"]) > 1:
+        lines.append(inputs_line(result))
     if static:
         rank = f"rank {static['rank']} of {num_ranked}, score {score_text(static['score'])}"
         lines.append(f"Without a search, the choice would be the largest pretrained model, {static['name']}: {rank}")
@@ -89,6 +93,21 @@ def narrowing_line(narrowing: Mapping[str, Any]) -> str:
     if narrowing["expected_loss"] is None:
         return line
     return f"{line}: the best of these is expected to score {narrowing['expected_loss']:.3f} more, by its relatives"
+
+
+def inputs_line(result: Mapping[str, Any]) -> str:
+    """Say that candidates saw images in different ways, and what would even that out."""
+    groups = result["inputs"]
+    size_only = len({group["image_size"] for group in groups}) == len(groups)
+    ways = [
+        f"{plural(group['num_candidates'], 'candidate')} at {group['image_size']}\u00a0px"
+        + ("" if size_only else f" (shorter side {group['resize_size']}\u00a0px, mean {list(group['mean'])})")
+        for group in groups[:MAX_INPUTS]
+    ]
+    ways += [f"{len(groups) - MAX_INPUTS} more"] if len(groups) > MAX_INPUTS else []
+    even = result["even_image_size"]
+    advice = f"; --image-size {even} evens them" if even else "; no --image-size evens them, --where picks one kind"
+    return f"Candidates saw images in different ways and share no blocks across these: {', '.join(ways)}{advice}"
 
 
 def rungs_table(rungs: Sequence[Mapping[str, Any]]) -> Table:

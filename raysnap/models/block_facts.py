@@ -42,6 +42,22 @@ def num_body_blocks(architecture: str) -> int:
 
 
 @lru_cache
+def num_body_parameters(architecture: str) -> int:
+    """Return how many parameters an architecture has below the head.
+
+    Raises:
+        ArchitectureError: torchvision has no such model, or it can't be split.
+    """
+
+    def measure() -> int:
+        from raysnap.models.blocks import count_body_parameters
+
+        return count_body_parameters(architecture)
+
+    return _cached(f"{architecture}-num-body-parameters", measure)
+
+
+@lru_cache
 def block_shapes(architecture: str, image_size: int) -> tuple[BlockShape, ...]:
     """Return output shape, FLOPs and bytes of every block for square images, with a head of 1000 classes.
 

@@ -256,6 +256,11 @@ def block_names(architecture: str) -> tuple[str, ...]:
     return tuple(block.name for block in _skeleton(architecture))
 
 
+def count_body_parameters(architecture: str) -> int:
+    """Return the number of parameters of all blocks below the head."""
+    return sum(parameter.numel() for block in _skeleton(architecture)[:-1] for parameter in block.parameters())
+
+
 def feature_dim(architecture: str) -> int:
     """Return the width D of the features `[N, D]` that the head takes."""
     return _linear(_skeleton(architecture)[-1]).in_features

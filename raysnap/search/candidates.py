@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from raysnap.config.search_options import SearchOptions
 from raysnap.datasets.dataset import find_dataset, open_dataset
-from raysnap.errors import UsageError
+from raysnap.errors import ArchitectureError, UsageError
+from raysnap.models.block_facts import num_body_parameters
 from raysnap.models.block_shape import HEAD
-from raysnap.search.plan.tree import Candidate
-from raysnap.search.result import RankedSnapshot
+from raysnap.search.plan.tree import Candidate, find_misfit
+from raysnap.search.result import InputGroup, RankedSnapshot
 from raysnap.store.index import SnapshotSummary
-from raysnap.store.manifest import Manifest, Preprocessing
+from raysnap.store.manifest import Preprocessing
 from raysnap.store.store import Store
 
 
@@ -30,16 +33,47 @@ def check_question(store_dir: Path, data: str, options: SearchOptions) -> None:
 def pick_static_baseline(candidates: Sequence[Candidate], ranking: Sequence[RankedSnapshot]) -> RankedSnapshot | None:
     """Return the ranking's line of the no-search baseline: the largest pretrained model.
 
-    That is, of the ranked snapshots without a base (of all, where each has one), the one with the most bytes of weights
-    below the head; of several, the first by id.
+    That is, of the ranked snapshots without a base (of all, where each has one), the one with the most parameters below
+    the head; of several, the first by id.
     """
     by_id = {candidate.snapshot: candidate for candidate in candidates}
 
     def preference(entry: RankedSnapshot) -> tuple[bool, int, str]:
         candidate = by_id[entry.snapshot]
-        return not candidate.is_base, -sum(block.num_bytes for block in candidate.blocks), entry.snapshot
+        return not candidate.is_base, -count_parameters(candidate.architecture), entry.snapshot
 
     return min((entry for entry in ranking if entry.snapshot in by_id), key=preference, default=None)
+
+
+def count_parameters(architecture: str) -> int:
+    """Return how many parameters an architecture has below the head; 0 for one that is unknown here."""
+    try:
+        return num_body_parameters(architecture)
+    except ArchitectureError:
+        return 0
+
+
+def group_inputs(candidates: Collection[Candidate]) -> tuple[InputGroup, ...]:
+    """Return in which ways candidates see images, the most common first."""
+    counts = Counter(candidate.preprocessing for candidate in candidates)
+    return tuple(
+        InputGroup(one.image_size, one.resize_size, one.mean, one.std, one.interpolation, num_candidates)
+        for one, num_candidates in sorted(counts.items(), key=lambda item: (-item[1], item[0].image_size))
+    )
+
+
+def find_even_image_size(candidates: Collection[Candidate]) -> int | None:
+    """Return the image size with which candidates that see images differently would all see them in the same way.
+
+    It is the most common size of theirs that every architecture takes; None where there is none, or no need.
+    """
+    if len(groups := group_inputs(candidates)) < 2:
+        return None
+    for image_size in dict.fromkeys(group.image_size for group in groups):
+        scaled = [replace(one, preprocessing=_scaled(one.preprocessing, image_size)) for one in candidates]
+        if len({one.preprocessing for one in scaled}) == 1 and not any(map(find_misfit, scaled)):
+            return image_size
+    return None
 
 
 def find_candidates(store: Store, where: str | None, image_size: int | None) -> list[Candidate]:
@@ -76,7 +110,7 @@ def read_candidates(store: Store, summaries: Iterable[SnapshotSummary], image_si
             snapshot=manifest.id,
             name=name_of(by_id[manifest.id]),
             architecture=manifest.architecture,
-            preprocessing=_preprocessing(manifest, image_size),
+            preprocessing=_scaled(manifest.preprocessing, image_size),
             blocks=tuple(block for block in manifest.blocks if block.name != HEAD),
             is_base=manifest.base is None,
         )
@@ -87,9 +121,8 @@ def name_of(summary: SnapshotSummary) -> str:
     return summary.names[0] if summary.names else summary.id[:12]
 
 
-def _preprocessing(manifest: Manifest, image_size: int | None) -> Preprocessing:
-    """Return the snapshot's own preprocessing, scaled to another edge where one is asked for."""
-    own = manifest.preprocessing
+def _scaled(own: Preprocessing, image_size: int | None) -> Preprocessing:
+    """Return a snapshot's own preprocessing, scaled to another edge where one is asked for."""
     if image_size is None or image_size == own.image_size:
         return own
     resize_size = round(own.resize_size * image_size / own.image_size)

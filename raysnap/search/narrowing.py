@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from raysnap.config.search_options import SearchOptions
-from raysnap.search.candidates import find_candidates, find_summaries, name_of, read_candidates
+from raysnap.search.candidates import count_parameters, find_candidates, find_summaries, name_of, read_candidates
 from raysnap.search.contest import Contest
 from raysnap.search.plan.strata import Body, find_bodies, order_evenly
 from raysnap.search.plan.tree import Candidate, find_misfit
@@ -181,7 +181,11 @@ class Field:
 
 def _largest_base(summaries: Iterable[SnapshotSummary]) -> str:
     """Return the id of the no-search baseline, the largest pretrained model, which is always tried."""
-    return min(summaries, key=lambda summary: (summary.base is not None, -summary.num_bytes, summary.id)).id
+
+    def preference(summary: SnapshotSummary) -> tuple[bool, int, str]:
+        return summary.base is not None, -count_parameters(summary.architecture), summary.id
+
+    return min(summaries, key=preference).id
 
 
 def _differences(rounds: Sequence[tuple[Contest, Sequence[RankedSnapshot]]]) -> dict[str, tuple[float, float]]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Unpack
 
 from raysnap.config.search_options import SearchKeywords, SearchOptions
-from raysnap.search.candidates import pick_static_baseline
+from raysnap.search.candidates import find_even_image_size, group_inputs, pick_static_baseline
 from raysnap.search.contest import Contest
 from raysnap.search.engine.cached_source import CachedSource
 from raysnap.search.engine.feature_cache import FeatureCache
@@ -160,6 +160,8 @@ def _sum_up(
         ),
         static_baseline=pick_static_baseline(list(candidates.values()), ranking),
         narrowing=narrowing,
+        inputs=group_inputs(candidates.values()),
+        even_image_size=find_even_image_size(candidates.values()),
     )
 
 

@@ -109,6 +109,18 @@ class Narrowing:
 
 
 @dataclass(frozen=True)
+class InputGroup:
+    """Candidates that see images in the same way: how, as in a `Preprocessing`, and how many they are."""
+
+    image_size: int
+    resize_size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    interpolation: str
+    num_candidates: int
+
+
+@dataclass(frozen=True)
 class ForecastReport:
     """What was forecast before the search ran, and what came.
 
@@ -153,6 +165,9 @@ class SearchResult:
         forecast: what was forecast, and what came.
         static_baseline: rank of the no-search baseline, the largest pretrained model; None if nothing was ranked.
         narrowing: what was left out, where more snapshots matched than `max_candidates`.
+        inputs: how candidates saw images, the most common way first; those of different groups share no blocks.
+        even_image_size: the `image_size` with which all candidates would see images in the same way; None where they
+            do already, or no size makes them.
     """
 
     method: Method
@@ -173,6 +188,8 @@ class SearchResult:
     forecast: ForecastReport
     static_baseline: RankedSnapshot | None
     narrowing: Narrowing | None = None
+    inputs: tuple[InputGroup, ...] = ()
+    even_image_size: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the result as plain values, in the form that `raysnap search --json` prints."""
