@@ -172,17 +172,18 @@ def store_export(
     to: Annotated[
         Path, typer.Option("--to", metavar="FILE", parser=any_path, help="File to write, .safetensors or .pth.")
     ],
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there already.")] = False,
     store_dir: StoreDir = Path("store"),
     as_json: AsJson = False,
 ) -> int:
     """Write a snapshot as a torchvision state dict.
 
-    A model card, README.md, is written beside it.
+    A model card is written beside it: README.md, or FILE.md where there is another README.md.
     """
     from raysnap.store.exchange import export_snapshot
     from raysnap.store.store import Store
 
-    export = export_snapshot(Store.open(store_dir), snapshot, to)
+    export = export_snapshot(Store.open(store_dir), snapshot, to, overwrite=overwrite)
     if as_json:
         print_json(asdict(export))
     else:

@@ -5,7 +5,7 @@ A YAML file maps one to one onto a model; an unknown key is an error that sugges
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, overload
 
@@ -59,7 +59,35 @@ def load_config(path: Path | str, overrides: Sequence[str] = (), model: type[Con
         if not isinstance(kind, str) or kind not in KINDS:
             raise ConfigError(f"{path}: kind: expected one of {', '.join(KINDS)}, found {kind!r}{suggest(kind, KINDS)}")
         model = KINDS[kind]
-    return validate(document, model, where=str(path))
+    config = validate(document, model, where=str(path))
+    if isinstance(config, SweepConfig):
+        _check_effect(config, overrides, where=str(path))
+    return config
+
+
+def _check_effect(config: SweepConfig, overrides: Sequence[str], where: str) -> None:
+    """Check that no override is without effect, as the space chooses another value for every trial.
+
+    Raises:
+        ConfigError: one is; the message says how to take the key out of the space.
+    """
+    for given in _leaves(apply_overrides({}, list(overrides))):
+        key = {"architectures": "architecture", "datasets": "dataset"}.get(given, given)
+        for chosen, entries in config.space.items():
+            if f"{key}.".startswith(f"{chosen}.") and not all(entry.when for entry in entries):
+                raise ConfigError(
+                    f"{where}: {given}: expected no value for what the space chooses, found one, which would have no "
+                    f"effect: add space.{chosen}=null to take {chosen} out of the space, or change space.{chosen}"
+                )
+
+
+def _leaves(document: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """Yield the dotted keys that a document gives values to."""
+    for key, value in document.items():
+        if isinstance(value, Mapping) and value:
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}"
 
 
 def dump_yaml(config: Config) -> str:

@@ -91,11 +91,15 @@ class SweepConfig(FinetuneConfig):
     @field_validator("space", mode="before")
     @classmethod
     def _flatten_keys(cls, value: Any) -> Any:
-        """Turn nested keys, as overrides write them, into dotted ones, and a single entry into a list of one."""
+        """Turn nested keys, as overrides write them, into dotted ones, and a single entry into a list of one.
+
+        A key without an entry (null) is not in the space, so that an override can take one out.
+        """
         if not isinstance(value, dict):
             return value
         known = set(dotted_keys(PointConfig))
-        space = {key: _listed(entries) for key, entries in _flattened(value, known)}
+        given = dict(_flattened(value, known))
+        space = {key: _listed(entries) for key, entries in given.items() if entries is not None}
         for key, entries in space.items():
             conditions = [entry.get("when") or {} for entry in entries if isinstance(entry, dict)]
             for used in (key, *(name for condition in conditions for name in condition)):

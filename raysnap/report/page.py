@@ -38,6 +38,11 @@ from raysnap.runs.run import Run, read_run
 from raysnap.runs.store_contents import read_store_contents
 from raysnap.runs.trial_rows import TrialRow
 
+OURS = (
+    b"""<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; script-src"""
+)
+"""What the first lines of every report hold, of earlier versions too."""
+
 TEMPLATES_DIR = Path(__file__).resolve().parent / "templates"
 
 
@@ -63,7 +68,7 @@ def write_report(run_dir: Path | str, out_path: Path | str | None = None) -> Pat
         out_path: file to write; by default report.html inside the run directory.
 
     Raises:
-        UsageError: `run_dir` does not exist, or the page can't be written.
+        UsageError: `run_dir` does not exist, or the page can't be written or would replace a file that is no report.
         DataError: the run directory holds no results, or they can't be read.
     """
     run_dir = local_path(run_dir)
@@ -74,6 +79,8 @@ def write_report(run_dir: Path | str, out_path: Path | str | None = None) -> Pat
         raise UsageError(f"{target}: expected the name of an HTML file to write, found a folder")
     tables_dir = target.with_name(f"{target.stem}_tables")
     try:
+        if target.is_file() and target.stat().st_size and OURS not in _beginning(target):
+            raise UsageError(f"{target}: expected a report or no file, found another file; choose another --out")
         target.parent.mkdir(parents=True, exist_ok=True)
         if report.tables:
             tables_dir.mkdir(exist_ok=True)
@@ -84,6 +91,11 @@ def write_report(run_dir: Path | str, out_path: Path | str | None = None) -> Pat
     except OSError as error:
         raise UsageError(f"{target}: the report can't be written: {error.strerror or error}") from None
     return target
+
+
+def _beginning(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(4096)
 
 
 def render(run: Run) -> Report:

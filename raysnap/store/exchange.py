@@ -25,7 +25,7 @@ from raysnap.models.tensor_bytes import block_digest, encode
 from raysnap.models.weight_files import SAFETENSORS_SUFFIX, TORCH_SUFFIXES, Weights, read_weights
 from raysnap.store.catalog import ABSENT
 from raysnap.store.manifest import DatasetRecord, Manifest, Preprocessing, check_ref_name, snapshot_id
-from raysnap.store.model_card import CARD_MARK, CARD_NAME, model_card
+from raysnap.store.model_card import CARD_NAME, is_card_of, model_card
 from raysnap.store.store import SnapshotWrite, Store
 
 logger = logging.getLogger(__name__)
@@ -119,27 +119,35 @@ def _retrain_index(base: Manifest, architecture: str, blocks: list[tuple[str, di
     return max(0, len(blocks) - 1 - num_equal) if num_equal else None
 
 
-def export_snapshot(store: Store, name_or_id: str, to: Path | str) -> Export:
+def export_snapshot(store: Store, name_or_id: str, to: Path | str, *, overwrite: bool = False) -> Export:
     """Write a snapshot as a plain torchvision state dict, `.safetensors` or `.pth`, and a model card beside it.
 
     >>> export = raysnap.export_snapshot(raysnap.Store.open("store"), "base", "exported/base.safetensors")
     >>> str(export.weights_path), str(export.card_path)
     ('exported/base.safetensors', 'exported/README.md')
 
-    Files appear whole or not at all. The card is README.md; if that exists and was not written by raysnap, it is left
-    alone and the card is named after the weights.
+    Files appear whole or not at all. The card is README.md; if that exists and is not the card of a file of this name, it
+    is left alone and the card is named after the weights.
+
+    Args:
+        overwrite: whether to replace a file of weights, or a text of the card's name, that is there already.
 
     Raises:
         SnapshotNotFound: there is no such snapshot.
         BlockDamaged: a block is missing or damaged; nothing is written.
-        WeightsError: `to` has another suffix or can't be written.
+        WeightsError: `to` has another suffix, is there already or can't be written.
     """
     to = local_path(to)
     if to.suffix != SAFETENSORS_SUFFIX and to.suffix not in TORCH_SUFFIXES:
         raise WeightsError(f"{to}: expected a file called .safetensors or .pth, found {to.suffix or 'no suffix'!r}")
     manifest = store.manifest(name_or_id)
-    state_dict = store.read_state_dict(manifest.id)
     card_path = _card_path(to)
+    for path in (to, card_path):
+        if not overwrite and path.exists() and not _is_card_of(path, to.name):
+            raise WeightsError(
+                f"{path}: expected no such file yet, found one; choose another name, or replace it with --overwrite"
+            )
+    state_dict = store.read_state_dict(manifest.id)
     with _writing(to) as file:
         if to.suffix == SAFETENSORS_SUFFIX:
             for chunk in encode(state_dict, metadata={"format": "pt", "architecture": manifest.architecture}):
@@ -153,14 +161,18 @@ def export_snapshot(store: Store, name_or_id: str, to: Path | str) -> Export:
 
 
 def _card_path(to: Path) -> Path:
+    """Return where the card of an export goes: not where there is a text that isn't the card of a file of this name."""
     path = to.with_name(CARD_NAME)
+    return path if not path.exists() or _is_card_of(path, to.name) else to.with_name(f"{to.name}.md")
+
+
+def _is_card_of(path: Path, file_name: str) -> bool:
     try:
-        is_ours = CARD_MARK in path.read_text(encoding="utf-8", errors="replace")
+        return path.suffix == ".md" and is_card_of(path.read_text(encoding="utf-8", errors="replace"), file_name)
     except FileNotFoundError:
-        is_ours = True
+        return False
     except OSError as error:
         raise WeightsError(f"{path}: can't be read: {error.strerror}") from None
-    return path if is_ours else to.with_name(f"{to.name}.md")
 
 
 @contextlib.contextmanager

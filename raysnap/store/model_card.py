@@ -50,17 +50,25 @@ def model_card(manifest: Manifest, lineage: list[Manifest], names: list[str], fi
     return "\n".join(lines) + "\n"
 
 
-def _loading_code(manifest: Manifest, file_name: str) -> list[str]:
+def is_card_of(text: str, file_name: str) -> bool:
+    """Return whether a text is the card of an exported file of this name."""
+    return CARD_MARK in text and f"model.load_state_dict({_load(file_name)}, strict=True)\n" in text
+
+
+def _load(file_name: str) -> str:
     if file_name.endswith(SAFETENSORS_SUFFIX):
-        reader, load = "from safetensors.torch import load_file", f"load_file({file_name!r})"
-    else:
-        reader, load = "import torch", f"torch.load({file_name!r}, weights_only=True)"
+        return f"load_file({file_name!r})"
+    return f"torch.load({file_name!r}, weights_only=True)"
+
+
+def _loading_code(manifest: Manifest, file_name: str) -> list[str]:
+    is_safetensors = file_name.endswith(SAFETENSORS_SUFFIX)
     return [
-        reader,
+        "from safetensors.torch import load_file" if is_safetensors else "import torch",
         "from torchvision.models import get_model",
         "",
         f"model = get_model({manifest.architecture!r}, weights=None, num_classes={manifest.num_classes})",
-        f"model.load_state_dict({load}, strict=True)",
+        f"model.load_state_dict({_load(file_name)}, strict=True)",
         "model.eval()",
     ]
 

@@ -2,8 +2,9 @@
 
 import pytest
 
-from raysnap.config.load import validate
+from raysnap.config.load import load_config, validate
 from raysnap.config.sweep import SweepConfig
+from raysnap.config.yaml_files import to_yaml
 from raysnap.errors import ConfigError
 
 
@@ -77,3 +78,41 @@ def test_what_does_not_work_together_is_refused(fields, message):
     with pytest.raises(ConfigError, match=message) as caught:
         sweep(**fields)
     assert "\n" not in str(caught.value)
+
+
+SECTIONS = {"grid": {"pretrained": {"weights": "mine"}, "not pretrained": {"weights": "random"}}}
+
+
+@pytest.mark.parametrize(
+    ("space", "override", "chosen"),
+    [
+        ({"base.weights": {"grid": ["a", "b"]}}, "base.weights=c", "base.weights"),
+        ({"base": SECTIONS}, "base.weights=c", "base"),
+        ({"base": SECTIONS}, "base={weights: c}", "base"),
+        ({"train.lr": RANGE}, "train={lr: 0.1, epochs: 2}", "train.lr"),
+        ({"architecture": {"choice": ["resnet18", "resnet34"]}}, "architectures=[resnet50]", "architecture"),
+        ({"dataset": {"choice": ["b", "c"]}}, "datasets=[d]", "dataset"),
+    ],
+)
+def test_an_override_of_what_the_space_chooses_is_refused(tmp_path, space, override, chosen):
+    path = tmp_path / "job.yaml"
+    path.write_text(to_yaml({"kind": "sweep", "datasets": ["a"], "space": space}))
+    with pytest.raises(ConfigError, match=f"no effect: add space.{chosen}=null to take {chosen} out of the space"):
+        load_config(path, [override])
+    config = load_config(path, [override, f"space.{chosen}=null"])
+    assert config.space == {}
+
+
+@pytest.mark.parametrize(
+    ("space", "override"),
+    [
+        ({"train.lr": RANGE}, "train.epochs=2"),
+        ({"train.lr": RANGE | {"when": {"dataset": "a"}}}, "train.lr=0.5"),
+        ({"train.lr": RANGE}, "space.train.lr={grid: [0.1, 0.2]}"),
+        ({"base": SECTIONS}, "architectures=[resnet34]"),
+    ],
+)
+def test_other_overrides_of_a_sweep_are_taken(tmp_path, space, override):
+    path = tmp_path / "job.yaml"
+    path.write_text(to_yaml({"kind": "sweep", "datasets": ["a"], "space": space}))
+    assert list(load_config(path, [override]).space) == list(space)

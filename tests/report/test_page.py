@@ -98,6 +98,18 @@ def test_the_report_is_written_to_the_given_path(tmp_path):
         write_report(run_dir, tmp_path)
 
 
+def test_a_report_replaces_reports_only(tmp_path):
+    run_dir = quickstart(tmp_path / "run", some_trials())
+    out = tmp_path / "mine.html"
+    out.write_text("<h1>mine</h1>")
+    with pytest.raises(UsageError, match="expected a report or no file, found another file"):
+        write_report(run_dir, out)
+    assert out.read_text() == "<h1>mine</h1>" and not (tmp_path / "mine_tables").exists()
+    out.write_text("")
+    for _ in range(2):
+        assert write_report(run_dir, out) == out
+
+
 def test_the_same_run_gives_the_same_page(tmp_path):
     run_dir = quickstart(tmp_path / "run", some_trials())
     first = write_report(run_dir).read_bytes()

@@ -200,7 +200,34 @@ def test_a_readme_of_someone_else_is_left_alone(store, state_dict, tmp_path):
     export = export_snapshot(store, "mine", tmp_path / "out.safetensors")
     assert (tmp_path / "README.md").read_text() == "mine"
     assert CARD_MARK in export.card_path.read_text()
-    assert export_snapshot(store, "mine", tmp_path / "out.safetensors") == export
+    assert export_snapshot(store, "mine", tmp_path / "out.safetensors", overwrite=True) == export
+
+
+def test_an_export_replaces_a_file_only_if_asked(store, state_dict, tmp_path):
+    torch.save(state_dict, tmp_path / "in.pth")
+    import_snapshot(store, tmp_path / "in.pth", ARCHITECTURE, name="mine")
+    out = tmp_path / "out.pth"
+    out.write_bytes(b"precious")
+    with pytest.raises(WeightsError, match=r"out\.pth: expected no such file yet, found one; .*--overwrite"):
+        export_snapshot(store, "mine", out)
+    assert out.read_bytes() == b"precious" and not (tmp_path / "README.md").exists()
+    export_snapshot(store, "mine", out, overwrite=True)
+    assert same(torch.load(out, weights_only=True), state_dict)
+
+
+def test_exports_to_one_folder_have_a_card_each(store, state_dict, tmp_path):
+    torch.save(state_dict, tmp_path / "in.pth")
+    import_snapshot(store, tmp_path / "in.pth", ARCHITECTURE, name="mine")
+    names = ("a.pth", "b.pth", "b.safetensors")
+    cards = [export_snapshot(store, "mine", tmp_path / "out" / name).card_path for name in names]
+    assert [card.name for card in cards] == ["README.md", "b.pth.md", "b.safetensors.md"]
+    assert [name in card.read_text() for card, name in zip(cards, names, strict=True)] == [True] * 3
+    again = export_snapshot(store, "mine", tmp_path / "out" / "a.pth", overwrite=True)
+    assert again.card_path == cards[0]
+    (tmp_path / "out" / "c.pth.md").write_text("mine")
+    with pytest.raises(WeightsError, match=r"c\.pth\.md: expected no such file"):
+        export_snapshot(store, "mine", tmp_path / "out" / "c.pth")
+    assert not (tmp_path / "out" / "c.pth").exists()
 
 
 def test_an_export_that_fails_leaves_nothing_behind(store, state_dict, tmp_path):
