@@ -39,6 +39,7 @@ if TYPE_CHECKING:
         SnapshotNotFound,
         StoreDamaged,
         StoreError,
+        StoreUnreadable,
         UsageError,
         WeightsError,
     )
@@ -75,6 +76,7 @@ __all__ = [
     "Store",
     "StoreDamaged",
     "StoreError",
+    "StoreUnreadable",
     "SweepConfig",
     "SynthesizeConfig",
     "UsageError",

@@ -3,6 +3,21 @@
 An error holds only its message and plain values, so that it can be pickled between Ray processes.
 """
 
+import errno
+
+SYSTEM_LIMITS = {
+    errno.EMFILE: "too many open files in this process; raise its limit (ulimit -n) and try again",
+    errno.ENFILE: "too many open files on this machine; close some and try again",
+    errno.ENOMEM: "out of memory; free some and try again",
+    errno.ENOBUFS: "out of memory; free some and try again",
+}
+"""What to say of an OSError that any other file would meet, too: it says nothing of the file."""
+
+
+def describe_os_error(error: OSError, hint: str) -> str:
+    """Return what the system said and what to do: the hint, unless a limit of the system is the cause."""
+    return SYSTEM_LIMITS.get(error.errno or 0) or f"{error.strerror or error}; {hint}"
+
 
 class RaysnapError(Exception):
     """The base of all errors that raysnap raises on purpose; the message is one line for the user.
@@ -86,6 +101,16 @@ class StoreError(RaysnapError):
     >>> raysnap.Store.open("data")
     Traceback (most recent call last):
     raysnap.errors.StoreError: data: expected a model store, found a folder without store.json
+    """
+
+
+class StoreUnreadable(StoreError):
+    """The system refuses to read a file of a store: no permission, or a disk or server that fails. It may be intact.
+
+    >>> try:
+    ...     model = raysnap.Store.open("store").load_model("base")
+    ... except raysnap.StoreUnreadable as error:
+    ...     print(f"ask the owner of the store: {error}")
     """
 
 

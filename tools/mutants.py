@@ -63,8 +63,8 @@ MUTANTS = [
     Mutant(
         "a replaced file appears whole",
         "atomic.py",
-        '    partial_path = path.with_name(f".{path.name}.{secrets.token_hex(8)}.partial")\n',
-        "    partial_path = path\n    path.unlink(missing_ok=True)\n",
+        "            yield file\n            file.flush()\n            os.fsync(file.fileno())\n        partial_path.replace(path)\n",
+        "            path.unlink(missing_ok=True)\n            partial_path.replace(path)\n            yield file\n",
         "test_atomic.py::test_readers_see_the_old_file_until_the_block_ends",
         r"== b'old'",
     ),

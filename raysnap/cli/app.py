@@ -145,7 +145,9 @@ def show_config(config_path: ConfigPath, overrides: Overrides = None, as_json: A
 def doctor(
     places: Annotated[
         list[Path] | None,
-        typer.Argument(metavar="PLACE", help="Folders of runs, stores or datasets; by default this one, or /tmp."),
+        typer.Argument(
+            metavar="PLACE", parser=any_path, help="Folders of runs, stores or datasets; by default this one, or /tmp."
+        ),
     ] = None,
     address: Annotated[
         str | None,

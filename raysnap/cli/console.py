@@ -24,16 +24,17 @@ MAX_NAMES = 2  # of snapshots in one cell
 
 
 def any_path(given: str | Path) -> Path:
-    """Return the path that an argument gives, and refuse an address."""
+    """Return the path that an argument gives, `~` expanded, and refuse an address."""
     from raysnap.config.folders import address_fault, refusing  # pydantic would slow down `--help`
 
     return Path(refusing(address_fault)(given))
 
 
 def name_or_path(given: str) -> str:
-    """Return the name or path that an argument gives, and refuse an address."""
-    any_path(given)
-    return given
+    """Return the name or path that an argument gives, `~` expanded, and refuse an address."""
+    from raysnap.config.folders import address_fault, refusing
+
+    return str(refusing(address_fault)(given))
 
 
 def duration(given: str) -> float:

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from raysnap.cli.console import AsJson, StoreDir, any_path, print_failures, print_json, print_result
-from raysnap.errors import StoreDamaged, UsageError
+from raysnap.errors import StoreDamaged, StoreUnreadable, UsageError
 
 store_app = typer.Typer(help="Inspect, extend, verify and clean up a model store.")
 
@@ -227,7 +227,10 @@ def store_verify(store_dir: StoreDir = Path("store"), as_json: AsJson = False) -
 
         print_result(verify_line(result))
         print_failures(damage_rows(result))
-    return 0 if result["ok"] else StoreDamaged.exit_code
+    if result["ok"]:
+        return 0
+    is_damaged = result["damaged"] or result["damaged_files"]
+    return StoreDamaged.exit_code if is_damaged else StoreUnreadable.exit_code
 
 
 @store_app.command("gc")

@@ -118,16 +118,18 @@ def verify_line(result: Mapping[str, Any]) -> str:
     """Say how much was read, and how much of it is damaged."""
     read = f"{plural(result['num_snapshots'], 'snapshot')}, {plural(result['num_blocks'], 'block')}"
     damaged = f"{plural(len(result['damaged']), 'block')} and {plural(len(result['damaged_files']), 'other file')}"
-    return f"{'ok' if result['ok'] else f'damaged: {damaged}'}; read {read}, {bytes_text(result['checked_bytes'])}"
+    faults = [f"damaged: {damaged}"] if result["damaged"] or result["damaged_files"] else []
+    faults += [f"unreadable: {plural(len(result['unreadable']), 'file')}"] if result["unreadable"] else []
+    return f"{'; '.join(faults) or 'ok'}; read {read}, {bytes_text(result['checked_bytes'])}"
 
 
 def damage_rows(result: Mapping[str, Any]) -> list[dict[str, str]]:
-    """Return what is damaged, one row each, with the snapshots that are affected."""
+    """Return what is damaged or unreadable, one row each, with the snapshots that are affected."""
     rows = []
     for block in result["damaged"]:
         affected = ", ".join(snapshot[:12] for snapshot in block["snapshots"]) or "none"
         rows.append({"block": f"block {block['block']}", "error": f"{block['reason']}; snapshots affected: {affected}"})
-    return [*rows, *result["damaged_files"]]
+    return [*rows, *result["damaged_files"], *result["unreadable"]]
 
 
 def gc_line(result: Mapping[str, int]) -> str:

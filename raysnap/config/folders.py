@@ -22,6 +22,11 @@ _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # `s3://bucket`, as a Path 
 _UPLOADED = f"{os.sep}runtime_resources{os.sep}working_dir_files{os.sep}"  # where Ray unpacks what a job uploads
 
 
+def expanded(path: Path | str) -> str:
+    """Return the path with a leading `~` or `~user` replaced by that home folder, as a shell would have done."""
+    return os.path.expanduser(path)  # noqa: PTH111 - Path.expanduser() raises where there is no such user
+
+
 def address_fault(path: Path | str) -> str | None:
     """Return why the path can't be used if it is an address such as `s3://bucket/folder`; None for any other."""
     text = os.fspath(path)
@@ -32,7 +37,7 @@ def address_fault(path: Path | str) -> str | None:
 
 
 def local_path(path: Path | str) -> Path:
-    """Return the path as a Path.
+    """Return the path as a Path, `~` expanded.
 
     Raises:
         UsageError: it is an address.
@@ -40,7 +45,7 @@ def local_path(path: Path | str) -> Path:
     fault = address_fault(path)
     if fault is not None:
         raise UsageError(fault)
-    return Path(path)
+    return Path(expanded(path))
 
 
 def folder_fault(path: Path | str) -> str | None:
@@ -58,13 +63,16 @@ def folder_fault(path: Path | str) -> str | None:
 
 
 def refusing(fault_of: Callable[[Path | str], str | None]) -> Callable[[Any], Any]:
-    """Return a validator that raises ValueError with the fault of a path, and returns any other value as it is."""
+    """Return a validator that expands `~` in a path and raises ValueError with its fault; other values pass."""
 
     def check(value: Any) -> Any:
-        fault = fault_of(value) if isinstance(value, str | Path) else None
+        if not isinstance(value, str | Path):
+            return value
+        path = expanded(value)
+        fault = fault_of(path)
         if fault is not None:
             raise ValueError(fault)
-        return value
+        return type(value)(path) if path != os.fspath(value) else value
 
     return check
 

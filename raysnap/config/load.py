@@ -12,7 +12,7 @@ from typing import Any, TypeVar, overload
 from pydantic import ValidationError
 
 from raysnap.config.bench import BenchConfig
-from raysnap.config.folders import FOLDERS_FOLLOW
+from raysnap.config.folders import FOLDERS_FOLLOW, expanded
 from raysnap.config.jobs import GenerateConfig, SynthesizeConfig
 from raysnap.config.messages import describe_faults
 from raysnap.config.quickstart import QuickstartConfig
@@ -52,7 +52,7 @@ def load_config(path: Path | str, overrides: Sequence[str] = (), model: type[Con
     Raises:
         ConfigError: the file is missing, is not YAML or doesn't fit the model.
     """
-    path = _shipped(Path(path))
+    path = _shipped(Path(expanded(path)))
     document = apply_overrides(read_yaml(path), list(overrides))
     if model is None:
         kind = document.get("kind")

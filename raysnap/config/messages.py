@@ -65,7 +65,8 @@ def describe_error(fault: dict[str, Any], model: type[Config], document: dict[st
             return f"{where}expected {context['expected']}, found {found}{hint}"
     known = _EXPECTED.get(fault["type"])
     expected = known.format(**context) if known else fault["msg"].removeprefix("Input should be ")
-    return f"{where}expected {expected}, found {found}"
+    hint = "; quote it if text is meant" if fault["type"] in ("path_type", "string_type") else ""
+    return f"{where}expected {expected}, found {found}{hint}"
 
 
 def _written_path(loc: tuple[str | int, ...], document: Any) -> str:

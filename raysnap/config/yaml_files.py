@@ -13,6 +13,8 @@ from raysnap.errors import ConfigError
 
 MAX_CONFIG_BYTES = 100_000  # a second's worth of PyYAML
 _NUMBER_OR_TEXT = "!number-or-text"
+# Numbers of YAML 1.1 that are text, or other numbers, in YAML 1.2: base 8 and 60, underscores.
+_AMBIGUOUS = re.compile(r"[-+]?(0[0-9_]+|[0-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?|[0-9]*_[0-9_.]*|0b[01_]+)")
 
 
 def to_yaml(value: Any) -> str:
@@ -143,8 +145,26 @@ def apply_overrides(document: dict[str, Any], overrides: list[str]) -> dict[str,
             child = target.get(parent)
             target[parent] = child if isinstance(child, dict) else {}
             target = target[parent]
-        target[last] = _parse(value, f"{key}=", _Loader)
+        target[last] = _read_value(value, f"{key}=")
     return result
+
+
+def _read_value(text: str, where: str) -> Any:
+    """Return the value that the text of an override says; text that YAML would change is taken as it is.
+
+    Where a file has comments, anchors, folded lines and numbers in base 8 and 60, a command line has text.
+    """
+    value = _parse(text, where, _Loader)
+    root = yaml.compose(text, Loader=_Loader)
+    is_plain = isinstance(root, yaml.ScalarNode) and root.style is None
+    if root is None and text.strip():
+        return text
+    if is_plain and value is not None and (isinstance(value, str) or _AMBIGUOUS.fullmatch(text.strip())):
+        return text
+    rest = text[root.end_mark.index :].strip() if root is not None and root.end_mark is not None else ""
+    if rest.startswith("#"):
+        raise ConfigError(f"{where}: expected a value, found {rest!r} after it; quote the whole if it is text")
+    return value
 
 
 def _copy(value: Any) -> Any:

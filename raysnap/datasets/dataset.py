@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from raysnap.config.folders import local_path
+from raysnap.config.folders import expanded, local_path
 from raysnap.config.parts import ShapesConfig
 from raysnap.datasets.image_folder import RECORD_NAME, read_record
 from raysnap.datasets.published import SOURCES
@@ -92,6 +92,7 @@ def find_dataset(name_or_path: str, data_dir: Path) -> Path | None:
             "dataset '': expected a name or a path, found an empty string; `raysnap data ls` lists the names"
         )
     local_path(name_or_path)
+    name_or_path = expanded(name_or_path)
     is_name = name_or_path not in (".", "..") and Path(name_or_path).name == name_or_path
     try:
         if data_dir.exists() and not data_dir.is_dir():

@@ -20,7 +20,7 @@ from warnings import catch_warnings, simplefilter
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from raysnap.errors import DataError
+from raysnap.errors import SYSTEM_LIMITS, DataError
 from raysnap.system import num_cpus
 
 # A decoder holds up to about 10 bytes per pixel: CMYK and RGB at once, or the coefficients of a progressive JPEG.
@@ -57,6 +57,7 @@ def read_image(path: Path) -> Image.Image:
 
     Raises:
         DataError: it is not a regular file, can't be opened or decoded, or exceeds `MAX_PIXELS` or `MAX_FILE_BYTES`.
+        OSError: this process or machine is at a limit, such as that of open files; nothing is wrong with the image.
     """
     try:
         _check_file(path)
@@ -70,6 +71,8 @@ def read_image(path: Path) -> Image.Image:
     except UnidentifiedImageError:
         raise DataError(f"{path}: expected an image, found an unknown file format") from None
     except DECODING_ERRORS as error:
+        if getattr(error, "errno", None) in SYSTEM_LIMITS:
+            raise  # it would be the same for any other image
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise DataError(
             f"{path}: expected an image, found one that can't be decoded: {reason.splitlines()[0]}"

@@ -22,7 +22,7 @@ from raysnap.datasets.dataset import SPLITS, Dataset, Item
 from raysnap.datasets.image_file import DECODING_ERRORS, for_each_image, read_image
 from raysnap.datasets.image_folder import read_record
 from raysnap.datasets.published import SOURCES
-from raysnap.errors import DataError
+from raysnap.errors import SYSTEM_LIMITS, DataError
 from raysnap.progress import OnProgress
 
 SMALL_PX = 64
@@ -201,6 +201,9 @@ def _inspect_file(path: Path) -> FileFacts:
     except DataError as error:
         return FileFacts(str(error))
     except DECODING_ERRORS as error:
+        limit = SYSTEM_LIMITS.get(getattr(error, "errno", None) or 0)
+        if limit:
+            raise DataError(f"{path}: can't be read: {limit}") from None
         return FileFacts(f"{path}: was readable a moment ago and no longer is: {error}")
 
 

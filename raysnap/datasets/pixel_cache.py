@@ -37,7 +37,7 @@ from raysnap.atomic import create_zeros, sync_data, write_all_at
 from raysnap.datasets.dataset import Item, image_files
 from raysnap.datasets.decoding import DecodeJob, Shape, decode_into, kept_range
 from raysnap.datasets.image_file import MAX_BAD_FRACTION, num_bad_allowed
-from raysnap.errors import DataError
+from raysnap.errors import DataError, describe_os_error
 from raysnap.system import cache_places, release_pages
 
 FORMAT = 3
@@ -96,7 +96,9 @@ class PixelCache:
             pixels = _map(directory / "pixels.bin", np.dtype(np.uint8), (num_slots, slot_bytes))
             records = _map(directory / "index.bin", _RECORD, (num_slots,))
         except OSError as error:
-            raise DataError(f"pixel cache {directory}: can't be opened: {error.strerror or error}; delete it") from None
+            raise DataError(
+                f"pixel cache {directory}: can't be opened: {describe_os_error(error, 'delete it')}"
+            ) from None
         return cls(tuple(items), resize_size, directory, slots, records, pixels, max_bad)
 
     def load(self, indices: Sequence[int]) -> list[int]:
@@ -192,9 +194,8 @@ class PixelCache:
                 for future in flushed:
                     future.result()
         except OSError as error:
-            raise DataError(
-                f"pixel cache {self.directory}: can't be written: {error.strerror or error}; free space there"
-            ) from None
+            fault = describe_os_error(error, "free space there")
+            raise DataError(f"pixel cache {self.directory}: can't be filled: {fault}") from None
         self.decode_s += time.perf_counter() - started_s
 
     def _flush(self, file: int, index: int, portion: list[tuple[int, Shape]]) -> None:

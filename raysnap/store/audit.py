@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypedDict
 
-from raysnap.errors import SnapshotNotFound, StoreDamaged, WeightsError
+from raysnap.errors import SnapshotNotFound, StoreDamaged, StoreUnreadable, WeightsError
 from raysnap.store.catalog import is_manifest_name, manifest_path, read_manifest, resolve, snapshot_ids
 from raysnap.store.files import Files, entries_in, names_in
 from raysnap.store.manifest import is_digest, is_ref_name
@@ -22,18 +22,22 @@ class DamagedBlock(TypedDict):
 
 
 class DamagedFile(TypedDict):
-    """A damaged manifest or ref, or a stray file: its path inside the store, and what is wrong."""
+    """A damaged, stray or unreadable file: its path inside the store, and what is wrong."""
 
     file: str
     reason: str
 
 
 class Verification(TypedDict):
-    """What `verify` found; the keys are those of `raysnap store verify --json`."""
+    """What `verify` found; the keys are those of `raysnap store verify --json`.
+
+    `unreadable` are files of any kind that the system refuses to read, such as without permission: they may be intact.
+    """
 
     ok: bool
     damaged: list[DamagedBlock]
     damaged_files: list[DamagedFile]
+    unreadable: list[DamagedFile]
     num_snapshots: int
     num_blocks: int
     checked_bytes: int
@@ -41,27 +45,35 @@ class Verification(TypedDict):
 
 def verify(files: Files) -> Verification:
     """Read every byte of the store and return what is damaged, changing nothing."""
-    holders, damaged_files, num_snapshots = _check_manifests(files)
+    unreadable: list[DamagedFile] = []
+    holders, damaged_files, num_snapshots = _check_manifests(files, unreadable)
     on_disk = {entry.name for entry in files.objects()}
     damaged: list[DamagedBlock] = []
     checked_bytes = 0
     for digest in sorted(on_disk | holders.keys()):
-        num_bytes, fault = _examine_block(files, digest, holders.get(digest, []))
+        try:
+            num_bytes, fault = _examine_block(files, digest, holders.get(digest, []))
+        except StoreUnreadable as error:
+            unreadable.append({"file": f"objects/{digest[:2]}/{digest}", "reason": str(error)})
+            continue
         checked_bytes += num_bytes
         damaged += [fault] if fault else []
-    damaged_files += _check_refs(files) + _find_strays(files)
+    damaged_files += _check_refs(files, unreadable) + _find_strays(files)
     return {
-        "ok": not damaged and not damaged_files,
+        "ok": not damaged and not damaged_files and not unreadable,
         "damaged": damaged,
         "damaged_files": damaged_files,
+        "unreadable": unreadable,
         "num_snapshots": num_snapshots,
         "num_blocks": len(on_disk),
         "checked_bytes": checked_bytes,
     }
 
 
-def _check_manifests(files: Files) -> tuple[dict[str, list[str]], list[DamagedFile], int]:
-    """Return the snapshots that contain each block, the manifests that can't be read, and the number of all."""
+def _check_manifests(
+    files: Files, unreadable: list[DamagedFile]
+) -> tuple[dict[str, list[str]], list[DamagedFile], int]:
+    """Return the snapshots that contain each block, the damaged manifests, and the number of all."""
     holders: dict[str, list[str]] = {}
     faults: list[DamagedFile] = []
     snapshots = sorted(snapshot_ids(files))
@@ -73,6 +85,9 @@ def _check_manifests(files: Files) -> tuple[dict[str, list[str]], list[DamagedFi
             continue
         except StoreDamaged as error:
             faults.append({"file": f"snapshots/{path.name}", "reason": str(error)})
+            continue
+        except StoreUnreadable as error:
+            unreadable.append({"file": f"snapshots/{path.name}", "reason": str(error)})
             continue
         for digest in {entry.digest for entry in manifest.blocks}:
             holders.setdefault(digest, []).append(snapshot)
@@ -108,10 +123,14 @@ def _check_block(files: Files, digest: str) -> int:
     return len(buffer)
 
 
-def _check_refs(files: Files) -> list[DamagedFile]:
+def _check_refs(files: Files, unreadable: list[DamagedFile]) -> list[DamagedFile]:
     faults: list[DamagedFile] = []
     for name in sorted(filter(is_ref_name, names_in(files.refs_dir))):
-        reason = _examine_ref(files, name)
+        try:
+            reason = _examine_ref(files, name)
+        except StoreUnreadable as error:
+            unreadable.append({"file": f"refs/{name}", "reason": str(error)})
+            continue
         if reason:
             faults.append({"file": f"refs/{name}", "reason": reason})
     return faults

@@ -8,9 +8,9 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
-from raysnap.errors import SnapshotNotFound, StoreDamaged, StoreError
+from raysnap.errors import SnapshotNotFound, StoreDamaged, StoreError, StoreUnreadable
 from raysnap.humanize import suggest
-from raysnap.store.files import Files, names_in, read_bounded
+from raysnap.store.files import Files, names_in, read_bounded, read_error
 from raysnap.store.manifest import (
     MAX_MANIFEST_BYTES,
     Manifest,
@@ -84,14 +84,14 @@ def _read(path: Path, max_bytes: int) -> bytes:
     except FileNotFoundError:
         raise
     except OSError as error:
-        raise StoreDamaged(f"{path}: can't be read: {error.strerror}") from None
+        raise read_error(path, error, f"{path}: can't be read") from None
 
 
 def snapshots_with(files: Files, digests: Iterable[str]) -> dict[str, list[str]]:
     """Return, for each digest, the sorted ids of the snapshots that contain this block."""
     holders: dict[str, list[str]] = {digest: [] for digest in digests}
     for snapshot in sorted(snapshot_ids(files)):
-        with suppress(FileNotFoundError, StoreDamaged):
+        with suppress(FileNotFoundError, StoreDamaged, StoreUnreadable):
             raw = read_manifest_bytes(manifest_path(files, snapshot))
             for digest in {found.decode() for found in block_digests(raw)} & holders.keys():
                 holders[digest].append(snapshot)

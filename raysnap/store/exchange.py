@@ -68,7 +68,7 @@ def import_snapshot(
         WeightsError: the file can't be read, doesn't fit the architecture or contains NaN or infinity.
         StoreError: `name` already refers to another snapshot, or the store can't be written.
     """
-    weights = read_weights(Path(path), architecture, entry)
+    weights = read_weights(local_path(path), architecture, entry)
     if weights.remark and entry is None:
         logger.warning("%s: %s", path, weights.remark)
     return add_weights(store, weights, architecture, name, base, dataset, preprocessing, metrics)

@@ -16,12 +16,12 @@ import stat
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TypeAlias
+from typing import BinaryIO, TypeAlias
 
 from blake3 import blake3
 
 from raysnap.atomic import sync_dir
-from raysnap.errors import StoreDamaged, StoreError
+from raysnap.errors import SYSTEM_LIMITS, StoreDamaged, StoreError, StoreUnreadable
 from raysnap.store.manifest import check_digest, is_digest
 
 OnRead: TypeAlias = Callable[[str, int, float], None]
@@ -79,7 +79,7 @@ class Files:
         path = self.tmp_dir / f"{kind}-{os.getpid()}-{secrets.token_hex(8)}"
         hasher = blake3()
         try:
-            with translate_write_errors(path), path.open("xb") as file:
+            with translate_write_errors(path), self._new_file(path) as file:
                 for chunk in chunks:
                     file.write(chunk)
                     hasher.update(chunk)
@@ -91,6 +91,26 @@ class Files:
             discard(path)
             raise
         return path
+
+    def _new_file(self, path: Path) -> BinaryIO:
+        try:
+            return path.open("xb")
+        except FileNotFoundError:
+            self.recreate_folders()
+            return path.open("xb")
+
+    def recreate_folders(self) -> None:
+        """Create those of the store's folders that a copy without empty folders left out.
+
+        Raises:
+            StoreDamaged: one that is missing was not empty.
+        """
+        folders = (self.objects_dir, self.snapshots_dir, self.refs_dir, self.tmp_dir)
+        for folder in folders:
+            entries_in(folder)
+        for folder in folders:
+            folder.mkdir(exist_ok=True)
+        sync_dir(self.root)
 
     @contextlib.contextmanager
     def staged(self, kind: str, chunks: Iterable[Chunk], digest: str | None = None) -> Iterator[Path]:
@@ -113,6 +133,7 @@ class Files:
             except FileNotFoundError:
                 if not staged.exists():
                     return False
+                self.recreate_folders()
                 target.parent.mkdir(exist_ok=True)
                 sync_dir(target.parent.parent)
                 staged.replace(target)
@@ -192,7 +213,8 @@ class Files:
         """Open the object for reading, from where a `gc` set it aside if need be.
 
         Raises:
-            StoreDamaged: it is in neither place, or can't be opened.
+            StoreDamaged: it is in neither place, or is no file.
+            StoreError: the system refuses to open it.
         """
         path = self.object_path(digest)
         try:
@@ -203,7 +225,7 @@ class Files:
                     with contextlib.suppress(FileNotFoundError):
                         return open_regular(candidate)
         except OSError as error:
-            raise StoreDamaged(f"the file can't be read: {error.strerror}") from None
+            raise read_error(path, error, "the file can't be read") from None
         raise StoreDamaged("the file is missing")
 
     def read_object(self, digest: str, allocate: Callable[[int], memoryview] | None = None) -> memoryview:
@@ -216,7 +238,8 @@ class Files:
             allocate: returns memory of the given number of bytes, where a special kind is needed.
 
         Raises:
-            StoreDamaged: it is missing, can't be read or has another digest.
+            StoreDamaged: it is missing, no file or has another digest.
+            StoreError: the system refuses to read it.
         """
         import numpy as np  # a tenth of a second that listing a store does without
 
@@ -236,7 +259,7 @@ class Files:
             except MemoryError:
                 raise StoreError(f"block {digest}: its {num_bytes} bytes do not fit into memory") from None
             except OSError as error:
-                raise StoreDamaged(f"the file can't be read: {error.strerror}") from None
+                raise read_error(self.object_path(digest), error, "the file can't be read") from None
         if num_read != num_bytes or hasher.hexdigest() != digest:
             raise StoreDamaged(f"its {num_read} bytes have the BLAKE3 {hasher.hexdigest()}")
         return buffer
@@ -307,13 +330,33 @@ def read_bounded(path: Path, max_bytes: int) -> bytes:
 
 
 def entries_in(folder: Path) -> list[os.DirEntry[str]]:
-    """Return all entries of one of the store's folders.
+    """Return all entries of one of the store's folders; none of one that was empty and got lost when it was copied.
 
     Raises:
-        StoreDamaged: the folder is missing or can't be read.
+        StoreDamaged: the folder is missing, and not because it was empty.
+        StoreError: the system refuses to read it.
     """
-    with translate_read_errors(folder), os.scandir(folder) as entries:
-        return list(entries)
+    try:
+        with os.scandir(folder) as entries:
+            return list(entries)
+    except FileNotFoundError:
+        if _was_empty(folder):
+            return []
+        raise StoreDamaged(f"{folder}: expected a folder of the store, found none; restore it from a backup") from None
+    except OSError as error:
+        raise read_error(folder, error, f"{folder}: can't be read") from None
+
+
+def _was_empty(folder: Path) -> bool:
+    """Return whether a folder that is missing in a store can have been empty, as many tools copy no empty folders."""
+    root = folder.parent
+    if not (root / "store.json").exists():
+        return False
+    if folder.name == "snapshots":
+        return not any((root / "objects").glob("??/*"))
+    if folder.name == "objects":
+        return not any((root / "snapshots").glob("*"))
+    return folder.name in ("refs", "tmp")
 
 
 def names_in(folder: Path) -> list[str]:
@@ -332,15 +375,29 @@ def gc_race_error(target: Path) -> StoreError:
     return StoreError(f"{target}: a gc removed it {MAX_ATTEMPTS} times while it was being written; try again")
 
 
-@contextlib.contextmanager
-def translate_read_errors(folder: Path) -> Iterator[None]:
-    """Turn an OSError from reading one of the store's folders into a StoreDamaged that names the folder."""
-    try:
-        yield
-    except FileNotFoundError:
-        raise StoreDamaged(f"{folder}: expected a folder of the store, found none; recreate it (mkdir)") from None
-    except OSError as error:
-        raise StoreDamaged(f"{folder}: can't be read: {error.strerror}") from None
+# What a path itself is: something else than the store's file or folder. All other errors are the system's.
+_NOT_A_FILE = (errno.EINVAL, errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENXIO)
+
+
+def read_error(path: Path, error: OSError, where: str) -> StoreError | StoreDamaged:
+    """Return the error for a file or folder of the store that can't be read.
+
+    Args:
+        path: the file or folder.
+        error: what the system said. Where it says that something else is there, the store is damaged; permissions,
+            limits and failing disks say nothing of the store.
+        where: how a message of damage begins, which its reader completes.
+    """
+    if error.errno in _NOT_A_FILE:
+        return StoreDamaged(f"{where}: {error.strerror}")
+    if error.errno in SYSTEM_LIMITS:
+        return StoreError(f"{path}: can't be read: {SYSTEM_LIMITS[error.errno]}")
+    hints = {
+        errno.EACCES: "; ask its owner to let you read it (chmod)",
+        errno.EPERM: "; ask its owner to let you read it (chmod)",
+        errno.EIO: "; the disk or its server fails: see the system's log, and copy the store from a backup if it stays",
+    }
+    return StoreUnreadable(f"{path}: can't be read: {error.strerror or error}{hints.get(error.errno or 0, '')}")
 
 
 @contextlib.contextmanager
@@ -354,7 +411,7 @@ def translate_write_errors(path: Path) -> Iterator[None]:
 
 def write_error(path: Path, error: OSError) -> StoreError:
     """Return the error for a file of the store that can't be written."""
-    hints = {
+    hints = SYSTEM_LIMITS | {
         errno.ENOSPC: "the disk is full; free some space (`raysnap store gc`) and try again",
         errno.EDQUOT: "the disk quota is used up; free some space (`raysnap store gc`) and try again",
         errno.EFBIG: "the file would exceed this process's size limit; raise it (ulimit -f) and try again",

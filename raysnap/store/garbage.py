@@ -29,7 +29,7 @@ import secrets
 from contextlib import nullcontext, suppress
 from pathlib import Path
 
-from raysnap.errors import StoreDamaged
+from raysnap.errors import StoreDamaged, StoreError, StoreUnreadable
 from raysnap.store.catalog import is_manifest_name, read_manifest_bytes
 from raysnap.store.files import Files, discard, entries_in, names_in, translate_write_errors
 from raysnap.store.manifest import FORMAT, block_digests, check_manifest_bytes
@@ -71,8 +71,8 @@ class Reached:
                 self._digests.update(block_digests(raw))
         except FileNotFoundError:
             return  # removed, or a draft that was published or abandoned
-        except StoreDamaged as error:
-            raise StoreDamaged(
+        except (StoreDamaged, StoreUnreadable) as error:
+            raise type(error)(
                 f"{error}; nothing is deleted while a manifest is unreadable: restore it or remove the file"
             ) from None
 
@@ -94,6 +94,7 @@ def collect_garbage(files: Files, grace_s: float) -> dict[str, int]:
     newest_ns = files.now_ns() - int(grace_s * 1e9) if grace_s > 0 else None
     reached = Reached(files)
     with translate_write_errors(files.root):
+        files.recreate_folders()
         # First, so that the draft of a dead writer does not keep its blocks for another round.
         num_stale = _remove_stale_files(files, newest_ns)
         reached.scan()
@@ -102,7 +103,7 @@ def collect_garbage(files: Files, grace_s: float) -> dict[str, int]:
         owned += _adopt_abandoned(files, token)
         try:
             reached.scan()
-        except StoreDamaged:
+        except (StoreDamaged, StoreError):
             for digest in owned:
                 files.publish(_aside_path(files, token, digest), files.object_path(digest))
             raise

@@ -15,9 +15,9 @@ from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
-from raysnap.errors import StoreDamaged, StoreError
+from raysnap.errors import StoreDamaged, StoreError, StoreUnreadable
 from raysnap.store.catalog import read_manifest, read_ref
-from raysnap.store.files import Files, entries_in, read_bounded, translate_read_errors
+from raysnap.store.files import Files, entries_in, read_bounded, read_error
 from raysnap.store.manifest import is_digest, is_ref_name
 from raysnap.store.where import compile_where
 
@@ -149,8 +149,7 @@ def _update(connection: sqlite3.Connection, files: Files) -> bool:
     has_damage = connection.execute("SELECT 1 FROM damaged").fetchone() is not None
     changed = False
     for table, folder in (("snapshots", files.snapshots_dir), ("refs", files.refs_dir)):
-        with translate_read_errors(folder):
-            mtime_ns = folder.stat().st_mtime_ns
+        mtime_ns = _mtime_ns(folder)
         if known.get(table) == [mtime_ns, 1] and not has_damage:
             continue
         # A file may appear in the same tick of the clock as the listing; only an older folder time proves no change.
@@ -161,6 +160,16 @@ def _update(connection: sqlite3.Connection, files: Files) -> bool:
             changed = True
     connection.commit()
     return changed
+
+
+def _mtime_ns(folder: Path) -> int:
+    """Return when the folder last changed; 0 where it is missing and was empty."""
+    try:
+        return folder.stat().st_mtime_ns
+    except FileNotFoundError:
+        return len(entries_in(folder))
+    except OSError as error:
+        raise read_error(folder, error, f"{folder}: can't be read") from None
 
 
 def _update_table(connection: sqlite3.Connection, table: str, folder: Path) -> int:
@@ -182,7 +191,7 @@ def _update_table(connection: sqlite3.Connection, table: str, folder: Path) -> i
             connection.execute(f"INSERT INTO {table} VALUES ({', '.join('?' * len(row))})", row)
         except FileNotFoundError:
             continue
-        except StoreDamaged as error:
+        except (StoreDamaged, StoreUnreadable) as error:
             damage.append((prefix + name, str(error)))
     connection.executemany("INSERT INTO damaged VALUES (?, ?)", damage)
     return len(stale) + len(fresh) - len(damage) + (sorted(damage) != known_damage)

@@ -16,7 +16,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, Union
 
 from raysnap.config.folders import local_path
-from raysnap.errors import BlockDamaged, SnapshotNotFound, StoreDamaged, StoreError, UsageError, WeightsError
+from raysnap.errors import (
+    BlockDamaged,
+    SnapshotNotFound,
+    StoreDamaged,
+    StoreError,
+    StoreUnreadable,
+    UsageError,
+    WeightsError,
+)
 from raysnap.store import catalog, index
 from raysnap.store.audit import Verification, verify
 from raysnap.store.files import MAX_ATTEMPTS, Files, OnRead, entries_in, gc_race_error
@@ -357,13 +365,13 @@ class Store:
         return self.manifests_of(summary.id for summary in self.summaries(where))
 
     def manifests_of(self, snapshots: Iterable[str]) -> Iterator[Manifest]:
-        """Yield the manifests of the snapshots with these ids; missing and damaged ones are left out, these logged."""
+        """Yield the manifests of the snapshots with these ids; missing and (logged) unreadable ones are left out."""
         for snapshot in snapshots:
             try:
                 yield catalog.read_manifest(catalog.manifest_path(self._files, snapshot))
             except FileNotFoundError:
                 continue
-            except StoreDamaged as error:
+            except (StoreDamaged, StoreUnreadable) as error:
                 logger.warning("snapshot %s is left out: %s", snapshot, error)
 
     def summaries(self, where: str | None = None) -> list[SnapshotSummary]:

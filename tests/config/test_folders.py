@@ -33,6 +33,47 @@ def test_other_paths_are_folders(path):
     assert folder_fault(path) is None
 
 
+@pytest.fixture
+def home(tmp_path, monkeypatch) -> Path:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    return tmp_path
+
+
+def test_a_job_file_may_begin_any_path_with_a_tilde(home):
+    job = load(
+        home,
+        "kind: generate\nrun_dir: ~/run\nstore: ~/store\ndata_dir: ~/data\ndatasets: [~/a, b]\n"
+        "base: {weights: ~/w.pth, pretraining: {dataset: ~/p}}\n",
+    )
+    assert (job.run_dir, job.store, job.data_dir) == (home / "run", home / "store", home / "data")
+    assert job.datasets == (f"{home}/a", "b")
+    assert (job.base.weights, job.base.pretraining.dataset) == (f"{home}/w.pth", f"{home}/p")
+    (home / "bench.yaml").write_text("kind: bench\nstore: ~/store\ndatasets: ~/a\nrun_dir: ~/run\nsynthetic_dir: ~/s\n")
+    bench = load_config(home / "bench.yaml", [], BenchConfig)
+    assert (bench.run_dir, bench.synthetic_dir) == (home / "run", home / "s")
+    assert (bench.store, bench.datasets) == ((home / "store",), (f"{home}/a",))
+
+
+def test_commands_and_functions_take_paths_with_a_tilde(home, monkeypatch, capsys):
+    monkeypatch.chdir(home)
+    raysnap.Store.open("~/store", create=True)
+    assert main(["store", "ls", "--store=~/store"]) == 0
+    assert main(["store", "add", "~/none.pth", "--arch", "resnet18", "--store=~/store"]) == 2
+    assert f"raysnap: {home}/none.pth" in capsys.readouterr().err
+    assert main(["data", "check", "~/none"]) == 2
+    assert f"'{home}/none'" in capsys.readouterr().err
+    with pytest.raises(raysnap.DataError, match=f"'{home}/none'"):
+        raysnap.open_dataset("~/none", "data")
+    with pytest.raises(ConfigError, match=f"{home}/none.yaml"):
+        load_config("~/none.yaml")
+    assert not (home / "~").exists()
+
+
+def test_only_a_leading_tilde_of_a_known_user_is_a_home(home):
+    for path in ("a~", "a/~/b", "./~", "~no-such-user/a"):
+        assert load(home, f"kind: generate\ndatasets: [a]\nstore: {path}\n").store == Path(path)
+
+
 @pytest.mark.parametrize(
     "line",
     [

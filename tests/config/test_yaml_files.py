@@ -130,6 +130,40 @@ def test_an_override_sets_one_key_and_leaves_the_document_alone():
     assert document == {"train": {"lr": 0.1, "epochs": 3}, "seed": 1}
 
 
+AS_WRITTEN = [
+    "run #1", "# 1", "a # b # c", "it's #1", " run ", "a\nb", "--- a", "&a b", "0123",
+    "1:30", "1_000", "1_0.5", "0b1", "~/x", "2026-01-31",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", AS_WRITTEN)
+def test_an_override_keeps_text_that_yaml_would_change(text):
+    assert apply_overrides({}, [f"run_dir={text}"]) == {"run_dir": text}
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("'a #1'", "a #1"),
+        ('"a\\tb"', "a\tb"),
+        ("{a: 1}", {"a": 1}),
+        ("0", 0),
+        ("-5", -5),
+        ("1e-3", 1e-3),
+        ("0x10", 16),
+        ("~", None),
+    ],
+)
+def test_an_override_is_yaml_otherwise(text, value):
+    assert apply_overrides({}, [f"key={text}"]) == {"key": value}
+
+
+@pytest.mark.parametrize("text", ["3 # items", "[a, b] # both", "'a' # b", "{a: 1} #x", "null #"])
+def test_an_override_with_a_comment_is_refused(text):
+    with pytest.raises(ConfigError, match="key=: expected a value, found '#.*' after it; quote the whole"):
+        apply_overrides({}, [f"key={text}"])
+
+
 def test_the_last_override_wins_and_may_hold_equals_signs():
     result = apply_overrides({}, ["where=a == 'b'", "seed=1", "seed=2"])
     assert result == {"where": "a == 'b'", "seed": 2}

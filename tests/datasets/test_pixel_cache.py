@@ -195,6 +195,21 @@ def test_a_full_disk_is_an_error_that_says_so(tmp_path, monkeypatch):
         cache.load([0])
 
 
+@pytest.mark.parametrize("code", [errno.EMFILE, errno.ENFILE, errno.ENOMEM], ids=errno.errorcode.get)
+def test_a_limit_of_the_system_makes_no_image_bad(tmp_path, monkeypatch, code):
+    cache = open_cache(make_dataset(tmp_path, FORMS))
+
+    def at_its_limit(*_: object, **__: object) -> object:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(image_file.Image, "open", at_its_limit)
+    with pytest.raises(DataError, match="pixel cache .*: (too many open files|out of memory)"):
+        cache.load([0])
+    assert cache.bad == {}
+    monkeypatch.undo()
+    assert cache.load([0]) == [0]
+
+
 def test_short_writes_are_finished(tmp_path, monkeypatch):
     dataset = make_dataset(tmp_path, FORMS)
     pwrite = os.pwrite

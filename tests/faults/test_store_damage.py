@@ -5,6 +5,7 @@ Rows 6 and 7 of the fault table: flipped bits, and files that are cut, empty, go
 
 import errno
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -13,9 +14,9 @@ from random import Random
 
 import pytest
 
-from raysnap.errors import BlockDamaged, SnapshotNotFound, StoreDamaged, StoreError
+from raysnap.errors import BlockDamaged, SnapshotNotFound, StoreDamaged, StoreError, StoreUnreadable
 from raysnap.store.store import Store
-from tests.support.store_blocks import equal, object_path, read
+from tests.support.store_blocks import equal, object_path, put, read
 from tests.support.store_disk import Call, Disk
 from tests.support.store_laws import (
     COUNTS,
@@ -222,45 +223,90 @@ def test_a_manifest_that_is_gone_leaves_a_name_that_says_so(whole):
     assert {summary.id for summary in store.summaries()} == world.snapshots.keys() - {path.stem}
 
 
-def _denied(path: Path, number: int, call: Call) -> None:
+def _refused(path: Path, code: int, number: int, call: Call) -> None:
     if call.path == path and call.kind in ("open", "list"):
-        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        raise OSError(code, os.strerror(code))
 
 
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EIO, errno.EMFILE, errno.ENOMEM], ids=errno.errorcode.get)
 @pytest.mark.parametrize("target", ["block", "manifest", "ref", "store.json", "index"])
-def test_a_file_without_permission_is_an_error_that_names_it(whole, target):
-    """As any user: the superuser may read what no permission allows, so the refusal is simulated too."""
+def test_a_file_that_the_system_refuses_is_never_called_damaged(whole, target, code):
     store, world = whole
     path = paths_of(store)[target]
-    path.chmod(0)
-    try:
-        with Disk(store.path, partial(_denied, path)):
-            check_found(store, world, target, path)
-    finally:
-        if path.exists():
-            path.chmod(0o644)
+    with Disk(store.path, partial(_refused, path, code)):
+        if target == "index":
+            assert read_world(store.path, world.snapshots) == world
+            return
+        with pytest.raises(StoreError, match=f"{re.escape(str(path))}|{re.escape(str(store.path))}: can't be read"):
+            store.read_block(path.name) if target == "block" else Store.open(store.path).manifest("old")
+        if code in (errno.EMFILE, errno.ENOMEM):  # no file can be read then, so none is listed
+            if target != "store.json":
+                with pytest.raises(StoreError, match="too many open files|out of memory"):
+                    store.verify()
+            return
+        report = store.verify()
+        assert report["damaged"] == report["damaged_files"] == []
+        found = [row["file"] for row in report["unreadable"]]
+        assert report["ok"] == (target == "store.json")
+        assert target == "store.json" or str(path.relative_to(store.path)) in found
+        if target == "manifest":
+            with pytest.raises(StoreUnreadable, match="nothing is deleted"):
+                store.gc(grace_s=0)
+    assert read_world(store.path, world.snapshots) == world
+
+
+@pytest.mark.parametrize("folder", ["objects", "snapshots"])
+def test_a_missing_folder_that_held_something_stops_writers(whole, folder):
+    store, world = whole
+    num_blocks = store.stats()["num_blocks"]
+    (store.path / folder).rename(store.path / "elsewhere")
+    for act in (lambda: store.gc(grace_s=0), store.verify, lambda: put(store, seed=9)):
+        with pytest.raises(StoreDamaged, match=f"{folder}: expected a folder of the store, found none"):
+            act()
+    (store.path / "elsewhere").rename(store.path / folder)
+    assert store.stats()["num_blocks"] == num_blocks
     assert read_world(store.path, world.snapshots) == world
 
 
 @pytest.mark.parametrize("folder", ["objects", "snapshots", "refs", "tmp"])
-@pytest.mark.parametrize("is_missing", [True, False])
-def test_a_missing_or_closed_folder_stops_a_gc(whole, folder, is_missing):
+def test_a_folder_that_can_not_be_read_stops_a_gc(whole, folder):
     store, world = whole
-    path = store.path / folder
     num_blocks = store.stats()["num_blocks"]
-    fault = None if is_missing else partial(_denied, path)
-    if is_missing:
-        path.rename(store.path / "elsewhere")
-    if folder != "refs":
-        with Disk(store.path, fault), pytest.raises((StoreDamaged, StoreError), match=folder):
+    with Disk(store.path, partial(_refused, store.path / folder, errno.EACCES)):
+        with pytest.raises(StoreUnreadable, match=folder):
             store.gc(grace_s=0)
-    if folder != "tmp":
-        with Disk(store.path, fault), pytest.raises(StoreDamaged, match=folder):
-            store.verify()
-    if is_missing:
-        (store.path / "elsewhere").rename(path)
+        if folder != "tmp":
+            with pytest.raises(StoreUnreadable, match=folder):
+                store.verify()
     assert store.stats()["num_blocks"] == num_blocks
     assert read_world(store.path, world.snapshots) == world
+
+
+@pytest.mark.parametrize("is_named", [True, False])
+def test_a_store_copied_without_empty_folders_is_whole(tmp_path, is_named):
+    store = Store.open(tmp_path / "store", create=True)
+    put(store, seed=1, name="old" if is_named else None)
+    for folder in sorted(store.path.rglob("*/"), reverse=True):
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
+    assert store.verify()["ok"]
+    assert list(store.refs()) == (["old"] if is_named else [])
+    assert store.gc(grace_s=0)["num_blocks_kept"] > 0
+    shutil.rmtree(store.path / "tmp")
+    put(store, seed=2, name="new")
+    assert len(store.manifests()) == 2
+    check_clean(store.path)
+
+
+def test_an_empty_store_without_its_folders_can_be_written(tmp_path):
+    Store.open(tmp_path / "store", create=True)
+    for folder in ("objects", "snapshots", "refs", "tmp"):
+        shutil.rmtree(tmp_path / "store" / folder)
+    store = Store.open(tmp_path / "store")
+    assert store.summaries() == []
+    assert store.verify()["ok"]
+    put(store, seed=2, name="new")
+    check_clean(store.path)
 
 
 STRAYS = ["objects/note", "objects/zz/x", "refs/.hidden", "refs/a b", "snapshots/x.json", "snapshots/.x", "refs/ü"]

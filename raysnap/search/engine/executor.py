@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from raysnap.datasets.augmentation import normalise
-from raysnap.errors import BlockDamaged, RaysnapError, WeightsError, describe_failure
+from raysnap.errors import BlockDamaged, RaysnapError, StoreUnreadable, WeightsError, describe_failure
 from raysnap.models.numerics import Numerics
 from raysnap.search.engine.block_shelf import Shelf
 from raysnap.search.engine.border import Border
@@ -289,7 +289,7 @@ class Executor:
             if node.parent in held and node.index in task.nodes:
                 try:
                     output = self._run_block(node, batch, held, outcome.work)
-                except (BlockDamaged, WeightsError) as error:
+                except (BlockDamaged, StoreUnreadable, WeightsError) as error:
                     outcome.faults[node.index] = str(error)
                 except (RaysnapError, OSError, MemoryError, torch.OutOfMemoryError):
                     raise  # the store's or the machine's fault: no other candidate would do better
