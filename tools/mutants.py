@@ -64,7 +64,7 @@ MUTANTS = [
         "a replaced file appears whole",
         "atomic.py",
         "            yield file\n            file.flush()\n            os.fsync(file.fileno())\n        partial_path.replace(path)\n",
-        "            path.unlink(missing_ok=True)\n            partial_path.replace(path)\n            yield file\n",
+        "            partial_path.replace(path)\n            yield file\n",
         "test_atomic.py::test_readers_see_the_old_file_until_the_block_ends",
         r"== b'old'",
     ),
