@@ -126,8 +126,8 @@ def export_snapshot(store: Store, name_or_id: str, to: Path | str, *, overwrite:
     >>> str(export.weights_path), str(export.card_path)
     ('exported/base.safetensors', 'exported/README.md')
 
-    Files appear whole or not at all. The card is README.md; if that exists and is not the card of a file of this name, it
-    is left alone and the card is named after the weights.
+    Files appear whole or not at all. The card is README.md; if that exists and is not the card of a file of this name,
+    it is left alone and the card is named after the weights.
 
     Args:
         overwrite: whether to replace a file of weights, or a text of the card's name, that is there already.
