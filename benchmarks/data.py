@@ -142,12 +142,13 @@ def measure_cold(root: Path, repeats: int) -> dict[str, Any]:
     from raysnap.datasets.dataset import read_folder
     from raysnap.datasets.pixel_cache import PixelCache
 
-    items = read_folder(root).splits["train"]
+    dataset = read_folder(root)
+    items = dataset.splits["train"]
     paths = [str(item.path) for item in items]
 
     def fill() -> float:
         shutil.rmtree(root / ".raysnap", ignore_errors=True)
-        cache = PixelCache.open(items, root, RESIZE_SIZE)
+        cache = PixelCache.open(items, dataset, RESIZE_SIZE)
         started_s = time.perf_counter()
         cache.load(range(len(items)))
         return len(items) / (time.perf_counter() - started_s)
@@ -195,8 +196,9 @@ def measure_warm(root: Path, repeats: int) -> dict[str, Any]:
     from raysnap.datasets.pixel_cache import PixelCache
 
     torch.set_num_threads(1)
-    items = read_folder(root).splits["train"]
-    cache = PixelCache.open(items, root, RESIZE_SIZE)
+    dataset = read_folder(root)
+    items = dataset.splits["train"]
+    cache = PixelCache.open(items, dataset, RESIZE_SIZE)
     positions = torch.randperm(len(cache.load(range(len(items)))), generator=torch.Generator().manual_seed(0))
     source = np.ones((len(items), 3 * IMAGE_SIZE * IMAGE_SIZE), dtype=np.uint8)
 
@@ -244,8 +246,9 @@ def measure_training(root: Path, repeats: int) -> dict[str, Any]:
     loader = DataLoader(
         folder, BATCH_ITEMS, shuffle=True, num_workers=NUM_LOADER_WORKERS, persistent_workers=True, prefetch_factor=4
     )
-    items = read_folder(root).splits["train"]
-    cache = PixelCache.open(items, root, RESIZE_SIZE)
+    dataset = read_folder(root)
+    items = dataset.splits["train"]
+    cache = PixelCache.open(items, dataset, RESIZE_SIZE)
     cache.load(range(len(items)))
     torch.set_num_threads(num_cpus())
     shuffling = torch.Generator().manual_seed(0)

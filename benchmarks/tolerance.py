@@ -156,7 +156,7 @@ def open_pool(options: argparse.Namespace, folder: Path) -> Pool:
         )
         dataset = open_dataset(options.dataset, search_options.data_dir, shapes)
         splits = [item for split in ("train", "val", "test") for item in dataset.splits[split]]
-        caches = {size: PixelCache.open(splits, dataset.root, size) for size in sizes_of(tree)}
+        caches = {size: PixelCache.open(splits, dataset, size) for size in sizes_of(tree)}
         for cache in caches.values():
             cache.load(range(len(splits)))
         labels_I = np.array([item.label for item in splits])

@@ -10,7 +10,7 @@ from typing import Any
 
 from raysnap.bench.cells import Cell
 from raysnap.bench.read_limit import ReadLimit
-from raysnap.datasets.dataset import image_files, open_dataset
+from raysnap.datasets.dataset import open_dataset
 from raysnap.datasets.pixel_cache import cache_files
 from raysnap.store.files import Files
 
@@ -80,8 +80,8 @@ class SearchFiles:
         candidates = cell.candidates()
         blocks = {block.digest: block.num_bytes for candidate in candidates for block in candidate.blocks}
         files = Files(cell.store_dir)
-        root = open_dataset(cell.data, cell.options.data_dir, cell.options.shapes).root
-        pixels = cache_files(root, sorted({candidate.preprocessing.resize_size for candidate in candidates}))
+        dataset = open_dataset(cell.data, cell.options.data_dir, cell.options.shapes)
+        pixels = cache_files(dataset.root, sorted({candidate.preprocessing.resize_size for candidate in candidates}))
         read = (
             cell.store_dir / "store.json",
             cell.store_dir / "index.sqlite",
@@ -89,4 +89,4 @@ class SearchFiles:
             *(files.object_path(digest) for digest in blocks),
             *pixels,
         )
-        return cls(read, tuple(image_files(root)), sum(blocks.values()))
+        return cls(read, tuple(dataset.image_paths), sum(blocks.values()))

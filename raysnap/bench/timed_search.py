@@ -139,6 +139,7 @@ def _pixel_bytes(result: dict[str, Any], image_size: int) -> int:
 
 
 def _at_detail(result: dict[str, Any], detail: str) -> dict[str, Any]:
-    """Return the search's result with its times at the detail asked for."""
+    """Return the search's result with its times at the detail asked for; of files left out only how many there are."""
     kept = result if detail in STAGED_LEVELS else result | {"timings_s": {"total": result["timings_s"]["total"]}}
+    kept |= {"data": result["data"] | {"left_out": []}}
     return {key: value for key, value in kept.items() if key != "rungs" or detail != "end_to_end"}

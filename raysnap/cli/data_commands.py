@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -19,6 +19,8 @@ from raysnap.cli.console import (
     print_result,
 )
 from raysnap.progress import show_progress
+
+ClassFolders = Literal["outer", "inner"]
 
 data_app = typer.Typer(help="List, prepare and check datasets.")
 
@@ -56,21 +58,61 @@ def data_prepare(
     allow_other_counts: Annotated[
         bool, typer.Option("--allow-other-counts", help="Accept image counts that differ from the published ones.")
     ] = False,
+    labels: Annotated[
+        Path | None,
+        typer.Option(
+            "--labels",
+            metavar="FILE",
+            parser=any_path,
+            help="Table (CSV, TSV, JSON) that names the images in the folder PATH and their classes.",
+        ),
+    ] = None,
+    label_column: Annotated[
+        str | None,
+        typer.Option(
+            "--label-column", metavar="COLUMN", help="Column of the classes in that table or in parquet files."
+        ),
+    ] = None,
+    class_folders: Annotated[
+        ClassFolders | None,
+        typer.Option(
+            "--class-folders",
+            metavar="LEVEL",
+            help="Where folders are nested, which of them are the classes: outer or inner.",
+        ),
+    ] = None,
     data_dir: DataDir = Path("data"),
     as_json: AsJson = False,
 ) -> int:
-    """Convert a dataset's published files into an ImageFolder.
+    """Convert a dataset's published files, or your own, into an ImageFolder.
 
-    The result goes to the data folder, under the dataset's name. Built-in datasets are drawn and need no files.
+    The result goes to the data folder, under the dataset's name. Built-in datasets are drawn and need no files. With a
+    new name, PATH holds your own data: images with a table of labels or in nested folders, parquet files with embedded
+    images, or tar shards.
     """
+    from raysnap.datasets.published import SOURCES
+    from raysnap.datasets.shapes import TASKS
+    from raysnap.errors import UsageError
     from raysnap.prepare.convert import prepare_dataset
 
-    source = _official_files(name, source, data_dir, download=download)
-    result = prepare_dataset(name, source, data_dir, allow_other_counts=allow_other_counts)
+    choices = {"labels": labels, "label_column": label_column, "level": class_folders}
+    if name in SOURCES or name in TASKS or source is None:
+        if any(choices.values()):
+            raise UsageError(
+                f"{name}: expected a new name and --source for your own data with --labels, --label-column or "
+                f"--class-folders, found {'no --source' if source is None else 'the name of a known dataset'}"
+            )
+        source = _official_files(name, source, data_dir, download=download)
+        result = prepare_dataset(name, source, data_dir, allow_other_counts=allow_other_counts)
+    else:
+        from raysnap.prepare.own import prepare_own
+
+        result = prepare_own(name, source, data_dir, labels=labels, label_column=label_column, level=class_folders)
+    if result.account is not None:
+        print_failures([{"line": line} for line in result.account.lines()])
     if as_json:
-        print_json(
-            {"dataset": name, "counts": result.counts, "num_classes": result.num_classes, "num_bad": result.num_bad}
-        )
+        facts = {"counts": result.counts, "num_classes": result.num_classes, "num_bad": result.num_bad}
+        print_json({"dataset": name, **facts} | ({"data": asdict(result.account)} if result.account else {}))
     else:
         from raysnap.cli.dataset_tables import dataset_line
 
@@ -146,7 +188,7 @@ def data_check(
     else:
         from raysnap.cli.dataset_tables import check_failures, check_table, class_counts_table, dataset_line
 
-        print_result(dataset_line(result.root, len(result.classes), result.num_per_split, result.num_ignored))
+        print_result(dataset_line(result.root, len(result.classes), result.num_per_split))
         print_result("")
         print_result(class_counts_table(result.counts))
         print_result("")

@@ -15,6 +15,7 @@ from raysnap.humanize import count_text, plural
 if TYPE_CHECKING:
     from raysnap.datasets.inspection import BadFile, CheckResult, SamePicture, Spread
     from raysnap.datasets.inventory import DatasetSummary
+    from raysnap.datasets.layout.account import LeftOut
 
 MAX_FEWEST = 3  # classes named as the smallest of a split
 MAX_SAME_PATHS = 4  # files named of one picture
@@ -47,10 +48,9 @@ def sources_table(summaries: Iterable[DatasetSummary]) -> Table:
     return simple_table(["dataset", "source and licence"], rows)
 
 
-def dataset_line(root: Path, num_classes: int, counts: Mapping[str, int], num_ignored: int = 0) -> str:
+def dataset_line(root: Path, num_classes: int, counts: Mapping[str, int]) -> str:
     """Describe a dataset on disk in one line."""
-    ignored = f"; {plural(num_ignored, 'file')} ignored" if num_ignored else ""
-    return f"{root}: {plural(num_classes, 'class', 'classes')}, train/val/test {_counts(counts)}{ignored}"
+    return f"{root}: {plural(num_classes, 'class', 'classes')}, train/val/test {_counts(counts)}"
 
 
 def class_counts_table(counts: Mapping[str, Mapping[str, int]]) -> Table:
@@ -80,6 +80,8 @@ def check_table(result: CheckResult) -> Table:
         ("EXIF rotation", f"{plural(result.num_rotated, 'image')}; read upright"),
         ("small", f"{plural(result.num_small, 'image')} with a side under 64 px"),
         ("duplicates", _duplicates(result)),
+        ("read as", "\n".join(result.notes)),
+        ("left out", _left_out(result.left_out)),
         ("dataset.json", f"records train/val/test {_counts(result.recorded_counts or {})}; files have changed since"),
         ("ImageNet", _overlap(result)),
     ]
@@ -89,6 +91,8 @@ def check_table(result: CheckResult) -> Table:
         "height": not num_good,
         "EXIF rotation": not result.num_rotated,
         "small": not result.num_small,
+        "read as": not result.notes,
+        "left out": not result.left_out,
         "dataset.json": result.recorded_counts is None,
         "ImageNet": not _overlap(result),
     }
@@ -109,10 +113,24 @@ def check_failures(result: CheckResult) -> list[dict[str, str]]:
 
     bad = [{"error": file.reason} for file in result.bad[:MAX_ROWS]] + _rest(result.bad)
     leaks = same_pictures("leak between splits", result.leaks)
-    return [*bad, *leaks, *same_pictures("in several classes", result.label_conflicts)]
+    faults = [{"error": fault} for fault in result.faults]
+    missed = [one for one in result.left_out if not one.is_expected]
+    left_out = [{"where": f"{result.root}/{one.path}", "error": f"left out: {one.reason}"} for one in missed[:MAX_ROWS]]
+    conflicts = same_pictures("in several classes", result.label_conflicts)
+    return [*bad, *faults, *left_out, *_rest(missed), *leaks, *conflicts]
 
 
-def _rest(found: Sequence[SamePicture | BadFile]) -> list[dict[str, str]]:
+def _left_out(left_out: Sequence[LeftOut]) -> str:
+    """Return how many files were left out for each reason, most files first."""
+    counts: dict[str, int] = {}
+    for one in left_out:
+        counts[one.reason] = counts.get(one.reason, 0) + one.num_files
+    ordered = sorted(counts.items(), key=lambda pair: -pair[1])
+    lines = [f"{plural(count, 'file')}: {reason}" for reason, count in ordered[:MAX_ROWS]]
+    return "\n".join([*lines, *(["…"] if len(ordered) > MAX_ROWS else [])])
+
+
+def _rest(found: Sequence[SamePicture | BadFile | LeftOut]) -> list[dict[str, str]]:
     return [{"error": f"and {len(found) - MAX_ROWS} more; --json lists all"}] if len(found) > MAX_ROWS else []
 
 

@@ -50,6 +50,7 @@ def search_lines(result: Mapping[str, Any]) -> str:
     """Say below a ranking how long the search took, how near its lower bound that is, and what it gained."""
     timings_s, static, num_ranked = result["timings_s"], result["static_baseline"], len(result["ranking"])
     lines = [f"{plural(result['num_candidates'], 'candidate')} by {result['method']}, {timings_line(timings_s)}"]
+    lines.append(read_line(result["data"]))
     if not result["work"]["flops"]:
         lines.append("All features came from the feature cache of earlier searches")
     elif result["bound_s"]:
@@ -68,6 +69,14 @@ def search_lines(result: Mapping[str, Any]) -> str:
         rank = f"rank {static['rank']} of {num_ranked}, score {score_text(static['score'])}"
         lines.append(f"Without a search, the choice would be the largest pretrained model, {static['name']}: {rank}")
     return "\n".join(lines)
+
+
+def read_line(account: Mapping[str, Any]) -> str:
+    """Say how many images of a dataset were read, and how many files were not."""
+    counts = ", ".join(f"{split} {count_text(count)}" for split, count in account["num_images"].items())
+    left_out = f"; {plural(account['num_left_out'], 'file')} left out" if account["num_left_out"] else ""
+    bad = f"; {plural(len(account['bad']), 'bad image')}" if account["bad"] else ""
+    return f"{plural(sum(account['num_images'].values()), 'image')} of {account['dataset']}: {counts}{left_out}{bad}"
 
 
 def loss_line(result: Mapping[str, Any]) -> str:

@@ -15,9 +15,10 @@ from typing import NamedTuple, TypeAlias
 
 from PIL import Image, ImageDraw, ImageFont
 
-from raysnap.datasets.dataset import SPLITS, Dataset, Item
+from raysnap.datasets.dataset import Dataset, Item
 from raysnap.datasets.image_file import for_each_image, read_image
 from raysnap.datasets.image_folder import CLASS_NAMES_NAME
+from raysnap.datasets.layout.splits import SPLITS
 from raysnap.errors import DataError
 from raysnap.humanize import plural
 

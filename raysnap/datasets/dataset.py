@@ -1,29 +1,27 @@
-"""Datasets on disk: image folders `<name>/{train,val,test}/<class>/<image>`, found, listed and checked.
+"""Datasets on disk: folders of images, found, listed and checked.
 
-Nothing here reads a pixel: a dataset is a listing. `raysnap.datasets.pixel_cache` decodes what the listing names.
+Nothing here reads a pixel: a dataset is a listing. `raysnap.datasets.layout` recognises how a folder is laid out, and
+`raysnap.datasets.pixel_cache` decodes what the listing names.
 """
 
 from __future__ import annotations
 
-import logging
-import os
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from raysnap.config.folders import expanded, local_path
 from raysnap.config.parts import ShapesConfig
 from raysnap.datasets.image_folder import RECORD_NAME, read_record
+from raysnap.datasets.layout.account import Account, LeftOut
+from raysnap.datasets.layout.recognise import Listing, recognise
+from raysnap.datasets.layout.splits import SPLITS
+from raysnap.datasets.layout.suffixes import image_suffixes
 from raysnap.datasets.published import SOURCES
 from raysnap.datasets.shapes import TASKS, draw_task, drawing_record
 from raysnap.errors import DataError
-from raysnap.humanize import suggest
+from raysnap.humanize import plural, suggest
 
-log = logging.getLogger(__name__)
-
-SPLITS = ("train", "val", "test")
-IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"))
 MIN_TRAIN_IMAGES_PER_CLASS = 2
 
 
@@ -44,8 +42,10 @@ class Dataset:
     {'train': 16, 'val': 8, 'test': 8}
 
     Attributes:
+        classes: those of train, sorted, and after them those that only val or test has.
         digest: digest of the content as `dataset.json` states it; None for a folder that raysnap did not make.
-        num_ignored: number of files in class folders that are not images (other suffixes, dangling links).
+        left_out: files of its folder that are not part of it, with reasons.
+        notes: how its folder was understood, where it could be understood otherwise.
     """
 
     name: str
@@ -53,7 +53,19 @@ class Dataset:
     classes: tuple[str, ...]
     splits: dict[str, tuple[Item, ...]]
     digest: str | None = None
-    num_ignored: int = 0
+    left_out: tuple[LeftOut, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def image_paths(self) -> list[Path]:
+        """Every image of every split, sorted by split, class and file."""
+        return [item.path for split in SPLITS for item in self.splits.get(split, ())]
+
+    def account(self, bad: Iterable[str] = ()) -> Account:
+        """Return how many images were read, and what was left out or is bad."""
+        num_images = {split: len(items) for split, items in self.splits.items()}
+        num_left_out = sum(one.num_files for one in self.left_out)
+        return Account(self.name, num_images, num_left_out, self.left_out, tuple(dict.fromkeys(bad)), self.notes)
 
 
 def open_dataset(name_or_path: str, data_dir: Path | str, shapes: ShapesConfig | None = None) -> Dataset:
@@ -119,31 +131,39 @@ def find_dataset(name_or_path: str, data_dir: Path) -> Path | None:
 
 
 def read_folder(root: Path) -> Dataset:
-    """List the dataset in the image folder `root`.
+    """List the dataset in the folder `root`.
 
     Raises:
-        DataError: there is no train split, fewer than two classes, a class with fewer than two training images, a
-            class that only val or test has, an empty split, or a folder that can't be read.
+        DataError: it is laid out in no way that has one meaning; there is no train split, fewer than two classes, a
+            class with fewer than two training images or an empty split; or a folder can't be read.
     """
-    num_ignored = Counter[str]()
-    listing = {
-        split: {name: _image_paths(folder, num_ignored) for name, folder in _class_folders(root / split).items()}
-        for split in SPLITS
-        if (root / split).is_dir()
-    }
+    return dataset_of(root, recognise(root))
+
+
+def dataset_of(root: Path, listing: Listing) -> Dataset:
+    """Return the dataset of a folder that was listed.
+
+    Raises:
+        DataError: no model can be trained on it, or its `dataset.json` can't be read.
+    """
     _check_listing(root, listing)
-    classes = tuple(listing["train"])
+    train = listing.splits["train"]
+    others = {name for by_class in listing.splits.values() for name, paths in by_class.items() if paths} - set(train)
+    classes = (*train, *sorted(others))
     labels = {name: label for label, name in enumerate(classes)}
     splits = {
-        split: tuple(Item(path, labels[name]) for name, paths in by_class.items() for path in paths)
-        for split, by_class in listing.items()
+        split: tuple(
+            Item(root / path, labels[name])
+            for name in sorted(by_class, key=lambda name: labels.get(name, -1))
+            for path in by_class[name]
+        )
+        for split, by_class in listing.splits.items()
     }
-    record = read_record(root) or {}
-    digest = record.get("digest")
+    digest = (read_record(root) or {}).get("digest")
     name = root.name if root.name not in ("", "..") else root.resolve().name
-    if num_ignored.total():
-        log.info("%s: ignoring %d files that are not images", root, num_ignored.total())
-    return Dataset(name, root, classes, splits, digest if isinstance(digest, str) else None, num_ignored.total())
+    return Dataset(
+        name, root, classes, splits, digest if isinstance(digest, str) else None, listing.left_out, listing.notes
+    )
 
 
 def folders_in(data_dir: Path) -> list[str]:
@@ -153,79 +173,27 @@ def folders_in(data_dir: Path) -> list[str]:
     return sorted(path.name for path in data_dir.iterdir() if not path.name.startswith(".") and path.is_dir())
 
 
-def image_files(root: Path) -> list[Path]:
-    """Return every image of every split of the folder `root`, sorted by split, class and file."""
-    return [
-        path
-        for split in SPLITS
-        if (root / split).is_dir()
-        for folder in _class_folders(root / split).values()
-        for path in _image_paths(folder, Counter())
-    ]
-
-
-def _class_folders(split_dir: Path) -> dict[str, Path]:
-    """Return the class folders of a split by name, sorted; dot-folders and `__MACOSX` are not classes."""
-    try:
-        names = sorted(
-            entry.name
-            for entry in os.scandir(split_dir)
-            if not entry.name.startswith(".") and entry.name != "__MACOSX" and entry.is_dir()
-        )
-    except OSError as error:
-        raise DataError(f"{split_dir}: can't be listed: {error.strerror}; check its permissions") from None
-    return {name: split_dir / name for name in names}
-
-
-def _image_paths(class_dir: Path, num_ignored: Counter[str]) -> tuple[Path, ...]:
-    """Return the images anywhere below `class_dir`, sorted; count other files by suffix in `num_ignored`."""
-
-    def refuse(error: OSError) -> None:
-        raise DataError(f"{error.filename}: can't be listed: {error.strerror}; check its permissions") from None
-
-    def walk() -> Iterator[Path]:
-        for folder, subfolders, names in os.walk(class_dir, onerror=refuse):
-            subfolders[:] = [name for name in subfolders if not name.startswith(".")]
-            for name in names:
-                if name.startswith("."):
-                    continue
-                path = Path(folder, name)
-                suffix = path.suffix.lower()
-                if suffix in IMAGE_SUFFIXES and path.is_file():
-                    yield path
-                else:
-                    num_ignored[suffix] += 1
-
-    return tuple(sorted(walk()))
-
-
-def _check_listing(root: Path, listing: dict[str, dict[str, tuple[Path, ...]]]) -> None:
+def _check_listing(root: Path, listing: Listing) -> None:
     where = f"dataset {root}"
-    if "train" not in listing:
-        found = ", ".join([*folders_in(root)[:3], *(["…"] if len(folders_in(root)) > 3 else [])])
-        raise DataError(
-            f"{where}: expected a folder train/ with a folder of images per class, found "
-            f"{f'only {found}' if found else 'no folders'}; the layout is {{train,val,test}}/<class>/<image>"
-        )
-    train = listing["train"]
+    train = listing.splits.get("train", {})
     if len(train) < 2:
         raise DataError(f"{where}/train: expected a folder per class, at least 2, found {len(train) or 'none'}")
     for name, paths in train.items():
         if len(paths) < MIN_TRAIN_IMAGES_PER_CLASS:
             images = "1 image" if len(paths) == 1 else "no images"
             raise DataError(
-                f"{where}/train/{name}: expected at least {MIN_TRAIN_IMAGES_PER_CLASS} images, found {images}; "
-                f"add some ({', '.join(sorted(IMAGE_SUFFIXES))}) or remove the folder"
+                f"{where}/train/{name}: expected at least {MIN_TRAIN_IMAGES_PER_CLASS} images, found {images}"
+                f"{_left_out_of(listing, name)}; add some ({', '.join(sorted(image_suffixes()))}) or remove the folder"
             )
-    for split in listing:
-        unknown = sorted(set(listing[split]) - set(train))
-        if unknown:
-            raise DataError(
-                f"{where}/{split}/{unknown[0]}: expected a class that train/ has too, found none there; "
-                f"add it to train/ or remove it from {split}/{suggest(unknown[0], train)}"
-            )
-        if not any(listing[split].values()):
+    for split, by_class in listing.splits.items():
+        if not any(by_class.values()):
             raise DataError(f"{where}/{split}: expected images, found none; fill the folder or remove it")
+
+
+def _left_out_of(listing: Listing, class_name: str) -> str:
+    """Say what was left out of a class, if anything that somebody may miss."""
+    missed = [one for one in listing.left_out if not one.is_expected and class_name in one.path.split("/")[:-1]]
+    return f" and {plural(len(missed), 'file')} left out ({missed[0].path}: {missed[0].reason})" if missed else ""
 
 
 def _refuse_other_drawing(name: str, root: Path, shapes: ShapesConfig) -> None:

@@ -62,7 +62,7 @@ def read_image(path: Path) -> Image.Image:
     try:
         _check_file(path)
         # Pillow maps a file that it opens itself, and a map dies where a read fails: a full memory disk, a lost server.
-        with path.open("rb") as file, Image.open(file, formats=_formats()) as image:
+        with path.open("rb") as file, Image.open(file, formats=readable_formats()) as image:
             width, height = image.size
             if width * height > MAX_PIXELS:
                 raise DataError(f"{path}: expected at most {MAX_PIXELS:,} pixels, found {width} x {height}")
@@ -130,7 +130,7 @@ def for_each_image(task: Callable[[int], Result], indices: Iterable[int]) -> lis
 
 
 @cache
-def _formats() -> tuple[str, ...]:
+def readable_formats() -> tuple[str, ...]:
     """Return those of `FORMATS` that the installed Pillow can read."""
     Image.init()
     return tuple(name for name in FORMATS if name in Image.OPEN)

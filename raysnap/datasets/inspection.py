@@ -18,10 +18,13 @@ from typing import Any, Literal, NamedTuple
 from blake3 import blake3
 from PIL import ExifTags, Image
 
-from raysnap.datasets.dataset import SPLITS, Dataset, Item
+from raysnap.datasets.dataset import Dataset, Item
 from raysnap.datasets.image_file import DECODING_ERRORS, for_each_image, read_image
 from raysnap.datasets.image_folder import read_record
+from raysnap.datasets.layout.account import LeftOut
+from raysnap.datasets.layout.splits import SPLITS
 from raysnap.datasets.published import SOURCES
+from raysnap.datasets.splits import check_classes
 from raysnap.errors import SYSTEM_LIMITS, DataError
 from raysnap.progress import OnProgress
 
@@ -79,7 +82,9 @@ class CheckResult:
 
     Attributes:
         counts: images per split and class, bad ones too.
-        num_ignored: number of files in class folders that are not images.
+        left_out: files that are not part of the dataset, with reasons.
+        notes: how the folder was understood, where it could be understood otherwise.
+        faults: what keeps a job from using a split.
         bad: files that can't be decoded.
         leaks: pictures that are in more than one split.
         label_conflicts: pictures that are in more than one class of one split.
@@ -99,7 +104,9 @@ class CheckResult:
     root: Path
     classes: tuple[str, ...]
     counts: dict[str, dict[str, int]]
-    num_ignored: int
+    left_out: tuple[LeftOut, ...]
+    notes: tuple[str, ...]
+    faults: tuple[str, ...]
     bad: tuple[BadFile, ...]
     leaks: tuple[SamePicture, ...]
     label_conflicts: tuple[SamePicture, ...]
@@ -117,8 +124,8 @@ class CheckResult:
 
     @property
     def is_sound(self) -> bool:
-        """Whether no file is bad and no picture is in more than one split."""
-        return not self.bad and not self.leaks
+        """Whether no file is bad, no picture is in more than one split, and every split can be used."""
+        return not self.bad and not self.leaks and not self.faults
 
     @property
     def num_images(self) -> int:
@@ -152,7 +159,9 @@ def check_dataset(dataset: Dataset, on_progress: OnProgress | None = None) -> Ch
         root=dataset.root,
         classes=dataset.classes,
         counts=_counts(dataset),
-        num_ignored=dataset.num_ignored,
+        left_out=dataset.left_out,
+        notes=dataset.notes,
+        faults=_faults(dataset),
         bad=tuple(BadFile(item.path, file.fault) for (_, item), file in zip(located, facts, strict=True) if file.fault),
         leaks=tuple(same["leaks"]),
         label_conflicts=tuple(same["label_conflicts"]),
@@ -243,6 +252,17 @@ def _same_pictures(located: Sequence[tuple[str, Item]], facts: Sequence[FileFact
         equal: Literal["bytes", "pixels"] = "bytes" if len({facts[i].content for i in indices}) == 1 else "pixels"
         same[kind].append(SamePicture(equal, tuple(located[i][1].path for i in indices)))
     return same
+
+
+def _faults(dataset: Dataset) -> tuple[str, ...]:
+    """Return why splits can't be used, a line each."""
+    faults = []
+    for split in dataset.splits:
+        try:
+            check_classes(dataset, (split,))
+        except DataError as error:
+            faults.append(str(error))
+    return tuple(faults)
 
 
 def _counts(dataset: Dataset) -> dict[str, dict[str, int]]:

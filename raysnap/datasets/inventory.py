@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from raysnap.datasets.dataset import SPLITS, folders_in, read_folder
+from raysnap.datasets.dataset import folders_in, read_folder
+from raysnap.datasets.layout.splits import SPLITS
 from raysnap.datasets.published import SOURCES
 from raysnap.datasets.shapes import TASKS
 from raysnap.errors import DataError

@@ -34,7 +34,7 @@ import torch
 from blake3 import blake3
 
 from raysnap.atomic import create_zeros, sync_data, write_all_at
-from raysnap.datasets.dataset import Item, image_files
+from raysnap.datasets.dataset import Dataset, Item
 from raysnap.datasets.decoding import DecodeJob, Shape, decode_into, kept_range
 from raysnap.datasets.image_file import MAX_BAD_FRACTION, num_bad_allowed
 from raysnap.errors import DataError, describe_os_error
@@ -73,24 +73,24 @@ class PixelCache:
 
     @classmethod
     def open(
-        cls, items: Sequence[Item], dataset_root: Path, resize_size: int, max_bad: float = MAX_BAD_FRACTION
+        cls, items: Sequence[Item], dataset: Dataset, resize_size: int, max_bad: float = MAX_BAD_FRACTION
     ) -> PixelCache:
         """Open the cache of the items' dataset, creating an empty one if needed; decode nothing.
 
         Raises:
-            DataError: an item is not in the dataset's folder, or no place for the cache can be written.
+            DataError: an item is not one of the dataset's, or no place for the cache can be written.
             ValueError: `max_bad` is not a fraction.
         """
         num_bad_allowed(len(items), max_bad)
-        paths = image_files(dataset_root)
+        paths = dataset.image_paths
         slot_of = {path: slot for slot, path in enumerate(paths)}
         try:
             slots = np.array([slot_of[item.path] for item in items], dtype=np.int64)
         except KeyError as error:
-            raise DataError(f"{error.args[0]}: expected an image of {dataset_root}, found none there now") from None
+            raise DataError(f"{error.args[0]}: expected an image of {dataset.root}, found none there") from None
         num_slots = max(1, len(paths))
-        name = _cache_name(dataset_root, paths, resize_size)
-        directory = _make_cache(dataset_root, name, resize_size, num_slots)
+        name = _cache_name(dataset.root, paths, resize_size)
+        directory = _make_cache(dataset.root, name, resize_size, num_slots)
         slot_bytes = 3 * resize_size * (resize_size + 1)
         try:
             pixels = _map(directory / "pixels.bin", np.dtype(np.uint8), (num_slots, slot_bytes))

@@ -9,6 +9,7 @@ import numpy as np
 
 from raysnap.datasets.dataset import Dataset, Item
 from raysnap.errors import DataError
+from raysnap.humanize import suggest
 
 log = logging.getLogger(__name__)
 
@@ -29,8 +30,9 @@ def training_splits(
     None is all items.
 
     Raises:
-        DataError: the training subset holds fewer than two classes.
+        DataError: the training subset holds fewer than two classes, or val or test a class that train lacks.
     """
+    check_classes(dataset, ("val", "test"))
     train, val = dataset.splits["train"], dataset.splits.get("val")
     if val is None:
         train, val = _hold_out_fifth(train, seed)
@@ -49,15 +51,36 @@ def probe_splits(
     Probes score on val, on test where there is no val, and on a fifth of train where there is neither.
 
     Raises:
-        DataError: the training subset holds fewer than two classes.
+        DataError: the training subset holds fewer than two classes, or the split to score on a class that train lacks.
     """
     train = dataset.splits["train"]
-    score = dataset.splits.get("val") or dataset.splits.get("test")
-    if score is None:
+    scored = next((split for split in ("val", "test") if split in dataset.splits), None)
+    if scored is None:
         train, score = _hold_out_fifth(train, seed)
+    else:
+        check_classes(dataset, (scored,))
+        score = dataset.splits[scored]
     train = _subset(train, seed, num_train)
     _check_classes(dataset, train)
     return train, _subset(score, seed, num_test)
+
+
+def check_classes(dataset: Dataset, splits: Sequence[str]) -> None:
+    """Check that train has every class of the splits.
+
+    Raises:
+        DataError: a class is only in one of them.
+    """
+    known = {item.label for item in dataset.splits["train"]}
+    train = [dataset.classes[label] for label in sorted(known)]
+    for split in splits:
+        unknown = sorted({item.label for item in dataset.splits.get(split, ())} - known)
+        if unknown:
+            name = dataset.classes[unknown[0]]
+            raise DataError(
+                f"dataset {dataset.root}/{split}/{name}: expected a class that train/ has too, found none there; "
+                f"add it to train/ or remove it from {split}/{suggest(name, train)}"
+            )
 
 
 def stratified_order(labels: Sequence[int], seed: int) -> list[int]:
@@ -93,16 +116,17 @@ def _subset(items: tuple[Item, ...], seed: int, num_items: int | None) -> tuple[
 
 def _check_classes(dataset: Dataset, train: tuple[Item, ...]) -> None:
     num_found = len({item.label for item in train})
+    num_classes = len({item.label for item in dataset.splits["train"]})
     if num_found < 2:
         raise DataError(
-            f"dataset {dataset.name}: expected training items of at least 2 of its {len(dataset.classes)} classes, "
+            f"dataset {dataset.name}: expected training items of at least 2 of its {num_classes} classes, "
             f"found {len(train)} of {num_found}; raise num_train"
         )
-    if num_found < len(dataset.classes):
+    if num_found < num_classes:
         log.warning(
             "%s: the %d training items cover only %d of its %d classes",
             dataset.name,
             len(train),
             num_found,
-            len(dataset.classes),
+            num_classes,
         )

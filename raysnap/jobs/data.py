@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from raysnap.datasets.dataset import Dataset, open_dataset
+from raysnap.datasets.layout.account import Account
 from raysnap.jobs.job import Job
 from raysnap.training.trial import slug
 from raysnap.training.trial_loop import TrainJob, labelled_splits
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -17,31 +21,41 @@ class JobData:
 
     Attributes:
         num_items: how many items of each split are used.
+        accounts: what was read of each dataset and what was not.
     """
 
     datasets: Mapping[str, Dataset]
     num_items: Mapping[str, Mapping[str, int]]
+    accounts: tuple[Account, ...] = ()
 
 
 def prepare_data(job: Job) -> JobData:
     """Generate the built-in datasets that are missing, and decode every dataset into the pixel cache.
+
+    What is left out of a dataset, or is bad, is logged and becomes part of the run's record.
 
     Raises:
         DataError: a dataset can't be read or is too small.
     """
     datasets: dict[str, Dataset] = {}
     num_items: dict[str, dict[str, int]] = {}
+    accounts: list[Account] = []
     trials, names = [*job.plan.bases, *job.plan.trials], list(job.plan.datasets)
     sampling = make_train_job(job, {}, {})
     for number, name in enumerate(names):
         job.on_progress("data", number, len(names), slug(name))
         datasets[name] = open_dataset(name, job.config.data_dir, job.config.shapes)
         sizes = dict.fromkeys(trial.preprocessing(job.plan.preprocessing) for trial in trials if trial.dataset == name)
+        bad: list[str] = []
         for preprocessing in sizes:
             splits = labelled_splits(datasets[name], sampling, preprocessing)
             num_items[name] = {split: len(items.labels) for split, items in splits.items()}
+            bad += [fault for items in splits.values() for fault in items.bad]
+        accounts.append(datasets[name].account(bad))
+        for line in accounts[-1].lines():
+            log.warning("%s", line)
     job.on_progress("data", len(names), len(names), "decoded")
-    return JobData(datasets, num_items)
+    return JobData(datasets, num_items, tuple(accounts))
 
 
 def make_train_job(

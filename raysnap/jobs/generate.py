@@ -7,6 +7,7 @@ what was still running, and `resume` runs only trials without a final row.
 from __future__ import annotations
 
 from raysnap.config.jobs import GenerateConfig
+from raysnap.datasets.layout.account import Account
 from raysnap.jobs.bases import make_bases
 from raysnap.jobs.data import prepare_data
 from raysnap.jobs.job import Job
@@ -50,15 +51,16 @@ def generate(
         job.write_env(is_over=False)
         with job.clock.stage("data"):
             data = prepare_data(job)
+        job.write_env(is_over=False, data=data.accounts)
         with job.clock.stage("base"):
             bases = make_bases(job, data)
         with job.clock.stage("trials"):
             run_stage(job, data, Stage("trials", plan.trials, bases, config.resources))
-        job.write_env(is_over=True)
-        return _summarise(job)
+        job.write_env(is_over=True, data=data.accounts)
+        return _summarise(job, data.accounts)
 
 
-def _summarise(job: Job) -> JobSummary:
+def _summarise(job: Job, data: tuple[Account, ...]) -> JobSummary:
     planned = {trial.id for trial in [*job.plan.bases, *job.plan.trials] if trial.dataset}
     rows = [row for row in job.run_dir.trial_rows() if row.trial in planned]
     failures = failures_of(rows)
@@ -70,4 +72,5 @@ def _summarise(job: Job) -> JobSummary:
         snapshots=[row.snapshot for row in rows if row.snapshot],
         failures=failures,
         renamed=renamed_in(rows),
+        data=data,
     )

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from raysnap.cluster.places import Place, check_places, marked
 from raysnap.config.jobs import FinetuneConfig
+from raysnap.datasets.layout.account import Account
 from raysnap.planning.generate import TrialsPlan
 from raysnap.progress import OnProgress
 from raysnap.runs.run_directory import RunDirectory, lock_run
@@ -80,11 +81,12 @@ class Job:
             with marked(config.run_dir / "ray") as mark:
                 yield cls(config, plan, store, run_dir, on_progress, metric, mark)
 
-    def write_env(self, *, is_over: bool) -> None:
-        """Write what the job runs on and, once it is over, how long it and its stages took."""
+    def write_env(self, *, is_over: bool, data: Sequence[Account] = ()) -> None:
+        """Write what the job runs on and, once known, what was read of its datasets and how long its stages took."""
         wall_s = time.perf_counter() - self.clock.started_s if is_over else None
         stages_s = self.clock.stages_s if is_over else {}
-        self.run_dir.write_env(self.config.seed, self.clock.started, wall_s, stages_s)
+        accounts = [asdict(account) for account in data]
+        self.run_dir.write_env(self.config.seed, self.clock.started, wall_s, stages_s, data=accounts)
 
 
 def _places(config: FinetuneConfig, plan: TrialsPlan) -> list[Place]:

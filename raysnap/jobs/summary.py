@@ -5,14 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from raysnap.datasets.layout.account import Account
 from raysnap.runs.trial_rows import TrialRow
 
 
 @dataclass(frozen=True)
 class JobSummary:
-    """What a job that makes snapshots left behind; `snapshots` are the ids of all it made, bases included.
+    """What a job that makes snapshots left behind.
 
-    `renamed` has the names, by trial, of snapshots whose trial's id was the name of another snapshot of the store.
+    Attributes:
+        snapshots: the ids of all it made, bases included.
+        data: what was read of each dataset and what was not.
+        renamed: the names, by trial, of snapshots whose trial's id was the name of another snapshot of the store.
     """
 
     run_dir: str
@@ -22,6 +26,7 @@ class JobSummary:
     snapshots: list[str]
     failures: list[dict[str, str]]
     renamed: dict[str, str] = field(default_factory=dict)
+    data: tuple[Account, ...] = ()
 
 
 def failures_of(rows: Iterable[TrialRow]) -> list[dict[str, str]]:

@@ -14,6 +14,7 @@ from typing import Any
 
 from raysnap.config.choices import Role, Status
 from raysnap.config.sweep import SweepConfig
+from raysnap.datasets.layout.account import Account
 from raysnap.jobs.bases import make_bases
 from raysnap.jobs.collect import planned_row
 from raysnap.jobs.data import JobData, prepare_data
@@ -43,6 +44,7 @@ class SweepSummary:
         num_stopped: ended by the scheduler or the time budget.
         num_left: not started within the time budget.
         snapshots: the ids of all it has in the store.
+        data: what was read of each dataset and what was not.
         best: `trial`, `point`, `objective`, `metrics` and `snapshot` of the best one; None where none is done.
         renamed: the names, by trial, of snapshots whose trial's id was the name of another snapshot of the store.
     """
@@ -58,6 +60,7 @@ class SweepSummary:
     best: dict[str, Any] | None
     failures: list[dict[str, str]] = field(default_factory=list)
     renamed: dict[str, str] = field(default_factory=dict)
+    data: tuple[Account, ...] = ()
 
 
 def sweep(
@@ -95,12 +98,13 @@ def sweep(
         job.write_env(is_over=False)
         with job.clock.stage("data"):
             data = prepare_data(job)
+        job.write_env(is_over=False, data=data.accounts)
         with job.clock.stage("base"):
             bases = make_bases(job, data)
         with job.clock.stage("trials"), seeded_generators(config.seed) if config.scheduler == "pbt" else nullcontext():
             _run_trials(config, job, data, bases, [trial for trial in before if trial.role != Role.BASE])
-        job.write_env(is_over=True)
-        return _summarise(config, job)
+        job.write_env(is_over=True, data=data.accounts)
+        return _summarise(config, job, data.accounts)
 
 
 def _run_trials(
@@ -195,7 +199,7 @@ def _suggestions_maker(config: SweepConfig, job: Job, before: list[Trial]) -> Ma
     return make_suggestions
 
 
-def _summarise(config: SweepConfig, job: Job) -> SweepSummary:
+def _summarise(config: SweepConfig, job: Job, data: tuple[Account, ...]) -> SweepSummary:
     rows, plan = job.run_dir.trial_rows(), job.plan
     num_bases = sum(trial.dataset is not None for trial in plan.bases)
     num_trials = num_bases + (config.num_samples if config.search_algorithm == "optuna" else len(plan.trials))
@@ -214,4 +218,5 @@ def _summarise(config: SweepConfig, job: Job) -> SweepSummary:
         best={key: getattr(best, key) for key in shown} if best else None,
         failures=failures,
         renamed=renamed_in(rows),
+        data=data,
     )

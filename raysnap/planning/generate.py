@@ -7,6 +7,7 @@ from pathlib import Path
 
 from raysnap.config.jobs import FinetuneConfig, GenerateConfig
 from raysnap.datasets.dataset import find_dataset, open_dataset
+from raysnap.datasets.splits import check_classes
 from raysnap.errors import DataError, SnapshotNotFound, WeightsError
 from raysnap.models.block_facts import block_shapes, weights_files
 from raysnap.planning.extras import check_trackers
@@ -65,7 +66,7 @@ def check_plan(config: FinetuneConfig, bases: list[Trial], weights: dict[str, st
     datasets = _find_datasets(list(names), config.data_dir)
     for name, folder in datasets.items():
         if folder is not None:
-            open_dataset(name, config.data_dir, config.shapes)
+            check_classes(open_dataset(name, config.data_dir, config.shapes), ("val", "test"))
     return TrialsPlan(Preprocessing.cropping(config.image_size), bases, weights, trials, datasets)
 
 

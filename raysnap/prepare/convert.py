@@ -18,9 +18,12 @@ from typing import Any
 from PIL import Image, UnidentifiedImageError
 
 from raysnap.config.parts import ShapesConfig
-from raysnap.datasets.dataset import SPLITS, Dataset, open_dataset, read_folder
-from raysnap.datasets.image_file import DECODING_ERRORS
+from raysnap.datasets.dataset import Dataset, open_dataset, read_folder
+from raysnap.datasets.image_file import DECODING_ERRORS, readable_formats
 from raysnap.datasets.image_folder import FolderWriter, class_slug, new_folder, read_record
+from raysnap.datasets.layout.account import Account
+from raysnap.datasets.layout.splits import SPLITS
+from raysnap.datasets.layout.suffixes import image_suffixes
 from raysnap.datasets.published import SOURCES, DatasetSource
 from raysnap.datasets.shapes import TASKS
 from raysnap.errors import DataError
@@ -33,17 +36,24 @@ CONVERTER_VERSION = 2
 MAX_BAD_FRACTION = 0.001
 ALLOW_HINT = "download it again, or pass --allow-other-counts if that is intended"
 
+_SUFFIXES = {"JPEG": "jpg", "MPO": "jpg", "TIFF": "tif", "JPEG2000": "jp2", "HEIF": "heic"}  # others: the format's name
+
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class PrepareResult:
-    """A prepared dataset, its images per split, and how many bad images of the source were left out."""
+    """A prepared dataset, its images per split, and how many bad images of the source were left out.
+
+    Attributes:
+        account: what was read of a source that nobody published, and what was not; None for any other.
+    """
 
     dataset: Dataset
     counts: dict[str, int]
     num_classes: int
     num_bad: int
+    account: Account | None = None
 
 
 def prepare_dataset(
@@ -75,7 +85,7 @@ def prepare_dataset(
     if name in TASKS:
         if source is not None:
             raise DataError(f"dataset {name!r}: expected no --source, found {source}; raysnap draws this dataset")
-        return _result(open_dataset(name, data_dir, shapes))
+        return result_of(open_dataset(name, data_dir, shapes))
     _refuse_unknown(name)
     if source is None:
         raise DataError(f"dataset {name!r}: expected --source PATH; get the files from {SOURCES[name]}")
@@ -89,18 +99,18 @@ def _convert(name: str, tree: Tree, root: Path, is_other_allowed: bool, max_bad:
     files = tree.records(wanted, _published_names(SOURCES[name]))
     notes = _refuse_other_digests(name, files, is_other_allowed)
     if root.exists():
-        _refuse_other_source(root, files)
+        refuse_other_source(root, files)
         log.info("%s was already made from these files", root)
-        return _result(read_folder(root))
+        return result_of(read_folder(root))
     if plan is None:
         plan, _ = _plan(name, tree)
     notes += _refuse_other_counts(name, plan, is_other_allowed)
     with new_folder(root, _record(name, files, plan, notes)) as folder:
         with warnings.catch_warnings():  # of Pillow, about odd files
             warnings.simplefilter("ignore")
-            _write_images(folder, tree, plan, max_bad)
-        _check_folder(folder, root)
-    return _result(read_folder(root))
+            write_images(folder, tree, plan, max_bad)
+        check_folder(folder, root)
+    return result_of(read_folder(root))
 
 
 def open_tree(name: str, source: Path) -> Tree:
@@ -161,7 +171,7 @@ def _plan(name: str, tree: Tree) -> tuple[Plan, frozenset[str]]:
     return plan, frozenset((*plan.targets, *survey.contents))
 
 
-def _write_images(folder: FolderWriter, tree: Tree, plan: Plan, max_bad: int | None) -> None:
+def write_images(folder: FolderWriter, tree: Tree, plan: Plan, max_bad: int | None) -> None:
     """Write the images of the plan and leave out bad ones; raise DataError for more than `max_bad` of them."""
     if max_bad is None:
         max_bad = max(1, int(MAX_BAD_FRACTION * len(plan.targets)))
@@ -177,7 +187,8 @@ def _write_images(folder: FolderWriter, tree: Tree, plan: Plan, max_bad: int | N
                 )
             continue
         target = plan.targets[image]
-        folder.add_image(target.split, target.class_name, target.file_name, content, target.original, path)
+        file_name = _with_suffix(target.file_name, content)
+        folder.add_image(target.split, target.class_name, file_name, content, target.original, path)
     folder.details = {"class_counts": folder.counts_per_class(), "bad_images": bad}
 
 
@@ -191,7 +202,7 @@ def _contents(tree: Tree, plan: Plan) -> Iterator[tuple[str, bytes, Path | None]
 def _image_fault(content: bytes) -> str | None:
     """Say why the bytes are not an image; None where they begin like one, whatever their name says."""
     try:
-        Image.open(io.BytesIO(content)).close()
+        Image.open(io.BytesIO(content), formats=readable_formats()).close()
     except DECODING_ERRORS as error:
         if not content:
             return "an empty file"
@@ -199,7 +210,16 @@ def _image_fault(content: bytes) -> str | None:
     return None
 
 
-def _result(dataset: Dataset) -> PrepareResult:
+def _with_suffix(file_name: str, content: bytes) -> str:
+    """Return the name of an image's file, with the suffix that its content asks for where it has none of an image."""
+    if Path(file_name).suffix.lower() in image_suffixes():
+        return file_name
+    with Image.open(io.BytesIO(content), formats=readable_formats()) as image:
+        return f"{file_name}.{_SUFFIXES.get(image.format or '', (image.format or '').lower())}"
+
+
+def result_of(dataset: Dataset) -> PrepareResult:
+    """Return a prepared dataset with its counts."""
     counts = {split: len(dataset.splits.get(split, ())) for split in SPLITS}
     bad = (read_record(dataset.root) or {}).get("bad_images", [])
     return PrepareResult(dataset, counts, len(dataset.classes), len(bad))
@@ -280,7 +300,7 @@ def _record(name: str, files: list[dict[str, Any]], plan: Plan, notes: list[str]
     }
 
 
-def _check_folder(folder: FolderWriter, root: Path) -> None:
+def check_folder(folder: FolderWriter, root: Path) -> None:
     """Check that models can be trained on the folder before it becomes visible."""
     try:
         read_folder(folder.partial_dir)
@@ -288,7 +308,8 @@ def _check_folder(folder: FolderWriter, root: Path) -> None:
         raise DataError(str(error).replace(str(folder.partial_dir), str(root))) from None
 
 
-def _refuse_other_source(root: Path, files: list[dict[str, Any]]) -> None:
+def refuse_other_source(root: Path, files: list[dict[str, Any]]) -> None:
+    """Refuse a folder that was not made from these files."""
     found = read_record(root) if root.is_dir() else None
     if found is None:
         raise DataError(f"{root}: expected no folder or one that raysnap made, found something else; move it away")

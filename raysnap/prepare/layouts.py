@@ -21,7 +21,7 @@ import numpy as np
 from blake3 import blake3
 from PIL import Image
 
-from raysnap.datasets.dataset import IMAGE_SUFFIXES
+from raysnap.datasets.layout.suffixes import image_suffixes
 from raysnap.errors import DataError
 from raysnap.prepare.idx_files import IDX_IMAGES_MAGIC, IDX_LABELS_MAGIC, read_idx
 from raysnap.prepare.mat_files import read_mat
@@ -387,7 +387,7 @@ def _content(survey: Survey, name: str) -> str:
 
 
 def _is_image(name: str) -> bool:
-    return "." + name.rsplit(".", 1)[-1].lower() in IMAGE_SUFFIXES
+    return "." + name.rsplit(".", 1)[-1].lower() in image_suffixes()
 
 
 def _fault(survey: Survey, name: str, expected: str, found: str) -> DataError:

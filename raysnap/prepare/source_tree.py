@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from raysnap.datasets.image_folder import RECORD_NAME
+from raysnap.datasets.layout.walk import is_system
 from raysnap.errors import DataError
 from raysnap.prepare.archives import Entry, Limits, read_archive
 
-JUNK_NAMES = frozenset(("__MACOSX", "Thumbs.db", "desktop.ini"))
 ARCHIVE_SUFFIXES = (".tar.gz", ".tgz", ".tar", ".zip")
 HASH_CHUNK_BYTES = 1 << 20
 
@@ -163,8 +163,8 @@ def list_files(folder: Path, limits: Limits) -> list[str]:
 
 
 def is_junk(name: str) -> bool:
-    """Return whether a file manager left this file behind, such as dot-files and `__MACOSX`."""
-    return any(part.startswith(".") or part in JUNK_NAMES for part in name.split("/"))
+    """Return whether a system or a file manager left this file behind, such as dot-files and `__MACOSX`."""
+    return any(is_system(part) for part in name.split("/"))
 
 
 def is_archive_name(name: str) -> bool:

@@ -22,6 +22,7 @@ from raysnap.config.choices import Role
 from raysnap.config.folders import local_path
 from raysnap.errors import UsageError
 from raysnap.humanize import bytes_text, count_text, plural, score_text, seconds_text, share_text
+from raysnap.report.data_section import left_out_table
 from raysnap.report.gpu_section import gpu_section
 from raysnap.report.headlines import headline, key_figures, sentences
 from raysnap.report.predictions_section import predictions_section
@@ -106,6 +107,7 @@ def render(run: Run) -> Report:
         "speed": speed_section(run),
         "sweep": sweep_section(run),
         "predictions": predictions_section(run),
+        "left_out": left_out_table(run),
         "store": store_section(run, stores) if run.config or run.trials else None,
         "gpus": gpu_section(run),
         "failures": _failures_table(run),

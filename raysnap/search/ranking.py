@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import zip_longest
 from pathlib import Path
 from typing import Unpack
 
 from raysnap.config.search_options import SearchKeywords, SearchOptions
+from raysnap.datasets.layout.account import Account
 from raysnap.search.candidates import find_even_image_size, group_inputs, pick_static_baseline
 from raysnap.search.contest import Contest
 from raysnap.search.engine.cached_source import CachedSource
@@ -26,6 +29,8 @@ from raysnap.search.plan.tree import Candidate, PrefixTree, build_tree
 from raysnap.search.result import ForecastReport, Narrowing, SearchResult, SkippedSnapshot
 from raysnap.store.store import Store
 from raysnap.system import cache_place, giving_back_memory
+
+log = logging.getLogger(__name__)
 
 STAGES = ("plan", "load_blocks", "decode", "inference", "proxy")
 
@@ -65,11 +70,13 @@ def search(
         candidates = field.first_round()
     setup = Setup(store.path, str(data), field.options)
     outlooks: list[Outlook] = []
+    accounts: list[Account] = []
     while candidates:
-        outlook, contest = _hold_contest(setup, store, candidates, started_s, is_first=not outlooks)
+        outlook, contest, account = _hold_contest(setup, store, candidates, started_s, is_first=not outlooks)
         if not contest.reports:  # there was no time for another round
             break
         outlooks.append(outlook)
+        accounts.append(account)
         work.add(contest.source.work)
         with work.timed("plan"):
             field.record(contest)
@@ -77,14 +84,15 @@ def search(
             candidates = field.second_round() if len(field.rounds) == 1 else []
     with work.timed("plan"):
         narrowing = field.narrowing()
-    result = _sum_up(field, narrowing, outlooks, work, time.perf_counter() - started_s)
+    account = replace(accounts[0], bad=tuple(dict.fromkeys(fault for one in accounts for fault in one.bad)))
+    result = _sum_up(field, narrowing, outlooks, work, account, time.perf_counter() - started_s)
     outlooks[0].learn(work, result.work["images_decoded"], result.forecast.came)
     return result
 
 
 def _hold_contest(
     setup: Setup, store: Store, candidates: Sequence[Candidate], started_s: float, *, is_first: bool
-) -> tuple[Outlook, Contest]:
+) -> tuple[Outlook, Contest, Account]:
     """Compare these candidates on the dataset, by the rungs of the method, as far as the time budget allows."""
     drawn = setup.draw_items(candidates)
     planning_s = time.perf_counter()
@@ -97,6 +105,9 @@ def _hold_contest(
     work = Work()
     work.timings_s["plan"] = time.perf_counter() - planning_s
     items = drawn.decode(choice.num_train, choice.num_test)
+    account = drawn.dataset.account(items.bad)
+    for line in account.lines() if is_first else ():
+        log.warning("%s", line)
     work.timings_s["decode"] = items.decode_s
     setup = setup.narrowed(choice)
     rungs = plan_rungs(choice.method, len(candidates), len(items.train_labels), len(items.test_labels))
@@ -113,11 +124,11 @@ def _hold_contest(
             contest.run_rung(rung, following)
             if contest.stopped:
                 break
-    return outlook, contest
+    return outlook, contest, account
 
 
 def _sum_up(
-    field: Field, narrowing: Narrowing | None, outlooks: Sequence[Outlook], work: Work, total_s: float
+    field: Field, narrowing: Narrowing | None, outlooks: Sequence[Outlook], work: Work, data: Account, total_s: float
 ) -> SearchResult:
     """Return what the finished rounds found."""
     contests = [contest for contest, _ in field.rounds]
@@ -162,6 +173,7 @@ def _sum_up(
         narrowing=narrowing,
         inputs=group_inputs(candidates.values()),
         even_image_size=find_even_image_size(candidates.values()),
+        data=data,
     )
 
 

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from raysnap.config.choices import AskedMethod, Method, Proxy, StopReason
+from raysnap.datasets.layout.account import Account
 from raysnap.search.plan.forecast import Forecast
 
 if TYPE_CHECKING:
@@ -164,6 +165,7 @@ class SearchResult:
         num_candidates: how many snapshots were tried.
         forecast: what was forecast, and what came.
         static_baseline: rank of the no-search baseline, the largest pretrained model; None if nothing was ranked.
+        data: what was read of the dataset and what was not; of bad images those that the search met.
         narrowing: what was left out, where more snapshots matched than `max_candidates`.
         inputs: how candidates saw images, the most common way first; those of different groups share no blocks.
         even_image_size: the `image_size` with which all candidates would see images in the same way; None where they
@@ -187,6 +189,7 @@ class SearchResult:
     rungs: tuple[RungReport, ...]
     forecast: ForecastReport
     static_baseline: RankedSnapshot | None
+    data: Account
     narrowing: Narrowing | None = None
     inputs: tuple[InputGroup, ...] = ()
     even_image_size: int | None = None

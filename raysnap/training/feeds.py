@@ -32,12 +32,14 @@ class LabelledPixels:
         labels: class indices, int64 `[N]`.
         digest: identifies the items' content and order; without one nothing of them is cached.
         names: of the items, for reports of single ones.
+        bad: images of the split that could not be read and are no items, each with its file and the reason.
     """
 
     read: Callable[[Sequence[int], int], Tensor]
     labels: Tensor
     digest: str | None = None
     names: tuple[str, ...] = ()
+    bad: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

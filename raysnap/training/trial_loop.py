@@ -230,11 +230,12 @@ def labelled_splits(dataset: Dataset, job: TrainJob, preprocessing: Preprocessin
 
 
 def _labelled(items: tuple[Item, ...], dataset: Dataset, preprocessing: Preprocessing) -> LabelledPixels:
-    cache = PixelCache.open(items, dataset.root, preprocessing.resize_size)
+    cache = PixelCache.open(items, dataset, preprocessing.resize_size)
     good = cache.load(range(len(items)))
     return LabelledPixels(
         read=lambda positions, crop_size: cache.read([good[position] for position in positions], crop_size),
         labels=torch.tensor([items[position].label for position in good]),
         digest=items_digest(cache, good),
         names=tuple(items[position].path.relative_to(dataset.root).as_posix() for position in good),
+        bad=tuple(cache.bad.values()),
     )

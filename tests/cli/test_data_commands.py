@@ -191,7 +191,8 @@ def test_check_names_bad_images_and_duplicates(here, capsys):
     assert run_json(capsys, "data", "check", "own", exit_code=1)["ok"] is False
     assert main(["data", "check", "own"]) == 1
     out, err = capsys.readouterr()
-    assert out.startswith("own: 2\u00a0classes, train/val/test 13/13/0; 1\u00a0file ignored\n")
+    assert out.startswith("own: 2\u00a0classes, train/val/test 13/13/0\n")
+    assert "1\u00a0file: no image (.txt)" in out
     assert err.count("\n") == 2
     assert "raysnap: own/train/dog/bad.png: expected an image" in err
     assert "raysnap: own: leak between splits, the same bytes in train/cat/0.png, val/cat/copy.png" in err

@@ -22,7 +22,7 @@ def test_every_candidate_is_ranked_with_documented_keys(here, capsys):
     document = run_json(capsys, "search", "--data", "pets", "--method", "shared", "--num-test", "6")
     assert {
         "method", "proxy", "num_candidates", "ranking", "timings_s", "work", "peak_activation_bytes",
-        "peak_memory_bytes", "skipped",
+        "peak_memory_bytes", "skipped", "data",
     } <= set(document)  # fmt: skip
     assert [entry["rank"] for entry in document["ranking"]] == [1, 2]
     assert {entry["name"] for entry in document["ranking"]} == {"base", "tuned"}

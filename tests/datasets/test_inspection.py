@@ -54,7 +54,7 @@ def test_a_sound_dataset_is_counted_and_measured(root):
     result = check(root)
     assert result.is_sound
     assert result.counts == {split: {"cat": 4, "dog": 4} for split in ("train", "val", "test")}
-    assert result.num_images == 24 and result.num_ignored == 0
+    assert result.num_images == 24 and result.left_out == ()
     assert result.formats == {"PNG": 24} and result.modes == {"RGB": 24}
     assert (result.width_px.min, result.width_px.median, result.height_px.max) == (80, 80, 70)
     assert not (result.leaks or result.label_conflicts or result.copies or result.bad)
@@ -80,7 +80,7 @@ def test_bad_files_and_strays_are_named_with_reasons(root):
         "train/cat/0.png", "train/dog/1.png", "val/dog/2.png",
     ]  # fmt: skip
     assert ["an empty file" in result.bad[0].reason, "an unknown file format" in result.bad[1].reason] == [True, True]
-    assert result.num_ignored == 1 and result.num_images == 24
+    assert [one.path for one in result.left_out] == ["train/cat/notes.txt"] and result.num_images == 24
     assert result.formats == {"PNG": 21}
     assert [row["error"] for row in check_failures(result)] == [one.reason for one in result.bad]
 

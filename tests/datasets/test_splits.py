@@ -92,3 +92,11 @@ def test_a_training_subset_of_one_class_is_refused(unbalanced):
     for split in (training_splits, probe_splits):
         with pytest.raises(DataError, match="at least 2 of its 3 classes, found 1 of 1; raise num_train"):
             split(dataset, seed=0, num_train=1)
+
+
+def test_a_class_that_train_lacks_matters_where_it_is_read(tmp_path):
+    root = make_folder(tmp_path / "pets", {"train/cat": 4, "train/dog": 4, "val/cat": 2, "val/dog": 2, "test/Dog": 1})
+    train, val = probe_splits(read_folder(root), 0)
+    assert {item.label for item in (*train, *val)} == {0, 1}
+    with pytest.raises(DataError, match=r"test/Dog: expected a class that train/ has too.*did you mean 'dog'\?$"):
+        training_splits(read_folder(root), 0)

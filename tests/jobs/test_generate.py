@@ -2,6 +2,7 @@
 
 import json
 import threading
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -116,8 +117,10 @@ def test_frozen_outputs_are_cached_beside_the_data(finished):
 
 
 def test_the_run_directory_says_what_ran_where(finished):
-    config, _ = finished
+    config, summary = finished
     environment = json.loads((config.run_dir / "env.json").read_text())
+    assert environment["data"] == json.loads(json.dumps([asdict(account) for account in summary.data]))
+    assert {one.dataset: sum(one.num_images.values()) for one in summary.data}.keys() >= set(config.datasets)
     assert environment["ray"] == ray.__version__
     assert environment["finished"] is not None
     assert len((config.run_dir / "trials.jsonl").read_text().splitlines()) == 4

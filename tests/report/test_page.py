@@ -192,3 +192,18 @@ def test_the_output_of_search_makes_a_report(tmp_path):
     page = render(tmp_path)
     assert "The best start for pets is" in page.text
     assert "What sharing blocks saves" not in page.text  # nothing is known of the store
+
+
+def test_files_that_were_not_read_are_listed(tmp_path):
+    run_dir = write_run(tmp_path / "run", [trial(1)])
+    left_out = [
+        {"path": "train/a.txt", "reason": "no image (.txt)", "num_files": 1, "is_expected": True},
+        {"path": "train/b.HEIC", "reason": "HEIC", "num_files": 1, "is_expected": False},
+    ]
+    account = {"dataset": "pets", "num_images": {"train": 9}, "left_out": left_out, "bad": ["x.jpg: torn"], "notes": []}
+    env = json.loads((run_dir / "env.json").read_text())
+    (run_dir / "env.json").write_text(json.dumps(env | {"data": [account]}))
+    page = write_report(run_dir).read_text("utf-8")
+    rows = (run_dir / "report_tables" / "left_out.csv").read_text("utf-8").splitlines()[1:]
+    assert rows == ["pets,,1,x.jpg: torn", "pets,train/b.HEIC,1,HEIC", "pets,train/a.txt,1,no image (.txt)"]
+    assert "Files that were not read" in page and "train/b.HEIC" in page

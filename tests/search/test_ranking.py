@@ -1,6 +1,7 @@
 """A search from store to ranking: the laws between methods, counters that are the tree's arithmetic, clear errors."""
 
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -179,3 +180,26 @@ def test_every_proxy_keeps_the_laws_between_methods(find, resnets, proxy):
     assert result.proxy == proxy and len(result.ranking) == len(VARIANTS)
     if proxy != "knn":  # those use all items as they are
         assert result.ranking[0].score == pytest.approx(full[result.ranking[0].snapshot], abs=1e-5)
+
+
+def test_a_search_says_what_it_did_not_read(resnets, data_dir, tmp_path, caplog):
+    root = shutil.copytree(data_dir / DATA, tmp_path / "photos", ignore=shutil.ignore_patterns(".raysnap"))
+    (root / "val").rename(root / "valid")
+    first = next(iter(sorted((root / "train").iterdir())))
+    (first / "IMG_1.HEIC").write_bytes(b"heic")
+    (first / "bad.jpg").write_bytes(b"no image")
+    shutil.copytree(root / "test" / first.name, root / "test" / "only here")
+    account = search(resnets, root, num_train=10**6, where="name == 'base'", method="shared").data
+    assert account.num_images["train"] == SHAPES.num_train + 1
+    assert [one.path for one in account.left_out] == [f"train/{first.name}/IMG_1.HEIC", "dataset.json"][::-1]
+    assert len(account.bad) == 1 and str(first / "bad.jpg") in account.bad[0]
+    said = " | ".join(record.getMessage() for record in caplog.records)
+    assert "valid/ is read as val" in said and "IMG_1.HEIC" in said and "bad.jpg" in said
+
+
+def test_a_class_of_the_split_that_is_scored_is_needed(resnets, data_dir, tmp_path):
+    root = shutil.copytree(data_dir / DATA, tmp_path / "photos", ignore=shutil.ignore_patterns(".raysnap"))
+    first = next(iter(sorted((root / "val").iterdir())))
+    first.rename(first.with_name("only here"))
+    with pytest.raises(DataError, match="val/only here: expected a class that train/ has too"):
+        search(resnets, root, where="name == 'base'")

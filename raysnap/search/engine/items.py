@@ -34,7 +34,7 @@ class DrawnItems:
         started_s = time.perf_counter()
         train, test = probe_splits(dataset, options.seed, options.num_train, options.num_test)
         sizes = sorted({candidate.preprocessing.resize_size for candidate in candidates})
-        caches = {size: PixelCache.open([*train, *test], dataset.root, size) for size in sizes}
+        caches = {size: PixelCache.open([*train, *test], dataset, size) for size in sizes}
         return cls(dataset, train, test, caches, time.perf_counter() - started_s)
 
     def num_undecoded(self, num_train: int, num_test: int) -> int:
@@ -76,6 +76,11 @@ class ProbeItems:
     train_labels: np.ndarray
     test_labels: np.ndarray
     decode_s: float
+
+    @property
+    def bad(self) -> list[str]:
+        """The images that could not be read, each with its file and the reason."""
+        return [fault for cache in self.caches.values() for _, fault in sorted(cache.bad.items())]
 
     @property
     def num_decoded(self) -> int:

@@ -1,0 +1,61 @@
+"""Which files are images that this installation reads, by their suffix, and what the others are."""
+
+from __future__ import annotations
+
+import importlib.util
+from functools import cache
+
+from PIL import features
+
+# What readers of these formats call their files; Pillow always has the first group.
+_ALWAYS = frozenset((
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".gif", ".bmp", ".ppm", ".pgm", ".pbm", ".pnm", ".tif", ".tiff",
+    ".mpo",
+))  # fmt: skip
+_OPTIONAL = {
+    "webp": frozenset((".webp",)),
+    "avif": frozenset((".avif", ".avifs")),
+    "jpg_2000": frozenset((".jp2", ".j2k", ".jpc", ".jpf", ".jpx", ".j2c")),
+}
+_HEIF = frozenset((".heic", ".heif", ".heics", ".heifs", ".hif"))
+
+_OTHER_IMAGES = frozenset((
+    ".tga", ".ico", ".icns", ".cur", ".psd", ".psb", ".xcf", ".svg", ".svgz", ".eps", ".ai", ".pcx", ".dds", ".sgi",
+    ".qoi", ".jxl", ".jxr", ".wdp", ".exr", ".hdr", ".pfm", ".fits", ".fit", ".dcm", ".dicom", ".nii", ".czi", ".lif",
+    ".nd2", ".svs", ".ndpi", ".dib", ".xbm", ".xpm", ".pict", ".emf", ".wmf",
+    ".dng", ".cr2", ".cr3", ".crw", ".nef", ".nrw", ".arw", ".srf", ".sr2", ".orf", ".rw2", ".raf", ".pef", ".srw",
+    ".raw", ".3fr", ".iiq", ".rwl", ".x3f", ".insp",
+))  # fmt: skip
+_EXPECTED = frozenset((
+    ".txt", ".md", ".rst", ".csv", ".tsv", ".json", ".jsonl", ".xml", ".yaml", ".yml", ".toml", ".ini", ".cfg", ".html",
+    ".htm", ".pdf", ".py", ".ipynb", ".sh", ".m", ".log", ".lock", ".mat", ".aae", ".xmp", ".names", ".data", ".cache",
+    ".sha256", ".md5", ".url", ".torrent", ".xlsx", ".xls", ".docx", ".doc",
+))  # fmt: skip
+TABLE_SUFFIXES = frozenset((".csv", ".tsv", ".txt", ".json", ".jsonl"))
+PARQUET_SUFFIXES = frozenset((".parquet",))
+TAR_SUFFIXES = frozenset((".tar",))
+PACKED_SUFFIXES = frozenset((".zip", ".tgz", ".gz", ".rar", ".7z", ".bz2", ".xz", ".zst"))
+
+
+@cache
+def image_suffixes() -> frozenset[str]:
+    """Return the suffixes, in lower case, of the images that the installed Pillow and its plugins read."""
+    optional = [suffixes for module, suffixes in _OPTIONAL.items() if features.check(module)]
+    return _ALWAYS.union(*optional, _HEIF if reads_heif() else ())
+
+
+@cache
+def reads_heif() -> bool:
+    """Whether the package that reads the photos of phones is installed."""
+    return importlib.util.find_spec("pillow_heif") is not None
+
+
+def why_no_image(suffix: str) -> tuple[str, bool]:
+    """Say why a file with this suffix (lower case) is no image that is read, and whether nobody misses it."""
+    if suffix in _HEIF:
+        return "HEIC, which needs `pip install pillow-heif`, or conversion to JPEG", False
+    if suffix in _OTHER_IMAGES or suffix in frozenset().union(*_OPTIONAL.values()):
+        return f"{suffix[1:].upper()} images are not read; convert them to PNG", False
+    if suffix in _EXPECTED:
+        return f"no image ({suffix})", True
+    return f"no image by its name ({suffix or 'no suffix'})", False
