@@ -135,9 +135,20 @@ def _scaled(value: float | None, units: tuple[str, ...]) -> str:
     return f"{value:.{decimals}f}{_SPACE}{units[power]}"
 
 
-_NOT_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
+# What a terminal or browser obeys instead of showing it: controls, ends of lines, marks of direction, half characters.
+_OBEYED = re.compile(
+    "[\x00-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ud800-\udfff\ufffe\uffff]"
+)
 
 
-def clean(text: str) -> str:
-    """Return the text with every character that XML or UTF-8 can't hold replaced by U+FFFD."""
-    return _NOT_XML.sub("\ufffd", text)
+def shown(text: str, keep: str = "\n\t") -> str:
+    r"""Return the text with every character that would act or hide, such as an escape, written out: `\x1b`, `\u202e`.
+
+    Names from disk, and errors that quote them, can hold such characters. `keep` are those that stay.
+    """
+    return _OBEYED.sub(lambda found: found[0] if found[0] in keep else ascii(found[0])[1:-1], text)
+
+
+def shown_line(text: str) -> str:
+    """Return the text as `shown` does, in one line."""
+    return shown(text, keep="")

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TextIO
 
-from raysnap.humanize import seconds_text
+from raysnap.humanize import seconds_text, shown_line
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -91,8 +91,8 @@ def _bars(stream: TextIO) -> Iterator[OnProgress]:
                 return
             if stage not in bars:
                 name = f"  {piece}" if is_piece else STAGES.get(stage, stage)
-                bars[stage] = progress.add_task(escape(name), total=num_all, note="")
-            progress.update(bars[stage], completed=num_done, total=num_all, note=escape(note))
+                bars[stage] = progress.add_task(escape(shown_line(name)), total=num_all, note="")
+            progress.update(bars[stage], completed=num_done, total=num_all, note=escape(shown_line(note)))
 
         yield show
 
@@ -129,8 +129,9 @@ def _lines(stream: TextIO) -> OnProgress:
         first_s, num_before = first.setdefault(stage, (now_s, num_done))
         left_s = (now_s - first_s) / max(1, num_done - num_before) * (num_all - num_done)
         left = f"  (about {seconds_text(left_s)} left)" if left_s >= MIN_SHOWN_LEFT_S else ""
+        line = f"[{now_s - started_s:5.0f} s] {STAGES.get(stage, stage):<10} {num_done}/{num_all}  {shown_line(note)}"
         print(
-            f"[{now_s - started_s:5.0f} s] {STAGES.get(stage, stage):<10} {num_done}/{num_all}  {note}".rstrip() + left,
+            line.rstrip() + left,
             file=stream,
             flush=True,
         )

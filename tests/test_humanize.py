@@ -106,3 +106,23 @@ def test_a_duration_is_read_as_seconds(text, seconds):
 def test_what_is_no_duration_is_refused(text):
     with pytest.raises(ValueError, match="expected a "):
         q.read_duration(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("plain, größer, 猫, می\u200cخواهم, 👩\u200d🔬, a b", None),
+        ("\x1b[2K\r\x07\x7f\x9b", r"\x1b[2K\r\x07\x7f\x9b"),
+        ("a\u202egnp.exe\u2066b\u200f\u061c", r"a\u202egnp.exe\u2066b\u200f\u061c"),
+        ("a\u2028b\x85c\ufeff\u200b", r"a\u2028b\x85c\ufeff\u200b"),
+        ("\udcff\ud83d\uffff", r"\udcff\ud83d\uffff"),
+    ],
+)
+def test_what_would_act_or_hide_is_written_out(text, expected):
+    assert q.shown(text) == q.shown_line(text) == (expected or text)
+    assert q.shown(q.shown(text)) == q.shown(text)
+
+
+def test_ends_of_lines_and_tabs_stay_unless_it_is_one_line():
+    assert q.shown("a\n\tb") == "a\n\tb"
+    assert q.shown_line("a\n\tb") == r"a\n\tb"

@@ -42,6 +42,16 @@ def test_a_log_leaves_out_short_rests_and_notes():
     assert [line[10:] for line in stream.getvalue().splitlines()] == ["Data       0/2  first", "Data       1/2"]
 
 
+def test_names_in_notes_stay_in_their_line(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
+    for is_terminal in (False, True):
+        stream = io.StringIO()
+        monkeypatch.setattr(stream, "isatty", lambda is_terminal=is_terminal: is_terminal)
+        with progress.show_progress(stream) as show:
+            show("data", 0, 2, "a\x1b]0;x\x07\nraysnap: done\u202e")
+        assert r"a\x1b]0;x\x07\nraysnap: done\u202e" in stream.getvalue().replace("\x1b[2m", "")
+
+
 def test_pieces_of_a_stage_are_shown_on_a_terminal_only(monkeypatch):
     calls = [("trials", 0, 2, ""), ("trials/001-a", 1, 3, "val 0.5"), ("trials/[red]b", 1, 3, "val 0.25")]
 

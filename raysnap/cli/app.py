@@ -18,12 +18,23 @@ from typing import Annotated, Any
 
 import typer
 
-from raysnap.cli.console import SOME_FAILED, AsJson, ConfigPath, Overrides, any_path, print_json, print_result
+from raysnap.cli.console import (
+    SOME_FAILED,
+    AsJson,
+    ConfigPath,
+    LogFormatter,
+    Overrides,
+    any_path,
+    print_json,
+    print_message,
+    print_result,
+)
 from raysnap.cli.data_commands import data_app
 from raysnap.cli.job_commands import generate, quickstart, sweep, synthesize
 from raysnap.cli.search_commands import bench, search
 from raysnap.cli.store_commands import store_app
 from raysnap.errors import RaysnapError, UsageError, describe_failure
+from raysnap.humanize import shown
 
 app = typer.Typer(
     name="raysnap",
@@ -55,29 +66,35 @@ def main(argv: list[str] | None = None) -> int:
     given = list(sys.argv[1:] if argv is None else argv)
     is_debugging = "--debug" in given
     arguments = [argument for argument in given if argument != "--debug"] or ["--help"]
-    logging.basicConfig(level=logging.WARNING, format="raysnap: %(message)s", stream=sys.stderr)
+    logs = logging.StreamHandler(sys.stderr)
+    logs.setFormatter(LogFormatter("raysnap: %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[logs])
     try:
         exit_code = app(args=arguments, prog_name="raysnap", standalone_mode=False) or 0
         if exit_code == INTERRUPTED:  # what typer makes of a KeyboardInterrupt
             raise KeyboardInterrupt
         return exit_code
     except (KeyboardInterrupt, typer.Abort):
-        print(f"raysnap: interrupted{_how_to_resume(arguments)}", file=sys.stderr)
+        print_message(f"interrupted{_how_to_resume(arguments)}")
         return INTERRUPTED
     except RaysnapError as error:
         if is_debugging:
-            traceback.print_exc()
-        print(f"raysnap: {error}", file=sys.stderr)
+            _print_traceback()
+        print_message(str(error))
         return error.exit_code
     except typer.Exit as end:
         return end.exit_code
     except Exception as error:  # noqa: BLE001 - the outermost handler: unforeseen errors become one line, too
         if is_debugging:
-            traceback.print_exc()
+            _print_traceback()
         is_usage = hasattr(error, "format_message")  # a mistake in the command line, as typer found it
         message = _usage_message(error) if is_usage else f"unexpected {describe_failure(error)}; run again with --debug"
-        print(f"raysnap: {message}", file=sys.stderr)
+        print_message(message)
         return UsageError.exit_code
+
+
+def _print_traceback() -> None:
+    sys.stderr.write(shown(traceback.format_exc()))
 
 
 def _usage_message(error: Any) -> str:

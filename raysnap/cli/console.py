@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,10 +14,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from raysnap.humanize import read_duration
+from raysnap.humanize import read_duration, shown, shown_line
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
+    from rich.text import Text
 
 SOME_FAILED = 1  # exit code: the command did its job, but parts of it failed
 MAX_ROWS = 20  # of a table, before it is cut or summed up
@@ -77,12 +79,23 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would run and
 def print_result(result: RenderableType) -> None:
     """Print text or a rich table on stdout, brackets and all: rich's markup is off.
 
-    In a pipe, lines are not cut at a terminal's width.
+    In a pipe, lines are not cut at a terminal's width. What names of files and classes hold is printed as `shown`.
     """
-    from rich.console import Console
+    from rich.console import Console, ConsoleOptions
+    from rich.segment import Segment
+
+    class Plain(Console):
+        """A console that obeys nothing in the text that it is given: before it is laid out, and once more after."""
+
+        def render_str(self, text: str, **options: Any) -> Text:
+            return super().render_str(shown(text), **options)
+
+        def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+            for segment in super().render(renderable, options):
+                yield segment if segment.control else Segment(shown(segment.text), segment.style)
 
     width = None if sys.stdout.isatty() else 200
-    console = Console(file=sys.stdout, width=width, highlight=False, soft_wrap=isinstance(result, str), markup=False)
+    console = Plain(file=sys.stdout, width=width, highlight=False, soft_wrap=isinstance(result, str), markup=False)
     with console.capture() as captured:
         console.print(result)
     sys.stdout.write("".join(f"{line.rstrip()}\n" for line in captured.get().splitlines()))
@@ -91,7 +104,24 @@ def print_result(result: RenderableType) -> None:
 def print_failures(failures: Iterable[Mapping[str, str]]) -> None:
     """Print one line per failure on stderr: its values in order, the reason last."""
     for failure in failures:
-        print(f"raysnap: {': '.join(str(value) for value in failure.values())}", file=sys.stderr)
+        print_message(": ".join(str(value) for value in failure.values()))
+
+
+def print_message(message: str) -> None:
+    """Print one line on stderr, whatever the message quotes."""
+    print(f"raysnap: {shown_line(message)}", file=sys.stderr)
+
+
+class LogFormatter(logging.Formatter):
+    """Records in one line each, whatever they quote; a traceback follows in lines of its own."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's own name
+        """Return the record's line."""
+        return shown_line(super().formatMessage(record))
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802
+        """Return the lines of a traceback."""
+        return shown(super().formatException(ei))
 
 
 def print_json(document: Any) -> None:
@@ -124,5 +154,5 @@ def simple_table(columns: Sequence[str], rows: Iterable[Sequence[object]], numer
         keeps_width = is_numeric or column == "id"  # on a narrow terminal the other columns give way
         table.add_column(column, justify="right" if is_numeric else "left", overflow="fold", no_wrap=keeps_width)
     for row in rows:
-        table.add_row(*("–" if value is None else str(value) for value in row))
+        table.add_row(*("–" if value is None else shown_line(str(value)) for value in row))
     return table

@@ -44,7 +44,8 @@ def sources_table(summaries: Iterable[DatasetSummary]) -> Table:
     for dataset in summaries:
         if dataset.page:
             overlap = dataset.overlap and f"ImageNet overlap: {dataset.overlap}"
-            rows.append((dataset.name, "\n".join(filter(None, (dataset.page, dataset.licence, overlap)))))
+            lines = [line for line in (dataset.page, dataset.licence, overlap) if line]
+            rows += zip([dataset.name, *[""] * len(lines)], lines, strict=False)
     return simple_table(["dataset", "source and licence"], rows)
 
 

@@ -21,7 +21,7 @@ from raysnap.atomic import write_atomically
 from raysnap.config.choices import Role
 from raysnap.config.folders import local_path
 from raysnap.errors import UsageError
-from raysnap.humanize import bytes_text, count_text, plural, score_text, seconds_text, share_text
+from raysnap.humanize import bytes_text, count_text, plural, score_text, seconds_text, share_text, shown
 from raysnap.report.data_section import left_out_table
 from raysnap.report.gpu_section import gpu_section
 from raysnap.report.headlines import headline, key_figures, sentences
@@ -129,7 +129,7 @@ def render(run: Run) -> Report:
             **_script(),
         )
     )
-    return Report(page, tuple(table for table in _tables_in(sections) if table.rows))
+    return Report(shown(page), tuple(table for table in _tables_in(sections) if table.rows))
 
 
 def _tables_in(value: Any) -> list[DataTable]:

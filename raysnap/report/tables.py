@@ -13,7 +13,6 @@ from typing import Any, TypeAlias
 from raysnap.humanize import (
     NOTHING,
     bytes_text,
-    clean,
     count_text,
     flops_text,
     is_known,
@@ -21,6 +20,7 @@ from raysnap.humanize import (
     score_text,
     seconds_text,
     share_text,
+    shown,
 )
 
 _FORMATTERS = {
@@ -141,11 +141,11 @@ def _raw(value: Any) -> str:
 
 
 def _plain(text: str) -> str:
-    text = clean(text)
+    text = shown(text)
     return f"'{text}" if _FORMULA.match(text) else text
 
 
 def _escaped(text: str) -> str:
     """Return the text in one line, with all Markdown and HTML in it escaped."""
-    text = html.escape(" ".join(clean(text).split()), quote=False)
+    text = html.escape(" ".join(shown(text).split()), quote=False)
     return re.sub(r"([\\`*\[\]|~#{}])", r"\\\1", text)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from raysnap.humanize import clean
+from raysnap.humanize import shown
 from raysnap.runs.json_fields import mapping, number, sequence
 from raysnap.runs.run import Run
 from raysnap.runs.trial_rows import TrialRow
@@ -99,11 +99,11 @@ def read_predictions(run: Run, trial: TrialRow) -> Predictions | None:
     except (OSError, ValueError, RecursionError) as error:
         logger.warning("%s: these predictions are left out of the report: %s", path, error)
         return None
-    classes = tuple(clean(str(name)) for name in sequence(document.get("classes")))
-    root = Path(clean(str(document.get("root") or ".")))
+    classes = tuple(shown(str(name)) for name in sequence(document.get("classes")))
+    root = Path(_path_text(str(document.get("root") or ".")))
     columns = [sequence(document.get(key)) for key in ("paths", "labels", "predicted", "confidence")]
     items = [
-        Prediction(root / clean(file), label, predicted, sure)
+        Prediction(root / _path_text(file), label, predicted, sure)
         for file, label, predicted, confidence in zip(*columns, strict=False)
         if isinstance(file, str) and _stays_inside(file)
         if _is_class(label, classes) and _is_class(predicted, classes) and (sure := number(confidence)) is not None
@@ -118,3 +118,8 @@ def _is_class(value: object, classes: tuple[str, ...]) -> bool:
 def _stays_inside(file: str) -> bool:
     """Return whether the path stays below its root, so that no other file's pixels get into a page."""
     return not Path(file).is_absolute() and ".." not in Path(file).parts
+
+
+def _path_text(text: str) -> str:
+    """Return the text of a path with what no file's name can hold replaced."""
+    return text.replace("\0", "\ufffd").encode("utf-8", "replace").decode("utf-8")

@@ -17,7 +17,7 @@ from typing import Any
 from raysnap.config.choices import Role, Status
 from raysnap.config.yaml_files import read_yaml
 from raysnap.errors import ConfigError, DataError, UsageError
-from raysnap.humanize import clean, plural
+from raysnap.humanize import plural, shown
 from raysnap.runs.json_fields import mapping, text
 from raysnap.runs.questions import Question, questions_of
 from raysnap.runs.rows import read_rows
@@ -120,7 +120,7 @@ def read_run(run_dir: Path) -> Run:
         raise DataError(f"{run_dir}/results.jsonl: expected a row per trial or search, found none; run the job first")
     config, config_text = _read_config(parts[0]) if parts else ({}, "")
     return Run(
-        name=clean(run_dir.resolve().name),
+        name=shown(run_dir.resolve().name),
         run_dir=run_dir,
         config=config,
         config_text=config_text,
@@ -177,7 +177,7 @@ def _read_config(part: Path) -> tuple[dict[str, Any], str]:
     except ConfigError as error:
         logger.warning("the configuration is left out of the report: %s", error)
         return {}, ""
-    return _cleaned(config), clean((part / "config.yaml").read_text("utf-8"))
+    return _cleaned(config), shown((part / "config.yaml").read_text("utf-8"))
 
 
 def _read_env(parts: list[Path], remarks: list[str]) -> dict[str, Any]:
@@ -189,7 +189,7 @@ def _read_env(parts: list[Path], remarks: list[str]) -> dict[str, Any]:
         except FileNotFoundError:
             env = {}
         except (OSError, ValueError) as error:
-            remarks.append(f"env.json can't be read and was left out: {clean(str(error))}")
+            remarks.append(f"env.json can't be read and was left out: {shown(str(error))}")
             env = {}
         found.append(_cleaned(env) if isinstance(env, dict) else {})
     return found[0] | ({"bench": found[1]} if len(found) > 1 else {})
@@ -198,7 +198,7 @@ def _read_env(parts: list[Path], remarks: list[str]) -> dict[str, Any]:
 def _cleaned(value: Any) -> Any:
     """Return the JSON value with all text fit for UTF-8 and XML."""
     if isinstance(value, str):
-        return clean(value)
+        return shown(value)
     if isinstance(value, dict):
-        return {clean(str(key)): _cleaned(child) for key, child in value.items()}
+        return {shown(str(key)): _cleaned(child) for key, child in value.items()}
     return [_cleaned(child) for child in value] if isinstance(value, list) else value

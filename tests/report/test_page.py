@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from raysnap.errors import UsageError
+from raysnap.humanize import shown
 from raysnap.report.page import write_report
 from tests.support.report_pages import Page, assert_harmless, render, some_trials
 from tests.support.report_runs import (
@@ -49,11 +50,15 @@ def test_failures_are_named_with_their_reason(tmp_path):
 def test_hostile_names_are_text_and_never_tags(tmp_path):
     rows = [trial(n, dataset=HOSTILE, name=f"{HOSTILE}{n}", architecture=HOSTILE, role=HOSTILE) for n in range(3)]
     rows.append(trial(3, status=HOSTILE, name=f"{HOSTILE}3", error=HOSTILE, history=[]))
-    run_dir = write_run(tmp_path / "run", rows, note=HOSTILE.replace("\x00", "").replace("\ud800", ""))
+    run_dir = write_run(
+        tmp_path / "run", rows, note=HOSTILE.replace("\x00", "").replace("\ud800", "").replace("\x1b", "")
+    )
     write_run(run_dir / "bench", [search("shift", 0, ranking_of(rows), dataset=HOSTILE, proxy=HOSTILE)])
     (run_dir / "env.json").write_text(json.dumps({"cpu": HOSTILE, "started": HOSTILE, "stages_s": {HOSTILE: 3}}))
     page = render(run_dir)
     assert_harmless(page)
+    assert shown(page.html) == page.html
+    assert r"\u202e\x1b[2J" in page.text
     assert "<script>alert(1)</script>" in page.text
     assert "{{ 7 * 7 }}" in page.text
 

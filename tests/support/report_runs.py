@@ -9,7 +9,7 @@ from PIL import Image
 
 from raysnap.store.store import Store
 
-HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>&amp; {{ 7 * 7 }} \x00\ud800"
+HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>&amp; {{ 7 * 7 }} \x00\ud800\u202e\x1b[2J"
 METHODS = {"baseline": 8.0, "shift": 5.0, "shared": 3.0, "alsatian": 2.0}
 
 

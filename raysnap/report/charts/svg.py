@@ -8,7 +8,7 @@ from __future__ import annotations
 import html
 import math
 
-from raysnap.humanize import clean
+from raysnap.humanize import shown
 
 FONT_PX = 12
 WIDTH = 960  # of a chart that fills the page, in pixels
@@ -58,7 +58,7 @@ def picture(width: float, height: float, title: str, *children: str, css: str = 
 
 def escape(text: str) -> str:
     """Return the text as XML character data."""
-    return html.escape(clean(text), quote=False)
+    return html.escape(shown(text), quote=False)
 
 
 def shorten(text: str, max_chars: int) -> str:
@@ -107,7 +107,7 @@ def log_ticks(low: float, high: float, max_ticks: int = 10) -> list[float]:
 def _attribute(value: object) -> str:
     if isinstance(value, float):
         return f"{value:.2f}".rstrip("0").rstrip(".")
-    return clean(str(value))
+    return shown(str(value))
 
 
 def category(index: int, num_series: int) -> str:
