@@ -76,6 +76,7 @@ def check_table(result: CheckResult) -> Table:
     rows = [
         ("good images", f"{count_text(num_good)} of {count_text(result.num_images)}: {_tally(result.formats)}"),
         ("colours", _tally(result.modes)),
+        ("deep colours", _deep(result.num_bits)),
         ("width", _spread(result.width_px)),
         ("height", _spread(result.height_px)),
         ("EXIF rotation", f"{plural(result.num_rotated, 'image')}; read upright"),
@@ -88,6 +89,7 @@ def check_table(result: CheckResult) -> Table:
     ]
     is_left_out = {
         "colours": not num_good,
+        "deep colours": not result.num_bits,
         "width": not num_good,
         "height": not num_good,
         "EXIF rotation": not result.num_rotated,
@@ -119,6 +121,14 @@ def check_failures(result: CheckResult) -> list[dict[str, str]]:
     left_out = [{"where": f"{result.root}/{one.path}", "error": f"left out: {one.reason}"} for one in missed[:MAX_ROWS]]
     conflicts = same_pictures("in several classes", result.label_conflicts)
     return [*bad, *faults, *left_out, *_rest(missed), *leaks, *conflicts]
+
+
+def _deep(num_bits: Mapping[int, int]) -> str:
+    """Say how many images have more than 8 bits per sample, how many bits they use, and what is read of them."""
+    used = _tally({f"of {bits} bits": count for bits, count in num_bits.items()})
+    rule = "the upper 8 of the bits that an image uses are read"
+    mixed = "; not equally bright, as they use different numbers of bits" if len(num_bits) > 1 else ""
+    return f"{plural(sum(num_bits.values()), 'image')} above 8 bits, {used}; {rule}{mixed}"
 
 
 def _left_out(left_out: Sequence[LeftOut]) -> str:

@@ -2,7 +2,7 @@
 
 Modes become RGB as in torchvision's default loader (`convert("RGB")`: transparency is dropped, palettes are resolved,
 only the first frame counts), with two differences: EXIF's orientation is applied, so that a phone's photo is upright,
-and samples of more than 8 bits are scaled to 8, where `convert` clips them at 255.
+and samples of more than 8 bits are scaled to 8 (`datasets.deep_samples`), where `convert` clips them at 255.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import TypeVar
 from warnings import catch_warnings, simplefilter
 
-import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
+from raysnap.datasets.deep_samples import Shallow, is_deep_colour, to_shallow
+from raysnap.datasets.layout.suffixes import reads_heif
 from raysnap.errors import SYSTEM_LIMITS, DataError
 from raysnap.system import num_cpus
 
@@ -31,7 +32,7 @@ MAX_DECODERS = 16
 MAX_BAD_FRACTION = 0.001
 
 # No format for which Pillow starts another program (EPS), and none that isn't found in image folders.
-FORMATS = ("JPEG", "PNG", "GIF", "BMP", "PPM", "TIFF", "WEBP", "MPO", "AVIF", "JPEG2000")
+FORMATS = ("JPEG", "PNG", "GIF", "BMP", "PPM", "TIFF", "WEBP", "MPO", "AVIF", "JPEG2000", "HEIF")
 
 # What Pillow's decoders were seen to raise on hostile bytes.
 DECODING_ERRORS = (
@@ -55,6 +56,14 @@ Result = TypeVar("Result")
 def read_image(path: Path) -> Image.Image:
     """Return the image in `path`, decoded, upright and as RGB; the first frame where there are several.
 
+    Raises as `read_shallow` does.
+    """
+    return read_shallow(path).image
+
+
+def read_shallow(path: Path) -> Shallow:
+    """Return the image in `path` as `read_image` does, and how many bits its samples use where they have more than 8.
+
     Raises:
         DataError: it is not a regular file, can't be opened or decoded, or exceeds `MAX_PIXELS` or `MAX_FILE_BYTES`.
         OSError: this process or machine is at a limit, such as that of open files; nothing is wrong with the image.
@@ -66,8 +75,10 @@ def read_image(path: Path) -> Image.Image:
             width, height = image.size
             if width * height > MAX_PIXELS:
                 raise DataError(f"{path}: expected at most {MAX_PIXELS:,} pixels, found {width} x {height}")
+            has_deep_colours = is_deep_colour(image)
             image.load()
-            return to_rgb(_upright(image))
+            shallow = to_shallow(image, file if has_deep_colours else None)
+            return shallow._replace(image=_upright(shallow.image, image))
     except UnidentifiedImageError:
         raise DataError(f"{path}: expected an image, found an unknown file format") from None
     except DECODING_ERRORS as error:
@@ -77,21 +88,6 @@ def read_image(path: Path) -> Image.Image:
         raise DataError(
             f"{path}: expected an image, found one that can't be decoded: {reason.splitlines()[0]}"
         ) from None
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Return a decoded image of any mode as RGB; samples of more than 8 bits are scaled to 8.
-
-    Of 16 bits the upper 8 are kept, as Pillow itself reads RGB of 16 bits, also in 32-bit integers that use only 16.
-    Floats within 0..1 or 0..255 are taken to have that range; other samples are scaled from minimum to maximum.
-    """
-    if image.mode == "RGB":
-        return image
-    if image.mode.startswith("I;16"):
-        return _gray(np.asarray(image) >> 8)
-    if image.mode in ("I", "F"):
-        return _gray(_to_8_bits(np.asarray(image)))
-    return image.convert("RGB")
 
 
 def resize_shorter_side(image: Image.Image, resize_size: int) -> Image.Image:
@@ -131,8 +127,12 @@ def for_each_image(task: Callable[[int], Result], indices: Iterable[int]) -> lis
 
 @cache
 def readable_formats() -> tuple[str, ...]:
-    """Return those of `FORMATS` that the installed Pillow can read."""
+    """Return those of `FORMATS` that the installed Pillow and its plugins can read."""
     Image.init()
+    if reads_heif():
+        import pillow_heif
+
+        pillow_heif.register_heif_opener()
     return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
@@ -148,29 +148,10 @@ def _check_file(path: Path) -> None:
         raise DataError(f"{path}: expected at most {MAX_FILE_BYTES:,} bytes, found {facts.st_size:,}")
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    """Turn the image upright as its EXIF orientation says; leave it where there is none or it can't be read."""
+def _upright(image: Image.Image, original: Image.Image) -> Image.Image:
+    """Turn an image upright as the original's EXIF says; leave it where there is no orientation that can be read."""
     try:
-        transpose = _UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+        transpose = _UPRIGHT.get(original.getexif().get(ExifTags.Base.Orientation, 1))
     except DECODING_ERRORS:
         return image
     return image if transpose is None else image.transpose(transpose)
-
-
-def _gray(samples_HW: np.ndarray) -> Image.Image:
-    return Image.fromarray(samples_HW.astype(np.uint8)).convert("RGB")
-
-
-def _to_8_bits(samples_HW: np.ndarray) -> np.ndarray:
-    """Scale 32-bit integers or floats to 0..255; samples that are not finite become 0."""
-    is_float = samples_HW.dtype.kind == "f"
-    values = np.nan_to_num(samples_HW.astype(np.float32), copy=False, posinf=0.0, neginf=0.0)
-    low, high = float(values.min()), float(values.max())
-    if not is_float and low >= 0 and high <= 65_535:
-        return samples_HW >> 8
-    if is_float and low >= 0 and high <= 255:
-        low, high = 0.0, 1.0 if high <= 1 else 255.0
-    scale = 255 / (high - low) if high > low else 0.0
-    values *= scale
-    values -= low * scale
-    return np.rint(values, out=values)

@@ -19,7 +19,7 @@ from blake3 import blake3
 from PIL import ExifTags, Image
 
 from raysnap.datasets.dataset import Dataset, Item
-from raysnap.datasets.image_file import DECODING_ERRORS, for_each_image, read_image
+from raysnap.datasets.image_file import DECODING_ERRORS, for_each_image, read_shallow
 from raysnap.datasets.image_folder import read_record
 from raysnap.datasets.layout.account import LeftOut
 from raysnap.datasets.layout.splits import SPLITS
@@ -44,6 +44,7 @@ class FileFacts(NamedTuple):
     fault: str | None = None
     content: bytes = b""
     pixels: bytes = b""
+    num_bits: int | None = None
     file_format: str = ""
     mode: str = ""
     width: int = 0
@@ -90,6 +91,8 @@ class CheckResult:
         label_conflicts: pictures that are in more than one class of one split.
         copies: pictures that appear more than once in one class of one split.
         modes: good images per Pillow mode: RGB, L (gray), CMYK, RGBA, …
+        num_bits: good images of more than 8 bits per sample by the number of bits that they use, of which the upper 8
+            are read: see `datasets.deep_samples`.
         formats: good images per file format, whatever their names end in.
         width_px: widths of the good images, as stored; None where there are none.
         num_rotated: number of good images that EXIF says to rotate or mirror.
@@ -112,6 +115,7 @@ class CheckResult:
     label_conflicts: tuple[SamePicture, ...]
     copies: tuple[SamePicture, ...]
     modes: dict[str, int]
+    num_bits: dict[int, int]
     formats: dict[str, int]
     width_px: Spread | None
     height_px: Spread | None
@@ -167,6 +171,7 @@ def check_dataset(dataset: Dataset, on_progress: OnProgress | None = None) -> Ch
         label_conflicts=tuple(same["label_conflicts"]),
         copies=tuple(same["copies"]),
         modes=dict(Counter(file.mode for file in good).most_common()),
+        num_bits=dict(sorted(Counter(file.num_bits for file in good if file.num_bits is not None).items())),
         formats=dict(Counter(file.file_format for file in good).most_common()),
         width_px=_spread([file.width for file in good]),
         height_px=_spread([file.height for file in good]),
@@ -192,7 +197,8 @@ def _inspect_files(paths: Sequence[Path], on_progress: OnProgress | None) -> lis
 
 def _inspect_file(path: Path) -> FileFacts:
     try:
-        pixels = _pixel_digest(read_image(path))
+        image, num_bits = read_shallow(path)
+        pixels = _pixel_digest(image)
         content = blake3()
         with path.open("rb") as file:
             while chunk := file.read(CHUNK_BYTES):
@@ -201,6 +207,7 @@ def _inspect_file(path: Path) -> FileFacts:
             return FileFacts(
                 content=content.digest(),
                 pixels=pixels,
+                num_bits=num_bits,
                 file_format=header.format or "",
                 mode=header.mode,
                 width=header.width,

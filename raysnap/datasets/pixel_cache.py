@@ -40,7 +40,7 @@ from raysnap.datasets.image_file import MAX_BAD_FRACTION, num_bad_allowed
 from raysnap.errors import DataError, describe_os_error
 from raysnap.system import cache_places, release_pages
 
-FORMAT = 3
+FORMAT = 4  # 3 and before: 16-bit images that use few bits were black
 FLUSH_BYTES = 64 * 1024 * 1024
 
 _RECORD = np.dtype([("height", "<u4"), ("width", "<u4"), ("state", "<u4"), ("format", "<u4")])
