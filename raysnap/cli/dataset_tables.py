@@ -40,7 +40,7 @@ def datasets_table(summaries: Iterable[DatasetSummary]) -> Table:
 
 def sources_table(summaries: Iterable[DatasetSummary]) -> Table:
     """Return where the published datasets come from, and their licences."""
-    rows = []
+    rows: list[tuple[str, str]] = []
     for dataset in summaries:
         if dataset.page:
             overlap = dataset.overlap and f"ImageNet overlap: {dataset.overlap}"

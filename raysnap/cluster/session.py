@@ -73,7 +73,7 @@ def _open_ray(address: str, object_store_bytes: int) -> Iterator[None]:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **settings)
 
     if address == "local":
-        with private_ray(lambda: init(include_dashboard=False, object_store_memory=object_store_bytes)):
+        with private_ray(lambda own: init(include_dashboard=False, object_store_memory=object_store_bytes, **own)):
             yield
     else:
         with joined_ray(address, init):

@@ -11,6 +11,7 @@ import os
 import queue
 import re
 import secrets
+import shutil
 import signal
 import socket
 import tempfile
@@ -35,6 +36,17 @@ UNUSED_PORTS = ("metrics_agent_port", "metrics_export_port", "dashboard_agent_li
 TOKEN_VARIABLES = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 MAX_CAUSE_CHARACTERS = 240
 
+LOOPBACK = "127.0.0.1"
+PLACES = ("/tmp", "/var/tmp")  # with short paths
+# Of a Unix socket's path, 107 bytes on Linux and 103 on macOS, Ray takes some 65 below the folder that it is given.
+MAX_FOLDER_BYTES = 38
+# Names of variables that hold secrets. No process of a private Ray needs one: trackers and downloads run in the driver.
+_SECRET = re.compile(
+    r"SECRET|PASSWORD|PASSWD|PASSPHRASE|CREDENTIAL|TOKEN(?!IZER)|(API|ACCESS|PRIVATE|ACCOUNT|SAS|ENCRYPTION)_?KEY|APIKEY|_PAT$|^PAT$"
+    r"|^(AWS|AZURE|GOOGLE|GCP|ARM|DATABRICKS|VAULT)_|CONNECTION_STRING|DSN$|DATABASE_URL|COOKIE",
+    re.IGNORECASE,
+)
+
 logger = logging.getLogger(__name__)
 
 Answer = TypeVar("Answer")
@@ -45,29 +57,67 @@ class StartFailed(Exception):
 
 
 @contextmanager
-def private_ray(init: Callable[[], Any]) -> Iterator[None]:
+def private_ray(init: Callable[[dict[str, Any]], Any]) -> Iterator[None]:
     """Start a Ray of this process alone, and stop it when the block ends.
 
-    Nothing of it is left in the home folder: its token is in a temporary file that only this user can read.
+    It listens on loopback only. Its logs, sockets and token are in a folder that only this user can enter; it is
+    removed at the end, unless Ray can't be started. Its processes get no secrets of this process's environment.
 
     Args:
-        init: calls `ray.init(address="local", ...)`.
+        init: calls `ray.init(address="local", ...)` with the arguments that it is given.
 
     Raises:
         ClusterError: it can't be started.
     """
-    with _own_token():
-        _start(init)
+    folder = private_folder()
+    own = {"_temp_dir": str(folder / "r")}  # Ray opens the folder that it is given to everybody
+    with _own_token(folder):
+        _start(lambda: init(own))
         try:
             yield
         finally:
             ray.shutdown()
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def private_folder() -> Path:
+    """Create a folder that only this user can enter, with a path that is short enough for Ray's sockets.
+
+    Raises:
+        ClusterError: there is no place for it.
+    """
+    places = [place for place in (os.environ.get("RAY_TMPDIR"), tempfile.gettempdir(), *PLACES) if place]
+    faults = []
+    for place in dict.fromkeys(os.path.abspath(place) for place in places):  # noqa: PTH100 - keeps links short
+        if len(os.fsencode(place)) + len("/rs-12345678/r") > MAX_FOLDER_BYTES:
+            faults.append(f"{place}: its path is too long for sockets in it")
+            continue
+        try:
+            return Path(tempfile.mkdtemp(prefix="rs-", dir=place))
+        except OSError as error:
+            faults.append(f"{place}: {error.strerror}")
+    raise ClusterError(
+        f"Ray can't be started on this machine: expected a temporary folder that can be written, found none "
+        f"({'; '.join(faults)}); set RAY_TMPDIR to one"
+    )
+
+
+@contextmanager
+def _without_secrets() -> Iterator[None]:
+    """Hide the secrets in the environment from the processes that are started within the block."""
+    secret = {name: value for name, value in os.environ.items() if _SECRET.search(name) and name not in TOKEN_VARIABLES}
+    for name in secret:
+        del os.environ[name]
+    try:
+        yield
+    finally:
+        os.environ.update(secret)
 
 
 def _start(init: Callable[[], Any]) -> None:
     for attempt, pause_s in enumerate((*PAUSES_S, None), start=1):
         try:
-            with _replaced("Node", WatchedNode):
+            with _replaced("Node", WatchedNode), _without_secrets():
                 init()
             return
         except StartFailed as failure:
@@ -85,7 +135,12 @@ def _start(init: Callable[[], Any]) -> None:
 
 
 class WatchedNode(ray_node.Node):
-    """A head node whose start ends as soon as its GCS or its raylet dies, and that does not wait for its agents."""
+    """A head node on loopback whose start ends as soon as its GCS or raylet dies, and that waits for no agents."""
+
+    def __init__(self, ray_params: Any, *args: Any, **keywords: Any):
+        # `ray.init(_node_ip_address="127.0.0.1")` would take the address that others reach this machine at.
+        ray_params.node_ip_address = LOOPBACK
+        super().__init__(ray_params, *args, **keywords)
 
     def start_gcs_server(self) -> None:
         """Start the GCS.
@@ -216,24 +271,23 @@ def answer_within(seconds: float, ask: Callable[[], Answer], check: Callable[[],
 def _free_port() -> int:
     """Return a port that nothing uses now; should another process take it first, Ray's start fails and is repeated."""
     with socket.socket() as found:
-        found.bind(("", 0))
+        found.bind((LOOPBACK, 0))
         port: int = found.getsockname()[1]
         return port
 
 
 @contextmanager
-def _own_token() -> Iterator[None]:
-    """Use a token that ends with the block, unless the user turned tokens off or names one."""
+def _own_token(folder: Path) -> Iterator[None]:
+    """Use a token that ends with the block, in a file in the folder, unless the user turned tokens off or names one."""
     is_off = os.environ.get("RAY_AUTH_MODE", "token").lower() != "token"
     if is_off or any(os.environ.get(name) for name in TOKEN_VARIABLES):
         yield
         return
-    with tempfile.TemporaryDirectory(prefix="raysnap-") as folder:
-        path = Path(folder) / "token"
-        path.touch(mode=0o600)
-        path.write_text(secrets.token_hex(32), "ascii")
-        with authentication({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(path)}):
-            yield
+    path = folder / "token"
+    path.touch(mode=0o600)
+    path.write_text(secrets.token_hex(32), "ascii")
+    with authentication({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(path)}):
+        yield
 
 
 @contextmanager
