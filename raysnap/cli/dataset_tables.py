@@ -82,8 +82,8 @@ def check_table(result: CheckResult) -> Table:
         ("EXIF rotation", f"{plural(result.num_rotated, 'image')}; read upright"),
         ("small", f"{plural(result.num_small, 'image')} with a side under 64 px"),
         ("duplicates", _duplicates(result)),
-        ("read as", "\n".join(result.notes)),
-        ("left out", _left_out(result.left_out)),
+        *_rows("read as", result.notes),
+        *_rows("left out", _left_out(result.left_out)),
         ("dataset.json", f"records train/val/test {_counts(result.recorded_counts or {})}; files have changed since"),
         ("ImageNet", _overlap(result)),
     ]
@@ -94,8 +94,6 @@ def check_table(result: CheckResult) -> Table:
         "height": not num_good,
         "EXIF rotation": not result.num_rotated,
         "small": not result.num_small,
-        "read as": not result.notes,
-        "left out": not result.left_out,
         "dataset.json": result.recorded_counts is None,
         "ImageNet": not _overlap(result),
     }
@@ -131,14 +129,19 @@ def _deep(num_bits: Mapping[int, int]) -> str:
     return f"{plural(sum(num_bits.values()), 'image')} above 8 bits, {used}; {rule}{mixed}"
 
 
-def _left_out(left_out: Sequence[LeftOut]) -> str:
+def _rows(title: str, lines: Sequence[str]) -> list[tuple[str, str]]:
+    """Return a row per line, of which the first has the title."""
+    return [(title if index == 0 else " ", line) for index, line in enumerate(lines)]
+
+
+def _left_out(left_out: Sequence[LeftOut]) -> list[str]:
     """Return how many files were left out for each reason, most files first."""
     counts: dict[str, int] = {}
     for one in left_out:
         counts[one.reason] = counts.get(one.reason, 0) + one.num_files
     ordered = sorted(counts.items(), key=lambda pair: -pair[1])
     lines = [f"{plural(count, 'file')}: {reason}" for reason, count in ordered[:MAX_ROWS]]
-    return "\n".join([*lines, *(["…"] if len(ordered) > MAX_ROWS else [])])
+    return [*lines, *(["…"] if len(ordered) > MAX_ROWS else [])]
 
 
 def _rest(found: Sequence[SamePicture | BadFile | LeftOut]) -> list[dict[str, str]]:
