@@ -211,6 +211,6 @@ def plan_bench(config: BenchConfig) -> list[Cell]:
         if cell.store_dir not in made_later:
             cell.candidates()
     for data in dict.fromkeys(cell.data for cell in cells):
-        if find_dataset(data, config.data_dir) is not None:
+        if find_dataset(data, config.data_dir, config.shapes) is not None:
             open_dataset(data, config.data_dir, config.shapes)
     return cells

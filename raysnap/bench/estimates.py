@@ -110,7 +110,7 @@ def planned_candidates(synthetic: SyntheticSet, image_size: int) -> tuple[Candid
 def _count_items(cell: Cell) -> tuple[int, int]:
     """Count the train and test items of a search; of a dataset that is not drawn yet, those it will have."""
     options = cell.options
-    if find_dataset(cell.data, options.data_dir) is not None:
+    if find_dataset(cell.data, options.data_dir, options.shapes) is not None:
         dataset = open_dataset(cell.data, options.data_dir, options.shapes)
         train, test = probe_splits(dataset, options.seed, options.num_train, options.num_test)
         return len(train), len(test)

@@ -96,7 +96,9 @@ def _places(config: BenchConfig, chosen: BenchConfig, cells: list[Cell]) -> list
     sets = find_sets(chosen)
     made_later = {synthetic.path / "store" for synthetic in sets.values() if not synthetic.is_made}
     stores = dict.fromkeys(cell.store_dir for cell in cells if cell.store_dir not in made_later)
-    folders = {data: find_dataset(data, config.data_dir) for data in dict.fromkeys(cell.data for cell in cells)}
+    folders = {
+        data: find_dataset(data, config.data_dir, config.shapes) for data in dict.fromkeys(cell.data for cell in cells)
+    }
     return [
         *(Place("store", store / "snapshots", "read") for store in stores),
         *([Place("synthetic_dir", config.synthetic_dir, "shared")] if made_later else []),

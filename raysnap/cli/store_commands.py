@@ -12,6 +12,8 @@ import typer
 from raysnap.cli.console import AsJson, StoreDir, any_path, print_failures, print_json, print_result
 from raysnap.errors import StoreDamaged, StoreUnreadable, UsageError
 
+ASSUMED_PX = 224  # what most published weights of torchvision were trained with
+
 store_app = typer.Typer(help="Inspect, extend, verify and clean up a model store.")
 
 
@@ -92,8 +94,15 @@ def store_add(
         typer.Option("--metric", metavar="NAME=NUMBER", help="A result, such as val_accuracy=0.93; may be repeated."),
     ] = None,
     image_size: Annotated[
-        int, typer.Option("--image-size", metavar="PIXELS", min=1, help="Side length of its input images.")
-    ] = 224,
+        int | None,
+        typer.Option(
+            "--image-size",
+            metavar="PIXELS",
+            min=1,
+            show_default=f"that of --base, or {ASSUMED_PX}",
+            help="Side length of its input images.",
+        ),
+    ] = None,
     entry: Annotated[
         str | None,
         typer.Option(
@@ -119,18 +128,29 @@ def store_add(
     weights = read_weights(path, architecture, entry)  # a file that doesn't fit must not leave a new store behind
     if name is not None:
         check_ref_name(name)
+    store = Store.open(store_dir, create=base is None)
+    preprocessing = Preprocessing.cropping(image_size or ASSUMED_PX)
+    if image_size is None and base is not None:
+        preprocessing = store.manifest(base).preprocessing
     written = add_weights(
-        Store.open(store_dir, create=base is None),
+        store,
         weights,
         architecture,
         name=name,
         base=base,
         dataset=DatasetRecord(name=dataset) if dataset else None,
-        preprocessing=Preprocessing.cropping(image_size),
+        preprocessing=preprocessing,
         metrics=figures,
     )
+    edge = written.manifest.preprocessing.image_size
+    if edge != preprocessing.image_size:
+        line = f"already stored, for images of {edge} px; only a snapshot that is removed first can get another size"
+        print_failures([{"file": str(path), "line": line}])
+    elif image_size is None:
+        why = "as its base does" if base is not None else "as --image-size was not given"
+        print_failures([{"file": str(path), "line": f"assumed to take images of {edge} px, {why}"}])
     if as_json:
-        taken = {"entry": weights.entry, "other_entries": list(weights.others)}
+        taken = {"entry": weights.entry, "other_entries": list(weights.others), "image_size": edge}
         print_json(
             {"snapshot": written.manifest.id, "new_blocks": written.new_blocks, "new_bytes": written.new_bytes} | taken
         )

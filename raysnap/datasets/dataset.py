@@ -12,13 +12,13 @@ from pathlib import Path
 
 from raysnap.config.folders import expanded, local_path
 from raysnap.config.parts import ShapesConfig
-from raysnap.datasets.image_folder import RECORD_NAME, read_record
+from raysnap.datasets.image_folder import read_record
 from raysnap.datasets.layout.account import Account, LeftOut
 from raysnap.datasets.layout.recognise import Listing, recognise
 from raysnap.datasets.layout.splits import SPLITS
 from raysnap.datasets.layout.suffixes import image_suffixes
 from raysnap.datasets.published import SOURCES
-from raysnap.datasets.shapes import TASKS, draw_task, drawing_record
+from raysnap.datasets.shapes import TASKS, draw_task, drawing_digest, drawing_record
 from raysnap.errors import DataError
 from raysnap.humanize import plural, suggest
 
@@ -77,24 +77,23 @@ def open_dataset(name_or_path: str, data_dir: Path | str, shapes: ShapesConfig |
     Args:
         name_or_path: a name, or the path of an ImageFolder.
         data_dir: the folder of the named datasets.
-        shapes: how to draw a `shapes` task; one that exists must have been drawn the same way. None accepts any and
-            draws with the defaults.
+        shapes: how to draw a `shapes` task, unless it was drawn in that way before. None accepts any drawing and draws
+            with the defaults.
 
     Raises:
         DataError: there is no such dataset, or no model can be trained on it.
     """
     data_dir = local_path(data_dir)
-    root = find_dataset(name_or_path, data_dir)
-    if root is None:
-        root = data_dir / name_or_path
-        draw_task(name_or_path, root, shapes or ShapesConfig())
-    elif shapes is not None and root == data_dir / name_or_path and name_or_path in TASKS:
-        _refuse_other_drawing(name_or_path, root, shapes)
-    return read_folder(root)
+    root = find_dataset(name_or_path, data_dir, shapes)
+    return read_folder(root or _draw(name_or_path, data_dir, shapes or ShapesConfig()))
 
 
-def find_dataset(name_or_path: str, data_dir: Path) -> Path | None:
+def find_dataset(name_or_path: str, data_dir: Path, shapes: ShapesConfig | None = None) -> Path | None:
     """Return the folder of a dataset by name or path; None for a `shapes` task that is not drawn yet.
+
+    Args:
+        shapes: how a `shapes` task is drawn, which several jobs may do in different ways in one `data_dir`: the first
+            drawing has the task's name, any other a digest after it. None takes the first.
 
     Raises:
         DataError: there is no such dataset, or there is a file in its place.
@@ -110,6 +109,8 @@ def find_dataset(name_or_path: str, data_dir: Path) -> Path | None:
         if data_dir.exists() and not data_dir.is_dir():
             raise DataError(f"data_dir {data_dir}: expected a folder, found a file; choose another data_dir")
         for path in (data_dir / name_or_path, Path(name_or_path)) if is_name else (Path(name_or_path),):
+            if path.is_dir() and name_or_path in TASKS and shapes is not None and path == data_dir / name_or_path:
+                return next((each for each in _drawing_dirs(path, shapes) if _is_drawn(each, shapes)), None)
             if path.is_dir():
                 return path
             if path.exists():
@@ -159,8 +160,11 @@ def dataset_of(root: Path, listing: Listing) -> Dataset:
         )
         for split, by_class in listing.splits.items()
     }
-    digest = (read_record(root) or {}).get("digest")
+    record = read_record(root) or {}
+    digest = record.get("digest")
     name = root.name if root.name not in ("", "..") else root.resolve().name
+    if record.get("name") in TASKS and name == f"{record['name']}-{drawing_digest(record)}":
+        name = record["name"]
     return Dataset(
         name, root, classes, splits, digest if isinstance(digest, str) else None, listing.left_out, listing.notes
     )
@@ -196,13 +200,26 @@ def _left_out_of(listing: Listing, class_name: str) -> str:
     return f" and {plural(len(missed), 'file')} left out ({missed[0].path}: {missed[0].reason})" if missed else ""
 
 
-def _refuse_other_drawing(name: str, root: Path, shapes: ShapesConfig) -> None:
-    record = read_record(root) or {}
-    wanted = drawing_record(name, shapes)
-    keys = ("drawing_version", "drawing")
-    if any(record.get(key) != wanted[key] for key in keys):
-        found, expected = (", ".join(f"{key}={facts.get(key)}" for key in keys) for facts in (record, wanted))
-        raise DataError(
-            f"dataset {root}: expected {RECORD_NAME} with {expected}, found {found}; "
-            f"delete that folder to draw it again, or choose another data_dir"
-        )
+def _draw(name: str, data_dir: Path, shapes: ShapesConfig) -> Path:
+    """Draw a `shapes` task into the first folder that is free for it, and return that folder."""
+    for root in _drawing_dirs(data_dir / name, shapes):
+        if not root.exists():
+            draw_task(name, root, shapes)
+        if _is_drawn(root, shapes):  # another process may have put its own drawing there meanwhile
+            return root
+    raise DataError(
+        f"dataset {root}: expected {name} drawn with {shapes}, found another dataset; move it away or choose another "
+        "data_dir"
+    )
+
+
+def _drawing_dirs(first: Path, shapes: ShapesConfig) -> tuple[Path, Path]:
+    """Return the folders in which a drawing of the task may be: that of the first drawing, and one of its own."""
+    return first, first.with_name(f"{first.name}-{drawing_digest(drawing_record(first.name, shapes))}")
+
+
+def _is_drawn(root: Path, shapes: ShapesConfig) -> bool:
+    """Whether the folder holds this drawing of a task."""
+    record = (read_record(root) or {}) if root.is_dir() else {}
+    name = record.get("name")
+    return name in TASKS and drawing_digest(record) == drawing_digest(drawing_record(name, shapes))

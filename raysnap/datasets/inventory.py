@@ -82,7 +82,8 @@ def _known(name: str, is_there: bool) -> DatasetSummary:
         note = "built in" if is_there else "drawn on first use"
         return DatasetSummary(name, None, note, num_classes=len(TASKS[name].classes))
     if name not in SOURCES:
-        return DatasetSummary(name, None, "your own folder")
+        is_drawing = name.rpartition("-")[0] in TASKS
+        return DatasetSummary(name, None, "built in, another drawing" if is_drawing else "your own folder")
     source = SOURCES[name]
     return DatasetSummary(
         name,

@@ -38,9 +38,11 @@ from raysnap.datasets.dataset import Dataset, Item
 from raysnap.datasets.decoding import DecodeJob, Shape, decode_into, kept_range
 from raysnap.datasets.image_file import MAX_BAD_FRACTION, num_bad_allowed
 from raysnap.errors import DataError, describe_os_error
+from raysnap.humanize import bytes_text, plural
 from raysnap.system import cache_places, release_pages
 
 FORMAT = 4  # 3 and before: 16-bit images that use few bits were black
+LARGE_BYTES = 2**30  # of pixels that are written without a word
 FLUSH_BYTES = 64 * 1024 * 1024
 
 _RECORD = np.dtype([("height", "<u4"), ("width", "<u4"), ("state", "<u4"), ("format", "<u4")])
@@ -169,6 +171,7 @@ class PixelCache:
         indices_of: dict[DecodeJob, list[int]] = defaultdict(list)
         for i in missing[first:] + missing[:first]:
             indices_of[DecodeJob(str(self.items[i].path), int(self._slots[i]) * slot_bytes)].append(i)
+        self._check_room(len(indices_of), slot_bytes)
 
         def is_done(job: DecodeJob) -> bool:
             return self._records["state"][job.offset // slot_bytes] == _PRESENT
@@ -197,6 +200,18 @@ class PixelCache:
             fault = describe_os_error(error, "free space there")
             raise DataError(f"pixel cache {self.directory}: can't be filled: {fault}") from None
         self.decode_s += time.perf_counter() - started_s
+
+    def _check_room(self, num_images: int, slot_bytes: int) -> None:
+        """Say what is about to be written where that is much, and refuse what the disk has no room for."""
+        needed_bytes, free_bytes = num_images * slot_bytes, shutil.disk_usage(self.directory).free
+        what = f"{plural(num_images, 'image')} of {self.resize_size} px take {bytes_text(needed_bytes)}"
+        if needed_bytes > free_bytes:
+            raise DataError(
+                f"pixel cache {self.directory}: {what}, found {bytes_text(free_bytes)} free; free space there, or take "
+                "fewer items or a smaller image size"
+            )
+        if needed_bytes > LARGE_BYTES:
+            log.warning("pixel cache %s: %s of the disk", self.directory, what)
 
     def _flush(self, file: int, index: int, portion: list[tuple[int, Shape]]) -> None:
         """Flush the pixels in the portion's slots to the disk, then record them."""

@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import colorsys
 import io
+import json
 import math
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -181,6 +182,12 @@ def drawing_record(name: str, config: ShapesConfig) -> dict[str, Any]:
         "drawing_version": DRAWING_VERSION,
         "drawing": config.model_dump(mode="json"),
     }
+
+
+def drawing_digest(record: Mapping[str, Any]) -> str:
+    """Return what tells one drawing from others, by its `dataset.json`: 8 characters."""
+    facts = [record.get("drawing_version"), record.get("drawing")]
+    return blake3(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def draw_jpeg(name: str, split: str, index: int, config: ShapesConfig) -> tuple[str, bytes]:

@@ -63,27 +63,27 @@ def check_plan(config: FinetuneConfig, bases: list[Trial], weights: dict[str, st
     for architecture, name in dict.fromkeys((base.architecture, weights[base.base_key]) for base in bases):
         check_weights(name, architecture, store)
     names = dict.fromkeys(trial.dataset for trial in every if trial.dataset)
-    datasets = _find_datasets(list(names), config.data_dir)
+    datasets = _find_datasets(list(names), config)
     for name, folder in datasets.items():
         if folder is not None:
             check_classes(open_dataset(name, config.data_dir, config.shapes), ("val", "test"))
     return TrialsPlan(Preprocessing.cropping(config.image_size), bases, weights, trials, datasets)
 
 
-def _find_datasets(names: list[str], data_dir: Path) -> dict[str, Path | None]:
+def _find_datasets(names: list[str], config: FinetuneConfig) -> dict[str, Path | None]:
     """Return the folder of each dataset, None where it is generated first; report all missing ones at once."""
     found: dict[str, Path | None] = {}
     missing: dict[str, DataError] = {}
     for name in names:
         try:
-            found[name] = find_dataset(name, data_dir)
+            found[name] = find_dataset(name, config.data_dir, config.shapes)
         except DataError as error:
             missing[name] = error
     if len(missing) == 1:
         raise next(iter(missing.values()))
     if missing:
         raise DataError(
-            f"data_dir {data_dir}: {len(missing)} of {len(names)} datasets are missing: {', '.join(missing)}; "
+            f"data_dir {config.data_dir}: {len(missing)} of {len(names)} datasets are missing: {', '.join(missing)}; "
             "`raysnap data ls` says where to get each and `raysnap data prepare` prepares it"
         )
     return found

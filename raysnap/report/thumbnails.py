@@ -9,6 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pydantic import ValidationError
+
+from raysnap.config.parts import ShapesConfig
 from raysnap.datasets.contact_sheet import evenly_chosen, square_tile
 from raysnap.datasets.dataset import Dataset, find_dataset, read_folder
 from raysnap.datasets.image_file import for_each_image
@@ -55,9 +58,13 @@ def _find(name: str, run: Run) -> Dataset | None:
     """Find the dataset at its path, or beside a run directory that was moved with it."""
     data_dir = Path(run.config["data_dir"])
     here = run.run_dir.resolve()
+    try:
+        shapes = ShapesConfig.model_validate(run.config["shapes"])
+    except (KeyError, ValidationError):
+        shapes = None
     for folder in (data_dir, here.parent / data_dir.name, here.parent.parent / data_dir.name):
         try:
-            root = find_dataset(name, folder)
+            root = find_dataset(name, folder, shapes)
             if root is not None:
                 return read_folder(root)
         except DataError as error:

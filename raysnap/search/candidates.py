@@ -26,7 +26,7 @@ def check_question(store_dir: Path, data: str, options: SearchOptions) -> None:
         RaysnapError: one of them is missing or damaged.
     """
     find_summaries(Store.open(store_dir), options.where)
-    if find_dataset(data, options.data_dir) is not None:
+    if find_dataset(data, options.data_dir, options.shapes) is not None:
         open_dataset(data, options.data_dir, options.shapes)
 
 

@@ -69,17 +69,37 @@ def test_export_then_add_gives_the_same_snapshot(here, capsys, name):
     exported = run_json(capsys, "store", "export", "tuned", "--to", name)
     assert exported["weights_path"] == name
     added = run_json(capsys, "store", "add", name, "--arch", "resnet18", "--store", "new", "--name", "back")
-    assert set(added) == {"snapshot", "new_blocks", "new_bytes", "entry", "other_entries"}
+    assert set(added) == {"snapshot", "new_blocks", "new_bytes", "entry", "other_entries", "image_size"}
     assert (added["entry"], added["other_entries"]) == ("", [])
     assert added["snapshot"] == Store.open("store").resolve("tuned")
 
 
 def test_adding_a_file_again_writes_nothing(here, capsys):
-    for arguments in (("export", "tuned", "--to", "w.pth"), ("add", "w.pth", "--arch", "resnet18", "--store", "new")):
+    add = ("add", "w.pth", "--arch", "resnet18", "--store", "new", "--image-size", "224")
+    for arguments in (("export", "tuned", "--to", "w.pth"), add):
         run_text(capsys, "store", *arguments)
     again = run_json(capsys, "store", "add", "w.pth", "--arch", "resnet18", "--store", "new", "--name", "back")
     assert (again["new_blocks"], again["new_bytes"]) == (0, 0)
-    assert "0\u00a0new blocks" in run_text(capsys, "store", "add", "w.pth", "--arch", "resnet18", "--store", "new")
+    assert "0\u00a0new blocks" in run_text(capsys, "store", *add)
+
+
+def test_an_assumed_image_size_is_said(here, capsys):
+    run_text(capsys, "store", "export", "tuned", "--to", "w.pth")
+    add = ["store", "add", "w.pth", "--arch", "resnet18"]
+    assert main([*add, "--store", "new"]) == 0
+    assert capsys.readouterr().err == (
+        "raysnap: w.pth: assumed to take images of 224 px, as --image-size was not given\n"
+    )
+    assert main([*add, "--image-size", "32", "--store", "new"]) == 0
+    assert "already stored, for images of 224 px" in capsys.readouterr().err
+
+
+def test_a_base_says_the_image_size(here, capsys):
+    run_text(capsys, "store", "export", "tuned", "--to", "w.pth")
+    run_text(capsys, "store", "export", "base", "--to", "base.pth")
+    add = ["store", "add", "--arch", "resnet18", "--store", "new"]
+    assert run_json(capsys, *add, "base.pth", "--image-size", "32", "--name", "small")["image_size"] == 32
+    assert run_json(capsys, *add, "w.pth", "--base", "small")["image_size"] == 32
 
 
 def test_an_export_is_a_state_dict_of_torchvision(here, capsys):

@@ -3,7 +3,9 @@
 import pytest
 
 from raysnap.config.parts import ShapesConfig
-from raysnap.datasets.dataset import open_dataset, read_folder
+from raysnap.datasets import dataset
+from raysnap.datasets.dataset import find_dataset, open_dataset, read_folder
+from raysnap.datasets.shapes import draw_task
 from raysnap.errors import DataError
 from tests.support.image_folders import make_folder, num_per_class
 
@@ -32,12 +34,12 @@ def test_files_that_are_no_images_are_left_out_and_counted(tmp_path):
         (root / "train" / "cat" / name).touch()
     (root / "train" / "cat" / "gone.png").symlink_to(tmp_path / "nowhere.png")
     (root / "train" / "cat" / "loop.png").symlink_to("loop.png")
-    dataset = read_folder(root)
-    assert dataset.classes == ("cat", "dog")
-    assert len(dataset.splits["train"]) == 4
-    missed = {one.path: one.reason for one in dataset.left_out if not one.is_expected}
+    found = read_folder(root)
+    assert found.classes == ("cat", "dog")
+    assert len(found.splits["train"]) == 4
+    missed = {one.path: one.reason for one in found.left_out if not one.is_expected}
     assert missed == dict.fromkeys(("train/cat/gone.png", "train/cat/loop.png"), "a link that leads nowhere")
-    assert sum(one.num_files for one in dataset.left_out) == 7
+    assert sum(one.num_files for one in found.left_out) == 7
 
 
 def test_images_in_folders_below_a_class_belong_to_it(tmp_path):
@@ -109,20 +111,36 @@ def test_a_broken_record_is_named(tmp_path):
 
 
 def test_a_shapes_task_is_drawn_on_first_use_and_only_then(tmp_path):
-    dataset = open_dataset("shapes-texture-a", tmp_path, TINY)
-    times = {item.path: item.path.stat().st_mtime_ns for items in dataset.splits.values() for item in items}
-    assert {split: len(items) for split, items in dataset.splits.items()} == {"train": 8, "val": 4, "test": 4}
+    drawn = open_dataset("shapes-texture-a", tmp_path, TINY)
+    times = {item.path: item.path.stat().st_mtime_ns for items in drawn.splits.values() for item in items}
+    assert {split: len(items) for split, items in drawn.splits.items()} == {"train": 8, "val": 4, "test": 4}
     again = open_dataset("shapes-texture-a", tmp_path, TINY)
-    assert again == dataset == open_dataset("shapes-texture-a", tmp_path)
+    assert again == drawn == open_dataset("shapes-texture-a", tmp_path)
     assert {path: path.stat().st_mtime_ns for path in times} == times
     assert [path.name for path in tmp_path.iterdir()] == ["shapes-texture-a"]
 
 
-def test_a_task_drawn_otherwise_is_refused_and_stays(tmp_path):
-    open_dataset("shapes-texture-a", tmp_path, TINY)
-    with pytest.raises(DataError, match="'num_train': 8.*delete that folder"):
-        open_dataset("shapes-texture-a", tmp_path, TINY.model_copy(update={"num_train": 9}))
-    assert len(open_dataset("shapes-texture-a", tmp_path).splits["train"]) == 8
+def test_drawings_of_a_task_share_a_data_dir(tmp_path):
+    other = TINY.model_copy(update={"num_train": 9})
+    first, second = (open_dataset("shapes-texture-a", tmp_path, shapes) for shapes in (TINY, other))
+    assert [len(each.splits["train"]) for each in (first, second)] == [8, 9]
+    assert first.name == second.name == "shapes-texture-a" and first.digest != second.digest
+    assert first.root == tmp_path / "shapes-texture-a" == find_dataset("shapes-texture-a", tmp_path)
+    assert open_dataset("shapes-texture-a", tmp_path, other) == second == read_folder(second.root)
+    assert find_dataset("shapes-texture-a", tmp_path, TINY.model_copy(update={"seed": 5})) is None
+
+
+def test_a_drawing_that_another_process_makes_first_stays(tmp_path, monkeypatch):
+    other = TINY.model_copy(update={"num_train": 9})
+
+    def draw_after_another(name, root, shapes):
+        monkeypatch.setattr(dataset, "draw_task", draw_task)
+        draw_task(name, root, other)
+        draw_task(name, root, shapes)
+
+    monkeypatch.setattr(dataset, "draw_task", draw_after_another)
+    assert len(open_dataset("shapes-texture-a", tmp_path, TINY).splits["train"]) == 8
+    assert len(open_dataset("shapes-texture-a", tmp_path).splits["train"]) == 9
 
 
 def test_splits_of_zero_images_do_not_exist(tmp_path):

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -349,3 +350,23 @@ def test_reading_nothing_gives_nothing(tmp_path):
     cache = open_cache(make_dataset(tmp_path, FORMS))
     assert cache.load([]) == []
     assert cache.read([], 32).shape == (0, 3, 32, 32)
+
+
+def test_what_the_disk_has_no_room_for_is_refused_before(tmp_path, monkeypatch):
+    dataset = make_dataset(tmp_path, FORMS)
+    free = shutil.disk_usage(tmp_path)._replace(free=3 * 500 * 501 * 9)
+    monkeypatch.setattr(pixels.shutil, "disk_usage", lambda _: free)
+    with pytest.raises(
+        DataError, match=r"10\s+images of 500 px take 7\.51\s+MB, found 6\.76\s+MB free; free space there"
+    ):
+        open_cache(dataset, 500).load(range(10))
+    assert open_cache(dataset, 500).load(range(9)) == list(range(9))
+
+
+def test_a_large_cache_is_told_before(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(pixels, "LARGE_BYTES", 30_000)
+    dataset = make_dataset(tmp_path, FORMS)
+    open_cache(dataset).load(range(5))
+    assert not caplog.records
+    open_cache(dataset, 64).load(range(5))
+    assert "5\N{NO-BREAK SPACE}images of 64 px take 62.4\N{NO-BREAK SPACE}kB of the disk" in caplog.text

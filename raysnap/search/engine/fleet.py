@@ -186,7 +186,7 @@ class Fleet:
 
 def _places(setup: Setup) -> list[Place]:
     """Return the folders that workers read; the dataset is there, as this process has opened it."""
-    root = find_dataset(setup.data, setup.options.data_dir)
+    root = find_dataset(setup.data, setup.options.data_dir, setup.options.shapes)
     assert root is not None
     return [Place("--store", setup.store / "snapshots", "read"), Place("--data", root, "read")]
 
