@@ -93,7 +93,7 @@ class FolderWriter:
         """Write `dataset.json`, which is `record` with counts and digest, and `classes.json` where a name changed."""
         listing = "".join(f"{path}\0{digest}\n" for path, digest in sorted(self._digests.items()))
         full_record = record | {
-            "digest": blake3(listing.encode()).hexdigest(),
+            "digest": blake3(listing.encode(errors="surrogateescape")).hexdigest(),
             "counts": {split: sum(by_class.values()) for split, by_class in self._counts.items()},
             "num_classes": len(self._original_names),
             **self.details,
@@ -187,4 +187,5 @@ def _remove_stale(final_dir: Path) -> None:
 
 
 def _write_json(path: Path, document: dict[str, Any]) -> None:
-    path.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    text = json.dumps(document, indent=2, ensure_ascii=False) + "\n"
+    path.write_bytes(text.encode(errors="backslashreplace"))  # names that are no text become JSON's own escapes

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import tarfile
 from pathlib import Path
 
@@ -90,6 +91,19 @@ def test_a_bad_image_of_a_source_is_named(tmp_path):
     make.file("dog/003.jpg", "no image")
     result = prepare_own("pets", tmp_path / "source", tmp_path / "data")
     assert result.num_bad == 1 and "dog/003.jpg" in result.account.bad[0]
+
+
+def test_names_that_are_no_text_are_kept(tmp_path):
+    make = Maker(tmp_path / "source")
+    make.images("cat", 2)
+    make.images("dog", 2)
+    odd = os.fsdecode(b"odd-\xff")
+    make.image(f"cat/{odd}.jpg")
+    make.file(f"cat/{odd}.mov")
+    result = prepare_own("pets", tmp_path / "source", tmp_path / "data")
+    assert result.counts["train"] == 5
+    record = json.loads((tmp_path / "data" / "pets" / "dataset.json").read_text())
+    assert [one["path"] for one in record["left_out"]] == [f"cat/{odd}.mov"]
 
 
 def shard(path: Path, entries: dict[str, bytes]) -> None:

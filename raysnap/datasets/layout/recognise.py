@@ -108,7 +108,7 @@ def recognise_table(root: Path, table_path: Path, label_column: str | None = Non
     except ValueError:  # it lies elsewhere
         place = str(table_path.resolve())
     table = read_table(root, place, Matcher(images), label_column=label_column, is_asked=True)
-    return reading.listing(_by_tables(reading, images, [table] if table else [], "train"))
+    return reading.listing(_by_tables(reading, images, [table] if table else []))
 
 
 def _without_wrappings(tree: Folder) -> Folder:
@@ -157,7 +157,7 @@ def _read_splits(reading: _Reading, base: Folder, parts: dict[str, Folder]) -> d
         if not flat or any(only.name in known for only in folder.filled):
             splits[split] = _class_folders(reading, folder)
         elif tables := _find_tables(reading, base, folder, flat, split, known):
-            splits[split] = _by_tables(reading, flat, tables, split).get(split, {})
+            splits |= _by_tables(reading, flat, tables, split)
         elif split == "test":
             reading.leave_out(flat, f"no label: {folder.path}/ has no folders of classes, and no table names it")
         else:
@@ -186,7 +186,7 @@ def _read_unsplit(reading: _Reading, base: Folder) -> dict[str, Classes]:
         tables = _find_tables(reading, base, base, flat, None) if flat else []
         if not tables:
             raise _nothing_to_train_on(reading, base)
-        return _by_tables(reading, flat, tables, "train")
+        return _by_tables(reading, flat, tables)
     inner = next((one for one in base.filled if one.filled and all(map(_is_split, one.filled))), None)
     if inner is not None:
         raise DataError(
@@ -268,18 +268,19 @@ def _find_tables(
 
 
 def _by_tables(
-    reading: _Reading, images: Sequence[str], tables: Sequence[LabelTable], split: str
+    reading: _Reading, images: Sequence[str], tables: Sequence[LabelTable], split: str | None = None
 ) -> dict[str, Classes]:
     """Return the images by split and class as the tables say; the others are left out.
 
-    A split is what the table says, or its name where there are several; otherwise it is `split`.
+    Args:
+        split: of all images; None takes what the tables say, or their names where there are several, or train.
     """
     chosen: dict[str, tuple[str, str, LabelTable]] = {}
     for table in tables:
         reading.use(table)
-        called = (split_mentioned(table.path) if len(tables) > 1 else None) or split
+        called = (split_mentioned(table.path) if len(tables) > 1 else None) or "train"
         for image, label in table.classes.items():
-            place = table.splits.get(image, called), label
+            place = split or table.splits.get(image, called), label
             before = chosen.setdefault(image, (*place, table))
             if before[:2] != place:
                 raise DataError(

@@ -20,7 +20,8 @@ from raysnap.datasets.layout.walk import join
 from raysnap.errors import DataError
 from raysnap.humanize import plural
 
-MAX_TABLE_BYTES = 512 * 2**20
+MAX_TABLE_BYTES = 256 * 2**20
+MAX_JSON_BYTES = 32 * 2**20  # which takes ten times as much in memory; annotations of boxes can be long
 MIN_SHARE = 0.5  # of a table's rows, or of the images, that belong together
 NUM_SAMPLED = 500  # rows that show which columns hold what
 
@@ -163,10 +164,10 @@ def read_table(
 def _read_rows(path: Path, *, is_asked: bool) -> _Rows | None:
     """Return the rows of a table; None where the file is none."""
     try:
-        if path.stat().st_size > MAX_TABLE_BYTES:
+        suffix = path.suffix.lower()
+        if path.stat().st_size > (MAX_JSON_BYTES if suffix == ".json" and not is_asked else MAX_TABLE_BYTES):
             return None
         text = path.read_text("utf-8-sig")
-        suffix = path.suffix.lower()
         if suffix == ".jsonl":
             return _from_objects([json.loads(line) for line in text.splitlines() if line.strip()])
         if suffix == ".json":
@@ -212,11 +213,11 @@ def _from_lines(text: str, suffix: str) -> _Rows | None:
 
 
 def _name_column(table: _Rows, matcher: Matcher, folder: str) -> int | None:
-    """Return the column that names most images, of a sample of the rows."""
+    """Return the column that names most images, each counted once, in a sample of the rows."""
     step = max(1, len(table.rows) // NUM_SAMPLED)
     sample = table.rows[::step]
     counts = [
-        sum(matcher.find(row[column], folder) is not None for row in sample if row[column])
+        len({matcher.find(row[column], folder) for row in sample if row[column]} - {None})
         for column in range(len(table.columns))
     ]
     best = max(counts, default=0)

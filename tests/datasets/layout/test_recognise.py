@@ -219,6 +219,22 @@ def test_a_tables_own_splits_are_kept(tmp_path):
     )
 
 
+def test_a_split_folder_outweighs_a_tables_split(tmp_path):
+    make = filled(tmp_path, "train", "val", count=4)
+    rows = [f"{index:03d}.jpg,{'ab'[index % 2]},{('train', 'test')[index // 2]}" for index in range(4)]
+    for folder in ("train", "val"):
+        table(make, f"{folder}/metadata.csv", "file_name,label,split", *rows)
+    assert {split: len(items) for split, items in read_folder(tmp_path).splits.items()} == {"train": 4, "val": 4}
+
+
+def test_names_are_the_column_of_different_images(tmp_path):
+    make = Maker(tmp_path)
+    for number in range(6):
+        make.image(f"images/{number}.jpg")
+    table(make, "t.csv", "label,id", *(f"{number % 2},{number}" for number in range(6)))
+    assert labels_of(read_folder(tmp_path), "train") == {f"images/{number}.jpg": str(number % 2) for number in range(6)}
+
+
 def test_a_table_per_split_makes_splits(tmp_path):
     make = filled(tmp_path, "images", count=8)
     table(make, "train.csv", "file,label", *(f"{index:03d}.jpg,{'ab'[index % 2]}" for index in range(4)))
