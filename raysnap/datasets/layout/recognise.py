@@ -14,7 +14,13 @@ from typing import Literal, TypeAlias
 
 from raysnap.datasets.layout.account import LeftOut
 from raysnap.datasets.layout.splits import SPLITS, is_evaluation, split_called, split_mentioned
-from raysnap.datasets.layout.suffixes import PACKED_SUFFIXES, PARQUET_SUFFIXES, TABLE_SUFFIXES, TAR_SUFFIXES
+from raysnap.datasets.layout.suffixes import (
+    ARROW_SUFFIXES,
+    PACKED_SUFFIXES,
+    PARQUET_SUFFIXES,
+    TABLE_SUFFIXES,
+    TAR_SUFFIXES,
+)
 from raysnap.datasets.layout.tables import LabelTable, Matcher, read_table
 from raysnap.datasets.layout.walk import Folder, join, walk
 from raysnap.errors import DataError
@@ -89,6 +95,7 @@ def recognise(root: Path, level: ClassLevel | None = None) -> Listing:
     """
     tree, left_out = walk(root)
     reading = _Reading(root, tree, left_out, level)
+    _refuse_packed(reading)
     base = _without_wrappings(tree)
     parts = _split_folders(reading, base)
     return reading.listing(_read_splits(reading, base, parts) if parts else _read_unsplit(reading, base))
@@ -359,22 +366,28 @@ def _inner_classes(folder: Folder) -> Classes:
     return dict(sorted(by_name.items()))
 
 
-def _nothing_to_train_on(reading: _Reading, base: Folder) -> DataError:
-    """Return the error that says what the folder holds, and what makes it usable."""
+def _refuse_packed(reading: _Reading) -> None:
+    """Refuse a folder whose images are in files of other kinds, in a line that makes them usable."""
+    if reading.tree.num_images:
+        return
     prepare = f"`raysnap data prepare NAME --source {reading.root}` makes a dataset of them; then use NAME"
-    for suffixes, kind in ((PARQUET_SUFFIXES, "parquet file"), (TAR_SUFFIXES, "tar file")):
+    kinds = (
+        (PARQUET_SUFFIXES, "parquet file", prepare),
+        (TAR_SUFFIXES, "tar file", prepare),
+        (ARROW_SUFFIXES, "arrow file", "write them as parquet (`to_parquet` of Hugging Face's datasets) and pass that"),
+        (PACKED_SUFFIXES, "archive", "unpack it and pass the folder"),
+    )
+    for suffixes, kind, advice in kinds:
         packed = [one.path for one in reading.left_out if Path(one.path).suffix.lower() in suffixes]
-        if packed and not base.num_images:
-            return DataError(
+        if packed:
+            raise DataError(
                 f"{reading.where}: expected a folder of images per class, found {plural(len(packed), kind)}, such as "
-                f"{packed[0]}; {prepare}"
+                f"{packed[0]}; {advice}"
             )
-    archives = [one.path for one in reading.left_out if Path(one.path).suffix.lower() in PACKED_SUFFIXES]
-    if archives and not base.num_images:
-        return DataError(
-            f"{reading.where}: expected a folder of images per class, found the archive {archives[0]}; unpack it and "
-            "pass the folder"
-        )
+
+
+def _nothing_to_train_on(reading: _Reading, base: Folder) -> DataError:
+    """Return the error that says what the folder holds instead."""
     names = [folder.name for folder in base.folders]
     found = f"only {', '.join([*names[:3], *(['…'] if len(names) > 3 else [])])}" if names else "no folders"
     missed = [one for one in reading.left_out if not one.is_expected]

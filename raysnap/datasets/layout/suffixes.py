@@ -33,6 +33,7 @@ _EXPECTED = frozenset((
 ))  # fmt: skip
 TABLE_SUFFIXES = frozenset((".csv", ".tsv", ".txt", ".json", ".jsonl"))
 PARQUET_SUFFIXES = frozenset((".parquet",))
+ARROW_SUFFIXES = frozenset((".arrow",))
 TAR_SUFFIXES = frozenset((".tar",))
 PACKED_SUFFIXES = frozenset((".zip", ".tgz", ".gz", ".rar", ".7z", ".bz2", ".xz", ".zst"))
 

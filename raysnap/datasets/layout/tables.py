@@ -258,6 +258,7 @@ def _labels(
     if "predictionstring" in lower:  # ImageNet's: a class and a box, repeated
         return [value.split(" ")[0] for value in table.values(lower.index("predictionstring"))]
     candidates = [lower.index(name) for name in LABEL_NAMES if name in lower and lower.index(name) in others]
+    is_named = bool(candidates)
     if not candidates and (flags := _one_hot(table, others)) is not None:
         return flags
     if not candidates and len(others) == 1:
@@ -269,7 +270,9 @@ def _labels(
     if len(candidates) > 1:
         candidates = _telling(table, candidates)
     if len(candidates) == 1:
-        return _checked(table.values(candidates[0]), table.columns[candidates[0]], where)
+        values = table.values(candidates[0])
+        is_known = is_named or (bool(known) and known.issuperset(filter(None, values)))
+        return _checked(values, table.columns[candidates[0]], where, is_known=is_known)
     if not others:
         return None
     listing = ", ".join(table.columns[column] for column in candidates or others)
@@ -316,9 +319,10 @@ def _are_words(values: Sequence[str]) -> bool:
     return any(not value.lstrip("-").replace(".", "", 1).isdecimal() for value in values if value)
 
 
-def _checked(values: list[str], column: str, where: str) -> list[str]:
+def _checked(values: list[str], column: str, where: str, *, is_known: bool) -> list[str]:
+    """Return the classes of the rows; refuse a column that can't be one of classes."""
     filled = [value for value in values if value]
-    if len(filled) > 2 and len(set(filled)) == len(filled):
+    if not is_known and len(filled) > 2 and len(set(filled)) == len(filled):
         raise DataError(
             f"{where}: column {column}: expected classes, found {plural(len(filled), 'different value')} in as many "
             "rows; give another table with --labels of `raysnap data prepare`"

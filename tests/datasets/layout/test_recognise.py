@@ -235,6 +235,25 @@ def test_names_are_the_column_of_different_images(tmp_path):
     assert labels_of(read_folder(tmp_path), "train") == {f"images/{number}.jpg": str(number % 2) for number in range(6)}
 
 
+def test_a_small_val_may_have_one_image_per_class(tmp_path):
+    make = filled(tmp_path, "train", count=6)
+    make.images("val", 3)
+    for folder, count, column in (("train", 6, "what"), ("val", 3, "what")):
+        table(
+            make,
+            f"{folder}/t.csv",
+            f"file,{column}",
+            *(f"{index:03d}.jpg,{'abc'[index % 3]}" for index in range(count)),
+        )
+    assert {split: len(items) for split, items in read_folder(tmp_path).splits.items()} == {"train": 6, "val": 3}
+
+
+def test_arrow_files_are_refused_with_what_to_do(tmp_path):
+    Maker(tmp_path).file("train/data-00000-of-00001.arrow")
+    with pytest.raises(DataError, match=r"found 1\s+arrow file, such as train/data-0.*; write them as parquet"):
+        read_folder(tmp_path)
+
+
 def test_a_table_per_split_makes_splits(tmp_path):
     make = filled(tmp_path, "images", count=8)
     table(make, "train.csv", "file,label", *(f"{index:03d}.jpg,{'ab'[index % 2]}" for index in range(4)))
