@@ -10,6 +10,7 @@ import textwrap
 import pytest
 import torch
 from torch import nn
+from torchvision.models.vision_transformer import EncoderBlock
 
 from raysnap.datasets import disk_cache
 from raysnap.errors import FrozenBlockChanged
@@ -241,6 +242,34 @@ def test_a_read_only_dataset_is_cached_in_the_users_folder(tmp_path, monkeypatch
 
 
 # What trained blocks are given
+
+
+class Tokens(nn.Module):
+    """Turns an image into a sequence of vectors, as vision transformers do."""
+
+    def __init__(self):
+        super().__init__()
+        self.project = nn.Linear(3, 32)
+
+    def forward(self, x):
+        return self.project(x.flatten(2).transpose(1, 2))
+
+
+@pytest.mark.parametrize("is_cached", [True, False])
+@pytest.mark.parametrize("mode", [torch.enable_grad, torch.no_grad, torch.inference_mode])
+def test_frozen_attention_is_the_same_in_every_gradient_mode(tmp_path, is_cached, mode):
+    """Attention in eval mode has a faster way with other bits, and takes it only where nothing needs a gradient."""
+    torch.manual_seed(0)
+    blocks = nn.Sequential(Tokens(), EncoderBlock(4, 32, 64, 0.0, 0.0)).eval()
+    blocks[1].requires_grad_(True)  # as in a model of which some blocks train
+    items, positions = noise(), torch.arange(CHUNK_ITEMS)
+    with torch.no_grad():
+        expected = outputs(frozen_prefix(blocks, None), items, positions=positions)
+    with mode():
+        found = outputs(frozen_prefix(blocks, cache_in(tmp_path, 2) if is_cached else None), items, positions=positions)
+    assert torch.equal(found, expected)
+    with torch.enable_grad():
+        assert found.requires_grad is False
 
 
 @pytest.mark.parametrize("depth", [1, 2])
