@@ -11,12 +11,16 @@ _CALLED = {
     "val": ("val", "valid", "validation", "dev"),
     "test": ("test", "testing"),
 }
+_TRAILING = re.compile(r"(?<=[a-z])([ _-]?(images?|imgs?|data|set|split|folder))?([ _-]?\d+)?$")
 _EVALUATION = ("eval", "evaluation")  # Hugging Face's `datasets` takes it as test, its trainer as validation
 
 
 def split_called(name: str) -> str | None:
-    """Return the split that is called so, in any case; None where it is none. `eval` is val."""
-    lower = name.strip().lower()
+    """Return the split that is called so, in any case, such as `train_images` or `val2017`; None where it is none.
+
+    `eval` is val.
+    """
+    lower = _plain(name)
     if lower in _EVALUATION:
         return "val"
     return next((split for split, names in _CALLED.items() if lower in names), None)
@@ -31,4 +35,9 @@ def split_mentioned(name: str) -> str | None:
 
 def is_evaluation(name: str) -> bool:
     """Return whether a split's name may mean val or test."""
-    return name.strip().lower() in _EVALUATION
+    return _plain(name) in _EVALUATION
+
+
+def _plain(name: str) -> str:
+    """Return a split's name in lower case, without a year or a word for what it holds."""
+    return _TRAILING.sub("", name.strip().lower())

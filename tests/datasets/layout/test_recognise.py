@@ -78,7 +78,7 @@ def test_labels_of_a_table_are_those_of_its_rows(tmp_path):
 # Splits
 
 
-@pytest.mark.parametrize("name", ["valid", "validation", "dev", "eval", "Val", "VALIDATION"])
+@pytest.mark.parametrize("name", ["valid", "validation", "dev", "eval", "Val", "VALIDATION", "val2017", "valid_images"])
 def test_val_by_any_of_its_names(tmp_path, name):
     filled(tmp_path, "train/cat", "train/dog", f"{name}/cat", f"{name}/dog")
     dataset = read_folder(tmp_path)
@@ -124,6 +124,12 @@ def test_a_class_of_test_alone_is_no_fault_of_the_folder(tmp_path):
     dataset = read_folder(tmp_path)
     assert dataset.classes == ("cat", "dog", "cow")
     assert [item.label for item in dataset.splits["test"]] == [2, 2]
+
+
+def test_splits_of_boxes_are_no_classes(tmp_path):
+    filled(tmp_path, "train2017", "val2017").file("annotations/instances_val2017.json", "{}")
+    with pytest.raises(DataError, match=r"/train2017: expected a folder per class, at least 2, found none"):
+        read_folder(tmp_path)
 
 
 def test_an_unlabelled_val_is_refused_with_what_to_do(tmp_path):
