@@ -53,7 +53,8 @@ def collect(store: Store | None, outcome: TrialOutcome, preprocessing: Preproces
     """
     trial, savepoint = outcome.trial, outcome.savepoint
     row = planned_row(trial, outcome.status, outcome.error)
-    row = replace(row, gpu_share=outcome.gpu_share, gpu_peak_bytes=outcome.gpu_peak_bytes)
+    used = {name: getattr(outcome, name) for name in ("gpu_share", "gpu_peak_bytes", "gpu_bytes")}
+    row = replace(row, **used)
     if savepoint is None:
         metrics = best_scores(outcome.history, trial.train)
         return replace(row, stopped=outcome.stopped, history=outcome.history, metrics=metrics)

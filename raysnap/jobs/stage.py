@@ -23,7 +23,7 @@ from raysnap.training.prediction_files import keep_predictions
 from raysnap.training.prefix_plan import plan_trials
 from raysnap.training.savepoints import delete_checkpoints, keep_latest
 from raysnap.training.trial import Trial
-from raysnap.tune.options import RUN_ALL, TrialOutcome, TuneOptions
+from raysnap.tune.options import RUN_ALL, MeasuredTrial, TrialOutcome, TuneOptions
 from raysnap.tune.resources import gpus_per_worker
 from raysnap.tune.run_trials import run_trials
 from raysnap.tune.trackers import make_trackers
@@ -84,7 +84,7 @@ def run_stage(job: Job, data: JobData, stage: Stage, record: Record | None = Non
             on_end=on_end,
             on_epoch=progress.show_epoch,
             trackers=make_trackers(job.config.trackers, job.config.run_dir),
-            options=replace(stage.options, num_trials=progress.num_left),
+            options=replace(stage.options, num_trials=progress.num_left, measured=_measured_trials(job, stage)),
         )
     _unfinished_trials(job, stage, ray_dir)
     budget_s = stage.options.time_budget_s
@@ -132,6 +132,18 @@ def _unfinished_trials(job: Job, stage: Stage, ray_dir: Path) -> list[Trial]:
         if trial.id in final:
             delete_checkpoints(ray_dir / trial.id)
     return [trial for trial in stage.trials if trial.id not in final]
+
+
+def _measured_trials(job: Job, stage: Stage) -> list[MeasuredTrial]:
+    """Return the trials whose rows say how much of a GPU's memory they took; none where nothing is packed by it."""
+    if not stage.resources.pack_gpus:
+        return []
+    planned = {trial.id: trial for trial in [*job.plan.bases, *stage.trials]}
+    return [
+        MeasuredTrial(planned[row.trial], row.gpu_peak_bytes, row.gpu_bytes)
+        for row in job.run_dir.trial_rows()
+        if row.trial in planned and row.gpu_peak_bytes and row.gpu_bytes
+    ]
 
 
 def _outcome_without_running(trial: Trial, stage: Stage, ray_dir: Path) -> TrialOutcome | None:

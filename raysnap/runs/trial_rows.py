@@ -20,6 +20,7 @@ _ONLY_IF_KNOWN = frozenset(
     (
         "gpu_share",
         "gpu_peak_bytes",
+        "gpu_bytes",
         "num_parameters",
         "num_trained_parameters",
         "new_blocks",
@@ -54,7 +55,7 @@ class TrialRow:
         node: the address of the node that it ran on; with several workers that of the first.
         device: what it computed on there: a GPU's name, or `cpu`.
         gpu_share: the share of a GPU that it had.
-        gpu_peak_bytes: the most of its GPU's memory that it took.
+        gpu_peak_bytes: the most of its GPU's memory that it took, of `gpu_bytes` in all.
         stopped: why it ended before its last epoch: `scheduler`, `time_budget` or `patience`.
         inherited: the trials and epochs whose weights it copied, under `pbt`.
         status: a `Status`; other text only in a row that raysnap did not write.
@@ -88,6 +89,7 @@ class TrialRow:
     device: str | None = None
     gpu_share: float | None = None
     gpu_peak_bytes: int | None = None
+    gpu_bytes: int | None = None
     precision: str | None = None
     note: str | None = None
     stopped: str | None = None
@@ -133,6 +135,7 @@ class TrialRow:
             device=text(row.get("device")),
             gpu_share=number(row.get("gpu_share")),
             gpu_peak_bytes=whole(row.get("gpu_peak_bytes")),
+            gpu_bytes=whole(row.get("gpu_bytes")),
             precision=text(row.get("precision")),
             note=text(row.get("note")),
             stopped=text(row.get("stopped")),

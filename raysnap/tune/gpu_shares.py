@@ -8,6 +8,7 @@ from collections.abc import Hashable
 from raysnap.training.trial import Trial
 
 MARGIN_PERCENT = 110  # of the measured peak: equal trials differ by what their allocator could not use
+RAY_PARTS = 10_000  # of a GPU, which Ray counts in
 
 # Settings that change how much memory a step takes, other than whether weights are averaged or images mixed.
 _SETTINGS = ("batch_size", "micro_batch_size", "optimizer", "precision", "channels_last", "compile", "views")
@@ -33,7 +34,7 @@ class GpuShares:
         kind, depth = _kind(trial), _depth(trial)
         fitting = [number for trained, number in self._per_gpu.get(kind, {}).items() if trained >= depth]
         if fitting:
-            return 10_000 // max(fitting) / 10_000  # Ray counts ten-thousandths
+            return RAY_PARTS // max(fitting) / RAY_PARTS
         return None if kind in self._measuring.values() else 1.0
 
     def start(self, trial: Trial) -> None:
@@ -43,7 +44,7 @@ class GpuShares:
 
     def learn(self, trial: Trial, peak_bytes: int, gpu_bytes: int) -> None:
         """Take the most memory that a trial has needed so far, of a GPU with this much, both in bytes."""
-        number = max(1, gpu_bytes * 100 // (peak_bytes * MARGIN_PERCENT))
+        number = min(RAY_PARTS, max(1, gpu_bytes * 100 // (peak_bytes * MARGIN_PERCENT)))
         known = self._per_gpu.setdefault(_kind(trial), {})
         known[_depth(trial)] = min(number, known.get(_depth(trial), number))
         self._measuring.pop(trial.id, None)

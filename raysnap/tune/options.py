@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -22,6 +22,7 @@ class TrialOutcome:
         history: the epochs that were reported to this driver.
         gpu_share: the share of a GPU that it had; None where it had none or several.
         gpu_peak_bytes: the most of a GPU's memory that it took; None where nothing measured it.
+        gpu_bytes: all memory of that GPU.
         ended_s: when it ended, on the same clock; set where its row is written later.
     """
 
@@ -34,7 +35,17 @@ class TrialOutcome:
     history: tuple[dict[str, Any], ...] = ()
     gpu_share: float | None = None
     gpu_peak_bytes: int | None = None
+    gpu_bytes: int | None = None
     ended_s: float | None = None
+
+
+@dataclass(frozen=True)
+class MeasuredTrial:
+    """A trial that ended earlier, and the most that it took of a GPU's memory."""
+
+    trial: Trial
+    peak_bytes: int
+    gpu_bytes: int
 
 
 @dataclass(frozen=True)
@@ -65,6 +76,7 @@ class TuneOptions:
         suggestions: makes what suggests further trials after the given list; None runs only the list.
         num_trials: how many trials run, listed and suggested ones together.
         time_budget_s: when running trials are stopped and waiting ones skipped, in seconds; None is no limit.
+        measured: trials that ended before, by which GPUs are packed from the start.
         copies_weights: whether a trial may continue from another's checkpoint instead of its own latest.
     """
 
@@ -72,6 +84,7 @@ class TuneOptions:
     suggestions: MakeSuggestions | None = None
     num_trials: int = 0
     time_budget_s: float | None = None
+    measured: Sequence[MeasuredTrial] = ()
     copies_weights: bool = False
 
 

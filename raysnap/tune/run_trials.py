@@ -82,7 +82,7 @@ def run_trials(
         KeyboardInterrupt: the process was interrupted.
     """
     ray_dir = ray_dir.resolve()
-    slots = Slots(resources)
+    slots = Slots(resources, options.measured)
     slots.check(trials)
     trainable = _trainable(job, resources.num_workers, slots.packs_gpus, ray_dir, copies_weights=options.copies_weights)
     feed = TrialFeed(trials, slots, options.suggestions() if options.suggestions else None)
@@ -227,7 +227,7 @@ class _DriverCallback(tune.Callback):
     def on_trial_result(self, iteration: int, trials: list, trial: Any, result: dict, **info: Any) -> None:  # noqa: ARG002
         if "epoch" in result:
             self._history.setdefault(_trial_id(trial), []).append(_entry(result))
-            self._slots.learn(self._trial(trial), result)
+            self._slots.learn(self._trial(trial), result.get("gpu_peak_bytes"), result.get("gpu_bytes"))
             self._on_epoch(self._trial(trial), result)
 
     def on_checkpoint(self, iteration: int, trials: list, trial: Any, checkpoint: Any, **info: Any) -> None:  # noqa: ARG002
@@ -288,6 +288,7 @@ class _DriverCallback(tune.Callback):
         self._running.pop(name, None)
         self._recovered.discard(name)
         history = tuple(self._history.pop(name, ()))
+        result = trial.last_result or {}
         self._on_end(
             TrialOutcome(
                 self._trial(trial),
@@ -298,7 +299,8 @@ class _DriverCallback(tune.Callback):
                 stopped,
                 history,
                 gpu_share=trial.config["share"]["GPU"] or None,
-                gpu_peak_bytes=(trial.last_result or {}).get("gpu_peak_bytes"),
+                gpu_peak_bytes=result.get("gpu_peak_bytes"),
+                gpu_bytes=result.get("gpu_bytes"),
             )
         )
 

@@ -12,6 +12,7 @@ from raysnap.config.choices import Status
 from raysnap.config.parts import ResourcesConfig
 from raysnap.training.trial import Trial
 from raysnap.tune.gpu_shares import GpuShares
+from raysnap.tune.options import MeasuredTrial
 from raysnap.tune.resources import gpus_per_worker
 
 LOOK_EVERY_S = 2.0
@@ -22,15 +23,21 @@ Share = Mapping[str, float]
 
 
 class Slots:
-    """The places for trials on the Ray that is up: on nodes that come and go, and on those that may yet come."""
+    """The places for trials on the Ray that is up: on nodes that come and go, and on those that may yet come.
 
-    def __init__(self, resources: ResourcesConfig):
+    Args:
+        measured: trials that ended before, by which GPUs are packed from the start.
+    """
+
+    def __init__(self, resources: ResourcesConfig, measured: Iterable[MeasuredTrial] = ()):
         self._resources = resources
         self._gpus = gpus_per_worker(resources)
         self._gpu_shares = GpuShares() if resources.pack_gpus and self._gpus else None
         self._taken: dict[str, Share] = {}
         self._looked_s = -LOOK_EVERY_S
         self._capacity = Capacity(())
+        for ended in measured:
+            self.learn(ended.trial, ended.peak_bytes, ended.gpu_bytes)
 
     @property
     def packs_gpus(self) -> bool:
@@ -90,10 +97,10 @@ class Slots:
         if self._gpu_shares is not None:
             self._gpu_shares.start(trial)
 
-    def learn(self, trial: Trial, result: Mapping[str, Any]) -> None:
-        """Take from a trial's report how much of its GPU's memory it needed."""
-        if self._gpu_shares is not None and result.get("gpu_peak_bytes"):
-            self._gpu_shares.learn(trial, result["gpu_peak_bytes"], result["gpu_bytes"])
+    def learn(self, trial: Trial, peak_bytes: int | None, gpu_bytes: int | None) -> None:
+        """Take the most memory of its GPU that a trial took, in bytes, and all that the GPU has; None tells nothing."""
+        if self._gpu_shares is not None and peak_bytes and gpu_bytes:
+            self._gpu_shares.learn(trial, peak_bytes, gpu_bytes)
 
     def free(self, trial: Trial, *, ran_out: bool) -> None:
         """Take note that a trial ended, or ran out of memory and starts again with more."""

@@ -9,6 +9,7 @@ from raysnap.config.choices import Role, Status
 from raysnap.config.jobs import GenerateConfig
 from raysnap.config.parts import ResourcesConfig
 from raysnap.config.train import TrainConfig
+from raysnap.jobs import stage
 from raysnap.jobs.data import JobData
 from raysnap.jobs.job import Job
 from raysnap.jobs.stage import Stage, record_outcome, run_stage
@@ -16,7 +17,7 @@ from raysnap.planning.generate import TrialsPlan
 from raysnap.store.manifest import Preprocessing
 from raysnap.training.savepoints import read_savepoint, write_record
 from raysnap.training.trial import Trial
-from raysnap.tune.options import TrialOutcome
+from raysnap.tune.options import MeasuredTrial, TrialOutcome
 
 TRIAL = Trial(
     id="001-a",
@@ -76,6 +77,24 @@ def test_the_checkpoints_of_a_failed_trial_stay_for_a_retry(job, tmp_path):
     savepoint = checkpoint(tmp_path / "001-a" / "checkpoint", "another")
     record_outcome(job, TrialOutcome(TRIAL, savepoint, Status.DONE, None), tmp_path)
     assert savepoint.path.exists()
+
+
+@pytest.mark.parametrize("packs", [True, False])
+def test_a_resumed_stage_hands_measured_rows_on(job, monkeypatch, packs):
+    handed = []
+    monkeypatch.setattr(stage, "run_trials", lambda *_, options, **__: handed.append(options.measured))
+    monkeypatch.setattr(stage, "gpus_per_worker", lambda _: 1.0)
+    measured, old, next_one = (TRIAL.model_copy(update={"id": name}) for name in ("measured", "old", "next"))
+    peak = {"status": "done", "gpu_share": 1.0, "gpu_peak_bytes": 20}
+    job.run_dir.add_row(peak | {"trial": "old"})
+    job.run_dir.add_row(peak | {"trial": "of another job", "gpu_bytes": 100})
+    outcome = TrialOutcome(measured, None, Status.DONE, None, gpu_share=1.0, gpu_peak_bytes=20, gpu_bytes=100)
+    record_outcome(job, outcome, job.config.run_dir)
+    resources = ResourcesConfig(pack_gpus=packs)
+    data = JobData({}, {"shapes-shape-a": {"train": 8, "val": 8}})
+    with pytest.raises(KeyboardInterrupt):  # as nothing runs here
+        run_stage(job, data, Stage("trials", [measured, old, next_one], {"resnet18": None}, resources))
+    assert handed == [[MeasuredTrial(measured, 20, 100)] if packs else []]
 
 
 def test_progress_counts_the_trials_that_had_ended_before(job):

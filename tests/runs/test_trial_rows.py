@@ -24,6 +24,12 @@ def test_the_rows_of_version_0_1_cover_every_role_and_ending():
     assert {row.is_compared for row in rows} == {True, False}
 
 
+def test_what_a_trial_took_of_its_gpu_is_read_again():
+    used = {"gpu_share": 0.25, "gpu_peak_bytes": 20, "gpu_bytes": 100}
+    row = TrialRow.read({"trial": "a"} | used)
+    assert {name: row.as_json()[name] for name in used} == used
+
+
 def test_a_row_without_its_fields_is_of_unknown_status():
     row = TrialRow.read({"trial": 7})
     assert (row.name, row.role, row.status, row.architecture) == ("7", Role.FINETUNE, Status.UNKNOWN, "unknown")

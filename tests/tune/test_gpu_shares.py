@@ -21,12 +21,12 @@ def trial(name: str, retrain_index: int | None = 2, *, architecture: str = "resn
     )
 
 
-def learnt(peak_bytes: int, retrain_index: int | None = 2) -> GpuShares:
+def learnt(peak_bytes: int, retrain_index: int | None = 2, gpu_bytes: int = GPU_BYTES) -> GpuShares:
     """Return shares that know of one trial."""
     shares = GpuShares()
     first = trial("first", retrain_index)
     shares.start(first)
-    shares.learn(first, peak_bytes, GPU_BYTES)
+    shares.learn(first, peak_bytes, gpu_bytes)
     return shares
 
 
@@ -48,6 +48,10 @@ def test_others_get_the_measured_share_with_a_margin():
 )
 def test_as_many_shares_as_fit_fill_a_gpu(peak_bytes, share):
     assert learnt(peak_bytes).share(trial("second")) == share
+
+
+def test_no_share_is_less_than_ray_counts():
+    assert learnt(1, gpu_bytes=10**12).share(trial("second")) == 0.0001
 
 
 def test_fewer_trained_blocks_take_the_share_of_more():

@@ -9,7 +9,7 @@ from raysnap.config.parts import ResourcesConfig
 from raysnap.config.train import TrainConfig
 from raysnap.training.trial import Trial
 from raysnap.tune import resources, slots
-from raysnap.tune.options import Suggestions
+from raysnap.tune.options import MeasuredTrial, Suggestions
 from raysnap.tune.searcher import TrialFeed
 from raysnap.tune.slots import Slots
 
@@ -132,17 +132,24 @@ def test_a_measured_kind_shares_gpus_and_others_measure_first(cluster):
     cluster(CPU=16, GPU=2)
     feed = feed_of([*(trial(name) for name in "abcd"), trial("other", batch_size=8)], pack_gpus=True)
     assert taken(feed, 4) == [("a", 1), ("other", 1)], "one of each kind measures, with a GPU of its own"
-    feed._slots.learn(trial("a"), {"gpu_peak_bytes": 20, "gpu_bytes": 100})
+    feed._slots.learn(trial("a"), 20, 100)
     assert feed.suggest("no room") is None
     feed.on_trial_complete("4-0", {"status": "done"})
     assert taken(feed, 5) == [("b", 0.25), ("c", 0.25), ("d", 0.25)]
+
+
+def test_a_resumed_run_packs_by_its_rows_at_once(cluster):
+    cluster(CPU=16, GPU=1)
+    trials = [*(trial(name) for name in "bcd"), trial("other", batch_size=8)]
+    feed = TrialFeed(trials, Slots(ResourcesConfig(pack_gpus=True), [MeasuredTrial(trial("a"), 20, 100)]))
+    assert taken(feed, 4) == [("b", 0.25), ("c", 0.25), ("d", 0.25)], "another kind has yet to be measured"
 
 
 def test_a_packed_trial_without_memory_comes_again_with_a_gpu(cluster):
     cluster(CPU=16, GPU=1)
     feed = feed_of([trial("a"), trial("b"), trial("c")], pack_gpus=True)
     assert taken(feed, 1) == [("a", 1)]
-    feed._slots.learn(trial("a"), {"gpu_peak_bytes": 20, "gpu_bytes": 100})
+    feed._slots.learn(trial("a"), 20, 100)
     feed.on_trial_complete("1-0", {"status": "done"})
     assert taken(feed, 2) == [("b", 0.25), ("c", 0.25)]
     feed.on_trial_complete("2-0", OUT_OF_MEMORY)
