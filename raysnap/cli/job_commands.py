@@ -170,21 +170,27 @@ def _show_plan(config: FinetuneConfig, plan: TrialsPlan, table: Table, as_json: 
     """Print what a job would do and need.
 
     Raises:
-        ConfigError: this machine has no room for it.
+        ConfigError: this machine has no room for it, or a trial is forecast not to fit its GPUs.
     """
+    from raysnap.cluster.gpu_room import known_gpu_bytes
     from raysnap.planning.forecast import check_room, forecast
+    from raysnap.planning.gpu_memory import check_gpus
 
-    needed = forecast(config, plan)
+    needed = forecast(config, plan, known_gpu_bytes())
     if as_json:
         trials = [trial.model_dump(mode="json") for trial in [*plan.bases, *plan.trials]]
         document = {"run_dir": str(config.run_dir), "num_trials": needed.num_trials, "trials": trials}
         print_json(document | {"forecast": asdict(needed)})
     else:
-        from raysnap.cli.training_tables import forecast_lines
+        from raysnap.cli.training_tables import forecast_lines, gpu_memory_table
 
         print_result(table)
+        if needed.gpu_kinds:
+            print_result("\nWhat each trial takes on a GPU, by forecast; what trials share a GPU by is measured\n")
+            print_result(gpu_memory_table(needed))
         print_result(f"\n{forecast_lines(needed, num_finetunes=len(plan.trials), num_bases=len(plan.bases))}")
     check_room(config, needed)
+    check_gpus(needed.gpu_kinds, needed.gpu_bytes)
     return 0
 
 

@@ -16,6 +16,7 @@ from raysnap.runs.trial_rows import TrialRow
 if TYPE_CHECKING:
     from raysnap.jobs.sweep import SweepSummary
     from raysnap.planning.forecast import Forecast
+    from raysnap.planning.gpu_memory import GpuKind
     from raysnap.training.trial import Trial
 
 MAX_NAMES_TAKEN = 5
@@ -116,6 +117,29 @@ def forecast_lines(needed: Forecast, num_finetunes: int, num_bases: int) -> str:
     lines += [f"To be drawn first: {', '.join(needed.to_draw)}."] if needed.to_draw else []
     lines += [f"To be downloaded first: {', '.join(needed.to_download)}."] if needed.to_download else []
     return "\n".join([*lines, "Nothing was written."])
+
+
+def gpu_memory_table(needed: Forecast) -> Table:
+    """Return what trials are forecast to take of a GPU: one line for all that differ in their retrain index only."""
+    groups: dict[tuple[str, int, int], list[GpuKind]] = {}
+    for kind in needed.gpu_kinds:
+        groups.setdefault((kind.architecture, kind.image_size, kind.batch_size), []).append(kind)
+    rows: list[tuple[Any, ...]] = []
+    for facts, kinds in list(groups.items())[:MAX_ROWS]:
+        depths = ["all" if kind.retrain_index is None else str(kind.retrain_index) for kind in kinds]
+        peaks = [bytes_text(peak) for peak in sorted(kind.peak_bytes for kind in kinds)]
+        per_gpu = [str(number) for number in sorted(kind.per_gpu for kind in kinds if kind.per_gpu is not None)]
+        num_trials = sum(kind.num_trials for kind in kinds)
+        rows.append((*facts, _span(depths), num_trials, _span(peaks), _span(per_gpu) if per_gpu else None))
+    if len(groups) > len(rows):
+        rows.append((f"… and {len(groups) - len(rows)} more; --json lists all", *[""] * 6))
+    columns = ["architecture", "image size", "batch size", "retrain index", "trials", "GPU memory", "trials per GPU"]
+    return simple_table(columns, rows, numeric=columns[1:])
+
+
+def _span(ends: Sequence[str]) -> str:
+    """Return the first and the last of some values as one text, once where they are equal."""
+    return " to ".join(dict.fromkeys((ends[0], ends[-1])))
 
 
 def trained_table(trials: Iterable[TrialRow]) -> Table:

@@ -25,6 +25,9 @@ from raysnap.tune.options import TrialOutcome
 TRAINING = ("prefix", "train", "evaluate")
 """The timings of a row that are time in training, not around it."""
 
+OF_ITS_GPU = ("gpu_share", "gpu_peak_bytes", "gpu_bytes", "gpu_forecast_bytes")
+"""What an outcome and a row both say."""
+
 RECORDED = (
     "base",
     "metrics",
@@ -53,8 +56,7 @@ def collect(store: Store | None, outcome: TrialOutcome, preprocessing: Preproces
     """
     trial, savepoint = outcome.trial, outcome.savepoint
     row = planned_row(trial, outcome.status, outcome.error)
-    used = {name: getattr(outcome, name) for name in ("gpu_share", "gpu_peak_bytes", "gpu_bytes")}
-    row = replace(row, **used)
+    row = replace(row, **{name: getattr(outcome, name) for name in OF_ITS_GPU})
     if savepoint is None:
         metrics = best_scores(outcome.history, trial.train)
         return replace(row, stopped=outcome.stopped, history=outcome.history, metrics=metrics)

@@ -18,6 +18,7 @@ from raysnap.errors import RaysnapError
 from raysnap.jobs.collect import collect, planned_row
 from raysnap.jobs.data import JobData, make_train_job
 from raysnap.jobs.job import Job
+from raysnap.planning.gpu_memory import TrainingItems, peak_bytes
 from raysnap.runs.trial_rows import TrialRow
 from raysnap.training.prediction_files import keep_predictions
 from raysnap.training.prefix_plan import plan_trials
@@ -64,6 +65,8 @@ def run_stage(job: Job, data: JobData, stage: Stage, record: Record | None = Non
     progress = _StageProgress(job, stage, {trial.id for trial in stage.trials} - {trial.id for trial in unfinished})
 
     def on_end(outcome: TrialOutcome) -> None:
+        if outcome.gpu_share is not None:
+            outcome = replace(outcome, gpu_forecast_bytes=_forecast_bytes(job, data, stage, outcome))
         progress.show_end(outcome.trial, record(outcome, ray_dir))
 
     waiting = []
@@ -144,6 +147,16 @@ def _measured_trials(job: Job, stage: Stage) -> list[MeasuredTrial]:
         for row in job.run_dir.trial_rows()
         if row.trial in planned and row.gpu_peak_bytes and row.gpu_bytes
     ]
+
+
+def _forecast_bytes(job: Job, data: JobData, stage: Stage, outcome: TrialOutcome) -> int:
+    """Return what a trial was to take of its GPU's memory; with the batch size that it had in the end."""
+    trial = outcome.trial
+    if outcome.savepoint is not None:
+        train = trial.train.model_copy(update={"batch_size": outcome.savepoint.record["batch_size"]})
+        trial = trial.model_copy(update={"train": train})
+    items = TrainingItems(len(data.datasets[trial.trained_on].classes), data.num_items[trial.trained_on])
+    return peak_bytes(trial, job.config.image_size, items, stage.resources.num_workers)
 
 
 def _outcome_without_running(trial: Trial, stage: Stage, ray_dir: Path) -> TrialOutcome | None:

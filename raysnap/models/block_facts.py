@@ -19,7 +19,7 @@ from raysnap.atomic import write_atomically
 from raysnap.models.block_shape import BlockShape
 from raysnap.system import package_version, user_cache_dir
 
-FACTS_VERSION = 1
+FACTS_VERSION = 2
 """Increase it with every change to how `models.blocks` cuts, names or measures blocks; then all are measured again."""
 
 Facts = TypeVar("Facts")

@@ -9,6 +9,9 @@ STEM = "stem"
 HEAD = "head"
 """The block that a new dataset replaces: a snapshot's features are what it takes."""
 
+WIDTH_OF_MEASURED_HEADS = 1000
+"""The number of classes for which a head's shape is measured."""
+
 
 @dataclass(frozen=True)
 class BlockShape:
@@ -19,12 +22,14 @@ class BlockShape:
         output_shape: shape of the output for one item, without the batch dimension.
         flops: FLOPs per item of convolutions and matrix products (a multiply-add counts as two).
         num_parameter_bytes: bytes of parameters and buffers.
+        kept_bytes: bytes per item that training keeps of the block for the backward pass, in float32.
     """
 
     name: str
     output_shape: tuple[int, ...]
     flops: int
     num_parameter_bytes: int
+    kept_bytes: int
 
     @property
     def output_bytes(self) -> int:

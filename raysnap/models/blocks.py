@@ -20,6 +20,7 @@ from torch.overrides import TorchFunctionMode
 from raysnap.errors import ArchitectureError, WeightsError
 from raysnap.humanize import suggest
 from raysnap.models.block_shape import HEAD, STEM, BlockShape
+from raysnap.models.kept_bytes import kept_bytes
 from raysnap.models.lean_torchvision import models, ops
 
 Steps: TypeAlias = Sequence[str | nn.Module]
@@ -377,16 +378,17 @@ def _head_width(shapes: Iterable[Shape]) -> int:
 
 
 def measure_blocks(architecture: str, image_size: int) -> tuple[BlockShape, ...]:
-    """Measure output shape, FLOPs and bytes of every block for square images of `image_size` pixels.
+    """Measure output shape, FLOPs, bytes and kept bytes of every block for square images of `image_size` pixels.
 
     Raises:
         ArchitectureError: the architecture can't take images of that size.
     """
     from torch.utils.flop_counter import FlopCounterMode  # imports triton
 
+    blocks = _skeleton(architecture)
     x = torch.empty(1, 3, image_size, image_size, device="meta")
     shapes = []
-    for block in _skeleton(architecture):
+    for block in blocks:
         try:
             with torch.no_grad(), FlopCounterMode(display=False) as counter:
                 x = block(x)
@@ -396,8 +398,9 @@ def measure_blocks(architecture: str, image_size: int) -> tuple[BlockShape, ...]
                 f"{architecture} at image_size {image_size}: block {block.name}: {reason}"
             ) from None
         num_bytes = sum(value.numel() * value.element_size() for value in block.tensors().values())
-        shapes.append(BlockShape(block.name, tuple(x.shape[1:]), counter.get_total_flops(), num_bytes))
-    return tuple(shapes)
+        shapes.append((block.name, tuple(x.shape[1:]), counter.get_total_flops(), num_bytes))
+    kept = kept_bytes(blocks, image_size)
+    return tuple(BlockShape(*shape, num_bytes) for shape, num_bytes in zip(shapes, kept, strict=True))
 
 
 def _linear(head: Block) -> nn.Linear:

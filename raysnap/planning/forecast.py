@@ -10,6 +10,7 @@ import math
 import os
 import shutil
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,8 +23,9 @@ from raysnap.datasets.splits import VAL_FRACTION
 from raysnap.errors import ConfigError
 from raysnap.humanize import bytes_text
 from raysnap.models.block_facts import block_shapes, weights_files
-from raysnap.models.block_shape import BlockShape
+from raysnap.models.block_shape import WIDTH_OF_MEASURED_HEADS, BlockShape
 from raysnap.planning.generate import TrialsPlan
+from raysnap.planning.gpu_memory import GpuKind, TrainingItems, gpu_kinds
 from raysnap.store.manifest import Preprocessing
 from raysnap.system import num_cpus
 from raysnap.training.prefix_plan import plan_trials
@@ -32,7 +34,6 @@ from raysnap.training.trial import Trial
 SHARE_OF_MATRIX_SPEED = 0.3
 TRIAL_OVERHEAD_S = 1.0
 GPU_FLOPS_PER_S = 20e12
-WIDTH_OF_MEASURED_HEADS = 1000
 COPIES_IN_A_CHECKPOINT = 4  # the best weights, the last ones and Adam's two moments
 
 
@@ -53,6 +54,8 @@ class Forecast:
         to_download: files of torchvision's weights that are downloaded first.
         cpu_s: the time on this machine's CPUs, in seconds.
         gpu_s: the time on one GPU at `GPU_FLOPS_PER_S`, in seconds.
+        gpu_kinds: the memory that trials take of a GPU, by kind.
+        gpu_bytes: the memory of each GPU; empty where it isn't known.
     """
 
     num_trials: int
@@ -67,10 +70,16 @@ class Forecast:
     to_download: tuple[str, ...]
     cpu_s: float
     gpu_s: float
+    gpu_kinds: tuple[GpuKind, ...]
+    gpu_bytes: tuple[int, ...]
 
 
-def forecast(config: FinetuneConfig, plan: TrialsPlan) -> Forecast:
-    """Return what the job will take beyond what is already there; reads folders and writes nothing."""
+def forecast(config: FinetuneConfig, plan: TrialsPlan, gpu_bytes: Sequence[int] = ()) -> Forecast:
+    """Return what the job will take beyond what is already there; reads folders and writes nothing.
+
+    Args:
+        gpu_bytes: the memory of each GPU, as far as it is known.
+    """
     trials = [trial for trial in [*plan.bases, *plan.trials] if trial.dataset]
     sizes = {name: _DatasetSize.of(folder, config) for name, folder in plan.datasets.items()}
     num_items = {name: size.num_items for name, size in sizes.items()}
@@ -94,6 +103,7 @@ def forecast(config: FinetuneConfig, plan: TrialsPlan) -> Forecast:
     base_bytes = sum(_model_bytes(trial.architecture, _edge(trial, config)) for trial in untrained)
     num_at_once = min(len(trials), config.resources.max_concurrent or num_cpus())
     seen = {(trial.trained_on, Preprocessing.cropping(_edge(trial, config)).resize_size) for trial in trials}
+    items = {name: TrainingItems(size.num_classes, size.num_items) for name, size in sizes.items()}
     return Forecast(
         num_trials=len(trials),
         num_epochs=sum(trial.train.epochs for trial in trials),
@@ -107,6 +117,8 @@ def forecast(config: FinetuneConfig, plan: TrialsPlan) -> Forecast:
         to_download=_missing_weights(plan),
         cpu_s=flops / (SHARE_OF_MATRIX_SPEED * _matrix_flops_per_s()) + TRIAL_OVERHEAD_S * len(trials),
         gpu_s=flops / GPU_FLOPS_PER_S + TRIAL_OVERHEAD_S * len(trials),
+        gpu_kinds=gpu_kinds(trials, config.image_size, items, config.resources, gpu_bytes),
+        gpu_bytes=tuple(gpu_bytes),
     )
 
 

@@ -27,6 +27,7 @@ def gpu_section(run: Run) -> dict[str, Any] | None:
         Column("batch_size", "batch size", "count"),
         Column("retrain_index", "r", "count", "retrain index r: number of blocks retrained below the head"),
         Column("trials", "trials", "count"),
+        Column("forecast_bytes", "forecast", "bytes", "the most GPU memory that one of them was forecast to take"),
         Column("peak_bytes", "memory", "bytes", "the most GPU memory that one of them took"),
         Column("share", "smallest share of a GPU", "share", "the smallest share of a GPU that one of them had"),
     )
@@ -47,6 +48,9 @@ def _row(
             "batch_size": batch_size,
             "retrain_index": retrain_index,
             "trials": len(trials),
+            "forecast_bytes": max(
+                (trial.gpu_forecast_bytes for trial in trials if trial.gpu_forecast_bytes), default=None
+            ),
             "peak_bytes": max((trial.gpu_peak_bytes for trial in trials if trial.gpu_peak_bytes), default=None),
             "share": min(trial.gpu_share for trial in trials if trial.gpu_share),
         }

@@ -21,6 +21,7 @@ _ONLY_IF_KNOWN = frozenset(
         "gpu_share",
         "gpu_peak_bytes",
         "gpu_bytes",
+        "gpu_forecast_bytes",
         "num_parameters",
         "num_trained_parameters",
         "new_blocks",
@@ -56,6 +57,7 @@ class TrialRow:
         device: what it computed on there: a GPU's name, or `cpu`.
         gpu_share: the share of a GPU that it had.
         gpu_peak_bytes: the most of its GPU's memory that it took, of `gpu_bytes` in all.
+        gpu_forecast_bytes: what had been forecast of that.
         stopped: why it ended before its last epoch: `scheduler`, `time_budget` or `patience`.
         inherited: the trials and epochs whose weights it copied, under `pbt`.
         status: a `Status`; other text only in a row that raysnap did not write.
@@ -90,6 +92,7 @@ class TrialRow:
     gpu_share: float | None = None
     gpu_peak_bytes: int | None = None
     gpu_bytes: int | None = None
+    gpu_forecast_bytes: int | None = None
     precision: str | None = None
     note: str | None = None
     stopped: str | None = None
@@ -136,6 +139,7 @@ class TrialRow:
             gpu_share=number(row.get("gpu_share")),
             gpu_peak_bytes=whole(row.get("gpu_peak_bytes")),
             gpu_bytes=whole(row.get("gpu_bytes")),
+            gpu_forecast_bytes=whole(row.get("gpu_forecast_bytes")),
             precision=text(row.get("precision")),
             note=text(row.get("note")),
             stopped=text(row.get("stopped")),

@@ -32,9 +32,9 @@ from raysnap.atomic import create_zeros, sync_data, write_all_at
 from raysnap.datasets.disk_cache import DiskCache, hold, mark_used, remove
 from raysnap.datasets.pixel_cache import PixelCache
 from raysnap.system import cache_place
+from raysnap.training.prefix_plan import CHUNK_ITEMS
 
 FORMAT = 2
-CHUNK_ITEMS = 64
 SYNC_BYTES = 64 * 2**20
 
 _HERE = 1

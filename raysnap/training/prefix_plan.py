@@ -18,6 +18,8 @@ from raysnap.training.trial import Trial
 # More choices are thinned to the best among those of similar bytes; with fewer, a plan is optimal.
 MAX_CHOICES = 500
 
+CHUNK_ITEMS = 64  # whose outputs are computed at once where they are cached
+
 
 @dataclass(frozen=True)
 class PrefixTrial:

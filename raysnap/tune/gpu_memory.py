@@ -9,10 +9,8 @@ from typing import Protocol
 
 import torch
 
+from raysnap.cluster.gpu_room import CONTEXT_BYTES, PRETENDED_BYTES
 from raysnap.errors import OutOfMemory
-
-CONTEXT_BYTES = 600 * 2**20  # what a process takes of a GPU in addition to torch's tensors: CUDA's context and kernels
-PRETENDED_BYTES = "RAYSNAP_PRETEND_GPU_BYTES"
 
 
 class Memory(Protocol):

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable
 
+from raysnap.cluster.gpu_room import trials_per_gpu
 from raysnap.training.trial import Trial
 
-MARGIN_PERCENT = 110  # of the measured peak: equal trials differ by what their allocator could not use
 RAY_PARTS = 10_000  # of a GPU, which Ray counts in
 
 # Settings that change how much memory a step takes, other than whether weights are averaged or images mixed.
@@ -44,7 +44,7 @@ class GpuShares:
 
     def learn(self, trial: Trial, peak_bytes: int, gpu_bytes: int) -> None:
         """Take the most memory that a trial has needed so far, of a GPU with this much, both in bytes."""
-        number = min(RAY_PARTS, max(1, gpu_bytes * 100 // (peak_bytes * MARGIN_PERCENT)))
+        number = min(RAY_PARTS, trials_per_gpu(peak_bytes, gpu_bytes))
         known = self._per_gpu.setdefault(_kind(trial), {})
         known[_depth(trial)] = min(number, known.get(_depth(trial), number))
         self._measuring.pop(trial.id, None)

@@ -23,6 +23,7 @@ class TrialOutcome:
         gpu_share: the share of a GPU that it had; None where it had none or several.
         gpu_peak_bytes: the most of a GPU's memory that it took; None where nothing measured it.
         gpu_bytes: all memory of that GPU.
+        gpu_forecast_bytes: what was forecast in place of `gpu_peak_bytes`.
         ended_s: when it ended, on the same clock; set where its row is written later.
     """
 
@@ -36,6 +37,7 @@ class TrialOutcome:
     gpu_share: float | None = None
     gpu_peak_bytes: int | None = None
     gpu_bytes: int | None = None
+    gpu_forecast_bytes: int | None = None
     ended_s: float | None = None
 
 

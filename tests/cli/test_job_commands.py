@@ -17,6 +17,26 @@ def test_a_dry_run_lists_the_trials_and_writes_nothing(here, capsys):
     assert listing(here) == before
 
 
+def test_a_dry_run_says_what_trials_take_of_a_gpu(here, capsys, monkeypatch):
+    monkeypatch.setenv("RAYSNAP_PRETEND_GPU_BYTES", "4000000000")
+    arguments = ("generate", "job.yaml", "--dry-run", "retrain.distribution=fixed", "retrain.values=[0, 8]")
+    shallow, deep = run_json(capsys, *arguments, "resources.pack_gpus=true")["forecast"]["gpu_kinds"]
+    assert (shallow["retrain_index"], deep["retrain_index"], deep["num_trials"]) == (0, 8, 1)
+    assert 600 * 2**20 < shallow["peak_bytes"] < deep["peak_bytes"] < 1e9
+    assert shallow["per_gpu"] >= deep["per_gpu"] == 4_000_000_000 * 100 // (110 * deep["peak_bytes"])
+    out = run_text(capsys, *arguments, "resources.pack_gpus=true")
+    assert "trials per GPU" in out and "0 to 8" in out
+    assert "GPU memory" not in run_text(capsys, *arguments, "resources.gpus=0")
+
+
+def test_a_dry_run_refuses_trials_too_large_for_a_gpu(here, capsys, monkeypatch):
+    monkeypatch.setenv("RAYSNAP_PRETEND_GPU_BYTES", "600000000")
+    assert main(["generate", "job.yaml", "--dry-run"]) == 2
+    error = capsys.readouterr().err
+    assert "is forecast to take" in error and "found GPUs of at most 600" in error and "micro_batch_size" in error
+    assert main(["generate", "job.yaml", "--dry-run", "resources.gpus=0"]) == 0
+
+
 def test_a_dry_run_of_a_sweep_shows_its_points(here, capsys):
     before = listing(here)
     document = run_json(capsys, "sweep", "sweep.yaml", "--dry-run", "train.optimizer=sgd")

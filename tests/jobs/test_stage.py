@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -14,6 +15,7 @@ from raysnap.jobs.data import JobData
 from raysnap.jobs.job import Job
 from raysnap.jobs.stage import Stage, record_outcome, run_stage
 from raysnap.planning.generate import TrialsPlan
+from raysnap.planning.gpu_memory import TrainingItems, peak_bytes
 from raysnap.store.manifest import Preprocessing
 from raysnap.training.savepoints import read_savepoint, write_record
 from raysnap.training.trial import Trial
@@ -37,6 +39,11 @@ def job(tmp_path) -> Iterator[Job]:
     plan = TrialsPlan(Preprocessing.cropping(32), [], {}, [TRIAL], {})
     with Job.open(config, plan, resume=False, on_progress=lambda *progress: None) as opened:
         yield opened
+
+
+@pytest.fixture
+def dataset() -> SimpleNamespace:
+    return SimpleNamespace(classes=("circle", "square"), root=Path("data"))
 
 
 def checkpoint(directory: Path, trial_id: str):
@@ -95,6 +102,19 @@ def test_a_resumed_stage_hands_measured_rows_on(job, monkeypatch, packs):
     with pytest.raises(KeyboardInterrupt):  # as nothing runs here
         run_stage(job, data, Stage("trials", [measured, old, next_one], {"resnet18": None}, resources))
     assert handed == [[MeasuredTrial(measured, 20, 100)] if packs else []]
+
+
+def test_the_row_of_a_trial_on_a_gpu_says_its_forecast(job, monkeypatch, dataset):
+    def end_one(trials, *_, on_end, **__):
+        on_end(TrialOutcome(trials[0], None, Status.FAILED, "an error", gpu_share=0.5))
+
+    monkeypatch.setattr(stage, "run_trials", end_one)
+    items = {"train": 8, "val": 8}
+    data = JobData({"shapes-shape-a": dataset}, {"shapes-shape-a": items})
+    run_stage(job, data, Stage("trials", [TRIAL], {"resnet18": None}, ResourcesConfig(gpus=1)))
+    [row] = job.run_dir.trial_rows()
+    num_classes = len(dataset.classes)
+    assert row.gpu_forecast_bytes == peak_bytes(TRIAL, job.config.image_size, TrainingItems(num_classes, items))
 
 
 def test_progress_counts_the_trials_that_had_ended_before(job):

@@ -31,6 +31,20 @@ def test_kinds_have_their_peak_and_their_smallest_share(tmp_path):
     assert (second.values["trials"], second.values["peak_bytes"], second.values["share"]) == (1, None, 0.5)
 
 
+def test_what_was_forecast_stands_beside_what_came(tmp_path):
+    run = run_of(
+        tmp_path,
+        packed(1, 1.0, 2 * 10**9, gpu_forecast_bytes=3 * 10**9),
+        packed(1, 0.5, 10**9, gpu_forecast_bytes=10**9, name="second"),
+        packed(2, 0.5, 10**9),
+    )
+    rows = gpu_section(run)["table"].rows
+    assert [(row.values["forecast_bytes"], row.values["peak_bytes"]) for row in rows] == [
+        (3 * 10**9, 2 * 10**9),
+        (None, 10**9),
+    ]
+
+
 def test_the_use_of_gpus_is_an_average_over_the_stage(tmp_path):
     run = run_of(tmp_path, packed(1, 1.0), packed(2, 0.25), packed(3, 0.25))
     sentences = gpu_section(run)["sentences"]

@@ -25,7 +25,7 @@ def test_the_rows_of_version_0_1_cover_every_role_and_ending():
 
 
 def test_what_a_trial_took_of_its_gpu_is_read_again():
-    used = {"gpu_share": 0.25, "gpu_peak_bytes": 20, "gpu_bytes": 100}
+    used = {"gpu_share": 0.25, "gpu_peak_bytes": 20, "gpu_bytes": 100, "gpu_forecast_bytes": 30}
     row = TrialRow.read({"trial": "a"} | used)
     assert {name: row.as_json()[name] for name in used} == used
 

@@ -18,7 +18,8 @@ from raysnap.models.numerics import Numerics
 from raysnap.store.manifest import Preprocessing
 from raysnap.training import prefix_cache as prefixes
 from raysnap.training.feeds import FrozenPrefix, LabelledPixels, View
-from raysnap.training.prefix_cache import CHUNK_ITEMS, PrefixCache, prefix_place
+from raysnap.training.prefix_cache import PrefixCache, prefix_place
+from raysnap.training.prefix_plan import CHUNK_ITEMS
 
 PREPROCESSING = Preprocessing(resize_size=10, image_size=8)
 ON_CPU = Numerics(torch.device("cpu"))
