@@ -10,7 +10,7 @@ import io
 import logging
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from raysnap.datasets.layout.splits import SPLITS
 from raysnap.datasets.layout.suffixes import image_suffixes
 from raysnap.datasets.published import SOURCES, DatasetSource
 from raysnap.datasets.shapes import TASKS
+from raysnap.datasets.splits import check_classes
 from raysnap.errors import DataError
 from raysnap.humanize import suggest
 from raysnap.prepare.archives import checked_name
@@ -109,7 +110,7 @@ def _convert(name: str, tree: Tree, root: Path, is_other_allowed: bool, max_bad:
         with warnings.catch_warnings():  # of Pillow, about odd files
             warnings.simplefilter("ignore")
             write_images(folder, tree, plan, max_bad)
-        check_folder(folder, root)
+        check_folder(folder, root, ("val", "test"))
     return result_of(read_folder(root))
 
 
@@ -300,10 +301,10 @@ def _record(name: str, files: list[dict[str, Any]], plan: Plan, notes: list[str]
     }
 
 
-def check_folder(folder: FolderWriter, root: Path) -> None:
-    """Check that models can be trained on the folder before it becomes visible."""
+def check_folder(folder: FolderWriter, root: Path, splits: Sequence[str] = ()) -> None:
+    """Check that models can be trained on the folder, and evaluated on `splits`, before it becomes visible."""
     try:
-        read_folder(folder.partial_dir)
+        check_classes(read_folder(folder.partial_dir), splits)
     except DataError as error:
         raise DataError(str(error).replace(str(folder.partial_dir), str(root))) from None
 
