@@ -243,7 +243,8 @@ def judge_proxy(
 
 
 def mean_tau(pairs: list[np.ndarray]) -> float:
-    """Return the mean over targets of the weighted Kendall tau of scores and accuracies, `[K, 2]` each."""
+    """Return the mean over targets of the weighted Kendall tau of scores and accuracies, `[K, 2]` each, all finite."""
+    assert all(np.isfinite(one).all() for one in pairs), "weightedtau would take a NaN for the lowest value"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a resample may hold one candidate only
         return float(np.nanmean([weightedtau(scores, real).statistic for scores, real in (one.T for one in pairs)]))
