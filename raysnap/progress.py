@@ -31,9 +31,14 @@ def ignore_progress(stage: str, num_done: int, num_all: int, note: str) -> None:
 
 @contextmanager
 def show_progress(stream: TextIO | None = None) -> Iterator[OnProgress]:
-    """Show progress until the block ends; yields the function that reports it."""
+    """Show progress until the block ends; yields the function that reports it.
+
+    Who wants errors only, by the level of raysnap's logger, sees none.
+    """
     stream = stream or sys.stderr
-    if stream.isatty():
+    if not logging.getLogger("raysnap").isEnabledFor(logging.WARNING):
+        yield ignore_progress
+    elif stream.isatty():
         with _bars(stream) as show:
             yield show
     else:

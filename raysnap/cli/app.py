@@ -30,11 +30,12 @@ from raysnap.cli.console import (
     print_result,
 )
 from raysnap.cli.data_commands import data_app
-from raysnap.cli.job_commands import generate, quickstart, sweep, synthesize
+from raysnap.cli.job_commands import generate, init, quickstart, sweep, synthesize
 from raysnap.cli.search_commands import bench, search
 from raysnap.cli.store_commands import store_app
 from raysnap.errors import RaysnapError, UsageError, describe_failure
 from raysnap.humanize import shown
+from raysnap.system import package_version
 
 app = typer.Typer(
     name="raysnap",
@@ -42,11 +43,10 @@ app = typer.Typer(
     "A snapshot is a set of trained weights. The store splits it into blocks (stem, layers, head) and keeps equal "
     "blocks once. A search ranks snapshots as starting points for fine-tuning on another dataset, without fine-tuning "
     "any of them.",
-    epilog="To try everything on built-in data, run `raysnap quickstart`. Add --debug to any command to see the "
-    "traceback of an error. Exit codes: 0 success; 1 some trials or candidates failed, or a check found problems; "
-    "2 bad usage, configuration or input; 3 damaged store; 4 Ray can't be started or reached, or the cluster can't "
-    "give what the job needs; 130 interrupted.",
-    add_completion=False,
+    epilog="To try everything on built-in data, run `raysnap quickstart`. Any command takes -q (--quiet: no progress, "
+    "no warnings), -v (--verbose: more of what it does) and --debug (an error's traceback). Exit codes: 0 success; "
+    "1 some trials or candidates failed, or a check found problems; 2 bad usage, configuration or input; 3 damaged "
+    "store; 4 Ray can't be started or reached, or the cluster can't give what the job needs; 130 interrupted.",
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
@@ -54,7 +54,28 @@ app.add_typer(data_app, name="data")
 app.add_typer(store_app, name="store")
 
 INTERRUPTED = 130
+LOG_LEVELS = {
+    "-q": logging.ERROR,
+    "--quiet": logging.ERROR,
+    "-v": logging.INFO,
+    "--verbose": logging.INFO,
+}
 RESUMABLE_COMMANDS = ("quickstart", "generate", "sweep", "synthesize", "bench")
+
+
+def _print_version(is_asked: bool) -> None:
+    if is_asked:
+        print_result(f"raysnap {package_version('raysnap') or 'of unknown version'}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    _version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=_print_version)
+    ] = False,
+) -> None:
+    pass
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -65,10 +86,12 @@ def main(argv: list[str] | None = None) -> int:
     """
     given = list(sys.argv[1:] if argv is None else argv)
     is_debugging = "--debug" in given
-    arguments = [argument for argument in given if argument != "--debug"] or ["--help"]
+    arguments = [argument for argument in given if argument not in ("--debug", *LOG_LEVELS)] or ["--help"]
     logs = logging.StreamHandler(sys.stderr)
     logs.setFormatter(LogFormatter("raysnap: %(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[logs])
+    levels = [LOG_LEVELS[argument] for argument in given if argument in LOG_LEVELS]
+    logging.getLogger("raysnap").setLevel(levels[-1] if levels else logging.NOTSET)
     try:
         exit_code = app(args=arguments, prog_name="raysnap", standalone_mode=False) or 0
         if exit_code == INTERRUPTED:  # what typer makes of a KeyboardInterrupt
@@ -111,7 +134,7 @@ def _how_to_resume(arguments: list[str]) -> str:
     return f"; finish it with: {shlex.join(['raysnap', *arguments, *(['--resume'] if needs_flag else [])])}"
 
 
-for command in (quickstart, generate, sweep, synthesize, search, bench):
+for command in (quickstart, init, generate, sweep, synthesize, search, bench):
     app.command()(command)
 
 

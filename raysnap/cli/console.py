@@ -101,6 +101,11 @@ def print_result(result: RenderableType) -> None:
     sys.stdout.write("".join(f"{line.rstrip()}\n" for line in captured.get().splitlines()))
 
 
+def print_text(text: str) -> None:
+    """Print text on stdout as it is, to the last line end; what would act on a terminal is written out."""
+    sys.stdout.write(shown(text))
+
+
 def print_failures(failures: Iterable[Mapping[str, str]]) -> None:
     """Print one line per failure on stderr: its values in order, the reason last."""
     for failure in failures:

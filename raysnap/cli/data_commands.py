@@ -197,3 +197,46 @@ def data_check(
             print_result(f"\nContact sheet: {sheet_path}")
         print_failures(check_failures(result))
     return 0 if result.is_sound else SOME_FAILED
+
+
+@data_app.command("cache")
+def data_cache(
+    datasets: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="DATASET", help="Names or folders of datasets; by default those of the data folder, and all others."
+        ),
+    ] = None,
+    clear: Annotated[bool, typer.Option("--clear", help="Delete what is listed.")] = False,
+    kind: Annotated[
+        Literal["pixels", "features", "prefixes"] | None, typer.Option("--kind", help="Only caches of this kind.")
+    ] = None,
+    data_dir: DataDir = Path("data"),
+    as_json: AsJson = False,
+) -> int:
+    """Show, or clear, what is cached for datasets.
+
+    Caches lie in `.raysnap` in the dataset's folder, or in the user's cache folder: decoded images (pixels), features
+    of searches (features), outputs of frozen blocks in fine-tunes (prefixes). What is cleared is made again when
+    needed; clear decoded images only while nothing runs on the dataset.
+    """
+    from raysnap.datasets.dataset import find_dataset, folders_in
+    from raysnap.datasets.disk_cache import clear_cache, find_caches
+
+    roots = [find_dataset(name, data_dir) for name in datasets or folders_in(data_dir)]
+    found = find_caches([root for root in roots if root is not None], with_others=not datasets)
+    caches = [cache for cache in found if kind in (None, cache.kind)]
+    freed_bytes = sum(clear_cache(cache) for cache in caches) if clear else 0
+    total_bytes = sum(cache.num_bytes for cache in caches)
+    if as_json:
+        rows = [asdict(cache) for cache in caches]
+        print_json({"caches": rows, "total_bytes": total_bytes, "freed_bytes": freed_bytes})
+    else:
+        from raysnap.cli.dataset_tables import caches_table
+        from raysnap.humanize import bytes_text, plural
+
+        if caches:
+            print_result(caches_table(caches))
+        taken = f"{bytes_text(total_bytes)} in {plural(len(caches), 'cache')}"
+        print_result(f"{taken}, {bytes_text(freed_bytes)} freed" if clear else taken)
+    return 0

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 
 from raysnap.cli.console import MAX_ROWS, simple_table
-from raysnap.humanize import count_text, plural
+from raysnap.humanize import bytes_text, count_text, plural
 
 if TYPE_CHECKING:
+    from raysnap.datasets.disk_cache import CacheUse
     from raysnap.datasets.inspection import BadFile, CheckResult, SamePicture, Spread
     from raysnap.datasets.inventory import DatasetSummary
     from raysnap.datasets.layout.account import LeftOut
@@ -185,3 +186,12 @@ def _overlap(result: CheckResult) -> str:
 
 def _counts(counts: Mapping[str, int]) -> str:
     return "/".join(str(counts.get(split, 0)) for split in ("train", "val", "test")) if counts else ""
+
+
+def caches_table(caches: Iterable[CacheUse]) -> Table:
+    """Return what is cached for datasets, the largest first."""
+    rows = [
+        (bytes_text(one.num_bytes), one.kind, one.dataset, one.path)
+        for one in sorted(caches, key=lambda one: -one.num_bytes)
+    ]
+    return simple_table(["on disk", "kind", "dataset", "folder"], rows, numeric=["on disk"])

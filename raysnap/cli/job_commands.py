@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,10 +17,12 @@ from raysnap.cli.console import (
     DryRun,
     Overrides,
     Resume,
+    any_path,
     kept_path,
     print_failures,
     print_json,
     print_result,
+    simple_table,
 )
 from raysnap.cli.job_session import job_session
 from raysnap.errors import UsageError
@@ -73,6 +77,56 @@ def quickstart(
             print_result(methods_table(summary.benched.cells))
         print_result(f"\n{savings_line(stats)}\nReport: {summary.report}")
     return SOME_FAILED if summary.num_failed else 0
+
+
+def init(
+    name: Annotated[
+        str | None,
+        typer.Argument(metavar="NAME", help="Configuration to copy; without it, those that ship are listed."),
+    ] = None,
+    to: Annotated[
+        Path | None,
+        typer.Option("--to", metavar="FILE.yaml", parser=any_path, help="File to write; by default NAME.yaml."),
+    ] = None,
+    as_json: AsJson = False,
+) -> int:
+    """Copy a configuration that ships with raysnap, to be changed.
+
+    Commands take the bare name of a configuration, too: `raysnap generate trained_snapshots_small num_snapshots=4`.
+    """
+    from raysnap.atomic import write_atomically
+    from raysnap.config.load import find_config, shipped_configs
+
+    if name is None:
+        if to is not None:
+            raise UsageError("init: expected a NAME to copy with --to, found none; `raysnap init` lists the names")
+        found = {one: _first_comment(path) for one, path in shipped_configs().items()}
+        if as_json:
+            print_json({"configs": found})
+        else:
+            print_result(simple_table(["name", ""], found.items()))
+        return 0
+    text = find_config(name).read_text(encoding="utf-8")
+    target = to or Path(f"{name}.yaml")
+    if target.exists():
+        raise UsageError(f"{target}: expected no such file yet, found one; choose another --to")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(target, text)
+    except OSError as error:
+        raise UsageError(f"{target}: can't be written: {error.strerror or error}") from None
+    if as_json:
+        print_json({"config": str(target)})
+    else:
+        print_result(str(target))
+    return 0
+
+
+def _first_comment(path: Path) -> str:
+    """Return what a configuration says that it is for: the first sentence of the comment that it begins with."""
+    lines = takewhile(lambda line: line.strip("# "), path.read_text(encoding="utf-8").splitlines())
+    comment = " ".join(line.removeprefix("#").strip() for line in takewhile(lambda line: line.startswith("#"), lines))
+    return re.split(r"(?<=[.:]) ", comment)[0].rstrip(".:")
 
 
 def generate(

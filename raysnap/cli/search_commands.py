@@ -53,6 +53,7 @@ if TYPE_CHECKING:
 FEATURE_CACHE_BYTES = 2**30
 DEFAULT_TOLERANCE = 0.01  # those of SearchOptions, which is imported late to keep `--help` fast
 DEFAULT_MAX_CANDIDATES = 64
+MANY_TEST_ITEMS = 2000  # of so many, the standard error of an accuracy is at most 0.011
 LEAST_TIME_S = 0.001  # of a time budget that the start of the command has used up; the first rung runs in any case
 
 
@@ -142,6 +143,11 @@ def _show_result(store_dir: Path, result: SearchResult, options: SearchOptions, 
         _explain(store_dir, result, options)
     print_result(ranking_table(result.to_dict()))
     print_result(f"\n{search_lines(result.to_dict())}")
+    if options.num_test is None and result.rungs and result.rungs[-1].num_test > MANY_TEST_ITEMS:
+        print_result(
+            f"Scores are over all {result.rungs[-1].num_test:,} test items; --num-test {MANY_TEST_ITEMS} takes a fair "
+            "sample, whose error is about 0.01"
+        )
     print_failures([{"snapshot": skipped.name, "error": skipped.error} for skipped in result.skipped])
 
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from raysnap.cli.console import AsJson, StoreDir, any_path, print_failures, print_json, print_result
+from raysnap.cli.console import AsJson, StoreDir, any_path, print_failures, print_json, print_result, print_text
 from raysnap.errors import StoreDamaged, StoreUnreadable, UsageError
+
+if TYPE_CHECKING:
+    from raysnap.store.index import SnapshotSummary
 
 ASSUMED_PX = 224  # what most published weights of torchvision were trained with
 
@@ -24,23 +27,64 @@ def store_ls(
         str | None,
         typer.Option("--where", metavar="EXPRESSION", help='List only some snapshots, such as "retrain_index <= 2".'),
     ] = None,
+    sort: Annotated[
+        str, typer.Option("--sort", metavar="FIELD", help="Field to sort by, such as num_bytes; -FIELD is descending.")
+    ] = "created",
+    limit: Annotated[int | None, typer.Option("--limit", metavar="N", min=1, help="List only the first N.")] = None,
+    form: Annotated[
+        Literal["table", "csv", "md"], typer.Option("--format", help="csv and md (Markdown) have every field.")
+    ] = "table",
     as_json: AsJson = False,
 ) -> int:
     """List the store's snapshots."""
     from raysnap.store.store import Store
 
-    summaries = Store.open(store_dir).summaries(where)
+    summaries = sorted_by(sort, Store.open(store_dir).summaries(where))[:limit]
     if as_json:
         print_json({"snapshots": [summary._asdict() for summary in summaries]})
-    else:
+    elif form == "table":
         from raysnap.cli.store_tables import snapshots_table
 
         print_result(snapshots_table(summaries))
+    else:
+        from raysnap.cli.store_tables import snapshots_text
+
+        print_text(snapshots_text(summaries, form))
     return 0
 
 
+def sorted_by(field: str, summaries: list[SnapshotSummary]) -> list[SnapshotSummary]:
+    """Return summaries in the order of a field, descending where it begins with `-`; those without it come last.
+
+    Raises:
+        UsageError: they have no such field.
+    """
+    from raysnap.humanize import suggest
+    from raysnap.store.index import SnapshotSummary
+
+    name = field.removeprefix("-")
+    key = "names" if name == "name" else name
+    if key not in SnapshotSummary._fields:
+        hint = suggest(name, SnapshotSummary._fields) or f"; fields: {', '.join(SnapshotSummary._fields)}"
+        raise UsageError(f"--sort {field}: unknown field {name!r}{hint}")
+    known = [summary for summary in summaries if getattr(summary, key) not in (None, ())]
+    known.sort(key=lambda summary: getattr(summary, key), reverse=field != name)
+    return [*known, *(summary for summary in summaries if getattr(summary, key) in (None, ()))]
+
+
+def names_beginning_with(context: typer.Context, incomplete: str) -> list[str]:
+    """Return the names in the store that a command line names, for a shell that completes one."""
+    folder = Path(context.params.get("store_dir") or "store") / "refs"
+    return sorted(path.name for path in folder.glob("*") if path.name.startswith(incomplete)) if folder.is_dir() else []
+
+
 SnapshotName = Annotated[
-    str, typer.Argument(metavar="SNAPSHOT", help="Name or id of a snapshot; the first characters of the id will do.")
+    str,
+    typer.Argument(
+        metavar="SNAPSHOT",
+        help="Name or id of a snapshot; the first characters will do.",
+        autocompletion=names_beginning_with,
+    ),
 ]
 
 
@@ -53,7 +97,7 @@ def store_show(snapshot: SnapshotName, store_dir: StoreDir = Path("store"), as_j
     from raysnap.store.store import Store
 
     store = Store.open(store_dir)
-    manifest = store.manifest(snapshot)
+    manifest = store.manifest(store.resolve(snapshot, by_prefix=True))
     bases = store.lineage(manifest)
     derived = store.summaries(f"base == '{manifest.id}'")
     holders = store.snapshots_with([block.digest for block in manifest.blocks])
@@ -203,7 +247,8 @@ def store_export(
     from raysnap.store.exchange import export_snapshot
     from raysnap.store.store import Store
 
-    export = export_snapshot(Store.open(store_dir), snapshot, to, overwrite=overwrite)
+    store = Store.open(store_dir)
+    export = export_snapshot(store, store.resolve(snapshot, by_prefix=True), to, overwrite=overwrite)
     if as_json:
         print_json(asdict(export))
     else:
@@ -213,8 +258,14 @@ def store_export(
 
 @store_app.command("diff")
 def store_diff(
-    first: Annotated[str, typer.Argument(metavar="FIRST", help="Name or id of a snapshot.")],
-    second: Annotated[str, typer.Argument(metavar="SECOND", help="Name or id of another snapshot.")],
+    first: Annotated[
+        str,
+        typer.Argument(metavar="FIRST", help="Name or id of a snapshot.", autocompletion=names_beginning_with),
+    ],
+    second: Annotated[
+        str,
+        typer.Argument(metavar="SECOND", help="Name or id of another snapshot.", autocompletion=names_beginning_with),
+    ],
     store_dir: StoreDir = Path("store"),
     as_json: AsJson = False,
 ) -> int:
@@ -222,7 +273,8 @@ def store_diff(
     from raysnap.store.store import Store
 
     store = Store.open(store_dir)
-    digests = [{block.name: block.digest for block in store.manifest(name).blocks} for name in (first, second)]
+    manifests = [store.manifest(store.resolve(name, by_prefix=True)) for name in (first, second)]
+    digests = [{block.name: block.digest for block in manifest.blocks} for manifest in manifests]
     names = list(dict.fromkeys([*digests[0], *digests[1]]))
     rows = [(name, digests[0].get(name), digests[1].get(name)) for name in names]
     if as_json:
@@ -231,6 +283,80 @@ def store_diff(
         from raysnap.cli.store_tables import differences_table
 
         print_result(differences_table(first, second, rows))
+    return 0
+
+
+@store_app.command("rm")
+def store_rm(
+    snapshots: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="SNAPSHOT", help="Names or ids of snapshots, in full.", autocompletion=names_beginning_with
+        ),
+    ] = None,
+    where: Annotated[
+        str | None,
+        typer.Option("--where", metavar="EXPRESSION", help='Remove those that match, such as "accuracy < 0.5".'),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show what would go and what that would free; remove nothing.")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Remove what --where finds; without it, it is a dry run.")] = False,
+    store_dir: StoreDir = Path("store"),
+    as_json: AsJson = False,
+) -> int:
+    """Remove snapshots and their names.
+
+    Blocks that no other snapshot needs stay until the next `store gc`.
+    """
+    from raysnap.store.store import Store
+
+    if bool(snapshots) == (where is not None):
+        raise UsageError("store rm: expected names of snapshots or --where, found both or neither")
+    store = Store.open(store_dir)
+    named = {store.resolve(snapshot) for snapshot in snapshots or ()}
+    matching = {summary.id for summary in store.summaries(where)} if where is not None else named
+    going = [summary for summary in store.summaries() if summary.id in matching]
+    derived = [one.id for one in store.summaries() if one.base in matching and one.id not in matching]
+    freed = store.freed_by(matching)
+    is_dry = dry_run or (where is not None and not yes)
+    if not is_dry:
+        store.remove_snapshots(matching)
+    if as_json:
+        found = {"removed": sorted(matching), "dry_run": is_dry, "orphaned": derived}
+        print_json(found | {"num_blocks_freed": freed.num_blocks, "freed_bytes": freed.num_bytes})
+    else:
+        from raysnap.cli.store_tables import removal_lines, snapshots_table
+
+        print_result(snapshots_table(going))
+        hint = "" if dry_run or not is_dry else " Add --yes to remove them."
+        print_result(f"\n{removal_lines(len(matching), len(derived), freed, is_dry=is_dry)}{hint}")
+    return 0
+
+
+@store_app.command("du")
+def store_du(
+    by: Annotated[
+        Literal["lineage", "dataset", "architecture", "age"],
+        typer.Option("--by", help="What snapshots are grouped by; lineage is the base that fine-tunes began with."),
+    ] = "lineage",
+    store_dir: StoreDir = Path("store"),
+    as_json: AsJson = False,
+) -> int:
+    """Show who holds which bytes of the store.
+
+    Blocks that only one group needs would be freed with it; those that groups share count as held by each.
+    """
+    from raysnap.store.store import Store
+
+    usage = Store.open(store_dir).usage(by)
+    if as_json:
+        print_json(usage)
+    else:
+        from raysnap.cli.store_tables import usage_line, usage_table
+
+        print_result(usage_table(usage))
+        print_result(f"\n{usage_line(usage)}")
     return 0
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +17,7 @@ from raysnap.humanize import bytes_text, plural, score_text, share_text
 if TYPE_CHECKING:
     from raysnap.store.index import SnapshotSummary
     from raysnap.store.manifest import Manifest
+    from raysnap.store.usage import Freed, Usage
 
 
 def snapshots_table(summaries: Iterable[SnapshotSummary]) -> Table:
@@ -34,6 +37,53 @@ def snapshots_table(summaries: Iterable[SnapshotSummary]) -> Table:
     ]
     columns = ["name", "id", "architecture", "dataset", "retrained", "val acc.", "size", "created"]
     return simple_table(columns, rows, numeric=["retrained", "val acc.", "size"])
+
+
+def snapshots_text(summaries: Sequence[SnapshotSummary], form: str) -> str:
+    """Return a store's snapshots with every field, as CSV or, for `md`, as a table in Markdown."""
+    from raysnap.store.index import SnapshotSummary
+
+    rows = [["" if value is None else _plain(value) for value in summary] for summary in summaries]
+    if form == "csv":
+        written = io.StringIO()
+        csv.writer(written, lineterminator="\n").writerows([SnapshotSummary._fields, *rows])
+        return written.getvalue()
+    lines = [SnapshotSummary._fields, ["---"] * len(SnapshotSummary._fields), *rows]
+    escaped = ([" ".join(cell.split()).replace("\\", "\\\\").replace("|", "\\|") for cell in line] for line in lines)
+    return "".join(f"| {' | '.join(line)} |\n" for line in escaped)
+
+
+def _plain(value: object) -> str:
+    return " ".join(value) if isinstance(value, tuple) else str(value)
+
+
+def removal_lines(num_snapshots: int, num_derived: int, freed: Freed, *, is_dry: bool) -> str:
+    """Say what goes, or would go, and what that frees."""
+    verb, then = ("would be removed", "would then free") if is_dry else ("removed", "will free")
+    line = (
+        f"{plural(num_snapshots, 'snapshot')} {verb}; `store gc` {then} {bytes_text(freed.num_bytes)} in "
+        f"{plural(freed.num_blocks, 'block')}."
+    )
+    if num_derived:
+        line += f" {plural(num_derived, 'snapshot')} fine-tuned from these stay, without their base."
+    return line
+
+
+def usage_table(usage: Usage) -> Table:
+    """Return what groups of snapshots hold, those that hold the most alone first."""
+    rows = [
+        (group.group, group.num_snapshots, bytes_text(group.own_bytes), bytes_text(group.held_bytes))
+        for group in usage.groups
+    ]
+    columns = [usage.by, "snapshots", "alone", "with others"]
+    return simple_table(columns, rows, numeric=columns[1:])
+
+
+def usage_line(usage: Usage) -> str:
+    """Sum up what a store's blocks take."""
+    shared_bytes = usage.block_bytes - usage.unreached_bytes - sum(group.own_bytes for group in usage.groups)
+    line = f"{bytes_text(usage.block_bytes)} in blocks, {bytes_text(shared_bytes)} of them needed by several groups"
+    return f"{line}, {bytes_text(usage.unreached_bytes)} by no snapshot: `store gc` frees these"
 
 
 def manifest_table(manifest: Manifest, names: Sequence[str]) -> Table:

@@ -10,6 +10,7 @@ TRANSFERABILITY: tuple[Proxy, ...] = ("hscore", "logme")  # scores that need no 
 StopReason = Literal["tolerance", "no_gain", "all_items", "time_budget"]
 Precision = Literal["auto", "float32", "fast_float32", "bfloat16", "float16"]
 TrackerName = Literal["mlflow", "wandb"]
+UsageAxis = Literal["lineage", "dataset", "architecture", "age"]
 
 
 class Status(StrEnum):

@@ -53,6 +53,8 @@ class SyntheticRecipe(Section):
     @model_validator(mode="after")
     def _refuse_repeated_architectures(self) -> SyntheticRecipe:
         refuse_repeated("architectures", self.architectures)
+        if self.retrain.stem:
+            raise ValueError("`retrain.stem` works only in jobs that fine-tune: synthetic snapshots share their stems")
         return self
 
 

@@ -101,11 +101,7 @@ def find_config(name: str) -> Path:
     Raises:
         ConfigError: no such configuration ships with this installation.
     """
-    here = Path(__file__).resolve().parents[1]
-    folder = next((place for place in (here / "job_files", here.parent / "configs") if place.is_dir()), here)
-    found = {path.stem: path for path in folder.glob("*.yaml")}
-    if not found:
-        raise ConfigError(f"configs/{name}.yaml: not found next to the package at {here}; reinstall raysnap")
+    found = shipped_configs()
     if name not in found:
         known = ", ".join(sorted(found))
         raise ConfigError(
@@ -113,6 +109,20 @@ def find_config(name: str) -> Path:
             f"neither{suggest(name, found)}"
         )
     return found[name]
+
+
+def shipped_configs() -> dict[str, Path]:
+    """Return the configurations that ship with raysnap by name, in alphabetical order.
+
+    Raises:
+        ConfigError: none do: this installation is not whole.
+    """
+    here = Path(__file__).resolve().parents[1]
+    folder = next((place for place in (here / "job_files", here.parent / "configs") if place.is_dir()), here)
+    found = {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+    if not found:
+        raise ConfigError(f"configs/: not found next to the package at {here}; reinstall raysnap")
+    return found
 
 
 def _shipped(path: Path) -> Path:

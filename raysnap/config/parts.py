@@ -28,6 +28,10 @@ class RetrainConfig(Section):
         description="For `fixed`: the share f of the L blocks that stays frozen; the retrain index is round("
         "(1 - f) L).",
     )
+    stem: bool = Field(
+        False,
+        description="Whether fine-tunes that retrain all L blocks retrain the stem as well: then nothing is frozen.",
+    )
 
     @model_validator(mode="after")
     def _check_fixed(self) -> RetrainConfig:

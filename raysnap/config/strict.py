@@ -12,6 +12,8 @@ from pydantic import (
     field_validator,
 )
 
+from raysnap.humanize import parse_bytes
+
 
 class Config(BaseModel):
     """A frozen part of a configuration that refuses unknown keys."""
@@ -20,7 +22,19 @@ class Config(BaseModel):
 
 
 class Section(Config):
-    """A part that people write; a boolean is refused except where one is expected, so that `yes` is never 1."""
+    """A part that people write; a boolean is refused except where one is expected, so that `yes` is never 1.
+
+    Numbers of bytes may have a unit: `prefix_cache_bytes: 3GiB`.
+    """
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _read_bytes(cls, value: Any, info: ValidationInfo) -> Any:
+        if not (info.field_name or "").endswith("_bytes"):
+            return value
+        if isinstance(value, list | tuple):
+            return [parse_bytes(item) if isinstance(item, str) else item for item in value]
+        return parse_bytes(value) if isinstance(value, str) else value
 
     @field_validator("*", mode="before")
     @classmethod

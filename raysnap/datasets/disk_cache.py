@@ -1,5 +1,7 @@
 """Bounded caches on disk: entries that processes share within a budget of bytes, the least recently used evicted first.
 
+What raysnap keeps for datasets, beside them or in the user's cache folder, is shown and cleared here too.
+
 An entry is a file or a folder of files directly in one of the cache's places. What it holds is its owner's affair:
 outputs of frozen blocks (`training.prefix_cache`), features (`search.engine.feature_cache`). Names that begin with a
 dot or have a suffix are no entries, so locks and unfinished files are neither counted nor evicted.
@@ -10,16 +12,24 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
+import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from stat import S_ISREG
 from typing import BinaryIO
 
+from raysnap.errors import DataError
+from raysnap.system import cache_places, user_cache_dir
+
 KEEP_FREE_BYTES = 256 * 2**20
+KINDS = ("pixels", "features", "prefixes")
+"""Of a dataset's caches: decoded images, features and activations of searches, outputs of frozen blocks."""
 
 _LOCK_NAME = ".lock"
+_ENTRY_NAME = re.compile(r"(\d+-)?[0-9a-f]{32}")
 
 logger = logging.getLogger(__name__)
 
@@ -152,3 +162,61 @@ def _is_held(path: Path) -> bool:
             except BlockingIOError:
                 return True
     return False
+
+
+@dataclass(frozen=True)
+class CacheUse:
+    """What one cache of a dataset takes.
+
+    Attributes:
+        kind: one of `KINDS`.
+        dataset: the dataset's folder; None of a cache in the user's cache folder, which doesn't say.
+        num_bytes: what it takes on the disk.
+    """
+
+    kind: str
+    dataset: Path | None
+    path: Path
+    num_bytes: int
+
+
+def find_caches(dataset_roots: Iterable[Path], *, with_others: bool) -> list[CacheUse]:
+    """Return the caches of these datasets, and with `with_others` all others in the user's cache folder."""
+    places: list[tuple[str, Path | None, Path]] = [
+        (kind, root, place) for root in dataset_roots for kind in KINDS for place in cache_places(root, kind)
+    ]
+    if with_others:
+        known = {place for _, _, place in places}
+        others = ((kind, place) for kind in KINDS for place in sorted((user_cache_dir() / kind).glob("*/")))
+        places += [(kind, None, place) for kind, place in others if place not in known]
+    found = (CacheUse(kind, root, place, _disk_bytes(place)) for kind, root, place in places if place.is_dir())
+    return [cache for cache in found if cache.num_bytes]
+
+
+def clear_cache(cache: CacheUse) -> int:
+    """Delete a cache's entries, except those that a process holds, and return the bytes that this freed.
+
+    What has no name that raysnap gives to entries stays, wherever the cache's folder may be linked to.
+
+    Raises:
+        DataError: its folder can't be written.
+    """
+    disk = DiskCache((cache.path,), 0)
+    try:
+        with disk.locked():
+            for path in disk.entries():
+                if _ENTRY_NAME.fullmatch(path.name) and not (cache.kind == "prefixes" and _is_held(path)):
+                    remove(path)
+    except OSError as error:
+        raise DataError(f"{cache.path}: can't be cleared: {error.strerror or error}") from None
+    return cache.num_bytes - _disk_bytes(cache.path)
+
+
+def _disk_bytes(folder: Path) -> int:
+    """Return what the files in a folder take on the disk, where sparse ones take less than their length."""
+    total = 0
+    for path in folder.rglob("*"):
+        with suppress(FileNotFoundError):
+            stat = path.lstat()
+            total += 512 * stat.st_blocks if S_ISREG(stat.st_mode) else 0
+    return total

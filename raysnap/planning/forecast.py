@@ -24,7 +24,7 @@ from raysnap.errors import ConfigError
 from raysnap.humanize import bytes_text
 from raysnap.models.block_facts import block_shapes, weights_files
 from raysnap.models.block_shape import WIDTH_OF_MEASURED_HEADS, BlockShape
-from raysnap.planning.generate import TrialsPlan
+from raysnap.planning.generate import RANDOM, TrialsPlan
 from raysnap.planning.gpu_memory import GpuKind, TrainingItems, gpu_kinds
 from raysnap.store.manifest import Preprocessing
 from raysnap.system import num_cpus
@@ -48,7 +48,7 @@ class Forecast:
         store_bytes: new bytes in the store, every shared block once.
         copied_bytes: what a plain copy of every snapshot would take.
         checkpoint_bytes: the most that checkpoints take at one time.
-        pixel_bytes: the decoded images of all datasets.
+        pixel_bytes: the decoded images of all datasets, as many of each as the job uses.
         prefix_bytes: the cached outputs of frozen blocks.
         to_draw: built-in datasets that are generated first.
         to_download: files of torchvision's weights that are downloaded first.
@@ -99,8 +99,8 @@ def forecast(config: FinetuneConfig, plan: TrialsPlan, gpu_bytes: Sequence[int] 
         _train_flops(trial, sizes[trial.trained_on], _edge(trial, config), depths[trial.id]) for trial in trials
     ) + sum(fill.flops(sizes) for fill in fills)
     trained = [_trained_bytes(trial, sizes[trial.trained_on].num_classes, _edge(trial, config)) for trial in trials]
-    untrained = [trial for trial in plan.bases if trial.dataset is None]
-    base_bytes = sum(_model_bytes(trial.architecture, _edge(trial, config)) for trial in untrained)
+    base_bytes = _untrained_bytes(config, plan, sizes)
+    models = [_model_bytes(one.architecture, sizes[one.trained_on].num_classes, _edge(one, config)) for one in trials]
     num_at_once = min(len(trials), config.resources.max_concurrent or num_cpus())
     seen = {(trial.trained_on, Preprocessing.cropping(_edge(trial, config)).resize_size) for trial in trials}
     items = {name: TrainingItems(size.num_classes, size.num_items) for name, size in sizes.items()}
@@ -109,9 +109,9 @@ def forecast(config: FinetuneConfig, plan: TrialsPlan, gpu_bytes: Sequence[int] 
         num_epochs=sum(trial.train.epochs for trial in trials),
         train_flops=flops,
         store_bytes=base_bytes + sum(trained),
-        copied_bytes=base_bytes + sum(_model_bytes(trial.architecture, _edge(trial, config)) for trial in trials),
+        copied_bytes=base_bytes + sum(models),
         checkpoint_bytes=COPIES_IN_A_CHECKPOINT * sum(sorted(trained, reverse=True)[:num_at_once]),
-        pixel_bytes=sum(sizes[name].num_images * 3 * edge * (edge + 1) for name, edge in seen),
+        pixel_bytes=sum(sum(sizes[name].num_items.values()) * 3 * edge * (edge + 1) for name, edge in seen),
         prefix_bytes=sum(fill.num_bytes(sizes) for fill in fills),
         to_draw=tuple(name for name, folder in plan.datasets.items() if folder is None and name in TASKS),
         to_download=_missing_weights(plan),
@@ -148,12 +148,11 @@ def check_room(config: FinetuneConfig, needed: Forecast) -> None:
 
 @dataclass(frozen=True)
 class _DatasetSize:
-    """How many items of a dataset a fine-tune uses, and how many images it has in all."""
+    """How many items of a dataset a fine-tune uses."""
 
     num_train: int
     num_val: int
     num_test: int
-    num_images: int
     num_classes: int
 
     @classmethod
@@ -166,14 +165,13 @@ class _DatasetSize:
             dataset = read_folder(folder)
             train, val, test = (len(dataset.splits.get(split, ())) for split in ("train", "val", "test"))
             num_classes = len(dataset.classes)
-        num_images = train + val + test
         if not val:
             val = round(VAL_FRACTION * train)
             train -= val
         caps = (config.num_train, config.num_val, config.num_test)
         used = [size if cap is None else min(size, cap) for size, cap in zip((train, val, test), caps, strict=True)]
         num_train, num_val, num_test = used
-        return cls(num_train, num_val, num_test, num_images, num_classes)
+        return cls(num_train, num_val, num_test, num_classes)
 
     @property
     def num_items(self) -> dict[str, int]:
@@ -245,8 +243,21 @@ def _trained_bytes(trial: Trial, num_classes: int, image_size: int) -> int:
     return math.ceil(sum(num_bytes for _, num_bytes in blocks[trial.num_frozen :]))
 
 
-def _model_bytes(architecture: str, image_size: int) -> int:
-    return sum(block.num_parameter_bytes for block in block_shapes(architecture, image_size))
+def _model_bytes(architecture: str, num_classes: int, image_size: int) -> int:
+    return math.ceil(sum(num_bytes for _, num_bytes in _shapes_for(architecture, num_classes, image_size)))
+
+
+def _untrained_bytes(config: FinetuneConfig, plan: TrialsPlan, sizes: dict[str, _DatasetSize]) -> int:
+    """Return the most that the bases add which are stored untrained; a snapshot of the store adds nothing."""
+    first = next(trial.trained_on for trial in [*plan.trials, *plan.bases] if trial.dataset)
+    total = 0
+    for base in plan.bases:
+        weights = plan.weights[base.base_key]
+        is_new = weights == RANDOM or Path(weights).is_file() or weights in weights_files(base.architecture)
+        if base.dataset is None and is_new:
+            num_classes = sizes[first].num_classes if weights == RANDOM else WIDTH_OF_MEASURED_HEADS
+            total += _model_bytes(base.architecture, num_classes, _edge(base, config))
+    return total
 
 
 def _missing_weights(plan: TrialsPlan) -> tuple[str, ...]:

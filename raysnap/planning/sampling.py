@@ -37,14 +37,15 @@ def sample_trials(config: GenerateConfig) -> list[Trial]:
     turns_per_value = len(pairs) if config.retrain.distribution == "fixed" else len(config.architectures)
     trials = []
     for number, (architecture, dataset) in enumerate(turns, start=1):
-        retrain_index = indices[architecture][(number - 1) // turns_per_value]
+        drawn = indices[architecture][(number - 1) // turns_per_value]
+        trains_all = config.retrain.stem and drawn == num_body_blocks(architecture)
         trials.append(
             Trial(
-                id=f"{number:03d}-{architecture}-{slug(dataset)}-r{retrain_index}",
+                id=f"{number:03d}-{architecture}-{slug(dataset)}-r{'all' if trains_all else drawn}",
                 role=Role.FINETUNE,
                 architecture=architecture,
                 dataset=dataset,
-                retrain_index=retrain_index,
+                retrain_index=None if trains_all else drawn,
                 seed=derive_seed(config.seed, "trial", number),
                 train=config.train,
             )

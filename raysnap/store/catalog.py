@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -98,8 +98,11 @@ def snapshots_with(files: Files, digests: Iterable[str]) -> dict[str, list[str]]
     return holders
 
 
-def resolve(files: Files, name_or_id: str) -> str:
+def resolve(files: Files, name_or_id: str, *, by_prefix: bool = False) -> str:
     """Return the full id of the snapshot with this name, id or prefix of an id (6 characters or more).
+
+    Args:
+        by_prefix: whether the beginning of names will do too, if they all are one snapshot's.
 
     Raises:
         SnapshotNotFound: there is none, or more than one.
@@ -124,7 +127,14 @@ def resolve(files: Files, name_or_id: str) -> str:
     if found:
         shown = ", ".join(snapshot[:16] for snapshot in found[:4])
         raise SnapshotNotFound(f"{files.root}: {name_or_id!r} is a prefix of {len(found)} ids: {shown}, …")
-    known = [*filter(is_ref_name, names_in(files.refs_dir)), *ids]
+    names = [*filter(is_ref_name, names_in(files.refs_dir))]
+    if by_prefix and (near := sorted(name for name in names if name_or_id and name.startswith(name_or_id))):
+        snapshots = {read_ref(files.refs_dir / name) for name in near}
+        if len(snapshots) == 1:
+            return resolve(files, near[0])
+        shown = ", ".join(near[:4]) + (", …" if len(near) > 4 else "")
+        raise SnapshotNotFound(f"{files.root}: {name_or_id!r} is a prefix of {len(near)} names: {shown}")
+    known = [*names, *ids]
     hint = suggest(name_or_id[:200], known) or "; `raysnap store ls` lists the snapshots"
     raise SnapshotNotFound(f"{files.root}: no snapshot has the name or id {name_or_id[:200]!r}{hint}")
 
@@ -193,14 +203,16 @@ def remove_ref(files: Files, name: str, expected: str | None = None) -> None:
             raise SnapshotNotFound(f"{files.root}: no snapshot is named {name!r}")
 
 
-def remove_snapshot(files: Files, snapshot: str) -> None:
-    """Remove the manifest with this id and all its names; the lock prevents others from naming it meanwhile."""
+def remove_snapshots(files: Files, snapshots: Collection[str]) -> None:
+    """Remove the manifests with these ids and all their names; the lock prevents others from naming them meanwhile."""
+    contents = {f"{snapshot}\n".encode() for snapshot in snapshots}
     with files.ref_lock():
         for name in filter(is_ref_name, names_in(files.refs_dir)):
             with suppress(FileNotFoundError):
-                if _read(files.refs_dir / name, REF_BYTES) == f"{snapshot}\n".encode():
+                if _read(files.refs_dir / name, REF_BYTES) in contents:
                     files.remove(files.refs_dir / name)
-        files.remove(manifest_path(files, snapshot))
+        for snapshot in sorted(snapshots):
+            files.remove(manifest_path(files, snapshot))
 
 
 def _compare_ref(path: Path, expected: str | None) -> str | None:

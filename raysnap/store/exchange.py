@@ -54,7 +54,7 @@ def import_snapshot(
     """Store the weights in a file as a snapshot; they may have any number of classes.
 
     >>> store = raysnap.Store.open("store")
-    >>> path = raysnap.export_snapshot(store, "base", "exported/base.pth").weights_path
+    >>> path = raysnap.export_snapshot(store, "base", "copied/base.pth").weights_path
     >>> copy = raysnap.Store.open("copy", create=True)
     >>> raysnap.import_snapshot(copy, path, "mobilenet_v3_small", name="base").new_blocks
     14

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, Union
 
+from raysnap.config.choices import UsageAxis
 from raysnap.config.folders import local_path
 from raysnap.errors import (
     BlockDamaged,
@@ -25,7 +26,7 @@ from raysnap.errors import (
     UsageError,
     WeightsError,
 )
-from raysnap.store import catalog, index
+from raysnap.store import catalog, index, usage
 from raysnap.store.audit import Verification, verify
 from raysnap.store.files import MAX_ATTEMPTS, Files, OnRead, entries_in, gc_race_error
 from raysnap.store.garbage import collect_garbage
@@ -33,6 +34,7 @@ from raysnap.store.index import SnapshotSummary
 from raysnap.store.manifest import BlockEntry, DatasetRecord, Manifest, Preprocessing, check_digest, check_ref_name
 from raysnap.store.new_snapshot import NewSnapshot, Origin
 from raysnap.store.store_file import check_or_create
+from raysnap.store.usage import Freed, Usage
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -283,8 +285,24 @@ class Store:
             SnapshotNotFound: there is no such snapshot.
         """
         snapshot = self.resolve(name_or_id)
-        catalog.remove_snapshot(self._files, snapshot)
+        catalog.remove_snapshots(self._files, [snapshot])
         return snapshot
+
+    def remove_snapshots(self, snapshots: Collection[str]) -> None:
+        """Remove the snapshots with these ids, and their names; `freed_by` says what the next `gc` then deletes."""
+        catalog.remove_snapshots(self._files, snapshots)
+
+    def freed_by(self, snapshots: Collection[str]) -> Freed:
+        """Return what `gc` would delete if the snapshots with these ids were removed; changes nothing."""
+        return usage.count_freed(self._files, snapshots)
+
+    def usage(self, by: UsageAxis = "lineage") -> Usage:
+        """Return who holds which bytes of the store.
+
+        >>> [group.group for group in raysnap.Store.open("store").usage("architecture").groups]
+        ['mobilenet_v3_small']
+        """
+        return usage.measure_usage(self._files, self.summaries(), by)
 
     def manifest(self, name_or_id: str) -> Manifest:
         """Return the manifest of the snapshot with this name, id, or unique prefix (6 characters or more) of an id.
@@ -349,9 +367,12 @@ class Store:
             chain.append(manifest)
         return chain
 
-    def resolve(self, name_or_id: str) -> str:
-        """Return the full id of the snapshot with this name, id or prefix of an id; raise as `manifest` does."""
-        return catalog.resolve(self._files, name_or_id)
+    def resolve(self, name_or_id: str, *, by_prefix: bool = False) -> str:
+        """Return the full id of the snapshot with this name, id or prefix of an id; raise as `manifest` does.
+
+        With `by_prefix`, the beginning of names will do, too, if they all are one snapshot's.
+        """
+        return catalog.resolve(self._files, name_or_id, by_prefix=by_prefix)
 
     def manifests(self, where: str | None = None) -> list[Manifest]:
         """Return the manifests of the snapshots that match `where`, oldest first; damaged ones are logged and left out.

@@ -112,7 +112,7 @@ def finetune(
         WeightsError: `resume_dir` holds no such checkpoint.
         ConfigError: there are more `layer_lrs` than trained blocks.
     """
-    numerics = Numerics.choose(config, next(start.model.parameters()).device)
+    numerics = Numerics.choose(config, next(start.model.parameters()).device, start.architecture)
     terms = Terms(config, numerics, worker, seed, seed if views_seed is None else views_seed)
     try:
         with numerics.applied(), _forked_random_state(numerics.device):

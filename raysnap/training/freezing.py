@@ -20,11 +20,13 @@ class StartModel:
         model: blocks from stem to head, on the device to train on; trained in place.
         num_frozen: how many blocks at the front stay frozen.
         base_digests: the digests that the frozen blocks must keep, in order; those after them are ignored.
+        architecture: torchvision's builder name; None where it may not matter for speed.
     """
 
     model: nn.Sequential
     num_frozen: int
     base_digests: Sequence[str]
+    architecture: str | None = None
 
     @property
     def frozen(self) -> nn.Sequential:

@@ -113,7 +113,7 @@ def run_trial(
     with tempfile.TemporaryDirectory(prefix="raysnap-") as folder:
         final_dir = Path(folder)
         result = finetune(
-            StartModel(model, trial.num_frozen, start_digests),
+            StartModel(model, trial.num_frozen, start_digests, trial.architecture),
             splits,
             preprocessing,
             trial.train,

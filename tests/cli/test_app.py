@@ -1,6 +1,8 @@
 """The command line: exit codes, one line per error, one document per `--json`, nothing written on bad input."""
 
 import json
+import logging
+import os
 import subprocess
 import sys
 
@@ -8,8 +10,11 @@ import pytest
 import torch
 
 from raysnap.cli.app import app, main
+from raysnap.config.load import find_config, load_config
+from raysnap.progress import ignore_progress, show_progress
 from raysnap.runs.run_directory import RunDirectory
 from raysnap.store.store import Store
+from raysnap.system import package_version
 from tests.support.cli_commands import listing, make_dataset, process, run_json, run_text
 
 MILLION = ("lr", "epochs", "batch_size")
@@ -259,3 +264,51 @@ def test_report_prints_the_path_of_the_page(here, capsys):
     RunDirectory(here).add_row(row)
     assert run_text(capsys, "report", ".", "--out", "page.html") == "page.html\n"
     assert "it broke" in (here / "page.html").read_text()
+
+
+def test_the_version_is_printed(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"raysnap {package_version('raysnap') or 'of unknown version'}\n"
+
+
+@pytest.mark.parametrize(
+    ("option", "shown"), [([], ["warned"]), (["-q"], []), (["--quiet"], []), (["-v"], ["warned", "told"])]
+)
+def test_quiet_and_verbose_choose_what_is_said(here, capsys, monkeypatch, option, shown):
+    said = []
+
+    def ls(store_dir, where=None):
+        logger = logging.getLogger("raysnap.store")
+        levels = ((logging.WARNING, "warned"), (logging.INFO, "told"))
+        said.extend(word for level, word in levels if logger.isEnabledFor(level))
+        return []
+
+    monkeypatch.setattr(Store, "summaries", ls)
+    assert main(["store", "ls", *option]) == 0
+    assert said == shown
+    with show_progress() as on_progress:
+        assert (on_progress is ignore_progress) == (option in (["-q"], ["--quiet"]))
+    assert main(["--version"]) == 0
+    assert logging.getLogger("raysnap").level == logging.NOTSET
+
+
+def test_a_shell_completes_commands_choices_and_names(here):
+    for words, expected in (
+        ("raysnap sto", "store"),
+        ("raysnap store show tu", "tuned"),
+        ("raysnap search --proxy lin", "linear"),
+    ):
+        environment = {"_RAYSNAP_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
+        assert process(cwd=here, env=os.environ | environment).stdout.split() == [expected]
+
+
+def test_init_copies_a_shipped_configuration_once(here, capsys):
+    assert "trained_snapshots_small" in run_json(capsys, "init")["configs"]
+    assert run_json(capsys, "init", "trained_snapshots_small")["config"] == "trained_snapshots_small.yaml"
+    copied = load_config("trained_snapshots_small.yaml")
+    assert copied == load_config(find_config("trained_snapshots_small"))
+    assert main(["init", "trained_snapshots_small"]) == 2
+    assert "expected no such file yet, found one; choose another --to" in capsys.readouterr().err
+    assert main(["init", "trained_snapshot_small"]) == 2
+    assert "did you mean 'trained_snapshots_small'?" in capsys.readouterr().err
+    assert run_json(capsys, "init", "quickstart", "--to", "jobs/mine.yaml")["config"] == "jobs/mine.yaml"

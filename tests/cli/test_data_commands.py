@@ -15,6 +15,8 @@ import pytest
 from PIL import Image
 
 from raysnap.cli.app import main
+from raysnap.datasets.dataset import read_folder
+from raysnap.datasets.pixel_cache import PixelCache
 from raysnap.datasets.published import SOURCES, SourceFile
 from tests.support.cli_commands import make_dataset, run_json, run_text
 
@@ -205,3 +207,47 @@ def test_prepare_draws_a_built_in_dataset(here, capsys):
     }  # fmt: skip
     out = run_text(capsys, "data", "prepare", "shapes-shape-a", "--data-dir", "drawn")
     assert out == "drawn/shapes-shape-a: 4\u00a0classes, train/val/test 400/100/100\n"
+
+
+def fill_caches(pets, monkeypatch, tmp_path):
+    """Decode the pets, and plant what a search and a fine-tune, and another dataset's search, leave."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user"))
+    dataset = read_folder(pets)
+    PixelCache.open(dataset.splits["train"], dataset, 32).load(range(12))
+    for place in (
+        pets / ".raysnap" / "features",
+        pets / ".raysnap" / "prefixes",
+        tmp_path / "user/raysnap/features/other",
+    ):
+        place.mkdir(parents=True)
+        (place / ("0" * 32)).write_bytes(b"x" * 10_000)
+
+
+def test_caches_are_shown_by_dataset_and_kind(pets, capsys, monkeypatch, tmp_path):
+    fill_caches(pets, monkeypatch, tmp_path)
+    shown = run_json(capsys, "data", "cache")
+    kinds = [(cache["kind"], cache["dataset"]) for cache in shown["caches"]]
+    assert kinds == [("pixels", "data/pets"), ("features", "data/pets"), ("prefixes", "data/pets"), ("features", None)]
+    assert shown["total_bytes"] == sum(cache["num_bytes"] for cache in shown["caches"]) > 40_000
+    assert shown["freed_bytes"] == 0
+    assert len(run_json(capsys, "data", "cache", "pets")["caches"]) == 3
+    assert "in 1\u00a0cache" in run_text(capsys, "data", "cache", "--kind", "pixels")
+
+
+def test_clearing_caches_frees_them_and_leaves_all_else(pets, capsys, monkeypatch, tmp_path):
+    fill_caches(pets, monkeypatch, tmp_path)
+    images = sorted(pets.rglob("*.png"))
+    (pets / ".raysnap" / "features" / "mine").write_text("not a cache's")
+    cleared = run_json(capsys, "data", "cache", "pets", "--clear", "--kind", "features")
+    assert cleared["freed_bytes"] >= 10_000
+    assert [cache["kind"] for cache in run_json(capsys, "data", "cache", "pets")["caches"]] == [
+        "pixels",
+        "features",
+        "prefixes",
+    ]
+    run_json(capsys, "data", "cache", "--clear")
+    assert [path.name for path in (pets / ".raysnap").rglob("*") if path.is_file() and path.name != ".lock"] == ["mine"]
+    assert not list((tmp_path / "user").rglob("0" * 32))
+    assert sorted(pets.rglob("*.png")) == images
+    dataset = read_folder(pets)
+    assert PixelCache.open(dataset.splits["train"], dataset, 32).load(range(12)) == list(range(12))

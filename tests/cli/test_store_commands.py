@@ -1,5 +1,7 @@
 """`raysnap store`: what each command prints, and its exit code."""
 
+import csv
+import io
 import os
 import shutil
 import subprocess
@@ -173,3 +175,101 @@ def test_an_unreadable_folder_is_reported_in_one_line(here, capsys):
     (here / "closed").mkdir(mode=0)
     assert main(["store", "ls", "--store", "closed"]) == 2
     assert capsys.readouterr().err.startswith("raysnap: closed: can't be read as a store")
+
+
+def copied_store(here):
+    """Replace the link to the shared store by a copy that may be changed."""
+    shared = (here / "store").resolve()
+    (here / "store").unlink()
+    shutil.copytree(shared, here / "store")
+    return Store.open("store")
+
+
+def test_rm_shows_what_it_would_free_before_it_removes(here, capsys):
+    store = copied_store(here)
+    tuned = store.resolve("tuned")
+    planned = run_json(capsys, "store", "rm", "tuned", "--dry-run")
+    assert (planned["removed"], planned["dry_run"], planned["orphaned"]) == ([tuned], True, [])
+    assert planned["num_blocks_freed"] == 1 and "tuned" in store.refs()
+    out = run_text(capsys, "store", "rm", "tuned")
+    assert "1\u00a0snapshot removed; `store gc` will free" in out
+    assert list(store.refs()) == ["base"]
+    assert store.gc(grace_s=0)["deleted_bytes"] == planned["freed_bytes"]
+
+
+def test_rm_by_filter_removes_only_when_told_to(here, capsys):
+    store = copied_store(here)
+    by_filter = ("store", "rm", "--where", "retrain_index is None")
+    out = run_text(capsys, *by_filter)
+    assert "would be removed" in out and "Add --yes" in out and "1\u00a0snapshot fine-tuned from these stay" in out
+    assert len(store.summaries()) == 2
+    assert run_json(capsys, *by_filter, "--yes")["orphaned"] == [store.resolve("tuned")]
+    assert list(store.refs()) == ["tuned"]
+    assert run_json(capsys, *by_filter, "--yes")["removed"] == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "expected names of snapshots or --where"),
+        (["tuned", "--where", "accuracy > 0"], "found both or neither"),
+        (["tune"], "no snapshot has the name or id 'tune'; did you mean 'tuned'?"),
+        (["tuned", "missing"], "no snapshot has the name or id 'missing'"),
+    ],
+)
+def test_rm_removes_nothing_that_is_not_named_in_full(here, capsys, arguments, message):
+    store = copied_store(here)
+    assert main(["store", "rm", *arguments]) == 2
+    assert message in capsys.readouterr().err
+    assert len(store.summaries()) == 2
+
+
+def test_du_says_who_holds_the_bytes(here, capsys):
+    (group,) = run_json(capsys, "store", "du")["groups"]
+    assert (group["group"], group["num_snapshots"]) == ("base", 2)
+    by_dataset = {one["group"]: one for one in run_json(capsys, "store", "du", "--by", "dataset")["groups"]}
+    assert set(by_dataset) == {"pets", "unknown"}
+    assert by_dataset["pets"]["own_bytes"] < 0.01 * by_dataset["pets"]["held_bytes"]
+    assert "by no snapshot: `store gc` frees these" in run_text(capsys, "store", "du", "--by", "age")
+
+
+@pytest.mark.parametrize(
+    ("sort", "names"),
+    [
+        ("accuracy", ["tuned", "base"]),
+        ("-accuracy", ["tuned", "base"]),
+        ("name", ["base", "tuned"]),
+        ("-names", ["tuned", "base"]),
+        ("-retrain_index", ["tuned", "base"]),
+    ],
+)
+def test_ls_sorts_and_keeps_what_lacks_the_field_last(here, capsys, sort, names):
+    listed = run_json(capsys, "store", "ls", "--sort", sort)["snapshots"]
+    assert [one["names"] for one in listed] == [[name] for name in names]
+    assert run_json(capsys, "store", "ls", "--sort", sort, "--limit", "1")["snapshots"] == listed[:1]
+
+
+def test_ls_of_an_unknown_field_is_a_mistake(here, capsys):
+    assert main(["store", "ls", "--sort", "acuracy"]) == 2
+    assert "--sort acuracy: unknown field 'acuracy'; did you mean 'accuracy'?" in capsys.readouterr().err
+
+
+def test_ls_as_csv_and_markdown_has_every_field(here, capsys):
+    listed = run_json(capsys, "store", "ls")["snapshots"]
+    rows = list(csv.DictReader(io.StringIO(run_text(capsys, "store", "ls", "--format", "csv"))))
+    assert [row["id"] for row in rows] == [one["id"] for one in listed]
+    assert list(rows[0]) == list(listed[0])
+    assert {row["names"]: row["accuracy"] for row in rows} == {"base": "", "tuned": "0.75"}
+    head, rule, *lines = run_text(capsys, "store", "ls", "--format", "md").splitlines()
+    assert head.split(" | ")[1] == "architecture" and rule.count("---") == len(listed[0]) and len(lines) == 2
+
+
+def test_the_beginning_of_a_name_will_do_where_it_is_unique(here, capsys):
+    assert run_json(capsys, "store", "show", "tun")["names"] == ["tuned"]
+    store = copied_store(here)
+    store.set_ref("tuned-again", store.resolve("tuned"))
+    assert run_json(capsys, "store", "show", "tun")["names"] == ["tuned", "tuned-again"]
+    store.set_ref("tunnel", store.resolve("base"))
+    assert main(["store", "show", "tun"]) == 2
+    assert "'tun' is a prefix of 3 names: tuned, tuned-again, tunnel" in capsys.readouterr().err
+    assert run_json(capsys, "store", "show", "tuned")["names"] == ["tuned", "tuned-again"]

@@ -63,7 +63,9 @@ train_configs = st.fixed_dictionaries(
 retrain_configs = st.one_of(
     st.fixed_dictionaries({"distribution": st.sampled_from(["top_layers", "uniform", "last_one_layer"])}),
     st.fixed_dictionaries({"distribution": st.just("fixed"), "values": st.lists(st.integers(0, 80), min_size=1)}),
-    st.fixed_dictionaries({"distribution": st.just("fixed"), "freeze_fraction": st.floats(0, 1)}),
+    st.fixed_dictionaries(
+        {"distribution": st.just("fixed"), "freeze_fraction": st.floats(0, 1), "stem": st.booleans()}
+    ),
 )
 generate_documents = st.fixed_dictionaries(
     {"datasets": st.lists(texts, min_size=1, max_size=4, unique=True)},

@@ -9,9 +9,12 @@ from raysnap.config.jobs import GenerateConfig
 from raysnap.datasets.shapes import draw_task
 from raysnap.errors import ConfigError, DataError
 from raysnap.models.block_facts import block_shapes
+from raysnap.models.blocks import random_tensors
 from raysnap.planning import forecast as forecast_module
 from raysnap.planning.forecast import check_room, forecast
 from raysnap.planning.generate import plan_generate
+from raysnap.store.manifest import Preprocessing
+from raysnap.store.store import Store
 
 
 def job(directory, **changes) -> GenerateConfig:
@@ -56,12 +59,30 @@ def test_cached_outputs_are_computed_once_for_all_trials(tmp_path):
 
 def test_shared_blocks_count_once(tmp_path):
     found = forecast_of(job(tmp_path))
-    model_bytes = sum(shape.num_parameter_bytes for shape in block_shapes("resnet18", 32))
-    stem_bytes = block_shapes("resnet18", 32)[0].num_parameter_bytes
-    assert found.copied_bytes == 3 * model_bytes
+    stem_bytes, *others, widest_bytes = (shape.num_parameter_bytes for shape in block_shapes("resnet18", 32))
+    head_bytes = widest_bytes * 4 // 1000
+    model_bytes = stem_bytes + sum(others) + head_bytes
+    assert found.copied_bytes == pytest.approx(3 * model_bytes, abs=3)
+    assert found.store_bytes == pytest.approx(model_bytes + sum(others) + 2 * head_bytes, abs=3)
+
+
+def test_bases_of_the_store_add_nothing_to_it(tmp_path):
+    known = job(tmp_path, num_snapshots=1, retrain={"distribution": "fixed", "values": [0]})
+    blocks = random_tensors("resnet18", 4, 0)
+    Store.open(known.store, create=True).put_snapshot(
+        architecture="resnet18", blocks=blocks, num_classes=4, name="mine"
+    )
+    of_store = known.model_copy(update={"base": known.base.model_copy(update={"weights": "mine"})})
     head_bytes = block_shapes("resnet18", 32)[-1].num_parameter_bytes * 4 // 1000
-    trained_bytes = model_bytes - stem_bytes - block_shapes("resnet18", 32)[-1].num_parameter_bytes + 2 * head_bytes
-    assert found.store_bytes == pytest.approx(model_bytes + trained_bytes, abs=2)
+    assert forecast_of(of_store).store_bytes == pytest.approx(head_bytes, abs=1)
+    assert forecast_of(known).store_bytes > 1000 * head_bytes
+
+
+def test_pixels_are_those_of_the_items_that_are_used(tmp_path):
+    all_bytes = forecast_of(job(tmp_path)).pixel_bytes
+    edge = Preprocessing.cropping(32).resize_size
+    assert all_bytes == 48 * 3 * edge * (edge + 1)
+    assert forecast_of(job(tmp_path, num_train=4, num_val=2, num_test=2)).pixel_bytes == all_bytes * 8 // 48
 
 
 def test_generated_and_missing_datasets_are_counted_alike(tmp_path):

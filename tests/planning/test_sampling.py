@@ -199,3 +199,14 @@ def test_every_dataset_gets_every_fixed_value():
     )
     drawn_for = {(trial.architecture, trial.dataset, trial.retrain_index) for trial in sample_trials(config)}
     assert len(drawn_for) == 8
+
+
+def test_trials_of_all_blocks_retrain_the_stem_if_asked():
+    retrain = {"distribution": "fixed", "values": (8, 7)}
+    frozen = sample_trials(job(4, architectures=("resnet18",), datasets=("pets",), retrain=RetrainConfig(**retrain)))
+    config = job(4, architectures=("resnet18",), datasets=("pets",), retrain=RetrainConfig(**retrain, stem=True))
+    trials = sample_trials(config)
+    assert [trial.num_frozen for trial in frozen] == [1, 2, 1, 2]
+    assert [trial.num_frozen for trial in trials] == [0, 2, 0, 2]
+    assert [trial.id for trial in trials][:2] == ["001-resnet18-pets-rall", "002-resnet18-pets-r7"]
+    assert [trial.seed for trial in trials] == [trial.seed for trial in frozen]
