@@ -20,9 +20,8 @@ from raysnap.search.plan.costs import BlockKey, block_key
 from raysnap.search.plan.tree import Node
 from raysnap.system import num_cpus
 
-# A GPU waits for its blocks, so several threads read for it. A CPU's cores have blocks to run; they wait for more than
-# one thread reads only at the start.
-MAX_READERS = {"cpu": 2, "cuda": 8}
+# A GPU waits for its blocks, so several threads read for it; a CPU's cores have blocks to run.
+MAX_READERS = {"cpu": 1, "cuda": 8}
 
 
 @dataclass(frozen=True)
