@@ -123,7 +123,7 @@ MISTAKES = [
     (["store", "ls", "--store", "a-file"], "a-file: expected a store's folder, found a file"),
     (["store", "ls", "--store", "data"], "data: expected a model store, found a folder without store.json"),
     (["store", "ls", "--where", "accuracy >"], "not an expression"),
-    (["store", "show", "bas"], "no snapshot has the name or id 'bas'; did you mean 'base'?"),
+    (["store", "show", "bsae"], "no snapshot has the name or id 'bsae'; did you mean 'base'?"),
     (["store", "show", "../../etc/passwd"], "no snapshot has the name or id '../../etc/passwd'"),
     (["store", "diff", "base", "nope"], "no snapshot has the name or id 'nope'"),
     (["store", "export", "nope", "--to", "x.pth"], "no snapshot has the name or id 'nope'"),
