@@ -21,7 +21,7 @@ _DTYPES = {
     "float16": torch.float16,
 }
 _CPU_BFLOAT16 = ("avx512_bf16", "amx_bf16", "sve_bf16", "bf16")
-# On x86 CPUs the other layout costs these 24 to 28 % of their training speed.
+# On an x86 CPU these train 1.3 (96 px) to 1.4 times (224 px) as fast so; ResNets gain less than a tenth.
 _CHANNELS_LAST_ON_CPU = frozenset(("mobilenet_v2",))
 _CUBLAS_WORKSPACE = ":4096:8"  # without it the order of cuBLAS's sums varies
 
