@@ -8,9 +8,11 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+from pydantic import ValidationError
 
 from raysnap.atomic import write_atomically
 from raysnap.config.load import dump_yaml
@@ -136,7 +138,7 @@ def check_run_dir(config: Config, path: Path, *, resume: bool) -> None:
         return
     if not resume:
         raise ConfigError(f"run_dir {path}: already holds a run; add --resume to finish it, or choose another run_dir=")
-    before, now = read_yaml(config_path), config.model_dump(mode="json")
+    before, now = _as_started(config, config_path), config.model_dump(mode="json")
     changed = [key for key in now if key != "resources" and before.get(key) != now[key]]
     if changed:
         key = changed[0]
@@ -144,6 +146,14 @@ def check_run_dir(config: Config, path: Path, *, resume: bool) -> None:
             f"run_dir {path}: {key}: the run was started with {before.get(key)!r}, found {now[key]!r}; resume with the "
             "same configuration, or choose another run_dir="
         )
+
+
+def _as_started(config: Config, path: Path) -> dict[str, Any]:
+    """Return the configuration that a run was started with; keys that raysnap has since added have their defaults."""
+    document: dict[str, Any] = read_yaml(path)
+    with suppress(ValidationError):
+        document = type(config).model_validate(document).model_dump(mode="json")
+    return document
 
 
 def _append_line(path: Path, text: str) -> None:

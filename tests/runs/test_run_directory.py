@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from raysnap.config.jobs import GenerateConfig
 from raysnap.config.load import load_config
+from raysnap.config.parts import RetrainConfig
 from raysnap.errors import ConfigError
 from raysnap.planning.sampling import sample_trials
 from raysnap.runs import run_directory as runs
@@ -71,6 +72,17 @@ def test_a_changed_configuration_is_refused_naming_its_key(tmp_path, update, mes
     begin(tmp_path)
     with pytest.raises(ConfigError, match=message):
         begin(tmp_path, CONFIG.model_copy(update=update), resume=True)
+
+
+def test_a_run_from_before_a_key_was_added_goes_on(tmp_path):
+    begin(tmp_path)
+    lines = (tmp_path / "config.yaml").read_text().splitlines(keepends=True)
+    kept = [line for line in lines if not line.startswith(("  stem:", "num_test:"))]
+    assert len(kept) == len(lines) - 2
+    (tmp_path / "config.yaml").write_text("".join(kept))
+    begin(tmp_path, resume=True)
+    with pytest.raises(ConfigError, match="retrain: the run was started with .*'stem': False"):
+        begin(tmp_path, CONFIG.model_copy(update={"retrain": RetrainConfig(stem=True)}), resume=True)
 
 
 def test_a_run_may_go_on_with_other_resources(tmp_path):
