@@ -11,6 +11,7 @@ range, so that they are scaled from minimum to maximum.
 from __future__ import annotations
 
 import re
+import sys
 from io import BufferedReader
 from typing import Any, NamedTuple
 
@@ -125,4 +126,4 @@ def _raw_mode(image: Image.Image) -> str | None:
 def _is_big_endian(raw_mode: str) -> bool:
     order = _RAW_16.search(raw_mode)
     assert order is not None
-    return order[1] == "B" or (order[1] == "N" and np.little_endian is False)
+    return order[1] == "B" or (order[1] == "N" and sys.byteorder == "big")

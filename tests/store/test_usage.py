@@ -5,7 +5,9 @@ import itertools
 import pytest
 
 from raysnap.errors import SnapshotNotFound
+from raysnap.store.files import Files
 from raysnap.store.manifest import DatasetRecord
+from raysnap.store.usage import measure_usage
 from tests.support.store_blocks import put
 
 
@@ -78,3 +80,11 @@ def test_blocks_that_nothing_needs_are_told(family):
     freed = store.freed_by([stranger])
     store.remove_snapshots([stranger])
     assert store.usage().unreached_bytes == freed.num_bytes
+
+
+def test_a_lineage_that_runs_in_a_circle_ends(family):
+    store, (base, head, two, stranger) = family
+    bases = {base: two, head: base, two: head, stranger: head}  # written by hand: no writer of ours can
+    summaries = [one._replace(base=bases[one.id]) for one in store.summaries()]
+    usage = measure_usage(Files(store.path), summaries, "lineage")
+    assert sum(group.num_snapshots for group in usage.groups) == 4
