@@ -13,7 +13,7 @@ import zipfile
 from pathlib import Path
 from typing import IO, Any, TypeAlias
 
-from raysnap.errors import WeightsError
+from raysnap.errors import SYSTEM_LIMITS, WeightsError
 
 MAX_DEPTH = 100
 MAX_VALUES = 10_000_000
@@ -52,6 +52,8 @@ def check_checkpoint(path: Path) -> None:
                 file.seek(0)
                 _check_legacy(file)
     except (ValueError, LookupError, OSError, zipfile.BadZipFile, NotImplementedError, EOFError) as error:
+        if isinstance(error, OSError) and error.errno in SYSTEM_LIMITS:
+            raise WeightsError(f"{path}: {SYSTEM_LIMITS[error.errno]}") from None
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise WeightsError(
             f"{path}: expected a checkpoint of tensors only (torch.save of a state_dict()), found: {reason}"
