@@ -72,9 +72,10 @@ def search_lines(result: Mapping[str, Any]) -> str:
 
 
 def read_line(account: Mapping[str, Any]) -> str:
-    """Say how many images of a dataset were read, and how many files were not."""
+    """Say how many images of a dataset were read, and how many files were not that someone may miss."""
     counts = ", ".join(f"{split} {count_text(count)}" for split, count in account["num_images"].items())
-    left_out = f"; {plural(account['num_left_out'], 'file')} left out" if account["num_left_out"] else ""
+    num_missed = sum(one["num_files"] for one in account["left_out"] if not one["is_expected"])
+    left_out = f"; {plural(num_missed, 'file')} left out" if num_missed else ""
     bad = f"; {plural(len(account['bad']), 'bad image')}" if account["bad"] else ""
     return f"{plural(sum(account['num_images'].values()), 'image')} of {account['dataset']}: {counts}{left_out}{bad}"
 

@@ -2,7 +2,7 @@
 
 from types import SimpleNamespace
 
-from raysnap.cli.search_tables import cells_table, methods_table, noise_lines
+from raysnap.cli.search_tables import cells_table, methods_table, noise_lines, read_line
 
 
 def bench_cell(method: str, cache: str, median_s: float, **keys):
@@ -58,3 +58,13 @@ def test_planned_work_marks_averages_and_what_is_unknown():
     rows = columns(cells_table(cells, works))
     assert [row["image-forwards"] for row in rows] == ["20", "~20", "–"]
     assert [row["candidates"] for row in rows] == ["2", "2", "–"]
+
+
+def test_only_files_that_someone_may_miss_are_told():
+    def left_out(num_files, *, is_expected):
+        return {"path": "a", "reason": "why", "num_files": num_files, "is_expected": is_expected}
+
+    account = {"dataset": "pets", "num_images": {"train": 8, "val": 2}, "num_left_out": 4, "bad": []}
+    record, photos = left_out(1, is_expected=True), left_out(3, is_expected=False)
+    assert read_line(account | {"left_out": [record]}) == "10\u00a0images of pets: train 8, val 2"
+    assert read_line(account | {"left_out": [record, photos]}).endswith("val 2; 3\u00a0files left out")
