@@ -28,6 +28,7 @@ GOAL_S = 1.0
 SPREAD_LIMIT = 0.10
 WINDOW = 100
 LOOK_EVERY_S = 0.5
+MAX_FAILURES = 4  # a trial that starts again takes as long as twenty others: it may well be killed a second time
 TRIAL_TITLE = re.compile(r"ray::(RaysnapTrial|run-trials)\b")
 SIZES = {  # architecture, image_size, items in each split, batch size
     False: ("resnet18", 64, {"num_train": 256, "num_val": 64, "num_test": 64}, 32),
@@ -161,7 +162,7 @@ def run(folder: Path, options: argparse.Namespace, watch: Watch) -> tuple[list[d
             "shapes": {"image_size": image_size + 8} | num_items,
             "train": {"epochs": options.epochs, "batch_size": batch_size},
             "retrain": {"distribution": "fixed", "values": [1]},
-            "resources": {"max_concurrent": options.at_once},
+            "resources": {"max_concurrent": options.at_once, "max_failures": MAX_FAILURES if options.kill_rate else 1},
         }
     )
     config_path = folder / "job.yaml"

@@ -95,7 +95,7 @@ class TrainConfig(Section):
     channels_last: bool | None = Field(
         None,
         description="Whether convolutions use the channels-last layout; null is the faster: true on a GPU and for "
-        "architectures that are faster with it on a CPU (MobileNetV2), else false.",
+        "architectures that are faster with it on a CPU (MobileNets, EfficientNets, RegNets), else false.",
     )
     compile: bool = Field(False, description="Whether to compile the trained blocks with torch.compile.")
     deterministic: bool = Field(
