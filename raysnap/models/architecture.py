@@ -7,10 +7,9 @@ is canonical JSON. Whether a family knows the name is the family's to say.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Final
 
 from blake3 import blake3
@@ -26,7 +25,9 @@ FAMILIES: Final = (TORCHVISION, TIMM, HF)
 
 MAX_CHARACTERS = 65_536
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,199}")
+_PACKAGES = {HF: "transformers"}  # where the package is called otherwise than the family
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,199}")
+_NUM_SHOWN_DIGITS = 6
 
 
 @dataclass(frozen=True)
@@ -36,33 +37,41 @@ class Architecture:
     Attributes:
         family: `torchvision`, `timm` or `hf`, the library that the network comes from.
         name: torchvision's builder, timm's model or transformers' model type.
-        configuration: what the builder is told: values of JSON, only those that differ from its defaults.
+        configuration: what the builder is told, as canonical JSON; empty where that is nothing.
 
     Raises:
-        ArchitectureError: the family or the name can't be one, or the configuration is no JSON.
+        ArchitectureError: the family or the name can't be one, or the configuration is no canonical JSON object.
     """
 
     family: str
     name: str
-    configuration: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    configuration: str = ""
 
     def __post_init__(self) -> None:
         if self.family not in FAMILIES:
             raise _error(f"{self.family}/{self.name}", f"one of the families {', '.join(FAMILIES)}", self.family)
         if not isinstance(self.name, str) or not _NAME.fullmatch(self.name):
             raise _error(str(self.name), "letters, digits, '_', '.' and '-'", str(self.name))
-        try:
-            plain = json.loads(canonical_json(dict(self.configuration)))
-        except (ValueError, TypeError, RecursionError) as error:
-            raise _error(self.name, "a configuration of plain JSON", str(error) or type(error).__name__) from None
-        if plain and self.family == TORCHVISION:
-            raise _error(self.name, "no configuration, as torchvision's names have none", next(iter(plain)))
-        object.__setattr__(self, "configuration", plain)  # a private copy: the caller's may change
+        if self.configuration and self.family == TORCHVISION:
+            raise _error(self.name, "no configuration, as torchvision's names have none", self.configuration)
+        if self.configuration != _canonical(self.name, self.configuration):
+            raise _error(self.name, "a configuration in canonical JSON", self.configuration)
 
     def __str__(self) -> str:
-        if self.family == TORCHVISION:
-            return self.name
-        return f"{self.family}/{self.name}{canonical_json(self.configuration).decode() if self.configuration else ''}"
+        return self.name if self.family == TORCHVISION else f"{self.family}/{self.name}{self.configuration}"
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The configuration as a new dictionary."""
+        return dict(parse_json(self.configuration.encode())) if self.configuration else {}
+
+    @property
+    def shown(self) -> str:
+        """The short form for tables and file names: a configuration is the first digits of its BLAKE3."""
+        if not self.configuration:
+            return str(self)
+        digest = blake3(self.configuration.encode()).hexdigest()[:_NUM_SHOWN_DIGITS]
+        return f"{self.family}/{self.name}-{digest}"
 
 
 def parse(text: str) -> Architecture:
@@ -77,30 +86,45 @@ def parse(text: str) -> Architecture:
     family, slash, name = front.strip().partition("/")
     if not slash:
         family, name = TORCHVISION, family
-    configuration = {}
-    if brace:
-        try:
-            configuration = parse_json((brace + rest).encode())
-        except (ValueError, RecursionError) as error:
-            reason = str(error) or "JSON that is nested too deeply"
-            raise _error(text, "a JSON object after the name", reason) from None
-    return Architecture(family, name, configuration)
+    return Architecture(family, name, _canonical(text, brace + rest))
+
+
+def architecture(family: str, name: str, options: Mapping[str, Any]) -> Architecture:
+    """Return the architecture of this name whose builder is told these things.
+
+    Raises:
+        ArchitectureError: the name can't be one, or the options are no plain JSON.
+    """
+    try:
+        text = canonical_json(dict(options)).decode() if options else ""
+    except (ValueError, TypeError, RecursionError) as error:
+        raise _error(name, "a configuration of plain JSON", str(error) or type(error).__name__) from None
+    return Architecture(family, name, text)
+
+
+def package_of(family: str) -> str:
+    """Return the name of the package that a family's models come from."""
+    return _PACKAGES.get(family, family)
 
 
 def shown(text: str) -> str:
-    """Return an architecture's string in short, for tables and file names: `hf/vit-1a2b3c`.
-
-    The end stands for the configuration: the first six digits of its BLAKE3. A string of another form is returned as it
-    is, so that a name that nobody knows can be shown, too.
-    """
+    """Return an architecture's string in short: `hf/vit-1a2b3c`; a string of another form is returned as it is."""
     try:
-        architecture = parse(text)
+        return parse(text).shown
     except ArchitectureError:
         return text
-    if not architecture.configuration:
-        return str(architecture)
-    digest = blake3(canonical_json(architecture.configuration)).hexdigest()[:6]
-    return f"{architecture.family}/{architecture.name}-{digest}"
+
+
+def _canonical(text: str, configuration: str) -> str:
+    """Return a configuration in canonical JSON, empty where it says nothing."""
+    if not configuration:
+        return ""
+    try:
+        options = parse_json(configuration.encode())
+        return canonical_json(options).decode() if options else ""
+    except (ValueError, RecursionError) as error:
+        reason = str(error) if isinstance(error, ValueError) else "JSON that is nested too deeply"
+        raise _error(text, "a JSON object after the name", reason) from None
 
 
 def _error(text: str, expected: str, found: str) -> ArchitectureError:

@@ -5,11 +5,11 @@ import pickle
 import pytest
 
 from raysnap.errors import ArchitectureError
-from raysnap.models.architecture import Architecture, parse, shown
+from raysnap.models.architecture import Architecture, architecture, package_of, parse, shown
 
 
 @pytest.mark.parametrize(
-    ("text", "family", "name", "configuration"),
+    ("text", "family", "name", "options"),
     [
         ("resnet18", "torchvision", "resnet18", {}),
         ("timm/vit_tiny_patch16_224", "timm", "vit_tiny_patch16_224", {}),
@@ -17,25 +17,25 @@ from raysnap.models.architecture import Architecture, parse, shown
         ('hf/xlm-roberta{"a":[1,2.5],"b":{"c":null}}', "hf", "xlm-roberta", {"a": [1, 2.5], "b": {"c": None}}),
     ],
 )
-def test_a_string_reads_and_writes_back(text, family, name, configuration):
+def test_a_string_reads_and_writes_back(text, family, name, options):
     found = parse(text)
-    assert (found.family, found.name, found.configuration) == (family, name, configuration)
+    assert (found.family, found.name, found.options) == (family, name, options)
     assert str(found) == text
-    assert found == Architecture(family, name, configuration)
-    assert hash(found) == hash(Architecture(family, name, configuration))
-    assert pickle.loads(pickle.dumps(found)) == found
+    assert found == architecture(family, name, options) == pickle.loads(pickle.dumps(found))
+    assert hash(found) == hash(Architecture(family, name, found.configuration))
 
 
 def test_json_of_any_spelling_becomes_canonical():
     assert str(parse('hf/vit { "b": 1, "a" : "\\u00fc" }')) == 'hf/vit{"a":"ü","b":1}'
     assert str(parse("hf/vit{}")) == "hf/vit"
+    with pytest.raises(ArchitectureError, match="canonical JSON"):
+        Architecture("hf", "vit", '{"b": 1}')
 
 
-def test_an_architecture_keeps_its_own_configuration():
-    given = {"sizes": [1, 2]}
-    architecture = Architecture("hf", "vit", given)
-    given["sizes"].append(3)
-    assert architecture.configuration == {"sizes": [1, 2]}
+def test_options_are_the_callers_own():
+    found = parse('hf/vit{"sizes":[1,2]}')
+    found.options["sizes"].append(3)
+    assert found.options == {"sizes": [1, 2]}
 
 
 @pytest.mark.parametrize(
@@ -64,11 +64,10 @@ def test_what_is_no_name_is_refused_in_one_line(text):
     assert len(str(caught.value)) < 600
 
 
-def test_a_configuration_must_be_json():
+@pytest.mark.parametrize("options", [{"a": object()}, {"a": float("nan")}])
+def test_a_configuration_must_be_json(options):
     with pytest.raises(ArchitectureError, match="plain JSON"):
-        Architecture("hf", "vit", {"a": object()})
-    with pytest.raises(ArchitectureError, match="plain JSON"):
-        Architecture("hf", "vit", {"a": float("nan")})
+        architecture("hf", "vit", options)
 
 
 def test_the_short_form_stands_for_the_configuration():
@@ -79,3 +78,7 @@ def test_the_short_form_stands_for_the_configuration():
     assert len(short) == len("hf/vit-1a2b3c")
     assert short == shown('hf/vit{ "hidden_size" : 32 }') != shown('hf/vit{"hidden_size":33}')
     assert shown("no such thing") == "no such thing"
+
+
+def test_a_family_says_its_package():
+    assert [package_of(family) for family in ("torchvision", "timm", "hf")] == ["torchvision", "timm", "transformers"]
