@@ -9,7 +9,7 @@ from typing import Any, Literal
 from pydantic import Field, field_serializer, field_validator, model_validator
 
 from raysnap.config.folders import Folder, NameOrFolder
-from raysnap.config.jobs import FinetuneConfig
+from raysnap.config.jobs import TrialsConfig
 from raysnap.config.parts import BaseConfig, RetrainDepth
 from raysnap.config.space_entry import KINDS_OF_ENTRY, SpaceEntry
 from raysnap.config.strict import Section, dotted_keys
@@ -31,7 +31,7 @@ class PointConfig(Section):
 Metric = Literal["val_accuracy", "val_top5_accuracy", "val_macro_f1", "val_loss"]
 
 
-class SweepConfig(FinetuneConfig):
+class SweepConfig(TrialsConfig):
     """A sweep: fine-tunes that differ in the values of a space, compared by one validation metric.
 
     >>> raysnap.SweepConfig(datasets=["shapes-shape-a"], space={"train.lr": {"grid": [0.01, 0.1]}}).metric

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from raysnap.config.jobs import FinetuneConfig
+from raysnap.config.jobs import TrialsConfig
 from raysnap.datasets.dataset import read_folder
 from raysnap.datasets.shapes import TASKS
 from raysnap.datasets.splits import VAL_FRACTION
@@ -74,7 +74,7 @@ class Forecast:
     gpu_bytes: tuple[int, ...]
 
 
-def forecast(config: FinetuneConfig, plan: TrialsPlan, gpu_bytes: Sequence[int] = ()) -> Forecast:
+def forecast(config: TrialsConfig, plan: TrialsPlan, gpu_bytes: Sequence[int] = ()) -> Forecast:
     """Return what the job will take beyond what is already there; reads folders and writes nothing.
 
     Args:
@@ -122,7 +122,7 @@ def forecast(config: FinetuneConfig, plan: TrialsPlan, gpu_bytes: Sequence[int] 
     )
 
 
-def check_room(config: FinetuneConfig, needed: Forecast) -> None:
+def check_room(config: TrialsConfig, needed: Forecast) -> None:
     """Check that the disks have room for what the job writes.
 
     Raises:
@@ -156,7 +156,7 @@ class _DatasetSize:
     num_classes: int
 
     @classmethod
-    def of(cls, folder: Path | None, config: FinetuneConfig) -> _DatasetSize:
+    def of(cls, folder: Path | None, config: TrialsConfig) -> _DatasetSize:
         """Return the sizes after the job's caps; a missing built-in dataset has those it will be generated with."""
         if folder is None:
             shapes, num_classes = config.shapes, 4
@@ -203,7 +203,7 @@ def _train_flops(trial: Trial, size: _DatasetSize, image_size: int, depth: int) 
     return trial.train.epochs * per_epoch + size.num_test * (forward - cached)
 
 
-def _edge(trial: Trial, config: FinetuneConfig) -> int:
+def _edge(trial: Trial, config: TrialsConfig) -> int:
     return trial.image_size or config.image_size
 
 
@@ -247,7 +247,7 @@ def _model_bytes(architecture: str, num_classes: int, image_size: int) -> int:
     return math.ceil(sum(num_bytes for _, num_bytes in _shapes_for(architecture, num_classes, image_size)))
 
 
-def _untrained_bytes(config: FinetuneConfig, plan: TrialsPlan, sizes: dict[str, _DatasetSize]) -> int:
+def _untrained_bytes(config: TrialsConfig, plan: TrialsPlan, sizes: dict[str, _DatasetSize]) -> int:
     """Return the most that the bases add which are stored untrained; a snapshot of the store adds nothing."""
     first = next(trial.trained_on for trial in [*plan.trials, *plan.bases] if trial.dataset)
     total = 0

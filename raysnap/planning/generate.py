@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from raysnap.config.jobs import FinetuneConfig, GenerateConfig
+from raysnap.config.jobs import GenerateConfig, TrialsConfig
 from raysnap.datasets.dataset import find_dataset, open_dataset
 from raysnap.datasets.splits import check_classes
 from raysnap.errors import DataError, SnapshotNotFound, WeightsError
@@ -49,7 +49,7 @@ def plan_generate(config: GenerateConfig) -> TrialsPlan:
     return check_plan(config, bases, weights, trials)
 
 
-def check_plan(config: FinetuneConfig, bases: list[Trial], weights: dict[str, str], trials: list[Trial]) -> TrialsPlan:
+def check_plan(config: TrialsConfig, bases: list[Trial], weights: dict[str, str], trials: list[Trial]) -> TrialsPlan:
     """Return the plan of these trials, checked against what is there; reads folders and writes nothing.
 
     Raises:
@@ -70,7 +70,7 @@ def check_plan(config: FinetuneConfig, bases: list[Trial], weights: dict[str, st
     return TrialsPlan(Preprocessing.cropping(config.image_size), bases, weights, trials, datasets)
 
 
-def _find_datasets(names: list[str], config: FinetuneConfig) -> dict[str, Path | None]:
+def _find_datasets(names: list[str], config: TrialsConfig) -> dict[str, Path | None]:
     """Return the folder of each dataset, None where it is generated first; report all missing ones at once."""
     found: dict[str, Path | None] = {}
     missing: dict[str, DataError] = {}
