@@ -26,9 +26,9 @@ from raysnap.tune.run_trials import run_trials
 from tests.support import SUPPORT, fault_jobs
 
 DEEP = os.environ.get("RAYSNAP_DEEP") == "1"
-SEEDS = range(10 if DEEP else 1)
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+only_deep = pytest.mark.skipif(not DEEP, reason="a minute of Ray; see tools/deep")
 
 
 class Driver:
@@ -96,17 +96,18 @@ def trained_undisturbed(driver: Driver, directory: Path) -> dict[str, list[str]]
     return digests
 
 
-@pytest.mark.parametrize("seed", SEEDS)
+@only_deep
+@pytest.mark.parametrize("seed", range(10))
 def test_a_repeatedly_stopped_driver_finishes_without_repeats(ray_local, tmp_path, seed):
     driver = Driver(tmp_path, seed)
     address = ray.get_runtime_context().gcs_address
     for fault, exit_code, address_of_run in [
-        *([("killed while actors start", -signal.SIGKILL, None)] if DEEP else []),
-        *([("SIGINT", 130, address)] if DEEP else []),
-        *([("SIGTERM", 130, None)] if DEEP else []),
-        *([("killed midway", -signal.SIGKILL, address)] if DEEP else []),
+        ("killed while actors start", -signal.SIGKILL, None),
+        ("SIGINT", 130, address),
+        ("SIGTERM", 130, None),
+        ("killed midway", -signal.SIGKILL, address),
         ("killed before a row", -signal.SIGKILL, address),
-        *([("killed after a row", -signal.SIGKILL, address)] if DEEP else []),
+        ("killed after a row", -signal.SIGKILL, address),
         ("none", 0, address),
     ]:
         done_before = {row["trial"] for row in driver.rows()}
@@ -164,6 +165,7 @@ def head(checkpoint_dir: Path) -> dict[str, torch.Tensor]:
     return decode(memoryview(bytearray(path.read_bytes())), path.name)
 
 
+@only_deep
 @pytest.mark.xdist_group("ray_local")  # nodes of its own, beside which no other Ray may run
 def test_trials_spread_over_two_nodes_and_survive_one(tmp_path):
     script = SUPPORT / "fault_cluster.py"
