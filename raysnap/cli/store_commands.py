@@ -101,18 +101,22 @@ def store_show(snapshot: SnapshotName, store_dir: StoreDir = Path("store"), as_j
     bases = store.lineage(manifest)
     derived = store.summaries(f"base == '{manifest.id}'")
     holders = store.snapshots_with([block.digest for block in manifest.blocks])
+    made_by = store.record_of(manifest)
     if as_json:
         document = manifest.model_dump(mode="json") | {"names": store.names_of(manifest.id)}
+        document |= {"made_by": made_by.model_dump(mode="json") if made_by else None}
         document |= {"lineage": [base.id for base in bases], "derived": [summary.id for summary in derived]}
         others = {digest: [other for other in found if other != manifest.id] for digest, found in holders.items()}
         print_json(document | {"shared_with": {block.name: others[block.digest] for block in manifest.blocks}})
     else:
-        from raysnap.cli.store_tables import blocks_table, lineage_tree, manifest_table
+        from raysnap.cli.store_tables import blocks_table, lineage_tree, manifest_table, searched_line
 
         names = {snapshot: name for name, snapshot in reversed(store.refs().items())}
         print_result(manifest_table(manifest, store.names_of(manifest.id)))
         print_result("")
         print_result(lineage_tree(bases, manifest, derived, names))
+        if made_by is not None and made_by.searched is not None:
+            print_result(searched_line(made_by.searched))
         print_result("")
         print_result(blocks_table(manifest, holders, names))
     return 0

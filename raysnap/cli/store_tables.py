@@ -17,6 +17,7 @@ from raysnap.humanize import bytes_text, plural, score_text, share_text
 if TYPE_CHECKING:
     from raysnap.store.index import SnapshotSummary
     from raysnap.store.manifest import Manifest
+    from raysnap.store.records import SearchedFrom
     from raysnap.store.usage import Freed, Usage
 
 
@@ -102,6 +103,15 @@ def manifest_table(manifest: Manifest, names: Sequence[str]) -> Table:
             ("metrics", metrics or None),
             ("created", manifest.created),
         ],
+    )
+
+
+def searched_line(searched: SearchedFrom) -> str:
+    """Say what a search had said of the start that a snapshot was fine-tuned from."""
+    expected = "" if searched.expected_loss is None else f", expected loss {searched.expected_loss:.3f}"
+    return (
+        f"Its base was rank {searched.rank} of {plural(searched.num_candidates, 'candidate')} in a search by "
+        f"{searched.method}: {searched.proxy} score {score_text(searched.score)}{expected}"
     )
 
 

@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from raysnap.config.parts import ShapesConfig
 from raysnap.config.search_options import SearchOptions
 from raysnap.datasets.dataset import find_dataset, open_dataset
 from raysnap.errors import ArchitectureError, UsageError
@@ -28,6 +29,18 @@ def check_question(store_dir: Path, data: str, options: SearchOptions) -> None:
     find_summaries(Store.open(store_dir), options.where)
     if find_dataset(data, options.data_dir, options.shapes) is not None:
         open_dataset(data, options.data_dir, options.shapes)
+
+
+def check_names(
+    store_dir: Path, data: str, data_dir: Path, shapes: ShapesConfig | None = None, where: str | None = None
+) -> None:
+    """Check that there is a store with snapshots to rank, and a dataset; read no more than the store's index.
+
+    Raises:
+        RaysnapError: one of them is missing or damaged.
+    """
+    find_summaries(Store.open(store_dir), where)
+    find_dataset(data, data_dir, shapes)
 
 
 def pick_static_baseline(candidates: Sequence[Candidate], ranking: Sequence[RankedSnapshot]) -> RankedSnapshot | None:

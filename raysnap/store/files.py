@@ -50,6 +50,7 @@ class Files:
         self.objects_dir = root / "objects"
         self.snapshots_dir = root / "snapshots"
         self.refs_dir = root / "refs"
+        self.records_dir = root / "records"
         self.tmp_dir = root / "tmp"
 
     def create_folders(self) -> None:
@@ -64,6 +65,13 @@ class Files:
             sync_dir(self.root)
             for folder in made:
                 sync_dir(folder.parent)
+
+    def create_records_dir(self) -> None:
+        """Create the folder of records, which a store has from its first record on."""
+        with translate_write_errors(self.records_dir):
+            if not self.records_dir.is_dir():
+                self.records_dir.mkdir(exist_ok=True)
+                sync_dir(self.root)
 
     def object_path(self, digest: str) -> Path:
         """Return the path of the object with this digest, which is checked before it becomes a path."""

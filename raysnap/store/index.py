@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from raysnap.errors import StoreDamaged, StoreError, StoreUnreadable
 from raysnap.store.catalog import read_manifest, read_ref
@@ -76,18 +76,28 @@ def list_summaries(files: Files, where: str | None = None) -> list[SnapshotSumma
     Raises:
         UsageError: `where` is not an expression over snapshots.
     """
-    condition, parameters = compile_where(where) if where is not None else ("1", [])
     with _connect(files) as connection:
         names: dict[str, list[str]] = {}
         for name, snapshot in connection.execute("SELECT name, id FROM refs ORDER BY name"):
             names.setdefault(snapshot, []).append(name)
-        try:
-            rows = connection.execute(
-                f"SELECT {_SUMMARY} FROM snapshots WHERE {condition} ORDER BY created, id", parameters
-            ).fetchall()
-        except sqlite3.OperationalError as error:
-            raise StoreError(f"where {where!r}: SQLite {sqlite3.sqlite_version} can't run it: {error}") from None
+        rows = _select(connection, _SUMMARY, where)
     return [SnapshotSummary._make((*row, tuple(names.get(row[0], ())))) for row in rows]
+
+
+def list_lineages(files: Files, where: str | None = None) -> list[tuple[str, str, str | None]]:
+    """Return the id, the architecture and the base of the snapshots that match `where`, oldest first."""
+    with _connect(files) as connection:
+        return _select(connection, "id, architecture, base", where)
+
+
+def _select(connection: sqlite3.Connection, columns: str, where: str | None) -> list[Any]:
+    condition, parameters = compile_where(where) if where is not None else ("1", [])
+    try:
+        return connection.execute(
+            f"SELECT {columns} FROM snapshots WHERE {condition} ORDER BY created, id", parameters
+        ).fetchall()
+    except sqlite3.OperationalError as error:
+        raise StoreError(f"where {where!r}: SQLite {sqlite3.sqlite_version} can't run it: {error}") from None
 
 
 def list_metrics(files: Files) -> dict[str, dict[str, float]]:

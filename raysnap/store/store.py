@@ -26,13 +26,14 @@ from raysnap.errors import (
     UsageError,
     WeightsError,
 )
-from raysnap.store import catalog, index, usage
+from raysnap.store import catalog, index, records, usage
 from raysnap.store.audit import Verification, verify
 from raysnap.store.files import MAX_ATTEMPTS, Files, OnRead, entries_in, gc_race_error
 from raysnap.store.garbage import collect_garbage
 from raysnap.store.index import SnapshotSummary
 from raysnap.store.manifest import BlockEntry, DatasetRecord, Manifest, Preprocessing, check_digest, check_ref_name
 from raysnap.store.new_snapshot import NewSnapshot, Origin
+from raysnap.store.records import RecordTable, StartRecord
 from raysnap.store.store_file import check_or_create
 from raysnap.store.usage import Freed, Usage
 
@@ -420,6 +421,36 @@ class Store:
 
         return to_pandas(self.summaries(where), index.list_metrics(self._files))
 
+    # Records
+
+    def put_record(self, record: StartRecord) -> str:
+        """Store what came of a fine-tune from a snapshot, and return the record's digest; a repeat changes nothing.
+
+        Raises:
+            StoreError: the store can't be written.
+        """
+        return records.put_record(self._files, record)
+
+    def records(self) -> Iterator[StartRecord]:
+        """Yield what came of the fine-tunes from this store's snapshots; damaged records are logged and left out.
+
+        >>> [record.start.architecture for record in raysnap.Store.open("store").records()]
+        []
+        """
+        return records.iter_records(self._files)
+
+    def record_of(self, manifest: Manifest) -> StartRecord | None:
+        """Return the record of the fine-tune that made this snapshot; None where there is none."""
+        return records.find_record(self._files, manifest)
+
+    def record_table(self) -> RecordTable:
+        """Return what ranking starts needs of all records, from a cache that is rebuilt where it is stale."""
+        return records.read_table(self._files)
+
+    def lineages(self, where: str | None = None) -> list[tuple[str, str, str | None]]:
+        """Return the id, the architecture and the base of the snapshots that match `where`, oldest first."""
+        return index.list_lineages(self._files, where)
+
     # Names
 
     def refs(self) -> dict[str, str]:
@@ -479,7 +510,8 @@ class Store:
     def _other_bytes(self) -> int:
         """Return the bytes of everything in the store that is not a block."""
         files = self._files
-        folders = (files.root, files.snapshots_dir, files.refs_dir, files.tmp_dir)
+        folders = [files.root, files.snapshots_dir, files.refs_dir, files.tmp_dir]
+        folders += [files.records_dir] if files.records_dir.is_dir() else []
         entries = (entry for folder in folders for entry in entries_in(folder))
         total = 0
         for entry in entries:

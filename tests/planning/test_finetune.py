@@ -1,0 +1,69 @@
+"""A finetune as a sweep: recipes before starts, each start with its own network, and no more than fits the time."""
+
+import pytest
+
+from raysnap.config.sweep import FinetuneConfig
+from raysnap.planning import finetune as module
+from raysnap.planning.finetune import fit_to_time, sweep_config
+from raysnap.planning.sweep import plan_sweep
+from raysnap.runs.shortlist import ShortlistedStart
+from raysnap.store.store import Store
+from tests.support.image_folders import make_folder
+from tests.support.search_stores import put, variant
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return make_folder(tmp_path / "photos", {"train/cat": 4, "train/dog": 4})
+
+
+@pytest.fixture
+def starts(tmp_path) -> list[ShortlistedStart]:
+    store = Store.open(tmp_path / "store", create=True)
+    made = (("resnet18", "deep"), ("mobilenet_v3_small", "small"))
+    return [
+        ShortlistedStart(put(store, name, variant(architecture, 0, 0), architecture), name, architecture, size)
+        for (architecture, name), size in zip(made, (64, 32), strict=True)
+    ]
+
+
+def config_of(tmp_path, folder, **more) -> FinetuneConfig:
+    places = {"store": tmp_path / "store", "run_dir": tmp_path / "run", "dataset": str(folder)}
+    return FinetuneConfig.model_validate(places | more)
+
+
+def test_recipes_come_before_starts_each_with_its_own_network(tmp_path, folder, starts):
+    config = config_of(tmp_path, folder, preset="quick")
+    trials = plan_sweep(sweep_config(config, folder, starts, 3)).trials
+    shown = [(one.point["retrain"], one.point["base.weights"], one.architecture, one.image_size) for one in trials]
+    assert shown == [
+        ("all", "deep", "resnet18", 64),
+        ("all", "small", "mobilenet_v3_small", 32),
+        ("head", "deep", "resnet18", 64),
+        ("head", "small", "mobilenet_v3_small", 32),
+    ]
+    assert {trial.train.epochs for trial in trials} == {3}
+
+
+def test_whole_nets_are_retrained_with_rates_that_fall_towards_the_stem(tmp_path, folder, starts):
+    for preset in ("quick", "good", "best"):
+        sweep = sweep_config(config_of(tmp_path, folder, preset=preset), folder, starts, 3)
+        first = plan_sweep(sweep).trials[0]
+        assert first.train.layer_lrs == (1e-3, 3e-4, 1e-4, 3e-5) and first.retrain_index == 8
+    assert sweep.scheduler == "asha" and sweep.keep == "best"
+
+
+def test_small_nets_get_no_more_rates_than_blocks(tmp_path, folder, starts, monkeypatch):
+    monkeypatch.setattr(module, "num_body_blocks", lambda _: 1)
+    space = sweep_config(config_of(tmp_path, folder), folder, starts, 3).model_dump(mode="json")["space"]
+    assert all(len(rates) <= 2 for entry in space["train.layer_lrs"] for rates in entry["grid"].values())
+
+
+def test_less_time_means_fewer_epochs_and_then_fewer_starts(tmp_path, folder, starts, monkeypatch):
+    monkeypatch.setattr(module, "forecast_s", lambda _config, _folder, some, epochs: float(10 * len(some) * epochs))
+    config = config_of(tmp_path, folder)
+    fits = {seconds: fit_to_time(config, folder, starts, seconds) for seconds in (1000, 240, 160, 80, 40, 20, 1)}
+    sizes = {seconds: (len(chosen), epochs) for seconds, (chosen, epochs, _) in fits.items()}
+    assert sizes == {1000: (2, 12), 240: (2, 12), 160: (2, 8), 80: (2, 4), 40: (1, 4), 20: (1, 2), 1: (1, 2)}
+    assert all(needed <= seconds for seconds, (_, _, needed) in fits.items() if seconds >= 20)
+    assert fit_to_time(config_of(tmp_path, folder, train={"epochs": 1}), folder, starts, 1)[1] == 1
