@@ -13,6 +13,7 @@ from raysnap.errors import WeightsError
 from raysnap.jobs.data import JobData
 from raysnap.jobs.job import Job
 from raysnap.jobs.stage import Stage, run_stage
+from raysnap.models.architecture import TORCHVISION, parse
 from raysnap.models.blocks import num_classes_of, random_tensors, split_state_dict
 from raysnap.models.lean_torchvision import models
 from raysnap.models.weight_files import read_weights
@@ -102,6 +103,8 @@ def _download(entry: Any) -> dict[str, Tensor]:
 
 def _torchvision_weights(weights: str, architecture: str) -> Any | None:
     """Return the torchvision weights of that name, given as `IMAGENET1K_V1` or `ResNet18_Weights.IMAGENET1K_V1`."""
+    if parse(architecture).family != TORCHVISION:
+        return None
     known: type[Enum] = models.get_model_weights(architecture)
     kind, _, name = weights.rpartition(".")
     return known.__members__.get(name) if kind in ("", known.__name__) else None

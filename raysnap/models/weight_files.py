@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from raysnap.errors import WeightsError
-from raysnap.models.blocks import INTEGER_BUFFERS, Tensors, block_names, split_state_dict
+from raysnap.models.block import Tensors
+from raysnap.models.blocks import INTEGER_BUFFERS, block_names, split_state_dict
 from raysnap.models.foreign_pickles import check_checkpoint
 from raysnap.models.tensor_bytes import DTYPES, TensorSpan, decode, read_header
 from raysnap.models.weight_sets import WRAPPERS, choose_set, find_sets, missing_batch_counts, own_names

@@ -12,7 +12,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from raysnap.errors import WeightsError
-from raysnap.models.blocks import Shape, check_fit, shapes_of
+from raysnap.models.block import Shape
+from raysnap.models.blocks import check_fit, shapes_of
 
 BATCH_COUNT = "num_batches_tracked"
 """Files from before PyTorch 0.4.1 lack this buffer of batch norms."""

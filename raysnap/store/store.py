@@ -319,7 +319,7 @@ class Store:
             raise SnapshotNotFound(f"{self.path}: snapshot {snapshot} was removed") from None
 
     def read_state_dict(self, name_or_id: str) -> dict[str, Tensor]:
-        """Return the snapshot's tensors in torchvision's order: what `load_state_dict(strict=True)` takes.
+        """Return the snapshot's tensors by the library's names: what `load_state_dict(strict=True)` takes.
 
         Raises:
             SnapshotNotFound: there is no such snapshot.
@@ -336,7 +336,7 @@ class Store:
         return {name: value for _, block in blocks for name, value in block.items()}
 
     def load_model(self, name_or_id: str) -> nn.Module:
-        """Return the snapshot as a model of torchvision's own class, in eval mode, on the CPU.
+        """Return the snapshot as a model of the library's own class, in eval mode, on the CPU.
 
         >>> model = raysnap.Store.open("store").load_model("base")
         >>> type(model).__name__, model.training
@@ -349,11 +349,11 @@ class Store:
             BlockDamaged: a block is missing or damaged.
             WeightsError: the blocks are intact, but not those of the architecture.
         """
-        from raysnap.models.torchvision_model import build_torchvision_model
+        from raysnap.models.families.family import build
 
         manifest = self.manifest(name_or_id)
         state_dict = self.read_state_dict(manifest.id)
-        return build_torchvision_model(manifest.architecture, manifest.num_classes, state_dict)
+        return build(manifest.architecture, manifest.num_classes, state_dict)
 
     def lineage(self, manifest: Manifest) -> list[Manifest]:
         """Return the snapshot's base, the base of that, and so on, as far as they are in the store."""

@@ -1,0 +1,168 @@
+"""Cut a library's model into blocks that run alone: its forward is recorded twice, at two sizes, and cut at waists.
+
+A module that lies whole in one block is called there as the library calls it, in training as well; only the forwards
+that a cut goes through are replayed call by call. Integers that a block needs of shapes before it, such as the height
+of the map that tokens were, follow from the shape of what it is given: two sizes tell how.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from raysnap.errors import ArchitectureError
+from raysnap.models.block import Block
+from raysnap.models.block_shape import HEAD, STEM
+from raysnap.models.families.recording import TRACE_DTYPE, Call, Record, record
+from raysnap.models.families.replay import BlockParts, CannotReplay, Replay
+from raysnap.models.families.segment import Idle, Program, Segment
+from raysnap.models.families.waists import Cut, Flow, find_cuts, trace_flow
+
+NUM_ITEMS = (3, 5)
+"""How many items are in each recorded batch: numbers that models seldom have for other reasons."""
+
+_MIN_BLOCKS = 3
+_FAILURES = (RuntimeError, TypeError, ValueError, AttributeError, AssertionError, LookupError)
+
+Run = Callable[[nn.Module, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model to be cut.
+
+    Attributes:
+        model: without weights, with the measured number of classes.
+        per_class: the names of its stored tensors that have a row per class.
+        run: calls a model and returns the logits.
+        make_items: gives so many items without values, the second argument being their size; None is the usual one.
+        image_sizes: the sizes at which it may be recorded besides the usual one: the first that it takes is.
+    """
+
+    model: nn.Module
+    per_class: frozenset[str]
+    run: Run
+    make_items: Callable[[int, int | None], Tensor]
+    image_sizes: Sequence[int]
+
+
+def cut_model(subject: Subject) -> tuple[Block, ...]:
+    """Return the blocks of a model, from stem to head, around its own modules.
+
+    Raises:
+        ArchitectureError: it can't be cut into three blocks or more; the message says why.
+    """
+    if not subject.per_class:
+        raise ArchitectureError("it has no head: no tensor of it depends on the number of classes")
+    first = _record(subject, NUM_ITEMS[0], None)
+    second = _second_record(subject, first)
+    stored = _places(subject.model)
+    flow = trace_flow(first, stored, subject.per_class)
+    if not flow.head_calls:
+        raise ArchitectureError("it has no head: its output does not depend on the tensors that have a row per class")
+    cuts = _without_shared_tensors(flow, find_cuts(flow))
+    replay = Replay(subject.model, first, second, flow)
+    while len(cuts) >= _MIN_BLOCKS - 1:
+        try:
+            parts = replay.split([cut.start for cut in cuts])
+        except CannotReplay as reason:
+            if reason.start is None:
+                raise ArchitectureError(str(reason)) from None
+            cuts = [cut for cut in cuts if cut.start != reason.start]
+            continue
+        return _assemble(subject, cuts, parts)
+    raise ArchitectureError(
+        "no place in its body was found where one tensor alone carries what came before: nothing could be frozen there"
+    )
+
+
+def _assemble(subject: Subject, cuts: Sequence[Cut], parts: Sequence[BlockParts]) -> tuple[Block, ...]:
+    names = [STEM, *(cut.name for cut in cuts[1:]), HEAD]
+    blocks = [
+        Block(name, _steps(Program(part.calls, part.source, part.result), subject.model))
+        for name, part in zip(names, parts, strict=True)
+    ]
+    stored = list(subject.model.state_dict())
+    seen = {name for block in blocks for name in block.tensors()}
+    idle = [name for name in stored if name not in seen]
+    for block, wanted in ((blocks[0], False), (blocks[-1], True)):
+        kept = [name for name in idle if (name in subject.per_class) == wanted]
+        if kept:
+            block.paths += ("",)
+            block.steps.append(Idle(kept, subject.model))
+    found = [name for block in blocks for name in block.tensors()]
+    if sorted(found) != sorted(stored) or len(set(names)) != len(names):
+        twice = sorted({name for name in found if found.count(name) > 1})
+        raise ArchitectureError(f"some of its tensors would be in two blocks: {', '.join(twice[:3])}")
+    if not set(blocks[-1].tensors()) <= subject.per_class:
+        raise ArchitectureError("its head can't be replaced alone: what comes after it has weights of its own")
+    return tuple(block.eval() for block in blocks)
+
+
+def _steps(program: Program, model: nn.Module) -> list[tuple[str, nn.Module]]:
+    paths = program.chain
+    if paths is None or len(set(paths)) < len(paths) or not paths:
+        return [("", Segment(program, model))]
+    return [(path, model.get_submodule(path)) for path in paths]
+
+
+def _record(subject: Subject, num_items: int, image_size: int | None) -> Record:
+    model = copy.deepcopy(subject.model)
+    for module in model.modules():
+        for key, value in vars(module).items():
+            if isinstance(value, Tensor):
+                vars(module)[key] = value.to("meta")
+    model = model.to(device="meta", dtype=TRACE_DTYPE).eval()
+    items = subject.make_items(num_items, image_size)
+    items = items.to(TRACE_DTYPE) if items.is_floating_point() else items
+    try:
+        return record(model, items, subject.run)
+    except _FAILURES as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise ArchitectureError(f"its forward can't be recorded on the meta device: {lines[0][:200]}") from error
+
+
+def _second_record(subject: Subject, first: Record) -> Record:
+    """Return the forward at another size, if there is one at which the same calls are made, else at the same size."""
+    for image_size in subject.image_sizes:
+        try:
+            found = _record(subject, NUM_ITEMS[1], image_size)
+        except ArchitectureError:
+            continue
+        if _are_alike(first, found):
+            return found
+    found = _record(subject, NUM_ITEMS[1], None)
+    if not _are_alike(first, found):
+        raise ArchitectureError("its forward takes another path for another number of items")
+    return found
+
+
+def _are_alike(first: Record, second: Record) -> bool:
+    def outline(call: Call) -> tuple[object, ...]:
+        return call.target, tuple(call.inputs), call.outputs
+
+    return list(map(outline, first.calls)) == list(map(outline, second.calls))
+
+
+def _places(model: nn.Module) -> Mapping[str, list[str]]:
+    """Return the names of the stored tensors below each path, and of each tensor itself."""
+    places: dict[str, list[str]] = {}
+    for name in model.state_dict():
+        parts = name.split(".")
+        for end in range(1, len(parts) + 1):
+            places.setdefault(".".join(parts[:end]), []).append(name)
+    return places
+
+
+def _without_shared_tensors(flow: Flow, cuts: Iterable[Cut]) -> list[Cut]:
+    """Return the cuts on either side of which no tensor is taken that is taken on the other."""
+    spans: dict[str, tuple[int, int]] = {}
+    for index, names in enumerate(flow.owned):
+        if flow.is_body(index):
+            for name in names:
+                spans[name] = (spans.get(name, (index, index))[0], index)
+    shared = [span for span in set(spans.values()) if span[0] < span[1]]
+    return [cut for cut in cuts if not any(start < cut.start <= end for start, end in shared)]
