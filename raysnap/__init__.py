@@ -53,7 +53,8 @@ if TYPE_CHECKING:
     from raysnap.search.recommend import recommend
     from raysnap.search.result import SearchResult
     from raysnap.store.exchange import export_snapshot, import_snapshot
-    from raysnap.store.manifest import DatasetRecord, Manifest, Preprocessing
+    from raysnap.store.manifest import DatasetRecord, Manifest
+    from raysnap.store.preprocessing import Preprocessing
     from raysnap.store.store import Store
 
     __version__: str
@@ -112,7 +113,7 @@ _HOMES = {
     "GenerateConfig": "raysnap.config.jobs",
     "Manifest": "raysnap.store.manifest",
     "Predictions": "raysnap.jobs.predict",
-    "Preprocessing": "raysnap.store.manifest",
+    "Preprocessing": "raysnap.store.preprocessing",
     "QuickstartConfig": "raysnap.config.quickstart",
     "SearchOptions": "raysnap.config.search_options",
     "SearchResult": "raysnap.search.result",

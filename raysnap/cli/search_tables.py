@@ -158,13 +158,18 @@ def inputs_line(result: Mapping[str, Any]) -> str:
     size_only = len({group["image_size"] for group in groups}) == len(groups)
     ways = [
         f"{plural(group['num_candidates'], 'candidate')} at {group['image_size']}\u00a0px"
-        + ("" if size_only else f" (shorter side {group['resize_size']}\u00a0px, mean {list(group['mean'])})")
+        + ("" if size_only else f" ({_resizing_text(group)}, mean {list(group['mean'])})")
         for group in groups[:MAX_INPUTS]
     ]
     ways += [f"{len(groups) - MAX_INPUTS} more"] if len(groups) > MAX_INPUTS else []
     even = result["even_image_size"]
     advice = f"; --image-size {even} evens them" if even else "; no --image-size evens them, --where picks one kind"
     return f"Candidates saw images in different ways and share no blocks across these: {', '.join(ways)}{advice}"
+
+
+def _resizing_text(group: Mapping[str, Any]) -> str:
+    side = "shorter side" if group["resize_mode"] == "shorter_side" else "both sides"
+    return f"{side} {group['resize_size']}\u00a0px, {group['interpolation']}"
 
 
 def rungs_table(rungs: Sequence[Mapping[str, Any]]) -> Table:

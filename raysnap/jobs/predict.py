@@ -15,11 +15,13 @@ from PIL import Image
 from torch import Tensor
 
 from raysnap.datasets.dataset import Dataset, Item
-from raysnap.datasets.image_file import read_image, resize_shorter_side
+from raysnap.datasets.image_file import read_image, resize
 from raysnap.datasets.layout.suffixes import image_suffixes
+from raysnap.datasets.resizing import crop_start
 from raysnap.errors import DataError, UsageError
 from raysnap.humanize import plural, suggest
-from raysnap.store.manifest import Manifest, Preprocessing
+from raysnap.store.manifest import Manifest
+from raysnap.store.preprocessing import Preprocessing
 from raysnap.store.store import Store
 from raysnap.system import num_cpus
 from raysnap.training.evaluation import count_confusion, macro_f1
@@ -83,9 +85,8 @@ def transform_of(model: Manifest | Preprocessing) -> Transform:
 
     def transform(image: Image.Image | Path | str) -> Tensor:
         opened = image.convert("RGB") if isinstance(image, Image.Image) else read_image(Path(image))
-        resized = resize_shorter_side(opened, preprocessing.resize_size)
-        # round() rounds halves to even, as torchvision's CenterCrop does.
-        left, top = round((resized.width - edge) / 2.0), round((resized.height - edge) / 2.0)
+        resized = resize(opened, preprocessing.resizing)
+        left, top = (crop_start(length, edge, preprocessing.crop_rounding) for length in resized.size)
         pixels_HW3 = np.array(resized.crop((left, top, left + edge, top + edge)))
         pixels_3HW = torch.from_numpy(pixels_HW3.transpose(2, 0, 1).copy())
         return (pixels_3HW.float() / 255 - mean_311) / std_311

@@ -110,7 +110,7 @@ def record_outcome(
     """
     job, trial = memory.job, outcome.trial
     try:
-        row = collect(job.store if is_stored else None, outcome, trial.preprocessing(job.plan.preprocessing))
+        row = collect(job.store if is_stored else None, outcome, job.plan.preprocessing_of(trial))
         if job.metric is not None:
             row = _compared(job, job.metric, outcome, row)
         memory.keep(trial, row)

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 from blake3 import blake3
 
 from raysnap.atomic import write_atomically
+from raysnap.errors import ArchitectureError
 from raysnap.models.architecture import TORCHVISION, package_of, parse
 from raysnap.models.block_shape import BlockShape
 from raysnap.system import package_version, user_cache_dir
@@ -81,6 +82,26 @@ def block_shapes(architecture: str, image_size: int) -> tuple[BlockShape, ...]:
 
 
 @lru_cache
+def architecture_tensors() -> dict[str, dict[str, list[int]]]:
+    """Return the shapes of the tensors below the head, by name, of each architecture of torchvision that can be split.
+
+    The first time on a machine this takes as long as building all of them without weights.
+    """
+
+    def measure() -> dict[str, dict[str, list[int]]]:
+        from raysnap.models.blocks import block_skeleton, list_architectures, shapes_of
+
+        found = {}
+        for name in list_architectures(TORCHVISION):
+            with suppress(ArchitectureError):
+                head = block_skeleton(name, -1).tensors()
+                found[name] = {key: list(shape) for key, shape in shapes_of(name).items() if key not in head}
+        return found
+
+    return _cached(TORCHVISION, "tensors", measure)
+
+
+@lru_cache
 def weights_files(architecture: str) -> dict[str, str]:
     """Return the file of each of torchvision's weights for the architecture, by each of its names.
 
@@ -98,6 +119,36 @@ def weights_files(architecture: str) -> dict[str, str]:
         return files | {f"{known.__name__}.{name}": file for name, file in files.items()}
 
     return _cached(architecture, "weights", look_up)
+
+
+@lru_cache
+def weights_inputs(architecture: str) -> dict[str, dict[str, Any]]:
+    """Return how each of torchvision's weights for the architecture sees images, by each of its names.
+
+    The values are the fields of a store's `Preprocessing`. Of another library's architecture there are none.
+    """
+    if parse(architecture).family != TORCHVISION:
+        return {}
+
+    def look_up() -> dict[str, dict[str, Any]]:
+        from raysnap.models.lean_torchvision import models
+
+        known = models.get_model_weights(architecture)
+        found = {name: input_fields(entry.transforms()) for name, entry in known.__members__.items()}
+        return found | {f"{known.__name__}.{name}": fields for name, fields in found.items()}
+
+    return _cached(architecture, "weights-inputs", look_up)
+
+
+def input_fields(transform: Any) -> dict[str, Any]:
+    """Return what torchvision's preset for classification does: it resizes the shorter side and crops the centre."""
+    return {
+        "resize_size": transform.resize_size[0],
+        "image_size": transform.crop_size[0],
+        "mean": list(transform.mean),
+        "std": list(transform.std),
+        "interpolation": transform.interpolation.value,
+    }
 
 
 def _cached(text: str, fact: str, measure: Callable[[], Facts]) -> Facts:

@@ -147,6 +147,7 @@ class InputGroup:
 
     image_size: int
     resize_size: int
+    resize_mode: str
     mean: tuple[float, ...]
     std: tuple[float, ...]
     interpolation: str

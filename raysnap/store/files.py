@@ -151,7 +151,7 @@ class Files:
     def write_new(self, target: Path, content: bytes) -> None:
         """Create `target` with `content`, unless another process was faster.
 
-        An existing file is never replaced: `ref_lock` locks that very file, not whatever has its name.
+        An existing file is not replaced: `ref_lock` locks that very file.
         """
         for _ in range(MAX_ATTEMPTS):
             with self.staged("file", [content]) as staged, translate_write_errors(target):
@@ -309,8 +309,12 @@ class Files:
         Blocks and manifests need no lock: their names follow from their content. A ref is the one name that can move.
         """
         path = self.root / "store.json"
-        with translate_write_errors(path), path.open("r+b") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+        with translate_write_errors(path), contextlib.ExitStack() as opened:
+            while True:
+                file = opened.enter_context(path.open("r+b"))
+                fcntl.flock(file, fcntl.LOCK_EX)
+                if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                    break  # else the store got a newer format while this process waited, and with it another file
             yield
 
 

@@ -10,16 +10,19 @@ import json
 import logging
 import sqlite3
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from raysnap.errors import StoreDamaged, StoreError, StoreUnreadable
 from raysnap.store.catalog import read_manifest, read_ref
 from raysnap.store.files import Files, entries_in, read_bounded, read_error
 from raysnap.store.manifest import is_digest, is_ref_name
 from raysnap.store.where import compile_where
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 logger = logging.getLogger(__name__)
 
@@ -244,3 +247,16 @@ def _snapshot_row(folder: Path, snapshot: str, stamp: str) -> SqlRow:
 
 def _ref_row(folder: Path, name: str, stamp: str) -> SqlRow:
     return (name, stamp, read_ref(folder / name))
+
+
+def to_pandas(summaries: Sequence[SnapshotSummary], metrics: Mapping[str, Mapping[str, float]]) -> pd.DataFrame:
+    """Return a row per snapshot; `metrics` are those of each snapshot's id, a column `metrics.NAME` each."""
+    import pandas as pd  # half a second that listing a store does without
+
+    columns = ["id", "name", *(field for field in SnapshotSummary._fields if field not in ("id", "names"))]
+    rows = [{"name": next(iter(summary.names), None)} | summary._asdict() for summary in summaries]
+    table = pd.DataFrame(rows, columns=columns).astype({"retrain_index": "Int64", "accuracy": "float64"})
+    found = [metrics.get(summary.id, {}) for summary in summaries]
+    for name in sorted({name for of_one in found for name in of_one}):
+        table[f"metrics.{name}"] = pd.Series([of_one.get(name) for of_one in found], dtype="float64")
+    return table

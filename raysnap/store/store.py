@@ -1,4 +1,4 @@
-"""The model store, format 1: snapshots whose shared blocks are on the disk once.
+"""The model store: snapshots whose shared blocks are on the disk once.
 
 Policy only: what is written in which order, and what is checked when. `tensor_bytes` turns blocks into bytes, `files`
 moves files, `garbage` says why deleting beside writers is safe, `index` lists. A snapshot exists if and only if its
@@ -31,10 +31,11 @@ from raysnap.store.audit import Verification, verify
 from raysnap.store.files import MAX_ATTEMPTS, Files, OnRead, entries_in, gc_race_error
 from raysnap.store.garbage import collect_garbage
 from raysnap.store.index import SnapshotSummary
-from raysnap.store.manifest import BlockEntry, DatasetRecord, Manifest, Preprocessing, check_digest, check_ref_name
+from raysnap.store.manifest import BlockEntry, DatasetRecord, Manifest, check_digest, check_ref_name
 from raysnap.store.new_snapshot import NewSnapshot, Origin
+from raysnap.store.preprocessing import Preprocessing
 from raysnap.store.records import RecordTable, StartRecord
-from raysnap.store.store_file import check_or_create
+from raysnap.store.store_file import check_or_create, raise_format
 from raysnap.store.usage import Freed, Usage
 
 if TYPE_CHECKING:
@@ -257,6 +258,7 @@ class Store:
             given: the blocks by digest, as `put_snapshot` was given them; a block that is missing is written again.
         """
         target = self._files.snapshots_dir / f"{manifest.id}.json"
+        raise_format(self._files, manifest.format)
         for _ in range(MAX_ATTEMPTS):
             with self._files.staged("draft", [content]) as draft:
                 missing = [entry for entry in manifest.blocks if not self._files.refresh(entry.digest, entry.num_bytes)]
@@ -417,9 +419,7 @@ class Store:
         Raises:
             UsageError: `where` is not an expression over snapshots.
         """
-        from raysnap.store.table import to_pandas
-
-        return to_pandas(self.summaries(where), index.list_metrics(self._files))
+        return index.to_pandas(self.summaries(where), index.list_metrics(self._files))
 
     # Records
 

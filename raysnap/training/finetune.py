@@ -21,7 +21,7 @@ from raysnap.config.train import TrainConfig
 from raysnap.errors import OutOfMemory
 from raysnap.models.blocks import blocks_of
 from raysnap.models.numerics import Numerics
-from raysnap.store.manifest import Preprocessing
+from raysnap.store.preprocessing import Preprocessing
 from raysnap.training.evaluation import Predictions, Scores, evaluate_with, predictions_of
 from raysnap.training.feeds import Feed, FrozenPrefix, LabelledPixels, View
 from raysnap.training.freezing import StartModel

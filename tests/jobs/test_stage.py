@@ -17,7 +17,7 @@ from raysnap.jobs.memory import Memory
 from raysnap.jobs.stage import Stage, record_outcome, run_stage
 from raysnap.planning.generate import TrialsPlan
 from raysnap.planning.gpu_memory import TrainingItems, peak_bytes
-from raysnap.store.manifest import Preprocessing
+from raysnap.store.preprocessing import Preprocessing
 from raysnap.training.savepoints import read_savepoint, write_record
 from raysnap.training.trial import Trial
 from raysnap.tune.options import MeasuredTrial, TrialOutcome

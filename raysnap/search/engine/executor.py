@@ -217,12 +217,12 @@ class Executor:
         self._block_bytes |= {block_key(node): prepared_bytes(*kind_of(node), self._numerics) for node in needed}
         new_bytes = num_items * sum(4 * shape_of(node).feature_dim for node in needed if node.candidates)
         old_bytes = sum(self._feature_bytes.values())
-        sizes = {node.preprocessing.resize_size for node in needed if node.parent is None}
+        resizings = {node.preprocessing.resizing for node in needed if node.parent is None}
         return Bound(
             self.memory_bytes,
             self._block_bytes,
             reading_bytes=self._shelf.num_readers * max(map(self._reading_bytes, needed)),
-            walking_bytes=old_bytes + 2 * new_bytes + num_items * sum(3 * size * (size + 1) for size in sizes),
+            walking_bytes=old_bytes + 2 * new_bytes + num_items * sum(resizing.slot_bytes for resizing in resizings),
             resting_bytes=PROBE_COPIES * (old_bytes + new_bytes),
         )
 

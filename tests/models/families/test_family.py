@@ -6,7 +6,7 @@ from torchvision import models
 
 from raysnap.models import blocks
 from raysnap.models.families.family import build
-from raysnap.store.manifest import Preprocessing
+from raysnap.store.preprocessing import Preprocessing
 from raysnap.store.store import Store
 
 NUM_CLASSES = 3
