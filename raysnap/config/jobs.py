@@ -102,6 +102,11 @@ class TrialsConfig(JobConfig):
 
     @model_validator(mode="after")
     def _check_patterns(self) -> TrialsConfig:
+        if self.train.time_limit_s is not None and self.resources.num_workers:
+            raise ValueError(
+                "`train.time_limit_s` works only without worker groups, whose clocks differ: expected "
+                f"resources.num_workers 0, found {self.resources.num_workers}"
+            )
         for pattern in self.resources.by_architecture:
             if not any(fnmatchcase(architecture, pattern) for architecture in self.architectures):
                 raise ValueError(

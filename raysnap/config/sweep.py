@@ -209,7 +209,7 @@ _RATES: dict[str, dict[str, list[float]]] = {
     "all": {"gentle": GENTLE, "bold": [1e-3]},
     "half": {"gentle": GENTLE[:3]},
     "quarter": {"gentle": GENTLE[:2]},
-    "head": {"head": [3e-3]},
+    "head": {"fast": [3e-3]},
 }
 
 
@@ -230,17 +230,17 @@ PRESETS: dict[str, dict[str, Any]] = {
     "quick": {
         "shortlist": 3,
         "train": _TRAIN | {"epochs": 5},
-        "space": _recipes("all/gentle", "head/head"),
+        "space": _recipes("all/gentle", "head/fast"),
     },
     "good": {
         "shortlist": 5,
         "train": _TRAIN | {"epochs": 12},
-        "space": _recipes("all/gentle", "all/bold", "quarter/gentle", "head/head"),
+        "space": _recipes("all/gentle", "all/bold", "quarter/gentle", "head/fast"),
     },
     "best": {
         "shortlist": 5,
         "train": _TRAIN | {"epochs": 40, "views": 8},
-        "space": _recipes("all/gentle", "all/bold", "half/gentle", "quarter/gentle", "head/head"),
+        "space": _recipes("all/gentle", "all/bold", "half/gentle", "quarter/gentle", "head/fast"),
     },
 }
 REF_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")

@@ -115,6 +115,7 @@ def finetune(
             shortlist.starts,
             shortlist.epochs,
             shortlist.time.training_s if shortlist.time else None,
+            shortlist.recipes,
         )
         is_begun = (training.run_dir / "config.yaml").exists()
         summary = sweep(
@@ -247,10 +248,11 @@ def _in_time(config: FinetuneConfig, dataset: Dataset, shortlist: Shortlist, too
             f"time budget: expected more than the {took_s:.0f} s that the start and the search took and the "
             f"{reserve_s:.0f} s that are kept for starting Ray and storing, found {budget_s:.0f} s"
         )
-    starts, epochs, forecast_s = fit_to_time(config, dataset.root, shortlist.starts, training_s)
+    fit = fit_to_time(config, dataset.root, shortlist.starts, training_s)
     searched_s = took_s if shortlist.is_searched else 0.0
-    plan = TimePlan(budget_s, SEARCH_SHARE * budget_s, searched_s, reserve_s, training_s, forecast_s)
-    return replace(shortlist, starts=starts, epochs=epochs, time=plan)
+    plan = TimePlan(budget_s, SEARCH_SHARE * budget_s, searched_s, reserve_s, training_s, fit.forecast_s)
+    starts = shortlist.starts[: fit.num_starts]
+    return replace(shortlist, starts=starts, epochs=fit.epochs, recipes=fit.recipes, time=plan)
 
 
 def _searched(shortlist: Shortlist) -> dict[str, SearchedFrom]:

@@ -6,21 +6,28 @@ first: where time runs out, every start has had the first recipe.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from raysnap.cluster.gpu_room import known_gpu_bytes
-from raysnap.config.sweep import FinetuneConfig, SweepConfig
+from raysnap.config.sweep import PRESETS, FinetuneConfig, SweepConfig
 from raysnap.models.block_facts import num_body_blocks
-from raysnap.planning.forecast import forecast
+from raysnap.planning.forecast import TRIAL_OVERHEAD_S, forecast
 from raysnap.planning.sweep import plan_sweep
 from raysnap.runs.shortlist import TRAINING_DIR, ShortlistedStart
+from raysnap.system import num_cpus
 
 SEARCH_SHARE = 0.25  # of a time budget, at most, for the search
-RESERVE_SHARE, LEAST_RESERVE_S = 0.05, 10.0  # for starting Ray, storing and reporting
+RESERVE_SHARE, LEAST_RESERVE_S = 0.05, 15.0  # for starting Ray, storing and reporting
 ASHA_SHARE = 0.6  # of all planned epochs that run, as ASHA stops most fine-tunes early
 MIN_EPOCHS = 2
+TRAINING_SHARE = 0.9  # of the time for training that epochs take; the rest is for what is around them
+LEAST_SHARE_S = 1.0
+FEWEST = "quick"  # the preset with the fewest recipes
 
 
 def sweep_config(
@@ -29,19 +36,21 @@ def sweep_config(
     starts: Sequence[ShortlistedStart],
     epochs: int,
     training_s: float | None = None,
+    recipes: str | None = None,
 ) -> SweepConfig:
     """Return the sweep that fine-tunes from these starts.
 
     Args:
+        recipes: the preset whose recipes are tried in place of the configuration's own.
         dataset_dir: the dataset's folder.
         epochs: of each fine-tune, at most.
         training_s: when the sweep stops.
     """
     train = config.train.model_copy(update={"epochs": epochs}).model_dump(mode="json")
     architectures = list(dict.fromkeys(start.architecture for start in starts))
-    space = config.model_dump(mode="json")["space"]
+    space = PRESETS[recipes]["space"] if recipes else config.model_dump(mode="json")["space"]
     fewest = min(num_body_blocks(architecture) for architecture in architectures)
-    return SweepConfig.model_validate(
+    sweep = SweepConfig.model_validate(
         {
             "seed": config.seed,
             "run_dir": config.run_dir / TRAINING_DIR,
@@ -66,6 +75,25 @@ def sweep_config(
             **({"shapes": config.shapes} if config.shapes else {}),
         }
     )
+    return sweep if training_s is None else _sharing_time(sweep, training_s)
+
+
+def _sharing_time(sweep: SweepConfig, training_s: float) -> SweepConfig:
+    """Return the sweep with a share of the time for each fine-tune, so that what is best can be kept when time is over.
+
+    Shares are equal, and larger by what ASHA is expected to save, but never more than half of the time: a machine that
+    is slower than forecast trains fewer epochs first, and the last recipes may not get their turn.
+    """
+    if sweep.resources.num_workers:
+        return sweep
+    num_trials = len(plan_sweep(sweep).trials)
+    num_places = len(known_gpu_bytes()) or max(1, int(num_cpus() // sweep.resources.cpus))
+    at_once = min(num_trials, num_places, sweep.resources.max_concurrent or num_places)
+    asha_share = ASHA_SHARE if sweep.scheduler == "asha" and num_trials > 1 else 1.0
+    equal_s = training_s * at_once / num_trials / asha_share
+    share_s = max(LEAST_SHARE_S, TRAINING_SHARE * min(equal_s, training_s / min(2, num_trials)) - TRIAL_OVERHEAD_S)
+    limit_s = min(share_s, sweep.train.time_limit_s or share_s)
+    return sweep.model_copy(update={"train": sweep.train.model_copy(update={"time_limit_s": limit_s})})
 
 
 def _starts_space(starts: Sequence[ShortlistedStart]) -> dict[str, Any]:
@@ -112,33 +140,76 @@ def _fitted_entry(entry: dict[str, Any], most: int) -> dict[str, Any]:
     return found
 
 
+@dataclass(frozen=True)
+class Fit:
+    """How much is trained so that it fits a time.
+
+    Attributes:
+        num_starts: how many of the starts, the best first.
+        epochs: of each fine-tune, at most.
+        recipes: the preset whose recipes are tried in place of the configuration's own; None for its own.
+        forecast_s: what that is forecast to take.
+    """
+
+    num_starts: int
+    epochs: int
+    recipes: str | None = None
+    forecast_s: float = 0.0
+
+
 def fit_to_time(
     config: FinetuneConfig, dataset_dir: Path, starts: Sequence[ShortlistedStart], training_s: float
-) -> tuple[tuple[ShortlistedStart, ...], int, float]:
-    """Return the starts and epochs that are forecast to fit the time left for training, and that forecast in seconds.
+) -> Fit:
+    """Return how much is trained so that it is forecast to fit the time left.
 
-    First epochs go, down to a third; then starts, down to one; then epochs again.
+    First epochs go, down to a third; then recipes, to those of the preset `quick`, unless they are the configuration's
+    own; then starts, as a shortlist is worth more than recipes; then epochs again.
     """
-    most = config.train.epochs
-    third = min(most, max(MIN_EPOCHS, -(-most // 3)))
-    steps = [(len(starts), epochs) for epochs in range(most, third, -1)]
-    steps += [(count, third) for count in range(len(starts), 0, -1)]
-    steps += [(1, epochs) for epochs in range(third - 1, MIN_EPOCHS - 1, -1)]
-    chosen, needed_s = steps[-1], 0.0
+    steps = _steps(config, len(starts))
+    chosen = steps[-1]
     low, high = 0, len(steps) - 1
     while low <= high:  # what a step takes falls from step to step
         middle = (low + high) // 2
-        middle_s = forecast_s(config, dataset_dir, starts[: steps[middle][0]], steps[middle][1])
-        if middle_s <= training_s or middle == len(steps) - 1:
-            chosen, needed_s, high = steps[middle], middle_s, middle - 1
+        step = steps[middle]
+        needed_s = forecast_s(config, dataset_dir, starts[: step.num_starts], step.epochs, step.recipes)
+        if needed_s <= training_s or middle == len(steps) - 1:
+            chosen, high = replace(step, forecast_s=needed_s), middle - 1
         else:
             low = middle + 1
-    return tuple(starts[: chosen[0]]), chosen[1], needed_s
+    return chosen
 
 
-def forecast_s(config: FinetuneConfig, dataset_dir: Path, starts: Sequence[ShortlistedStart], epochs: int) -> float:
+def _steps(config: FinetuneConfig, num_starts: int) -> list[Fit]:
+    most = config.train.epochs
+    third = min(most, max(MIN_EPOCHS, -(-most // 3)))
+    is_presets = config.preset != FEWEST and config.space == _preset_space(config.preset)
+    recipes = FEWEST if is_presets else None
+    steps = [Fit(num_starts, epochs) for epochs in range(most, third - 1, -1)]
+    steps += [Fit(count, third, recipes) for count in range(num_starts, 0, -1)]
+    return steps + [Fit(1, epochs, recipes) for epochs in range(third - 1, MIN_EPOCHS - 1, -1)]
+
+
+def _preset_space(preset: str) -> Any:
+    return FinetuneConfig.model_validate({"dataset": "any", "preset": preset}).space
+
+
+def forecast_s(
+    config: FinetuneConfig,
+    dataset_dir: Path,
+    starts: Sequence[ShortlistedStart],
+    epochs: int,
+    recipes: str | None = None,
+) -> float:
     """Return how long the fine-tunes are forecast to take here, in seconds: a rough figure."""
-    sweep = sweep_config(config, dataset_dir, starts, epochs)
+    sweep = sweep_config(config, dataset_dir, starts, epochs, recipes=recipes)
     needed = forecast(sweep, plan_sweep(sweep))
-    total_s = needed.gpu_s / max(1, len(known_gpu_bytes())) if known_gpu_bytes() else needed.cpu_s
+    gpus = known_gpu_bytes()
+    total_s = needed.gpu_s / len(gpus) if gpus else needed.cpu_s * _crowding()
     return ASHA_SHARE * total_s if sweep.scheduler == "asha" else total_s
+
+
+def _crowding() -> float:
+    """Return how many processes share each of this machine's CPUs now; at least one."""
+    with suppress(OSError, AttributeError):
+        return max(1.0, os.getloadavg()[0] / num_cpus())
+    return 1.0

@@ -44,8 +44,8 @@ def finetune_headline(run: Run) -> Markup:
     if kept is None:
         return Markup("No model for {} yet: no fine-tune was trained to its end").format(asked)
     if kept.test_accuracy is not None:
-        return Markup("A model for {}: {} of its test images are right").format(asked, _percent(kept.test_accuracy))
-    return Markup("A model for {}: {} of its validation images are right").format(asked, _percent(kept.val_accuracy))
+        return Markup("{} of the test images of {} are right").format(_percent(kept.test_accuracy), asked)
+    return Markup("{} of the validation images of {} are right").format(_percent(kept.val_accuracy), asked)
 
 
 def finetune_sentences(run: Run, shortlist: Shortlist) -> list[Markup]:
@@ -90,7 +90,7 @@ def _prediction(results: tuple[StartResult, ...], shortlist: Shortlist) -> list[
 def recipe_text(trial: TrialRow) -> str:
     """Return what a fine-tune was sampled with beside its start, in few words."""
     shown = [
-        f"{key.rpartition('.')[2].replace('_', ' ')} {value:g}" if isinstance(value, float) else str(value)
+        f"{key.rpartition('.')[2].replace('_', ' ')} {f'{value:g}' if isinstance(value, float) else value}"
         for key, value in trial.point.items()
         if key not in NOT_RECIPE
     ]

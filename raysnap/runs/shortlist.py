@@ -103,6 +103,7 @@ class Shortlist:
         records_share: of the search's ranks that came from records.
         epochs: of each fine-tune, at most.
         time: how the time budget was divided; None without one.
+        recipes: the preset whose recipes were tried in place of the configuration's own, to fit the time.
     """
 
     starts: tuple[ShortlistedStart, ...]
@@ -113,6 +114,7 @@ class Shortlist:
     expected_loss: float | None = None
     records_share: float = 0.0
     time: TimePlan | None = None
+    recipes: str | None = None
 
     @classmethod
     def read(cls, run_dir: Path) -> Self | None:
@@ -142,9 +144,8 @@ class Shortlist:
             num_candidates=whole(document.get("num_candidates")),
             expected_loss=number(document.get("expected_loss")),
             records_share=number(document.get("records_share")) or 0.0,
-            time=TimePlan(**{one.name: number(time.get(one.name)) or 0.0 for one in fields(TimePlan)})
-            if time
-            else None,
+            time=TimePlan(**{key: number(time.get(key)) or 0.0 for key in _TIMES}) if time else None,
+            recipes=text(document.get("recipes")),
         )
 
     def write(self, run_dir: Path) -> None:

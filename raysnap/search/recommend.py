@@ -105,9 +105,7 @@ def recommend(
     snapshots = [(snapshot, architecture, root_of(snapshot, bases)) for snapshot, architecture, _ in lineages]
     expected = expect(store.record_table(), dataset.fingerprint, snapshots)
     best = np.lexsort((np.arange(len(snapshots)), -expected.num_datasets_S, -expected.standing_S))[:limit].tolist()
-    names: dict[str, str] = {}
-    for name, snapshot in store.refs().items():
-        names.setdefault(snapshot, name)
+    names = store.first_names(snapshots[number][0] for number in best)
     ranking = tuple(
         RecommendedSnapshot(
             rank=rank,

@@ -176,8 +176,8 @@ class SearchResult:
     """What a search found.
 
     >>> result = raysnap.rank_snapshots("store", "shapes-shape-a")
-    >>> result.to_pandas()[["architecture", "retrain_index", "num_scored"]].iloc[0].tolist()
-    ['mobilenet_v3_small', 1, 8]
+    >>> result.to_pandas()[["rank", "architecture", "num_test"]].iloc[0].tolist()
+    [1, 'mobilenet_v3_small', 8]
 
     Attributes:
         method: the method taken, where `auto` was asked for too.

@@ -10,7 +10,7 @@ import json
 import logging
 import sqlite3
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
@@ -88,16 +88,26 @@ def list_summaries(files: Files, where: str | None = None) -> list[SnapshotSumma
 
 
 def list_lineages(files: Files, where: str | None = None) -> list[tuple[str, str, str | None]]:
-    """Return the id, the architecture and the base of the snapshots that match `where`, oldest first."""
+    """Return the id, the architecture and the base of the snapshots that match `where`, in the order of their ids."""
     with _connect(files) as connection:
-        return _select(connection, "id, architecture, base", where)
+        return _select(connection, "id, architecture, base", where, order="id")
 
 
-def _select(connection: sqlite3.Connection, columns: str, where: str | None) -> list[Any]:
+def list_names(files: Files, snapshots: Iterable[str]) -> dict[str, str]:
+    """Return the first name of each of these snapshots that has any."""
+    with _connect(files) as connection:
+        found = [
+            (snapshot, connection.execute("SELECT min(name) FROM refs WHERE id = ?", (snapshot,)).fetchone()[0])
+            for snapshot in snapshots
+        ]
+    return {snapshot: name for snapshot, name in found if name is not None}
+
+
+def _select(connection: sqlite3.Connection, columns: str, where: str | None, order: str = "created, id") -> list[Any]:
     condition, parameters = compile_where(where) if where is not None else ("1", [])
     try:
         return connection.execute(
-            f"SELECT {columns} FROM snapshots WHERE {condition} ORDER BY created, id", parameters
+            f"SELECT {columns} FROM snapshots WHERE {condition} ORDER BY {order}", parameters
         ).fetchall()
     except sqlite3.OperationalError as error:
         raise StoreError(f"where {where!r}: SQLite {sqlite3.sqlite_version} can't run it: {error}") from None

@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 RECORD_FORMAT: Final = 1
 MAX_RECORD_BYTES = 2**20
 MAX_CACHE_BYTES = 2**32
-CACHE_VERSION = 1
+CACHE_VERSION = 2
 
 
 class StartFacts(Record):
@@ -266,32 +266,50 @@ def _read_all(files: Files, digests: Sequence[str]) -> Iterator[tuple[str, Start
 
 @dataclass(frozen=True)
 class RecordTable:
-    """What ranking starts needs of all records: arrays with an entry per record `R`, and what their numbers mean.
+    """What ranking starts needs of all records.
+
+    Arrays have an entry per record `R`, start `T`, or pair `P` of a start and a dataset that it stood on.
 
     Attributes:
         digests_R32: the records' digests, sorted.
         starts_R, fields_R: positions in `starts` and `fields`.
         values_R: val accuracies.
-        starts: the id, the architecture and the root of the lineage of each start.
+        starts: the ids of the starts.
+        architectures_T, roots_T: positions in `architectures` and `roots`, the first snapshots of lineages.
         fields: dataset digest, training items and epochs: what starts must have in common to be compared.
+        datasets: the digests of the datasets of pairs.
+        starts_P, datasets_P: positions in `starts` and `datasets`.
+        standing_P: each pair's place among all starts on that dataset, 0 for the worst to 1 for the best.
     """
 
     digests_R32: np.ndarray
     starts_R: np.ndarray
     fields_R: np.ndarray
     values_R: np.ndarray
-    starts: list[tuple[str, str, str]]
+    architectures_T: np.ndarray
+    roots_T: np.ndarray
+    starts_P: np.ndarray
+    datasets_P: np.ndarray
+    standing_P: np.ndarray
+    starts: list[str]
+    architectures: list[str]
+    roots: list[str]
     fields: list[tuple[str, int, int]]
+    datasets: list[str]
 
     def __len__(self) -> int:
         return len(self.values_R)
 
+    def count_elsewhere(self, asked: str) -> int:
+        """Return how many records are of another dataset than the one asked about."""
+        import numpy as np
+
+        is_other_F = np.array([digest != asked for digest, _, _ in self.fields], dtype=bool)
+        return int(np.count_nonzero(is_other_F[self.fields_R])) if len(self) else 0
+
 
 def read_table(files: Files) -> RecordTable:
-    """Return the table of all records, from the cache where it is up to date; damaged records are logged and left out.
-
-    Records without a val accuracy are in no ranking, and in the table with NaN.
-    """
+    """Return the table of all records, from the cache where it is up to date; damaged ones are logged and left out."""
     if not files.records_dir.is_dir():
         return _table_of([])
     path = files.root / "records.cache"
@@ -317,59 +335,146 @@ def table_of(records: Iterable[StartRecord]) -> RecordTable:
     return _table_of([(blake3(record.to_bytes()).hexdigest(), _entry(record)) for record in records])
 
 
-_Entry = tuple[tuple[str, str, str], tuple[str, int, int], float]
+class _Entry(NamedTuple):
+    """What the table holds of one record."""
+
+    start: str
+    architecture: str
+    root: str
+    field: tuple[str, int, int]
+    value: float
 
 
 def _entry(record: StartRecord) -> _Entry:
     start = record.start
     root = start.lineage[-1] if start.lineage else start.snapshot
     value = record.metrics.get("val_accuracy", float("nan"))
-    return (start.snapshot, start.architecture, root), record.field_key, value
+    return _Entry(start.snapshot, start.architecture, root, record.field_key, value)
 
 
 def _table_of(entries: Sequence[tuple[str, _Entry]]) -> RecordTable:
     import numpy as np
 
-    starts: dict[tuple[str, str, str], int] = {}
+    starts: dict[str, int] = {}
+    architectures: dict[str, int] = {}
+    roots: dict[str, int] = {}
     fields: dict[tuple[str, int, int], int] = {}
-    starts_R = [starts.setdefault(start, len(starts)) for _, (start, _, _) in entries]
-    fields_R = [fields.setdefault(key, len(fields)) for _, (_, key, _) in entries]
+    of_start: list[tuple[int, int]] = []
+    starts_R, fields_R = [], []
+    for _, entry in entries:
+        if entry.start not in starts:
+            starts[entry.start] = len(starts)
+            architecture = architectures.setdefault(entry.architecture, len(architectures))
+            of_start.append((architecture, roots.setdefault(entry.root, len(roots))))
+        starts_R.append(starts[entry.start])
+        fields_R.append(fields.setdefault(entry.field, len(fields)))
+    facts_T2 = np.array(of_start, dtype=np.int32).reshape(-1, 2)
+    values_R = np.array([entry.value for _, entry in entries], dtype=np.float64)
+    datasets = list(dict.fromkeys(digest for digest, _, _ in fields))
+    dataset_F = np.array([datasets.index(digest) for digest, _, _ in fields], dtype=np.int64)
+    pairs = stand(np.array(starts_R, dtype=np.int64), np.array(fields_R, dtype=np.int64), values_R, dataset_F)
     digests = b"".join(bytes.fromhex(digest) for digest, _ in entries)
     return RecordTable(
         np.frombuffer(digests, dtype=np.uint8).reshape(-1, 32),
         np.array(starts_R, dtype=np.int32),
         np.array(fields_R, dtype=np.int32),
-        np.array([value for _, (_, _, value) in entries], dtype=np.float64),
+        values_R,
+        facts_T2[:, 0],
+        facts_T2[:, 1],
+        *pairs,
         list(starts),
+        list(architectures),
+        list(roots),
         list(fields),
+        datasets,
     )
 
 
+def stand(
+    starts_R: np.ndarray, fields_R: np.ndarray, values_R: np.ndarray, dataset_F: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the start, the dataset and the standing of each pair of a start and a dataset that it was compared on.
+
+    Of several fine-tunes of a start that are compared, the best one counts. A dataset that starts were compared on in
+    several ways counts once: the mean.
+    """
+    import numpy as np
+
+    is_known_R = np.isfinite(values_R)
+    num_starts = int(starts_R.max(initial=0)) + 1
+    key_P, which_R = np.unique(fields_R[is_known_R] * num_starts + starts_R[is_known_R], return_inverse=True)
+    best_P = np.full(len(key_P), -np.inf)
+    np.maximum.at(best_P, which_R, values_R[is_known_R])
+    field_P, start_P = np.divmod(key_P, num_starts)
+    count_F = np.bincount(field_P, minlength=len(dataset_F))
+    is_compared_P = count_F[field_P] > 1
+    field_P, start_P, best_P = field_P[is_compared_P], start_P[is_compared_P], best_P[is_compared_P]
+    standing_P = mean_ranks(field_P, best_P) / (count_F[field_P] - 1)
+    pair_Q, which_P = np.unique(dataset_F[field_P] * num_starts + start_P, return_inverse=True)
+    mean_Q = np.bincount(which_P, standing_P, len(pair_Q)) / np.bincount(which_P, minlength=len(pair_Q))
+    dataset_Q, start_Q = np.divmod(pair_Q, num_starts)
+    return start_Q.astype(np.int32), dataset_Q.astype(np.int32), mean_Q
+
+
+def mean_ranks(groups_P: np.ndarray, values_P: np.ndarray) -> np.ndarray:
+    """Return each value's rank within its group, from 0; equal values share their mean rank."""
+    import numpy as np
+
+    if not len(values_P):
+        return np.zeros(0)
+    order = np.lexsort((values_P, groups_P))
+    group_O, value_O = groups_P[order], values_P[order]
+    is_new_group_O = np.append(True, group_O[1:] != group_O[:-1])
+    is_new_value_O = is_new_group_O | np.append(True, value_O[1:] != value_O[:-1])
+    position_O = np.arange(len(order))
+    first_of_group_O = np.maximum.accumulate(np.where(is_new_group_O, position_O, 0))
+    starts = position_O[is_new_value_O]
+    ends = np.append(starts[1:], len(order)) - 1
+    middle_O = ((starts + ends) / 2)[np.cumsum(is_new_value_O) - 1]
+    ranks_P = np.empty(len(order))
+    ranks_P[order] = middle_O - first_of_group_O
+    return ranks_P
+
+
 def _digests_of(table: RecordTable) -> list[str]:
-    text = table.digests_R32.tobytes().hex()
+    return _split_ids(table.digests_R32.tobytes().hex())
+
+
+def _split_ids(text: str) -> list[str]:
     return [text[start : start + 64] for start in range(0, len(text), 64)]
 
 
 def _entries_of(table: RecordTable) -> list[_Entry]:
+    architectures, roots = table.architectures_T.tolist(), table.roots_T.tolist()
     numbers = zip(table.starts_R.tolist(), table.fields_R.tolist(), table.values_R.tolist(), strict=True)
-    return [(table.starts[start], table.fields[field], value) for start, field, value in numbers]
+    return [
+        _Entry(
+            table.starts[start],
+            table.architectures[architectures[start]],
+            table.roots[roots[start]],
+            table.fields[field],
+            value,
+        )
+        for start, field, value in numbers
+    ]
+
+
+_ARRAYS = (
+    "digests_R32", "starts_R", "fields_R", "values_R", "architectures_T", "roots_T", "starts_P", "datasets_P",
+    "standing_P",
+)  # fmt: skip
 
 
 def _dump(table: RecordTable, mtime_ns: int) -> bytes:
     """Return the cache's bytes: arrays without pickles, the names in one of them, each part with its CRC-32."""
     import numpy as np
 
-    names = {"version": CACHE_VERSION, "mtime_ns": mtime_ns, "starts": table.starts, "fields": table.fields}
-    packed = zlib.compress(json.dumps(names).encode(), 1)
+    names = {key: getattr(table, key) for key in ("architectures", "fields", "datasets")}
+    names |= {"version": CACHE_VERSION, "mtime_ns": mtime_ns, "starts": "".join(table.starts)}
+    names |= {"roots": "".join(table.roots)}
     written = io.BytesIO()
-    np.savez(
-        written,
-        names=np.frombuffer(packed, dtype=np.uint8),
-        digests=table.digests_R32,
-        starts=table.starts_R,
-        fields=table.fields_R,
-        values=table.values_R,
-    )
+    arrays = {key: getattr(table, key) for key in _ARRAYS}
+    np.savez(written, names=np.frombuffer(json.dumps(names).encode(), dtype=np.uint8), **arrays)
     return written.getvalue()
 
 
@@ -379,16 +484,18 @@ def _load(path: Path) -> tuple[RecordTable | None, int]:
 
     try:
         with np.load(io.BytesIO(read_bounded(path, MAX_CACHE_BYTES)), allow_pickle=False) as arrays:
-            names = json.loads(zlib.decompress(arrays["names"].tobytes()))
+            names = json.loads(arrays["names"].tobytes())
             if names["version"] != CACHE_VERSION:
                 return None, 0
+            starts, roots = (_split_ids(names[key]) for key in ("starts", "roots"))
+            fields = [(digest, num_train, epochs) for digest, num_train, epochs in names["fields"]]
             table = RecordTable(
-                arrays["digests"],
-                arrays["starts"],
-                arrays["fields"],
-                arrays["values"],
-                [(snapshot, architecture, root) for snapshot, architecture, root in names["starts"]],
-                [(digest, num_train, epochs) for digest, num_train, epochs in names["fields"]],
+                **{key: arrays[key] for key in _ARRAYS},
+                starts=starts,
+                architectures=names["architectures"],
+                roots=roots,
+                fields=fields,
+                datasets=names["datasets"],
             )
             return table, names["mtime_ns"]
     except FileNotFoundError:

@@ -448,8 +448,12 @@ class Store:
         return records.read_table(self._files)
 
     def lineages(self, where: str | None = None) -> list[tuple[str, str, str | None]]:
-        """Return the id, the architecture and the base of the snapshots that match `where`, oldest first."""
+        """Return the id, the architecture and the base of the snapshots that match `where`, by id."""
         return index.list_lineages(self._files, where)
+
+    def first_names(self, snapshots: Iterable[str]) -> dict[str, str]:
+        """Return the first name of each of the snapshots with these ids that has any."""
+        return index.list_names(self._files, snapshots)
 
     # Names
 

@@ -133,7 +133,7 @@ def run_trial(
                 final_dir,
                 status="done",
                 epoch=len(result.history),
-                stopped="patience" if result.is_cut_short else None,
+                stopped=result.cut_short_by,
                 metrics=result.metrics,
                 history=result.history,
                 classes=dataset.classes,

@@ -93,7 +93,7 @@ def test_every_fine_tune_is_a_record_with_what_the_search_said(finished):
 def test_the_report_shows_what_was_predicted_beside_what_came(finished):
     config, summary = finished
     page = write_report(config.run_dir).read_text()
-    assert "What was predicted, and what came" in page and "of its test images are right" in page
+    assert "What was predicted, and what came" in page and "of the test images of" in page
     tables = config.run_dir / "report_tables" / "starts.csv"
     assert len(tables.read_text().splitlines()) == 1 + len(summary.starts)
 

@@ -59,11 +59,34 @@ def test_small_nets_get_no_more_rates_than_blocks(tmp_path, folder, starts, monk
     assert all(len(rates) <= 2 for entry in space["train.layer_lrs"] for rates in entry["grid"].values())
 
 
-def test_less_time_means_fewer_epochs_and_then_fewer_starts(tmp_path, folder, starts, monkeypatch):
-    monkeypatch.setattr(module, "forecast_s", lambda _config, _folder, some, epochs: float(10 * len(some) * epochs))
+def test_less_time_means_fewer_epochs_recipes_and_starts(tmp_path, folder, starts, monkeypatch):
+    def forecast_s(_config, _folder, some, epochs, recipes=None) -> float:
+        return 10.0 * len(some) * epochs * (0.5 if recipes else 1)
+
+    monkeypatch.setattr(module, "forecast_s", forecast_s)
     config = config_of(tmp_path, folder)
-    fits = {seconds: fit_to_time(config, folder, starts, seconds) for seconds in (1000, 240, 160, 80, 40, 20, 1)}
-    sizes = {seconds: (len(chosen), epochs) for seconds, (chosen, epochs, _) in fits.items()}
-    assert sizes == {1000: (2, 12), 240: (2, 12), 160: (2, 8), 80: (2, 4), 40: (1, 4), 20: (1, 2), 1: (1, 2)}
-    assert all(needed <= seconds for seconds, (_, _, needed) in fits.items() if seconds >= 20)
-    assert fit_to_time(config_of(tmp_path, folder, train={"epochs": 1}), folder, starts, 1)[1] == 1
+    fits = {seconds: fit_to_time(config, folder, starts, seconds) for seconds in (1000, 240, 160, 79, 39, 19, 1)}
+    assert {seconds: (fit.num_starts, fit.epochs, fit.recipes) for seconds, fit in fits.items()} == {
+        1000: (2, 12, None),
+        240: (2, 12, None),
+        160: (2, 8, None),
+        79: (2, 4, "quick"),
+        39: (1, 4, "quick"),
+        19: (1, 3, "quick"),
+        1: (1, 2, "quick"),
+    }
+    assert all(fit.forecast_s <= seconds for seconds, fit in fits.items() if seconds > 1)
+    assert fit_to_time(config_of(tmp_path, folder, train={"epochs": 1}), folder, starts, 1).epochs == 1
+    own = config_of(tmp_path, folder, space={"train.lr": {"grid": [0.1]}})
+    assert fit_to_time(own, folder, starts, 1).recipes is None
+
+
+def test_each_fine_tune_has_a_share_of_the_time(tmp_path, folder, starts, monkeypatch):
+    monkeypatch.setattr(module, "num_cpus", lambda: 2)
+    monkeypatch.setattr(module, "known_gpu_bytes", tuple)
+    config = config_of(tmp_path, folder, preset="quick")
+    shares = {seconds: sweep_config(config, folder, starts, 3, seconds).train.time_limit_s for seconds in (100, 1)}
+    assert shares == {100: pytest.approx(0.9 * 50 - 1), 1: 1.0}, "at most half of the time"
+    assert sweep_config(config, folder, starts, 3).train.time_limit_s is None
+    alone = config_of(tmp_path, folder, preset="quick", resources={"max_concurrent": 1})
+    assert sweep_config(alone, folder, starts, 3, 100).train.time_limit_s == pytest.approx(0.9 * 100 / 4 / 0.6 - 1)

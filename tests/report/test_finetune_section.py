@@ -32,8 +32,8 @@ def write_finetune(run_dir, *, searched: bool = True, status: str = "done"):
 
 def test_the_model_is_the_headline(tmp_path):
     page = render(read_run(write_finetune(tmp_path / "run"))).page
-    assert 'A model for <span class="name">my-photos</span>: 90.0\u00a0% of its test images are right' in page
-    assert "<b class='name'>start-2</b> (all): val accuracy <b>0.900</b>, test accuracy 0.900" in page
+    assert '90.0\u00a0% of the test images of <span class="name">my-photos</span> are right' in page
+    assert "<b class='name'>start-2</b> (retrain all): val accuracy <b>0.900</b>, test accuracy 0.900" in page
     assert "came to a test accuracy 0.300 below the best&#39;s; the search expected 0.020" in page.replace(
         "'s", "&#39;s"
     )

@@ -10,7 +10,7 @@ STARTS = (
     ShortlistedStart("a" * 64, "first", "resnet18", 32, rank=1, score=0.8, low=0.7, high=0.9, num_scored=50),
     ShortlistedStart("b" * 64, "second", "resnet18", 32, rank=2, score=0.7, is_tied=True),
 )
-SEARCHED = Shortlist(STARTS, 5, "shared", "linear", 9, 0.01, 0.25, TimePlan(60, 15, 4, 10, 46, 40))
+SEARCHED = Shortlist(STARTS, 5, "shared", "linear", 9, 0.01, 0.25, TimePlan(60, 15, 4, 10, 46, 40), "quick")
 
 
 def row(start: str, status: str, objective: float | None, name: str = "x") -> TrialRow:

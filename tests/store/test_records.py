@@ -22,7 +22,11 @@ def names(store: Store) -> list[str]:
 
 def table_facts(store: Store) -> list[tuple]:
     table = store.record_table()
-    starts, fields = [table.starts[n] for n in table.starts_R], [table.fields[n] for n in table.fields_R]
+    starts = [
+        (table.starts[n], table.architectures[table.architectures_T[n]], table.roots[table.roots_T[n]])
+        for n in table.starts_R
+    ]
+    fields = [table.fields[n] for n in table.fields_R]
     return sorted(zip(starts, fields, table.values_R.tolist(), strict=True))
 
 

@@ -116,7 +116,7 @@ def plan_lines(plan: FinetunePlan, config: FinetuneConfig) -> str:
             f"Time: {seconds_text(config.time_budget_s)}, of which the search takes at most "
             f"{seconds_text(plan.time_s['search'])}, training what is left (at least "
             f"{seconds_text(plan.time_s['training'])}), and {seconds_text(plan.time_s['reserve'])} are kept for "
-            "starting Ray and storing. Epochs, then starts, are cut to fit."
+            "starting Ray and storing. Epochs, recipes and starts are cut to fit."
         )
     from raysnap.cli.training_tables import forecast_lines
 

@@ -21,7 +21,10 @@ if TYPE_CHECKING:
 
 def recipe_text(recipe: Mapping[str, Any]) -> str:
     """Return what a fine-tune was sampled with, in few words."""
-    shown = (f"{value:g}" if isinstance(value, float) else str(value) for value in recipe.values())
+    shown = (
+        f"{key.rpartition('.')[2].replace('_', ' ')} {f'{value:g}' if isinstance(value, float) else value}"
+        for key, value in recipe.items()
+    )
     return ", ".join(shown) or "as configured"
 
 
