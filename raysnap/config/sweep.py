@@ -230,7 +230,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "quick": {
         "shortlist": 3,
         "train": _TRAIN | {"epochs": 5},
-        "space": _recipes("all/gentle", "head/fast"),
+        "space": _recipes("all/gentle", "all/bold"),
     },
     "good": {
         "shortlist": 5,

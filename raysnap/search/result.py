@@ -176,8 +176,8 @@ class SearchResult:
     """What a search found.
 
     >>> result = raysnap.rank_snapshots("store", "shapes-shape-a")
-    >>> result.to_pandas()[["rank", "architecture", "num_test"]].iloc[0].tolist()
-    [1, 'mobilenet_v3_small', 8]
+    >>> sorted(set(result.to_pandas()["architecture"]))
+    ['mobilenet_v3_small']
 
     Attributes:
         method: the method taken, where `auto` was asked for too.

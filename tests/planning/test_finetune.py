@@ -35,12 +35,13 @@ def config_of(tmp_path, folder, **more) -> FinetuneConfig:
 def test_recipes_come_before_starts_each_with_its_own_network(tmp_path, folder, starts):
     config = config_of(tmp_path, folder, preset="quick")
     trials = plan_sweep(sweep_config(config, folder, starts, 3)).trials
-    shown = [(one.point["retrain"], one.point["base.weights"], one.architecture, one.image_size) for one in trials]
+    keys = ("train.layer_lrs", "base.weights")
+    shown = [(*(one.point[key] for key in keys), one.architecture, one.image_size) for one in trials]
     assert shown == [
-        ("all", "deep", "resnet18", 64),
-        ("all", "small", "mobilenet_v3_small", 32),
-        ("head", "deep", "resnet18", 64),
-        ("head", "small", "mobilenet_v3_small", 32),
+        ("gentle", "deep", "resnet18", 64),
+        ("gentle", "small", "mobilenet_v3_small", 32),
+        ("bold", "deep", "resnet18", 64),
+        ("bold", "small", "mobilenet_v3_small", 32),
     ]
     assert {trial.train.epochs for trial in trials} == {3}
 
