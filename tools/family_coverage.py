@@ -111,20 +111,18 @@ def compare_one(name: str) -> dict[str, object]:
         return {"refused": str(error)}
     except Exception as error:  # noqa: BLE001 - to be listed
         return {"error": f"{type(error).__name__}: {error}"[:500]}
-    faults = []
-    for image_size in (*IMAGE_SIZES, None):
-        try:
-            found = compare(name, image_size)
-        except Exception as error:  # noqa: BLE001 - most models reject small images, each in its way
-            faults.append(f"{image_size}: {type(error).__name__}: {str(error)[:200]}")
-            continue
-        return {"num_blocks": len(names), "image_size": image_size} | {
-            "difference": found.difference,
-            "spread": found.spread,
-            "faults": list(found.faults),
-            "num_parameters": sum(p.numel() for block in skeleton(name) for p in block.parameters()),
-        }
-    return {"error": faults[-1], "num_blocks": len(names)}
+    try:
+        found = compare(name, *IMAGE_SIZES, None)
+    except Exception as error:  # noqa: BLE001 - to be listed
+        return {"error": f"{type(error).__name__}: {error}"[:500], "num_blocks": len(names)}
+    return {
+        "num_blocks": len(names),
+        "image_size": found.image_size,
+        "difference": found.difference,
+        "spread": found.spread,
+        "faults": list(found.faults),
+        "num_parameters": sum(p.numel() for block in skeleton(name) for p in block.parameters()),
+    }
 
 
 def summarise(rows: list[dict[str, object]]) -> None:

@@ -173,6 +173,7 @@ def measure_blocks(architecture: str, image_size: int) -> tuple[BlockShape, ...]
     """
     from torch.utils.flop_counter import FlopCounterMode  # imports triton
 
+    family.check_image_size(architecture, image_size)
     blocks = [copy.deepcopy(block).to("meta") for block in family.skeleton(architecture)]
     x = family.empty_items(architecture, 1, image_size)
     shapes = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from dataclasses import dataclass
 from zlib import crc32
@@ -13,6 +14,7 @@ from raysnap.models import blocks
 from raysnap.models.architecture import parse
 from raysnap.models.block_shape import HEAD
 from raysnap.models.families import family
+from raysnap.models.families.weightless import build_weightless
 
 NUM_CLASSES = 7
 
@@ -23,12 +25,14 @@ class Comparison:
 
     Attributes:
         num_blocks: stem, body and head.
+        image_size: the size of the images; None is the architecture's own.
         difference: the largest between the blocks' output and the model's, over the largest of the model's.
         spread: how far the model's outputs for two items are from each other, over the largest.
-        num_unlike: blocks that change their input, or of which some tensors that have gradients in the model have none.
+        faults: what else is wrong, in words.
     """
 
     num_blocks: int
+    image_size: int | None
     difference: float
     spread: float
     faults: tuple[str, ...]
@@ -57,29 +61,27 @@ class Pool:
 def state_dict_of(architecture: str, num_classes: int = NUM_CLASSES) -> dict[str, Tensor]:
     """Return tensors for all of a model, of which none is trivial; buffers of integers are the library's own."""
     pool = Pool()
-    model = family.weightless(parse(architecture), num_classes)
-    integers = [name for name, tensor in model.state_dict().items() if not tensor.is_floating_point()]
-    own = {}
-    if any(not name.endswith("num_batches_tracked") for name in integers):
-        own = family.random_state_dict(architecture, num_classes, seed=0)
-    tensors = {}
-    for name, tensor in model.state_dict().items():
-        if tensor.is_floating_point():
-            tensors[name] = pool.tensor(name, tuple(tensor.shape))
-        else:
-            tensors[name] = own.get(name, torch.tensor(0))
-    return tensors
+    parsed = parse(architecture)
+    library = family.family_of(parsed)
+    model = build_weightless(lambda: library.make(parsed, num_classes), keeps_buffers=True)
+    return {
+        name: pool.tensor(name, tuple(tensor.shape)) if tensor.is_floating_point() else tensor
+        for name, tensor in model.state_dict().items()
+    }
 
 
 @torch.no_grad()
-def compare(architecture: str, image_size: int | None = None, *, num_items: int = 2) -> Comparison:
-    """Compose an architecture's blocks of random weights and compare with the library's own model in eval mode."""
+def compare(architecture: str, *image_sizes: int | None, num_items: int = 2) -> Comparison:
+    """Compose an architecture's blocks of random weights and compare with the library's own model in eval mode.
+
+    Of several sizes, the first that the model takes is used; without one its own.
+    """
     tensors = state_dict_of(architecture)
     model = family.build(architecture, NUM_CLASSES, tensors)
-    x = items(architecture, num_items, image_size)
-    expected = family.family_of(parse(architecture)).run(model, x)
+    image_size, x, expected = _run(architecture, model, image_sizes or (None,), num_items)
     split = blocks.split_state_dict(architecture, tensors)
     faults = _faults_of_parts(split, model)
+    del model
     for index, (name, part) in enumerate(split):
         block = blocks.build_block(architecture, index, part)
         before = x.clone()
@@ -92,7 +94,23 @@ def compare(architecture: str, image_size: int | None = None, *, num_items: int 
     if not math.isfinite(largest):
         faults.append("outputs are not finite")
     spread = float((expected[0] - expected[1]).abs().max()) / largest
-    return Comparison(len(split), float((x - expected).abs().max()) / largest, spread, tuple(faults))
+    difference = float((x - expected).abs().max()) / largest
+    return Comparison(len(split), image_size, difference, spread, tuple(faults))
+
+
+def _run(
+    architecture: str, model: nn.Module, image_sizes: tuple[int | None, ...], num_items: int
+) -> tuple[int | None, Tensor, Tensor]:
+    """Return the first size that the model takes, its input and its output."""
+    run = family.family_of(parse(architecture)).run
+    for image_size in image_sizes[:-1]:
+        x = items(architecture, num_items, image_size)
+        with contextlib.suppress(Exception):  # most models reject small images, each in its way
+            if image_size is not None:
+                family.check_image_size(architecture, image_size)
+            return image_size, x, run(model, x.clone())
+    x = items(architecture, num_items, image_sizes[-1])
+    return image_sizes[-1], x, run(model, x.clone())
 
 
 def items(architecture: str, num_items: int, image_size: int | None = None) -> Tensor:
@@ -102,7 +120,9 @@ def items(architecture: str, num_items: int, image_size: int | None = None) -> T
     if len(shape) > 1:
         return torch.randn(num_items, *shape, generator=generator)
     tokens = torch.randint(5, 30, (num_items, *shape), generator=generator)
-    tokens[1, -shape[0] // 4 :] = family.padding_of(architecture)
+    from raysnap.models.families.hf import padding_of  # the family that has texts
+
+    tokens[1, -shape[0] // 4 :] = padding_of(parse(architecture))
     return tokens
 
 

@@ -49,8 +49,16 @@ class Subject:
     image_sizes: Sequence[int]
 
 
-def cut_model(subject: Subject) -> tuple[Block, ...]:
-    """Return the blocks of a model, from stem to head, around its own modules.
+@dataclass(frozen=True)
+class CutModel:
+    """The blocks of a model, from stem to head, and the calls of the forward that they replay."""
+
+    blocks: tuple[Block, ...]
+    calls: tuple[Call, ...]
+
+
+def cut_model(subject: Subject) -> CutModel:
+    """Return the blocks of a model, around its own modules.
 
     Raises:
         ArchitectureError: it can't be cut into three blocks or more; the message says why.
@@ -73,7 +81,7 @@ def cut_model(subject: Subject) -> tuple[Block, ...]:
                 raise ArchitectureError(str(reason)) from None
             cuts = [cut for cut in cuts if cut.start != reason.start]
             continue
-        return _assemble(subject, cuts, parts)
+        return CutModel(_assemble(subject, cuts, parts), tuple(first.calls))
     raise ArchitectureError(
         "no place in its body was found where one tensor alone carries what came before: nothing could be frozen there"
     )
@@ -125,6 +133,15 @@ def _record(subject: Subject, num_items: int, image_size: int | None) -> Record:
         raise ArchitectureError(f"its forward can't be recorded on the meta device: {lines[0][:200]}") from error
 
 
+def makes_calls(subject: Subject, calls: Sequence[Call], image_size: int) -> bool:
+    """Return whether the forward makes these calls for images of another size as well.
+
+    Raises:
+        ArchitectureError: it rejects images of that size.
+    """
+    return _outline(_record(subject, NUM_ITEMS[0], image_size).calls) == _outline(calls)
+
+
 def _second_record(subject: Subject, first: Record) -> Record:
     """Return the forward at another size, if there is one at which the same calls are made, else at the same size."""
     for image_size in subject.image_sizes:
@@ -132,19 +149,17 @@ def _second_record(subject: Subject, first: Record) -> Record:
             found = _record(subject, NUM_ITEMS[1], image_size)
         except ArchitectureError:
             continue
-        if _are_alike(first, found):
+        if _outline(first.calls) == _outline(found.calls):
             return found
     found = _record(subject, NUM_ITEMS[1], None)
-    if not _are_alike(first, found):
+    if _outline(first.calls) != _outline(found.calls):
         raise ArchitectureError("its forward takes another path for another number of items")
     return found
 
 
-def _are_alike(first: Record, second: Record) -> bool:
-    def outline(call: Call) -> tuple[object, ...]:
-        return call.target, tuple(call.inputs), call.outputs
-
-    return list(map(outline, first.calls)) == list(map(outline, second.calls))
+def _outline(calls: Iterable[Call]) -> list[tuple[object, ...]]:
+    """Return what calls that are made for any size have in common."""
+    return [(call.target, tuple(call.inputs), call.outputs) for call in calls]
 
 
 def _places(model: nn.Module) -> Mapping[str, list[str]]:

@@ -19,7 +19,7 @@ from raysnap.humanize import suggest
 from raysnap.models.architecture import FAMILIES, TORCHVISION, Architecture, package_of, parse
 from raysnap.models.block import Block
 from raysnap.models.block_shape import WIDTH_OF_MEASURED_HEADS
-from raysnap.models.families.cutting import Subject, cut_model
+from raysnap.models.families.cutting import CutModel, Subject, cut_model, makes_calls
 from raysnap.models.families.segment import Segment
 from raysnap.models.families.weightless import build_weightless
 
@@ -68,7 +68,6 @@ def known_names(family: str) -> list[str]:
     return [str(Architecture(family, name)) for name in names]
 
 
-@lru_cache(maxsize=32)
 def skeleton(text: str) -> tuple[Block, ...]:
     """Return the architecture's blocks in eval mode without weights, with a head of 1000 classes.
 
@@ -77,11 +76,37 @@ def skeleton(text: str) -> tuple[Block, ...]:
     Raises:
         ArchitectureError: the architecture is unknown or can't be split.
     """
+    return _cut(text).blocks
+
+
+def check_image_size(text: str, image_size: int) -> None:
+    """Check that the blocks do for images of this size what the model does.
+
+    Raises:
+        ArchitectureError: the model rejects them, or takes another path that the blocks don't know.
+    """
+    cut, architecture = _cut(text), parse(text)
+    if not cut.calls or item_shape(text) == item_shape(text, image_size):
+        return
+    subject = _subject(architecture, family_of(architecture), weightless(architecture, WIDTH_OF_MEASURED_HEADS))
+    own = item_shape(text)[-1]
+    where = f"{architecture.shown} at image_size {image_size}"
+    hint = f'; use {own}, the size it was designed for, or one that its configuration sets, such as {{"img_size":96}}'
+    try:
+        fits = makes_calls(subject, cut.calls, image_size)
+    except ArchitectureError as error:
+        raise ArchitectureError(f"{where}: {error}{hint}") from error
+    if not fits:
+        raise ArchitectureError(f"{where}: its forward takes another path than at {own}{hint}")
+
+
+@lru_cache(maxsize=32)
+def _cut(text: str) -> CutModel:
     architecture = parse(text)
     family = family_of(architecture)
     model = weightless(architecture, WIDTH_OF_MEASURED_HEADS)
     if (blocks := family.cut_by_hand(model)) is not None:
-        return blocks
+        return CutModel(blocks, ())
     try:
         return cut_model(_subject(architecture, family, model))
     except ArchitectureError as error:

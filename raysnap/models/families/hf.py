@@ -18,6 +18,7 @@ from raysnap.models.families.recording import carry
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     import transformers
+    from huggingface_hub.errors import StrictDataclassError
     from transformers.models.auto import modeling_auto
 
 _VISION = modeling_auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
@@ -61,6 +62,7 @@ def item_shape(architecture: Architecture, image_size: int | None) -> tuple[int,
     if is_text(architecture):
         return (image_size or TEXT_LENGTH,)
     config = _config(architecture, 2)
+    config = getattr(config, "vision_config", config)
     edge = image_size or getattr(config, "image_size", None) or _DEFAULT_IMAGE_SIZE
     edge = edge[-1] if isinstance(edge, list | tuple) else edge
     return (getattr(config, "num_channels", 3), edge, edge)
@@ -70,9 +72,18 @@ def run(model: nn.Module, items: Tensor) -> Tensor:
     """Return the logits that a model gives for items: pixels, or tokens of text of which some are padding."""
     if items.is_floating_point():
         return cast(Tensor, model(pixel_values=items).logits)
-    padding = getattr(model.config, "pad_token_id", None)
-    mask = carry(items != (0 if padding is None else padding))
+    mask = carry(items != _padding(model.config))
     return cast(Tensor, model(input_ids=items, attention_mask=mask.to(torch.int64)).logits)
+
+
+def padding_of(architecture: Architecture) -> int:
+    """Return the token that fills up short texts."""
+    return _padding(_config(architecture, 2))
+
+
+def _padding(config: Any) -> int:
+    padding = getattr(config, "pad_token_id", None)
+    return 0 if padding is None else padding
 
 
 def cut_by_hand(model: nn.Module) -> tuple[Block, ...] | None:  # noqa: ARG001
@@ -87,9 +98,11 @@ def _config(architecture: Architecture, num_classes: int) -> Any:
     try:
         kind: Any = transformers.CONFIG_MAPPING[architecture.name]
         config = kind(**options, num_labels=num_classes)
-    except (TypeError, ValueError, LookupError) as error:
+    except (TypeError, ValueError, LookupError, StrictDataclassError) as error:
+        reason = " ".join(str(error).split())
         raise ArchitectureError(
-            f"architecture {architecture.shown!r}: transformers rejects this configuration: {error}"
+            f"architecture {architecture.shown!r}: transformers rejects this configuration: {reason}"
         ) from None
-    config._attn_implementation = "eager" if is_text(architecture) else "sdpa"
+    if is_text(architecture):
+        config._attn_implementation = "eager"  # masks of other kinds are left out of batches without padding
     return config

@@ -50,6 +50,10 @@ class DtypeOf:
     """The floating-point type in which a block runs."""
 
 
+class LowestOf:
+    """The lowest number of that type, which masks are filled with."""
+
+
 @dataclass(frozen=True)
 class Call:
     """A call that can be repeated: a function, or a module by its path, with values of the record as arguments."""
@@ -193,6 +197,7 @@ class Recorder(TorchFunctionMode):
         self.root = ModuleCall(Call("", (), {}, ()), model)
         self.stack = [self.root]
         self._muted = 0
+        self._has_mask = False
         self._current: dict[int, int] = {}
         self._kept: list[Any] = []  # so that no other tensor gets the id of one
         self._sizes: dict[tuple[int, int], int] = {}
@@ -210,7 +215,12 @@ class Recorder(TorchFunctionMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         kwargs = dict(kwargs or {})
-        result = func(*args, **kwargs)
+        self._has_mask |= func is carry
+        if func is Tensor.__bool__ and self._has_mask:
+            return False  # it asks whether no token is padding: what is recorded has to do for texts with padding
+        result = _without_composing(func, args, kwargs)
+        if result is None:
+            result = func(*args, **kwargs)
         if self._muted:
             return result
         if isinstance(result, torch.Size) and args and isinstance(args[0], Tensor):
@@ -265,6 +275,8 @@ class Recorder(TorchFunctionMode):
             return DeviceOf
         if thing is TRACE_DTYPE:
             return DtypeOf
+        if isinstance(thing, float) and thing == torch.finfo(TRACE_DTYPE).min:
+            return LowestOf
         if isinstance(thing, Mapping | tuple | list) and any(isinstance(leaf, Tensor) for leaf in leaves(thing)):
             return Stray()
         return thing
@@ -412,6 +424,32 @@ def record(model: nn.Module, item: Tensor, run: Callable[[nn.Module, Tensor], Te
     assert output is not None, "what a model gives is one of the values recorded"
     recorder.root.end = len(recorder.calls)
     return Record(recorder.calls, recorder.root, recorder.is_int, recorder.numbers, index, output)
+
+
+def _without_composing(func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor | None:
+    """Return what a function gives on the meta device; None where torch is to find out, or to say what is wrong.
+
+    Torch composes these there from hundreds of smaller calls, which takes most of the time of a forward.
+    """
+    if not args or not isinstance(args[0], Tensor) or not args[0].is_meta:
+        return None
+    x, more = args[0], args[1:]
+    if func in _ACTIVATIONS:
+        return torch.empty_like(x)
+    if func is nn.functional.layer_norm and more and tuple(x.shape[-len(more[0]) :]) == tuple(more[0]):
+        return torch.empty_like(x)
+    if func is nn.functional.batch_norm and more and more[0] is not None and more[0].shape[0] == x.shape[1]:
+        return torch.empty_like(x)
+    if func is nn.functional.linear and more and x.shape[-1] == more[0].shape[-1] and more[0].dim() == 2:
+        return x.new_empty((*x.shape[:-1], more[0].shape[0]))
+    if func is nn.functional.scaled_dot_product_attention and len(more) > 1 and not kwargs.get("enable_gqa"):
+        keys, values = more[0], more[1]
+        fits = x.shape[-1] == keys.shape[-1] and keys.shape[-2] == values.shape[-2] and x.shape[:-2] == keys.shape[:-2]
+        return x.new_empty((*x.shape[:-1], values.shape[-1])) if fits else None
+    return None
+
+
+_ACTIVATIONS = (nn.functional.gelu, nn.functional.silu)
 
 
 def size_of(tensor: Tensor, dim: int) -> int:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from raysnap.models.families.recording import Call, DeviceOf, DtypeOf, Own, Path, Ref, leaves, substitute
+from raysnap.models.families.recording import Call, DeviceOf, DtypeOf, LowestOf, Own, Path, Ref, leaves, substitute
 
 
 @dataclass(frozen=True)
@@ -75,6 +75,7 @@ class Segment(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         values: dict[int, Any] = {self.program.source: x}
+        dtype = x.dtype if x.is_floating_point() else next(self.parameters()).dtype
 
         def fill(thing: Any) -> Any:
             if isinstance(thing, Ref):
@@ -84,8 +85,8 @@ class Segment(nn.Module):
             if thing is DeviceOf:
                 return x.device
             if thing is DtypeOf:
-                return x.dtype if x.is_floating_point() else next(self.parameters()).dtype
-            return thing
+                return dtype
+            return torch.finfo(dtype).min if thing is LowestOf else thing
 
         for step in self.program.steps:
             call = step.call
@@ -192,10 +193,8 @@ def _tensor(model: nn.Module, name: str) -> Tensor:
 
 
 def _is_constant(call: Call) -> bool:
-    filled = (Ref, Own)
-    return not any(
-        isinstance(leaf, filled) or leaf is DeviceOf or leaf is DtypeOf for leaf in leaves((call.args, call.kwargs))
-    )
+    things = list(leaves((call.args, call.kwargs)))
+    return not any(isinstance(thing, Ref | Own) or thing in (DeviceOf, DtypeOf, LowestOf) for thing in things)
 
 
 def _at(result: Any, path: Path) -> Any:

@@ -14,17 +14,18 @@ from torch.overrides import TorchFunctionMode
 _building = threading.Lock()
 
 
-def build_weightless(make: Callable[[], nn.Module]) -> nn.Module:
+def build_weightless(make: Callable[[], nn.Module], *, keeps_buffers: bool = False) -> nn.Module:
     """Return the model that `make` builds, in eval mode: what is loaded is on the meta device, all else is real.
 
-    Tables that a library computes as it builds a model, and doesn't save, keep their values.
+    Tables that a library computes as it builds a model, and doesn't save, keep their values; with `keeps_buffers`, so
+    do those that it saves.
     """
     with _building, _parameters_on_meta(), _NoFilling(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of initialisations, and of packages that this model does without
         model = make()
     for module in model.modules():
         for name, buffer in module._buffers.items():
-            if buffer is not None and name not in module._non_persistent_buffers_set:
+            if buffer is not None and not keeps_buffers and name not in module._non_persistent_buffers_set:
                 module._buffers[name] = buffer.to("meta")
     return model.eval()
 

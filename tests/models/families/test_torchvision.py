@@ -26,7 +26,7 @@ AT_WAISTS = {
 SMALL = ("googlenet", "mnasnet0_5", "shufflenet_v2_x0_5", "squeezenet1_0")
 
 
-@pytest.mark.parametrize("architecture", AT_WAISTS if os.environ.get("RAYSNAP_DEEP") else SMALL)
+@pytest.mark.parametrize("architecture", AT_WAISTS if os.environ.get("RAYSNAP_DEEP") == "1" else SMALL)
 def test_blocks_compose_to_the_models_forward(architecture):
     found = compare(architecture, AT_WAISTS[architecture])
     assert (found.difference, found.faults) == (0, ())
