@@ -79,19 +79,16 @@ def sweep_config(
 
 
 def _sharing_time(sweep: SweepConfig, training_s: float) -> SweepConfig:
-    """Return the sweep with a share of the time for each fine-tune, so that what is best can be kept when time is over.
+    """Return the sweep with an equal share of the time for each fine-tune, so that each can be kept when time is over.
 
-    Shares are equal, and larger by what ASHA is expected to save, but never more than half of the time: a machine that
-    is slower than forecast trains fewer epochs first, and the last recipes may not get their turn.
+    A machine that is slower than forecast then trains fewer epochs; what was best so far is kept and tested.
     """
     if sweep.resources.num_workers:
         return sweep
     num_trials = len(plan_sweep(sweep).trials)
     num_places = len(known_gpu_bytes()) or max(1, int(num_cpus() // sweep.resources.cpus))
     at_once = min(num_trials, num_places, sweep.resources.max_concurrent or num_places)
-    asha_share = ASHA_SHARE if sweep.scheduler == "asha" and num_trials > 1 else 1.0
-    equal_s = training_s * at_once / num_trials / asha_share
-    share_s = max(LEAST_SHARE_S, TRAINING_SHARE * min(equal_s, training_s / min(2, num_trials)) - TRIAL_OVERHEAD_S)
+    share_s = max(LEAST_SHARE_S, TRAINING_SHARE * training_s * at_once / num_trials - TRIAL_OVERHEAD_S)
     limit_s = min(share_s, sweep.train.time_limit_s or share_s)
     return sweep.model_copy(update={"train": sweep.train.model_copy(update={"time_limit_s": limit_s})})
 
