@@ -90,4 +90,4 @@ def test_each_fine_tune_has_a_share_of_the_time(tmp_path, folder, starts, monkey
     assert shares == {100: pytest.approx(0.9 * 100 * 2 / 4 - 1), 1: 1.0}
     assert sweep_config(config, folder, starts, 3).train.time_limit_s is None
     alone = config_of(tmp_path, folder, preset="quick", resources={"max_concurrent": 1})
-    assert sweep_config(alone, folder, starts, 3, 100).train.time_limit_s == pytest.approx(0.9 * 100 / 4 / 0.6 - 1)
+    assert sweep_config(alone, folder, starts, 3, 100).train.time_limit_s == pytest.approx(0.9 * 100 / 4 - 1)
