@@ -144,7 +144,7 @@ def test_named_starts_need_no_search(ray_local, place):
     assert "no search predicted anything" in write_report(config.run_dir).read_text()
 
 
-def test_what_can_not_be_done_is_refused_before_anything_is_trained(place):
+def test_what_can_not_be_done_is_refused_before_training(place):
     with pytest.raises(SnapshotNotFound, match="'missing'"):
         finetune(job(place, "a", starts=["missing"]))
     with pytest.raises(UsageError, match="time budget: expected more than"):

@@ -46,7 +46,7 @@ def test_recipes_come_before_starts_each_with_its_own_network(tmp_path, folder, 
     assert {trial.train.epochs for trial in trials} == {3}
 
 
-def test_whole_nets_are_retrained_with_rates_that_fall_towards_the_stem(tmp_path, folder, starts):
+def test_whole_nets_are_retrained_with_rates_that_fall(tmp_path, folder, starts):
     for preset in ("quick", "good", "best"):
         sweep = sweep_config(config_of(tmp_path, folder, preset=preset), folder, starts, 3)
         first = plan_sweep(sweep).trials[0]

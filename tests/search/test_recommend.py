@@ -40,7 +40,7 @@ def test_the_best_elsewhere_comes_first(store, folder):
     assert [line.name for line in recommend(store, folder, where="name == 'first'").ranking] == ["first"]
 
 
-def test_a_store_without_records_recommends_nothing_in_particular(store, folder):
+def test_a_store_without_records_recommends_nothing(store, folder):
     found = recommend(store.path, str(folder))
     assert (found.num_records, {line.standing for line in found.ranking}) == (0, {0.5})
 
