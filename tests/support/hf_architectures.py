@@ -81,7 +81,6 @@ TEXT: dict[str, dict[str, Any]] = {
     "roberta": _TEXT | {"pad_token_id": 1},
     "electra": _TEXT | {"embedding_size": 16},
     "distilbert": {"vocab_size": 40, "dim": 16, "n_layers": 3, "n_heads": 2, "hidden_dim": 32},
-    "mpnet": _TEXT,
     "xlm-roberta": _TEXT,
     "camembert": _TEXT,
     "deberta-v2": _TEXT,

@@ -71,19 +71,21 @@ def cut_model(subject: Subject) -> CutModel:
     flow = trace_flow(first, stored, subject.per_class)
     if not flow.head_calls:
         raise ArchitectureError("it has no head: its output does not depend on the tensors that have a row per class")
-    cuts = _without_shared_tensors(flow, find_cuts(flow))
+    wanted = find_cuts(flow)
+    cuts, reason = _without_shared_tensors(flow, wanted)
     replay = Replay(subject.model, first, second, flow)
-    while len(cuts) >= _MIN_BLOCKS - 1:
+    while len(cuts) >= min(_MIN_BLOCKS, len(wanted)) and len(cuts) > 1:  # not a body that is one block of many
         try:
             parts = replay.split([cut.start for cut in cuts])
-        except CannotReplay as reason:
-            if reason.start is None:
-                raise ArchitectureError(str(reason)) from None
-            cuts = [cut for cut in cuts if cut.start != reason.start]
+        except CannotReplay as refusal:
+            if refusal.start is None:
+                raise ArchitectureError(str(refusal)) from None
+            cuts, reason = [cut for cut in cuts if cut.start != refusal.start], str(refusal)
             continue
         return CutModel(_assemble(subject, cuts, parts), tuple(first.calls))
     raise ArchitectureError(
-        "no place in its body was found where one tensor alone carries what came before: nothing could be frozen there"
+        "no place in its body was found where one tensor alone carries what came before"
+        + (f": {reason}" if reason else "")
     )
 
 
@@ -172,12 +174,13 @@ def _places(model: nn.Module) -> Mapping[str, list[str]]:
     return places
 
 
-def _without_shared_tensors(flow: Flow, cuts: Iterable[Cut]) -> list[Cut]:
-    """Return the cuts on either side of which no tensor is taken that is taken on the other."""
+def _without_shared_tensors(flow: Flow, cuts: Sequence[Cut]) -> tuple[list[Cut], str]:
+    """Return the cuts on either side of which no tensor is taken that is taken on the other, and what is shared."""
     spans: dict[str, tuple[int, int]] = {}
     for index, names in enumerate(flow.owned):
         if flow.is_body(index):
             for name in names:
                 spans[name] = (spans.get(name, (index, index))[0], index)
-    shared = [span for span in set(spans.values()) if span[0] < span[1]]
-    return [cut for cut in cuts if not any(start < cut.start <= end for start, end in shared)]
+    shared = {name: span for name, span in spans.items() if any(span[0] < cut.start <= span[1] for cut in cuts)}
+    left = [cut for cut in cuts if not any(start < cut.start <= end for start, end in shared.values())]
+    return left, f"its blocks share {', '.join(list(shared)[:3])}" if shared else ""

@@ -114,7 +114,7 @@ class Replay:
             features = [value for value in taken if flow.made_by.get(value, -1) not in head]
             for value in features:
                 made = flow.made_by.get(value)
-                if made is None or not set(flow.users[value]) <= head or not self._may_move(made, len(features)):
+                if made is None or not set(flow.users[value]) <= head or not self._may_move(made, features):
                     continue
                 head.add(made)
                 moved.add(made)
@@ -122,13 +122,13 @@ class Replay:
             else:
                 return head, features, moved
 
-    def _may_move(self, index: int, num_features: int) -> bool:
-        """Return whether a call before the head is better made by the head: dropout, or what takes two from one."""
+    def _may_move(self, index: int, features: list[int]) -> bool:
+        """Return whether a call before the head is better made by it: dropout, or what takes unlike things from one."""
         call = self.first.calls[index]
         if isinstance(call.target, str):
             return isinstance(self.model.get_submodule(call.target), nn.Dropout)
-        ranks = {len(self.first.numbers[value]) for _, value in call.outputs}
-        return num_features > 1 and ranks != {2} and not self.flow.owned[index]
+        ranks = {len(self.first.numbers[value]) for value in features}
+        return len(features) > 1 and ranks != {2} and not self.flow.owned[index]
 
     def _give_features(self, draft: _Draft, features: list[int]) -> BlockParts:
         """Return the last block of the body, which gives the features, joined where the head takes several."""

@@ -172,7 +172,13 @@ def _unwrapped(flow: Flow, node: ModuleCall) -> ModuleCall:
 def _can_be_block(node: ModuleCall) -> bool:
     """Return whether a module is one of several by its name, and more than a layer with what belongs to it."""
     has_number = any(character.isdigit() for character in node.path.rpartition(".")[2])
-    return has_number and _num_matrices(node) > 1 and not (isinstance(node.module, nn.Sequential) or _is_whole(node))
+    return has_number and _num_matrices(node) > 1 and not (_is_whole(node) or _has_layers_alone(node))
+
+
+def _has_layers_alone(node: ModuleCall) -> bool:
+    """Return whether a module is a sequence of layers, such as what halves a map before a stage."""
+    inner = [child for child in node.children if _num_matrices(child)]
+    return isinstance(node.module, nn.Sequential) and all(is_layer(child.module) for child in inner)
 
 
 def _num_matrices(node: ModuleCall) -> int:

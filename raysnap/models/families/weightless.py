@@ -8,9 +8,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from raysnap.models.families.recording import leaves, substitute
+
+_GET_DEVICE = Tensor.device.__get__  # how torch calls it
 _building = threading.Lock()
 
 
@@ -20,7 +24,7 @@ def build_weightless(make: Callable[[], nn.Module], *, keeps_buffers: bool = Fal
     Tables that a library computes as it builds a model, and doesn't save, keep their values; with `keeps_buffers`, so
     do those that it saves.
     """
-    with _building, _parameters_on_meta(), _NoFilling(), warnings.catch_warnings():
+    with _building, _parameters_on_meta(), _Building(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of initialisations, and of packages that this model does without
         model = make()
     for module in model.modules():
@@ -51,8 +55,12 @@ def _parameters_on_meta() -> Iterator[None]:
         nn.Module.register_parameter = own  # type: ignore[method-assign]
 
 
-class _NoFilling(TorchFunctionMode):
-    """Leave tensors without values alone: to fill them changes nothing, but imports torch's compiler."""
+class _Building(TorchFunctionMode):
+    """What torch does while a model is built of which some tensors are without values.
+
+    They are left alone, as to fill them changes nothing, but imports torch's compiler. They call themselves tensors of
+    the CPU, where libraries then compute their tables. What is computed from them has no values either.
+    """
 
     def __torch_function__(
         self,
@@ -61,10 +69,16 @@ class _NoFilling(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
+        kwargs = dict(kwargs or {})
         name = getattr(func, "__name__", "")
         if args and isinstance(args[0], Tensor) and args[0].is_meta:
             if name.endswith("_") and not name.startswith("_"):
                 return args[0]
             if name == "__setitem__":
                 return None
-        return func(*args, **dict(kwargs or {}))
+            if func == _GET_DEVICE:
+                return torch.device("cpu")
+        things = () if name.endswith("_") else leaves((args, kwargs))  # a real tensor must not take what isn't there
+        if any(isinstance(thing, Tensor) and thing.is_meta for thing in things):
+            args, kwargs = substitute((args, kwargs), lambda one: one.to("meta") if isinstance(one, Tensor) else one)
+        return func(*args, **kwargs)

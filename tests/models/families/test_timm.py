@@ -88,6 +88,7 @@ def test_two_heads_take_their_features_joined():
         ("timm/resnet_18", "did you mean 'timm/resnet18'"),
         ("test_vit_relpos", "did you mean 'timm/test_vit_relpos'"),
         ("timm/crossvit_9_240", "no place in its body"),
+        ("timm/vit_small_patch16_rope_mixed_224", "its blocks share rope"),
         ('timm/resnet18{"pretrained":true}', "pretrained can't be part"),
         ('timm/resnet18{"nonsense":1}', "rejects this configuration"),
     ],
