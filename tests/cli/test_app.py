@@ -130,7 +130,7 @@ MISTAKES = [
     (["store", "export", "base", "--to", "x.zip"], "x.zip: expected a file called .safetensors or .pth"),
     (
         ["store", "add", "missing.pth", "--arch", "resnet18", "--store", "new"],
-        "missing.pth: expected a file of weights",
+        "missing.pth: expected a file or folder of weights",
     ),
     (["store", "add", "garbage.pth", "--arch", "resnet18", "--store", "new"], "expected a checkpoint of tensors only"),
     (["store", "add", "garbage.pth", "--arch", "resnet19", "--store", "new"], "did you mean 'resnet18'?"),

@@ -14,9 +14,9 @@ from typing import TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
-from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from raysnap.models.block import Block
+from raysnap.models.lean_torchvision import models
 from raysnap.search.engine.winograd import NUM_PRODUCTS, convolve, suits_winograd, transform_kernels
 
 FEW_PIXELS = 4  # of an output, at most: a matrix product is 2 to 7 times as fast there, and slower for 16 pixels
@@ -170,14 +170,13 @@ def fuse(block: Block, image_sizes: Mapping[str, tuple[int, int]], dtype: torch.
     for path, module in list(block.named_modules()):
         if type(module) is nn.Conv2d and module.padding_mode == "zeros" and path in image_sizes:
             block.set_submodule(path, _fused_conv(module, image_sizes[path], dtype))
-    steps = block.get_submodule("steps")
     for module in list(block.modules()):
-        if module is steps or type(module).forward is nn.Sequential.forward:
+        if module is block.steps or type(module).forward is nn.Sequential.forward:
             _fuse_sequence(cast(nn.Sequential, module), dtype)
-        elif type(module) is BasicBlock:
+        elif type(module) is models.resnet.BasicBlock:
             module.__class__ = FusedBasicBlock  # only `forward` is another
             _activate(module, "conv1", "conv2")
-        elif type(module) is Bottleneck:
+        elif type(module) is models.resnet.Bottleneck:
             module.__class__ = FusedBottleneck
             _activate(module, "conv1", "conv2", "conv3")
 
