@@ -12,10 +12,9 @@ from raysnap.store.manifest import (
     BlockEntry,
     DatasetRecord,
     Manifest,
-    oldest_format,
+    Preprocessing,
     snapshot_id,
 )
-from raysnap.store.preprocessing import Preprocessing
 from raysnap.system import package_version, utc_timestamp
 
 
@@ -57,7 +56,6 @@ class NewSnapshot:
         origin = self.origin
         try:
             manifest = Manifest(
-                format=oldest_format(self.architecture, self.preprocessing),
                 id=snapshot_id(self.architecture, [(entry.name, entry.digest) for entry in entries]),
                 architecture=self.architecture,
                 num_classes=self.num_classes,

@@ -21,7 +21,7 @@ from raysnap.config.train import TrainConfig
 from raysnap.errors import OutOfMemory
 from raysnap.models.blocks import blocks_of
 from raysnap.models.numerics import Numerics
-from raysnap.store.preprocessing import Preprocessing
+from raysnap.store.manifest import Preprocessing
 from raysnap.training.evaluation import Predictions, Scores, evaluate_with, predictions_of
 from raysnap.training.feeds import Feed, FrozenPrefix, LabelledPixels, View
 from raysnap.training.freezing import StartModel
@@ -68,14 +68,14 @@ class FinetuneResult:
             `epoch_s`.
         timings_s: `prefix` (filling the cache), `train`, `evaluate`, `verify`.
         predictions: of the test items, on the first worker; None without any.
-        cut_short_by: what ended it before its last epoch, `patience` or `time_limit`; None where nothing did.
+        is_cut_short: whether `patience` ended it before its last epoch.
     """
 
     metrics: dict[str, float]
     history: list[dict[str, float]]
     timings_s: dict[str, float]
     predictions: Predictions | None
-    cut_short_by: str | None
+    is_cut_short: bool
 
 
 def finetune(
@@ -170,7 +170,8 @@ def _run(
             metrics = metrics | _named("test", evaluate_with(trained, feed, terms, into=outputs))
             timings_s["prefix"] += started - preparing
             timings_s["evaluate"] += time.perf_counter() - started
-    return FinetuneResult(metrics, state.history, timings_s, predictions_of(outputs, worker), state.cut_short_by)
+    is_cut_short = len(state.history) < terms.config.epochs
+    return FinetuneResult(metrics, state.history, timings_s, predictions_of(outputs, worker), is_cut_short)
 
 
 def _train(

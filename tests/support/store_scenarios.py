@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from raysnap.errors import SnapshotNotFound
-from raysnap.store.preprocessing import Preprocessing
 from raysnap.store.store import Store
 from tests.support.store_blocks import Blocks, make_blocks
 from tests.support.store_laws import World, make_store
@@ -49,10 +48,10 @@ class Scenario:
         return self.steps[-1].after
 
 
-def _put(path: Path, seed: int, name: str, preprocessing: Preprocessing | None = None) -> None:
+def _put(path: Path, seed: int, name: str) -> None:
     blocks = make_blocks(seed, 1)
     store = Store.open(path, create=True)
-    store.put_snapshot(architecture="resnet18", blocks=blocks, num_classes=4, name=name, preprocessing=preprocessing)
+    store.put_snapshot(architecture="resnet18", blocks=blocks, num_classes=4, name=name)
 
 
 def _remove(path: Path, snapshot: str) -> None:
@@ -62,9 +61,7 @@ def _remove(path: Path, snapshot: str) -> None:
         return  # what a broken step has removed already
 
 
-def _putting(
-    old: World | None, path: Path, seed: int, name: str, preprocessing: Preprocessing | None = None
-) -> Scenario:
+def _putting(old: World | None, path: Path, seed: int, name: str) -> Scenario:
     blocks = make_blocks(seed, 1)
     snapshot = make_store(path, (seed,))[0].resolve("old")
     without_name = (old or World()).plus(snapshot, blocks)
@@ -72,7 +69,7 @@ def _putting(
     return Scenario(
         old,
         [
-            Step(lambda path: _put(path, seed, name, preprocessing), [without_name], new),
+            Step(lambda path: _put(path, seed, name), [without_name], new),
             Step(lambda path: Store.open(path).summaries(), [], new),
         ],
     )
@@ -91,11 +88,6 @@ def beside_shared_blocks(path: Path, scratch: Path, seed: int) -> Scenario:
 def under_an_old_name(path: Path, scratch: Path, seed: int) -> Scenario:
     """Return the scenario of a new snapshot that takes over a name."""
     return _putting(make_store(path, (seed + 1, seed + 3))[1], scratch, seed + 2, "old")
-
-
-def first_of_format_2(path: Path, scratch: Path, seed: int) -> Scenario:
-    """Return the scenario of the first snapshot that format 1 can't say, in a store of format 1."""
-    return _putting(make_store(path, (seed + 1,))[1], scratch, seed + 2, "mine", Preprocessing(resize_mode="squash"))
 
 
 def after_a_removal(path: Path, scratch: Path, seed: int) -> Scenario:
@@ -119,6 +111,5 @@ SCENARIOS = {
     "in no store": in_no_store,
     "beside shared blocks": beside_shared_blocks,
     "under an old name": under_an_old_name,
-    "first of format 2": first_of_format_2,
     "after a removal": after_a_removal,
 }

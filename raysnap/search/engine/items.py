@@ -12,11 +12,10 @@ from torch import Tensor
 from raysnap.config.search_options import SearchOptions
 from raysnap.datasets.dataset import Dataset, Item
 from raysnap.datasets.pixel_cache import PixelCache
-from raysnap.datasets.resizing import Resizing
 from raysnap.datasets.splits import probe_splits
 from raysnap.errors import DataError
 from raysnap.search.plan.tree import Candidate
-from raysnap.store.preprocessing import Preprocessing
+from raysnap.store.manifest import Preprocessing
 
 
 @dataclass(frozen=True)
@@ -26,7 +25,7 @@ class DrawnItems:
     dataset: Dataset
     train: tuple[Item, ...]
     test: tuple[Item, ...]
-    caches: dict[Resizing, PixelCache]
+    caches: dict[int, PixelCache]
     draw_s: float
 
     @classmethod
@@ -34,8 +33,8 @@ class DrawnItems:
         """Draw the items that the options ask for, and open the caches of their pixels."""
         started_s = time.perf_counter()
         train, test = probe_splits(dataset, options.seed, options.num_train, options.num_test)
-        resizings = sorted({candidate.preprocessing.resizing for candidate in candidates})
-        caches = {resizing: PixelCache.open([*train, *test], dataset, resizing) for resizing in resizings}
+        sizes = sorted({candidate.preprocessing.resize_size for candidate in candidates})
+        caches = {size: PixelCache.open([*train, *test], dataset, size) for size in sizes}
         return cls(dataset, train, test, caches, time.perf_counter() - started_s)
 
     def num_undecoded(self, num_train: int, num_test: int) -> int:
@@ -70,9 +69,9 @@ class DrawnItems:
 
 @dataclass(frozen=True)
 class ProbeItems:
-    """The items of a search: train, then test, decoded once for each way in which candidates resize."""
+    """The items of a search: train, then test, decoded once for each size that a candidate needs."""
 
-    caches: dict[Resizing, PixelCache]
+    caches: dict[int, PixelCache]
     positions: tuple[int, ...]
     train_labels: np.ndarray
     test_labels: np.ndarray
@@ -91,8 +90,7 @@ class ProbeItems:
     def read(self, positions: Sequence[int], preprocessing: Preprocessing) -> Tensor:
         """Return the items at these positions, uint8 `[n, 3, S, S]`."""
         indices = [self.positions[position] for position in positions]
-        cache = self.caches[preprocessing.resizing]
-        return cache.read(indices, preprocessing.image_size, preprocessing.crop_rounding)
+        return self.caches[preprocessing.resize_size].read(indices, preprocessing.image_size)
 
     def release(self) -> None:
         """Let go of the memory that the pixels read so far take in this process."""

@@ -1,1 +1,0 @@
-"""Commands from a dataset to a model: finetune, recommend, predict."""
