@@ -142,7 +142,7 @@ class Quickstart:
 
 def _run_quickstart(directory: Path) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "raysnap", Quickstart.verb, "--dir", str(directory), "--json"]
-    return subprocess.run(command, capture_output=True, text=True, timeout=500, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=800, check=False)
 
 
 @pytest.fixture(scope="session")
