@@ -374,9 +374,9 @@ def test_every_precision_learns_and_leaves_float32_blocks(tmp_path, changes, num
 def test_a_cpu_computes_in_float32_unless_reported_otherwise():
     cpu = torch.device("cpu")
     assert Numerics.choose(TrainConfig(), cpu) == Numerics(cpu, torch.float32, channels_last=False)
-    names = ("mobilenet_v3_small", "efficientnet_b0", "regnet_y_400mf", "resnet18", "vit_b_32")
+    names = ("mobilenet_v2", "mobilenet_v3_small", "efficientnet_b0", "regnet_y_400mf", "resnet18", "vit_b_32")
     layouts = [Numerics.choose(TrainConfig(), cpu, name).channels_last for name in names]
-    assert layouts == [True, True, True, False, False]
+    assert layouts == [True, True, True, True, False, False]
     assert not Numerics.choose(TrainConfig(channels_last=False), cpu, "mobilenet_v2").channels_last
     reported = TrainConfig(precision="bfloat16", channels_last=True, deterministic=True)
     assert Numerics.choose(reported, cpu) == Numerics(cpu, torch.bfloat16, channels_last=True, deterministic=True)
