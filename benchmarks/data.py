@@ -141,6 +141,7 @@ def measure_cold(root: Path, repeats: int) -> dict[str, Any]:
     """Return images per second of filling a cache, and of bare loops."""
     from raysnap.datasets.dataset import read_folder
     from raysnap.datasets.pixel_cache import PixelCache
+    from raysnap.datasets.resizing import Resizing
 
     dataset = read_folder(root)
     items = dataset.splits["train"]
@@ -148,7 +149,7 @@ def measure_cold(root: Path, repeats: int) -> dict[str, Any]:
 
     def fill() -> float:
         shutil.rmtree(root / ".raysnap", ignore_errors=True)
-        cache = PixelCache.open(items, dataset, RESIZE_SIZE)
+        cache = PixelCache.open(items, dataset, Resizing(RESIZE_SIZE))
         started_s = time.perf_counter()
         cache.load(range(len(items)))
         return len(items) / (time.perf_counter() - started_s)
@@ -194,11 +195,12 @@ def measure_warm(root: Path, repeats: int) -> dict[str, Any]:
 
     from raysnap.datasets.dataset import read_folder
     from raysnap.datasets.pixel_cache import PixelCache
+    from raysnap.datasets.resizing import Resizing
 
     torch.set_num_threads(1)
     dataset = read_folder(root)
     items = dataset.splits["train"]
-    cache = PixelCache.open(items, dataset, RESIZE_SIZE)
+    cache = PixelCache.open(items, dataset, Resizing(RESIZE_SIZE))
     positions = torch.randperm(len(cache.load(range(len(items)))), generator=torch.Generator().manual_seed(0))
     source = np.ones((len(items), 3 * IMAGE_SIZE * IMAGE_SIZE), dtype=np.uint8)
 
@@ -233,6 +235,7 @@ def measure_training(root: Path, repeats: int) -> dict[str, Any]:
     from raysnap.datasets.augmentation import IMAGENET_MEAN, IMAGENET_STD, augment_and_normalise, item_draws
     from raysnap.datasets.dataset import read_folder
     from raysnap.datasets.pixel_cache import PixelCache
+    from raysnap.datasets.resizing import Resizing
 
     transform = transforms.Compose(
         [
@@ -248,7 +251,7 @@ def measure_training(root: Path, repeats: int) -> dict[str, Any]:
     )
     dataset = read_folder(root)
     items = dataset.splits["train"]
-    cache = PixelCache.open(items, dataset, RESIZE_SIZE)
+    cache = PixelCache.open(items, dataset, Resizing(RESIZE_SIZE))
     cache.load(range(len(items)))
     torch.set_num_threads(num_cpus())
     shuffling = torch.Generator().manual_seed(0)

@@ -24,7 +24,7 @@ from raysnap.models.block_facts import block_shapes, num_body_blocks
 from raysnap.models.blocks import build_model, random_tensors
 from raysnap.models.numerics import Numerics
 from raysnap.models.tensor_bytes import block_digest
-from raysnap.store.manifest import Preprocessing
+from raysnap.store.preprocessing import Preprocessing
 from raysnap.training.feeds import LabelledPixels
 from raysnap.training.finetune import finetune
 from raysnap.training.freezing import StartModel

@@ -36,7 +36,8 @@ from raysnap.config.quickstart import QuickstartConfig
 from raysnap.config.train import TrainConfig
 from raysnap.datasets.dataset import open_dataset
 from raysnap.search import search
-from raysnap.store.manifest import Manifest, Preprocessing
+from raysnap.store.manifest import Manifest
+from raysnap.store.preprocessing import Preprocessing
 from raysnap.store.store import Store
 from raysnap.training.trial import Trial
 from raysnap.training.trial_loop import TrainJob, run_trial

@@ -26,7 +26,8 @@ from raysnap.search.plan.costs import Rates
 from raysnap.search.plan.rungs import Rung, plan_rungs, shares_prefixes
 from raysnap.search.plan.simulation import simulate
 from raysnap.search.plan.tree import Candidate, build_tree
-from raysnap.store.manifest import BlockEntry, Preprocessing
+from raysnap.store.manifest import BlockEntry
+from raysnap.store.preprocessing import Preprocessing
 
 GOAL_RATIO = 1.1
 

@@ -31,6 +31,7 @@ from raysnap.config.parts import ShapesConfig
 from raysnap.config.search_options import DEFAULT_TOLERANCE, SearchOptions
 from raysnap.datasets.dataset import open_dataset
 from raysnap.datasets.pixel_cache import PixelCache
+from raysnap.datasets.resizing import Resizing
 from raysnap.datasets.splits import stratified_order
 from raysnap.search.candidates import find_candidates
 from raysnap.search.contest import Contest
@@ -169,7 +170,7 @@ def open_pool(options: argparse.Namespace, folder: Path) -> Pool:
         )
         dataset = open_dataset(options.dataset, search_options.data_dir, shapes)
         splits = [item for split in ("train", "val", "test") for item in dataset.splits[split]]
-        caches = {size: PixelCache.open(splits, dataset, size) for size in sizes_of(tree)}
+        caches = {resizing: PixelCache.open(splits, dataset, resizing) for resizing in resizings_of(tree)}
         for cache in caches.values():
             cache.load(range(len(splits)))
         labels_I = np.array([item.label for item in splits])
@@ -183,9 +184,9 @@ def open_pool(options: argparse.Namespace, folder: Path) -> Pool:
     return Pool(tree, kept["features"], kept["labels"], num_train, num_test)
 
 
-def sizes_of(tree: PrefixTree) -> set[int]:
-    """Return the sizes that images are resized to for the candidates."""
-    return {candidate.preprocessing.resize_size for candidate in tree.candidates}
+def resizings_of(tree: PrefixTree) -> set[Resizing]:
+    """Return the ways in which images are resized for the candidates."""
+    return {candidate.preprocessing.resizing for candidate in tree.candidates}
 
 
 def measure(options: argparse.Namespace, pool: Pool) -> dict[str, dict[str, Any]]:

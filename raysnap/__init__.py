@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from raysnap.config.load import load_config
     from raysnap.config.quickstart import QuickstartConfig
     from raysnap.config.search_options import SearchOptions
-    from raysnap.config.sweep import SweepConfig
+    from raysnap.config.sweep import FinetuneConfig, SweepConfig
     from raysnap.datasets.dataset import Dataset, open_dataset
     from raysnap.errors import (
         ArchitectureError,
@@ -43,14 +43,18 @@ if TYPE_CHECKING:
         UsageError,
         WeightsError,
     )
+    from raysnap.jobs.finetune import finetune
     from raysnap.jobs.generate import generate
+    from raysnap.jobs.predict import Predictions, predict, transform_of
     from raysnap.jobs.sweep import sweep
     from raysnap.jobs.synthesize import synthesize
     from raysnap.report.page import write_report
     from raysnap.search.ranking import search as rank_snapshots
+    from raysnap.search.recommend import recommend
     from raysnap.search.result import SearchResult
     from raysnap.store.exchange import export_snapshot, import_snapshot
-    from raysnap.store.manifest import DatasetRecord, Manifest, Preprocessing
+    from raysnap.store.manifest import DatasetRecord, Manifest
+    from raysnap.store.preprocessing import Preprocessing
     from raysnap.store.store import Store
 
     __version__: str
@@ -64,8 +68,10 @@ __all__ = [
     "DataError",
     "Dataset",
     "DatasetRecord",
+    "FinetuneConfig",
     "GenerateConfig",
     "Manifest",
+    "Predictions",
     "Preprocessing",
     "QuickstartConfig",
     "RaysnapError",
@@ -83,14 +89,18 @@ __all__ = [
     "WeightsError",
     "__version__",
     "export_snapshot",
+    "finetune",
     "generate",
     "import_snapshot",
     "load_config",
     "open_dataset",
+    "predict",
     "rank_snapshots",
+    "recommend",
     "run_bench",
     "sweep",
     "synthesize",
+    "transform_of",
     "write_report",
 ]
 
@@ -99,9 +109,11 @@ _HOMES = {
     "BenchConfig": "raysnap.config.bench",
     "Dataset": "raysnap.datasets.dataset",
     "DatasetRecord": "raysnap.store.manifest",
+    "FinetuneConfig": "raysnap.config.sweep",
     "GenerateConfig": "raysnap.config.jobs",
     "Manifest": "raysnap.store.manifest",
-    "Preprocessing": "raysnap.store.manifest",
+    "Predictions": "raysnap.jobs.predict",
+    "Preprocessing": "raysnap.store.preprocessing",
     "QuickstartConfig": "raysnap.config.quickstart",
     "SearchOptions": "raysnap.config.search_options",
     "SearchResult": "raysnap.search.result",
@@ -109,14 +121,18 @@ _HOMES = {
     "SweepConfig": "raysnap.config.sweep",
     "SynthesizeConfig": "raysnap.config.jobs",
     "export_snapshot": "raysnap.store.exchange",
+    "finetune": "raysnap.jobs.finetune",
     "generate": "raysnap.jobs.generate",
     "import_snapshot": "raysnap.store.exchange",
     "load_config": "raysnap.config.load",
     "open_dataset": "raysnap.datasets.dataset",
+    "predict": "raysnap.jobs.predict",
     "rank_snapshots": "raysnap.search.ranking:search",
+    "recommend": "raysnap.search.recommend",
     "run_bench": "raysnap.bench.run_bench:bench",
     "sweep": "raysnap.jobs.sweep",
     "synthesize": "raysnap.jobs.synthesize",
+    "transform_of": "raysnap.jobs.predict",
     "write_report": "raysnap.report.page",
 }
 

@@ -22,7 +22,14 @@ OnProgress = Callable[[str, int, int, str], None]
 The stage `stage/piece` is one piece of a stage while it runs: a bar of its own on a terminal, nothing in a log.
 """
 
-STAGES = {"data": "Data", "base": "Base", "trials": "Fine-tunes", "synthesize": "Snapshots", "bench": "Searches"}
+STAGES = {
+    "search": "Search",
+    "data": "Data",
+    "base": "Base",
+    "trials": "Fine-tunes",
+    "synthesize": "Snapshots",
+    "bench": "Searches",
+}
 
 
 def ignore_progress(stage: str, num_done: int, num_all: int, note: str) -> None:

@@ -17,7 +17,7 @@ from tests.support import ROOT
 
 DATASET = "shapes-shape-a"
 SIZES = {"image_size": 36, "num_train": 16, "num_val": 8, "num_test": 8}
-ON_RAY = ("generate", "run_bench", "sweep")
+ON_RAY = ("finetune", "generate", "run_bench", "sweep")
 DOCUMENTED = [name for name in raysnap.__all__ if name != "__version__"]
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 

@@ -20,8 +20,8 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "raysnap"
 # Keys that the models require but fill in themselves where a job file leaves them out.
-DERIVED = {"mode": "by `metric`"}
-KINDS = ("generate", "synthesize", "sweep", "bench", "quickstart")
+DERIVED = {"mode": "by `metric`", "shortlist": "by `preset`", "train": "by `preset`", "space": "by `preset`"}
+KINDS = ("generate", "synthesize", "sweep", "finetune", "bench", "quickstart")
 
 
 def main(arguments: list[str] | None = None) -> int:

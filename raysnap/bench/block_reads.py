@@ -81,7 +81,7 @@ class SearchFiles:
         blocks = {block.digest: block.num_bytes for candidate in candidates for block in candidate.blocks}
         files = Files(cell.store_dir)
         dataset = open_dataset(cell.data, cell.options.data_dir, cell.options.shapes)
-        pixels = cache_files(dataset.root, sorted({candidate.preprocessing.resize_size for candidate in candidates}))
+        pixels = cache_files(dataset.root, sorted({candidate.preprocessing.resizing for candidate in candidates}))
         read = (
             cell.store_dir / "store.json",
             cell.store_dir / "index.sqlite",

@@ -24,7 +24,8 @@ from raysnap.planning.synthetic import draw_descents
 from raysnap.search.plan.rungs import Rung, plan_rungs, shares_prefixes
 from raysnap.search.plan.tree import Candidate, PrefixTree, build_tree, find_misfit, needed_nodes
 from raysnap.search.plan.workload import image_forwards
-from raysnap.store.manifest import BlockEntry, Preprocessing
+from raysnap.store.manifest import BlockEntry
+from raysnap.store.preprocessing import Preprocessing
 
 NUM_DRAWS = 5
 

@@ -255,6 +255,7 @@ def _summarise_cell(cell: Cell, rows: list[SearchRow]) -> dict[str, Any]:
         "page_cache": middle.page_cache["state"],
         "best": best["name"],
         "best_score": best["score"],
+        "best_num_scored": best.get("num_scored"),
         "is_noisy": bool(noise),
         "noise": noise,
     }

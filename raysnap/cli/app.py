@@ -30,6 +30,7 @@ from raysnap.cli.console import (
     print_result,
 )
 from raysnap.cli.data_commands import data_app
+from raysnap.cli.finetuning.commands import finetune, predict, recommend
 from raysnap.cli.job_commands import generate, init, quickstart, sweep, synthesize
 from raysnap.cli.search_commands import bench, search
 from raysnap.cli.store_commands import store_app
@@ -60,7 +61,7 @@ LOG_LEVELS = {
     "-v": logging.INFO,
     "--verbose": logging.INFO,
 }
-RESUMABLE_COMMANDS = ("quickstart", "generate", "sweep", "synthesize", "bench")
+RESUMABLE_COMMANDS = ("quickstart", "finetune", "generate", "sweep", "synthesize", "bench")
 
 
 def _print_version(is_asked: bool) -> None:
@@ -134,7 +135,7 @@ def _how_to_resume(arguments: list[str]) -> str:
     return f"; finish it with: {shlex.join(['raysnap', *arguments, *(['--resume'] if needs_flag else [])])}"
 
 
-for command in (quickstart, init, generate, sweep, synthesize, search, bench):
+for command in (quickstart, init, search, recommend, finetune, predict, generate, sweep, synthesize, bench):
     app.command()(command)
 
 

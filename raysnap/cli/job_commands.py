@@ -31,7 +31,7 @@ from raysnap.progress import show_progress
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from raysnap.config.jobs import FinetuneConfig
+    from raysnap.config.jobs import TrialsConfig
     from raysnap.planning.generate import TrialsPlan
 
 
@@ -220,7 +220,7 @@ def sweep(
     return SOME_FAILED if summary.num_failed else 0
 
 
-def _show_plan(config: FinetuneConfig, plan: TrialsPlan, table: Table, as_json: bool) -> int:
+def _show_plan(config: TrialsConfig, plan: TrialsPlan, table: Table, as_json: bool) -> int:
     """Print what a job would do and need.
 
     Raises:

@@ -95,6 +95,13 @@ MaxCandidates = Annotated[
         help="Try at most N snapshots, chosen by their manifests and by what their relatives score; 0: all.",
     ),
 ]
+UseRecords = Annotated[
+    bool,
+    typer.Option(
+        "--records/--no-records",
+        help="Whether what came of fine-tunes on other datasets, as the store's records tell, counts in the rank.",
+    ),
+]
 Seed = Annotated[int, typer.Option("--seed", metavar="N", min=0, help="Seed for drawing items and fitting probes.")]
 Workers = Annotated[
     int, typer.Option("--workers", metavar="N", min=1, help="Number of processes; more than 1 run as Ray actors.")

@@ -38,6 +38,7 @@ from raysnap.cli.search_arguments import (
     Seed,
     TimeBudget,
     Tolerance,
+    UseRecords,
     Where,
     Workers,
 )
@@ -72,6 +73,7 @@ def search(
     tolerance: Tolerance = DEFAULT_TOLERANCE,
     where: Where = None,
     max_candidates: MaxCandidates = DEFAULT_MAX_CANDIDATES,
+    use_records: UseRecords = True,
     seed: Seed = 0,
     workers: Workers = 1,
     feature_cache_bytes: FeatureCacheBytes = FEATURE_CACHE_BYTES,
@@ -87,8 +89,7 @@ def search(
     several candidates begin with only once. `auto` takes `shared` or `nested`, whichever is forecast to answer sooner.
     """
     from raysnap.config.search_options import SearchOptions
-    from raysnap.search import search as run
-    from raysnap.search.candidates import check_question
+    from raysnap.search.candidates import check_names, check_question
 
     keywords = {
         "method": method,
@@ -102,21 +103,25 @@ def search(
         "tolerance": tolerance,
         "where": where,
         "max_candidates": max_candidates or None,
+        "use_records": use_records,
         "seed": seed,
         "data_dir": data_dir,
         "workers": workers,
         "feature_cache_bytes": feature_cache_bytes,
     }
     options = SearchOptions.of(None, keywords)
-    if workers > 1:  # report mistakes before Ray takes seconds to start
+    check_names(store_dir, data, data_dir, where=where)  # report mistakes before torch takes seconds to import
+    if workers > 1:
         check_question(store_dir, data, options)
+    from raysnap.search import search as run
+
     with nullcontext() if workers == 1 else ray_session(OBJECT_STORE_BYTES + workers * WORKER_OBJECT_BYTES):
         start_s = since_enter_s()
         result = _from_enter(run(store_dir, data, _with_time_left(options, start_s)), start_s)
     if as_json:
         print_json(result)
     else:
-        _show_result(store_dir, result, options, explain=explain)
+        _show_result(store_dir, data, result, options, explain=explain)
     return SOME_FAILED if result.skipped else 0
 
 
@@ -133,9 +138,9 @@ def _from_enter(result: SearchResult, start_s: float) -> SearchResult:
     return replace(result, timings_s=result.timings_s | timings_s) if start_s else result
 
 
-def _show_result(store_dir: Path, result: SearchResult, options: SearchOptions, *, explain: bool) -> None:
+def _show_result(store_dir: Path, data: str, result: SearchResult, options: SearchOptions, *, explain: bool) -> None:
     """Print the ranking and what the search cost; skipped candidates go to stderr."""
-    from raysnap.cli.search_tables import forecast_line, forecast_table, ranking_table, search_lines
+    from raysnap.cli.search_tables import forecast_line, forecast_table, next_lines, ranking_table, search_lines
 
     if explain:
         print_result(forecast_table(result.to_dict()["forecast"], result.method))
@@ -148,6 +153,8 @@ def _show_result(store_dir: Path, result: SearchResult, options: SearchOptions, 
             f"Scores are over all {result.rungs[-1].num_test:,} test items; --num-test {MANY_TEST_ITEMS} takes a fair "
             "sample, whose error is about 0.01"
         )
+    if result.ranking:
+        print_result(f"\n{next_lines(result.to_dict(), store_dir, data, options.data_dir)}")
     print_failures([{"snapshot": skipped.name, "error": skipped.error} for skipped in result.skipped])
 
 

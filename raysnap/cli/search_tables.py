@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,7 @@ from rich.text import Text
 from rich.tree import Tree
 
 from raysnap.cli.console import MAX_NAMES, MAX_ROWS, simple_table
-from raysnap.humanize import bytes_text, count_text, flops_text, plural, score_text, seconds_text, share_text
+from raysnap.humanize import bytes_text, count_text, flops_text, is_known, plural, score_text, seconds_text, share_text
 
 MAX_INPUTS = 4
 
@@ -22,28 +23,63 @@ if TYPE_CHECKING:
 
 
 def ranking_table(result: Mapping[str, Any], max_rows: int = MAX_ROWS) -> Table:
-    """Return the first rows of a ranking; candidates statistically tied with the best are marked."""
-    rows = [
-        (
-            entry["rank"],
-            entry["name"],
-            score_text(entry["score"]),
-            _standing(entry),
-            entry["num_train"],
-            entry["snapshot"][:12],
-        )
-        for entry in result["ranking"][:max_rows]
-    ]
-    return simple_table(["", "snapshot", "score", "", "train items", "id"], rows, numeric=["", "score", "train items"])
+    """Return the first rows of a ranking, each score with its interval and the items that it rests on."""
+    shown = result["ranking"][:max_rows]
+    has_records = bool(result.get("records"))
+    columns: dict[str, list[Any]] = {
+        "": [entry["rank"] for entry in shown],
+        "snapshot": [entry["name"] for entry in shown],
+        "score": [score_text(entry["score"]) for entry in shown],
+        "95 % interval": [interval_text(entry.get("low"), entry.get("high")) for entry in shown],
+        "items": [entry.get("num_scored") for entry in shown],
+        "standing": [standing_text(entry["standing"]) for entry in shown] if has_records else [],
+        " ": [_standing(entry, has_records=has_records) for entry in shown],
+        "trained on": [_origin(entry) for entry in shown],
+        "id": [entry["snapshot"][:12] for entry in shown],
+    }
+    columns = {title: values for title, values in columns.items() if values}
+    numeric = ["", "score", "items", "standing"]
+    return simple_table(list(columns), list(zip(*columns.values(), strict=True)), numeric=numeric)
 
 
-def _standing(entry: Mapping[str, Any]) -> str:
-    """Say how a line of a ranking compares with the best."""
-    if entry["rank"] == 1:
-        return "best"
+def interval_text(low: float | None, high: float | None) -> str | None:
+    """Return an interval such as `0.780 to 0.890`; None where it is not known."""
+    return f"{score_text(low)} to {score_text(high)}" if is_known(low) and is_known(high) else None
+
+
+def standing_text(standing: float | None) -> str | None:
+    """Return the place among starts that records let expect."""
+    return None if standing is None else f"{standing:.2f}"
+
+
+def _standing(entry: Mapping[str, Any], *, has_records: bool) -> str:
+    """Say how a line of a ranking compares with the best: by the proxy, where records count as well."""
+    by_proxy = " by score" if has_records else ""
+    if entry.get("proxy_rank", entry["rank"]) == 1:
+        return f"best{by_proxy}"
     if entry["within_tolerance"]:
-        return "as good, as far as is known"
-    return "tied with the best" if entry["tied_with_best"] else ""
+        return f"as good{by_proxy}, as far as is known"
+    return f"tied with the best{by_proxy}" if entry["tied_with_best"] else ""
+
+
+def _origin(entry: Mapping[str, Any]) -> str | None:
+    """Return what a snapshot was trained on, marked where that is the dataset asked about."""
+    dataset: str | None = entry.get("dataset")
+    return f"{dataset} (this very one)" if entry.get("is_trained_on_it") else dataset
+
+
+def next_lines(result: Mapping[str, Any], store_dir: Path, data: str, data_dir: Path) -> str:
+    """Return the commands that go on from a ranking, with the first snapshot's id."""
+    snapshot = result["ranking"][0]["snapshot"][:12]
+    store = f"--store {shlex.quote(str(store_dir))}"
+    folder = f" --data-dir {shlex.quote(str(data_dir))}" if str(data_dir) != "data" else ""
+    return "\n".join(
+        [
+            "Next:",
+            f"  raysnap finetune --data {shlex.quote(data)}{folder} {store} --from {snapshot}",
+            f"  raysnap store export {snapshot} {store} --to {snapshot}.safetensors",
+        ]
+    )
 
 
 def search_lines(result: Mapping[str, Any]) -> str:
@@ -61,6 +97,8 @@ def search_lines(result: Mapping[str, Any]) -> str:
         )
     if result["expected_loss"] is not None:
         lines.append(loss_line(result))
+    if result.get("records"):
+        lines.append(records_line(result["records"]))
     if result["narrowing"]:
         lines.append(narrowing_line(result["narrowing"]))
     if len(result["inputs"]) > 1:
@@ -69,6 +107,14 @@ def search_lines(result: Mapping[str, Any]) -> str:
         rank = f"rank {static['rank']} of {num_ranked}, score {score_text(static['score'])}"
         lines.append(f"Without a search, the choice would be the largest pretrained model, {static['name']}: {rank}")
     return "\n".join(lines)
+
+
+def records_line(records: Mapping[str, Any]) -> str:
+    """Say how much of the rank came from what fine-tunes on other datasets came to."""
+    return (
+        f"{share_text(records['share'])} of the rank comes from {plural(records['num_records'], 'fine-tune')} on "
+        f"{plural(records['num_datasets'], 'other dataset')}, the rest from the score; --no-records leaves them out"
+    )
 
 
 def read_line(account: Mapping[str, Any]) -> str:
@@ -90,7 +136,8 @@ def loss_line(result: Mapping[str, Any]) -> str:
         "time_budget": "the time budget allows no more",
     }[result["stopped"]]
     as_good = f"; {plural(num_as_good, 'other is', 'others are')} as good, as far as is known" if num_as_good else ""
-    return f"Expected loss of the winner on new items: {result['expected_loss']:.3f}, {reason}{as_good}"
+    winner = "first by score" if result.get("records") else "winner"
+    return f"Expected loss of the {winner} on new items: {result['expected_loss']:.3f}, {reason}{as_good}"
 
 
 def narrowing_line(narrowing: Mapping[str, Any]) -> str:
@@ -111,13 +158,18 @@ def inputs_line(result: Mapping[str, Any]) -> str:
     size_only = len({group["image_size"] for group in groups}) == len(groups)
     ways = [
         f"{plural(group['num_candidates'], 'candidate')} at {group['image_size']}\u00a0px"
-        + ("" if size_only else f" (shorter side {group['resize_size']}\u00a0px, mean {list(group['mean'])})")
+        + ("" if size_only else f" ({_resizing_text(group)}, mean {list(group['mean'])})")
         for group in groups[:MAX_INPUTS]
     ]
     ways += [f"{len(groups) - MAX_INPUTS} more"] if len(groups) > MAX_INPUTS else []
     even = result["even_image_size"]
     advice = f"; --image-size {even} evens them" if even else "; no --image-size evens them, --where picks one kind"
     return f"Candidates saw images in different ways and share no blocks across these: {', '.join(ways)}{advice}"
+
+
+def _resizing_text(group: Mapping[str, Any]) -> str:
+    side = "shorter side" if group["resize_mode"] == "shorter_side" else "both sides"
+    return f"{side} {group['resize_size']}\u00a0px, {group['interpolation']}"
 
 
 def rungs_table(rungs: Sequence[Mapping[str, Any]]) -> Table:
@@ -200,29 +252,49 @@ def _branch_text(branch: Branch, *, is_root: bool) -> Text:
 
 
 def methods_table(cells: Sequence[Mapping[str, Any]]) -> Table:
-    """Compare a benchmark's cells: how long each took, against the slowest on its question, and its winner."""
+    """Compare a benchmark's cells: how long each took, against `baseline` on its question, and its winner.
+
+    Where `baseline` did not run, speed-ups are against the slowest, as in reports.
+    """
     axes = [axis for axis in _CELL_AXES if axis[0] != "method" and len({cell[axis[0]] for cell in cells}) > 1]
     questions = [tuple(cell[key] for key, *_ in _CELL_AXES if key != "method") for cell in cells]
-    slowest_s: dict[tuple[Any, ...], float] = {}
+    against_s: dict[tuple[Any, ...], float] = {}
+    is_settled: set[tuple[Any, ...]] = set()
     for question, cell in zip(questions, cells, strict=True):
-        slowest_s[question] = max(slowest_s.get(question, 0.0), cell["median_s"])
+        if cell["method"] == "baseline":
+            against_s[question] = cell["median_s"]
+            is_settled.add(question)
+        elif question not in is_settled:
+            against_s[question] = max(against_s.get(question, 0.0), cell["median_s"])
     spreads = [f"± {share_text(c['iqr_s'] / 2 / c['median_s'])}" if c["num_done"] > 1 else "" for c in cells]
     columns = {title: [text(cell[key]) for cell in cells] for key, title, text in axes} | {
         "method": [cell["method"] for cell in cells],
         "time": [seconds_text(cell["median_s"]) for cell in cells],
         "spread": spreads if any(spreads) else [],
         "speed-up": [
-            f"{slowest_s[question] / cell['median_s']:.1f}×" for question, cell in zip(questions, cells, strict=True)
+            f"{against_s[question] / cell['median_s']:.1f}×" for question, cell in zip(questions, cells, strict=True)
         ],
         "compute": [flops_text(cell["flops"]) for cell in cells],
         "block passes": [count_text(cell["block_item_passes"]) for cell in cells],
         "from disk": [bytes_text(cell["disk_bytes_read"]) for cell in cells],
         "winner": [cell["best"] for cell in cells],
         "score": [score_text(cell["best_score"]) for cell in cells],
+        "of items": [cell.get("best_num_scored") for cell in cells],
         "noise": [_noise(cell) for cell in cells] if any(cell["is_noisy"] for cell in cells) else [],
     }
-    columns = {title: values for title, values in columns.items() if values}
-    numeric = ["time", "spread", "speed-up", "compute", "block passes", "from disk", "score", "image size", "budget"]
+    columns = {title: values for title, values in columns.items() if any(value is not None for value in values)}
+    numeric = [
+        "of items",
+        "time",
+        "spread",
+        "speed-up",
+        "compute",
+        "block passes",
+        "from disk",
+        "score",
+        "image size",
+        "budget",
+    ]
     return simple_table(list(columns), list(zip(*columns.values(), strict=True)), numeric=numeric)
 
 

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from raysnap.cli.console import AsJson, StoreDir, any_path, print_failures, print_json, print_result, print_text
-from raysnap.errors import StoreDamaged, StoreUnreadable, UsageError
+from raysnap.errors import RaysnapError, StoreDamaged, StoreUnreadable, UsageError
 
 if TYPE_CHECKING:
+    from raysnap.datasets.resizing import ResizeMode
+    from raysnap.store.exchange import Added
     from raysnap.store.index import SnapshotSummary
-
-ASSUMED_PX = 224  # what most published weights of torchvision were trained with
 
 store_app = typer.Typer(help="Inspect, extend, verify and clean up a model store.")
 
@@ -101,18 +102,22 @@ def store_show(snapshot: SnapshotName, store_dir: StoreDir = Path("store"), as_j
     bases = store.lineage(manifest)
     derived = store.summaries(f"base == '{manifest.id}'")
     holders = store.snapshots_with([block.digest for block in manifest.blocks])
+    made_by = store.record_of(manifest)
     if as_json:
         document = manifest.model_dump(mode="json") | {"names": store.names_of(manifest.id)}
+        document |= {"made_by": made_by.model_dump(mode="json") if made_by else None}
         document |= {"lineage": [base.id for base in bases], "derived": [summary.id for summary in derived]}
         others = {digest: [other for other in found if other != manifest.id] for digest, found in holders.items()}
         print_json(document | {"shared_with": {block.name: others[block.digest] for block in manifest.blocks}})
     else:
-        from raysnap.cli.store_tables import blocks_table, lineage_tree, manifest_table
+        from raysnap.cli.store_tables import blocks_table, lineage_tree, manifest_table, searched_line
 
         names = {snapshot: name for name, snapshot in reversed(store.refs().items())}
         print_result(manifest_table(manifest, store.names_of(manifest.id)))
         print_result("")
         print_result(lineage_tree(bases, manifest, derived, names))
+        if made_by is not None and made_by.searched is not None:
+            print_result(searched_line(made_by.searched))
         print_result("")
         print_result(blocks_table(manifest, holders, names))
     return 0
@@ -120,12 +125,23 @@ def store_show(snapshot: SnapshotName, store_dir: StoreDir = Path("store"), as_j
 
 @store_app.command("add")
 def store_add(
-    path: Annotated[
-        Path, typer.Argument(metavar="FILE", parser=any_path, help="State dict as a .safetensors or .pth file.")
+    paths: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="PATH",
+            parser=any_path,
+            help="File of weights (.safetensors, .pth, .pt, .bin, .ckpt), index of shards, or folder of one model.",
+        ),
     ],
     architecture: Annotated[
-        str, typer.Option("--arch", metavar="NAME", help="Architecture, as torchvision names it: resnet18.")
-    ],
+        str | None,
+        typer.Option(
+            "--arch",
+            metavar="NAME",
+            show_default="found by the tensors",
+            help="Architecture: resnet18, timm/vit_tiny_patch16_224.",
+        ),
+    ] = None,
     name: Annotated[str | None, typer.Option("--name", metavar="NAME", help="Name for the snapshot.")] = None,
     base: Annotated[
         str | None, typer.Option("--base", metavar="SNAPSHOT", help="Stored snapshot that it was fine-tuned from.")
@@ -137,15 +153,35 @@ def store_add(
         list[str] | None,
         typer.Option("--metric", metavar="NAME=NUMBER", help="A result, such as val_accuracy=0.93; may be repeated."),
     ] = None,
+    weights: Annotated[
+        str | None,
+        typer.Option(
+            "--weights", metavar="NAME", help="torchvision weights whose preprocessing it has, such as IMAGENET1K_V2."
+        ),
+    ] = None,
     image_size: Annotated[
         int | None,
         typer.Option(
             "--image-size",
             metavar="PIXELS",
             min=1,
-            show_default=f"that of --base, or {ASSUMED_PX}",
-            help="Side length of its input images.",
+            show_default="that of --weights, the folder or --base, or 224",
+            help="Side length of its input images; alone, it keeps the crop's share of the resized image.",
         ),
+    ] = None,
+    resize: Annotated[
+        str | None,
+        typer.Option("--resize", metavar="N[xN]", help="What images are resized to: the shorter side, or both (NxN)."),
+    ] = None,
+    interpolation: Annotated[
+        Literal["nearest", "bilinear", "bicubic", "lanczos"] | None,
+        typer.Option("--interpolation", help="How images are resized."),
+    ] = None,
+    mean: Annotated[
+        str | None, typer.Option("--mean", metavar="N[,N,N]", help="Mean that is subtracted from pixels in 0..1.")
+    ] = None,
+    std: Annotated[
+        str | None, typer.Option("--std", metavar="N[,N,N]", help="Deviation that pixels are divided by after that.")
     ] = None,
     entry: Annotated[
         str | None,
@@ -158,57 +194,102 @@ def store_add(
     store_dir: StoreDir = Path("store"),
     as_json: AsJson = False,
 ) -> int:
-    """Add a torchvision state dict as a snapshot.
+    """Add weights as snapshots, one for each PATH.
 
     Checkpoints of trainers will do: entries such as `state_dict` and what names begin with, such as `module.`, are
-    recognised by the names of the architecture's tensors.
+    recognised by the names of the architecture's tensors. Folders are those of transformers, timm and accelerate; how
+    their model sees images is taken from the files there. Several snapshots are named after their files.
     """
-    from raysnap.models.weight_files import read_weights
-    from raysnap.store.exchange import add_weights
-    from raysnap.store.manifest import DatasetRecord, Preprocessing, check_ref_name
-    from raysnap.store.store import Store
+    from raysnap.store.exchange import InputOptions, add_path
+    from raysnap.store.manifest import DatasetRecord, check_ref_name
+    from raysnap.training.trial import slug
 
-    figures = parse_metrics(metrics or [])
-    weights = read_weights(path, architecture, entry)  # a file that doesn't fit must not leave a new store behind
     if name is not None:
         check_ref_name(name)
-    store = Store.open(store_dir, create=base is None)
-    preprocessing = Preprocessing.cropping(image_size or ASSUMED_PX)
-    if image_size is None and base is not None:
-        preprocessing = store.manifest(base).preprocessing
-    written = add_weights(
-        store,
-        weights,
-        architecture,
-        name=name,
+        if len(paths) > 1:
+            raise UsageError(f"--name {name}: expected one PATH with it, found {len(paths)}; leave it out")
+    add = partial(
+        add_path,
+        store_dir,
+        architecture=architecture,
         base=base,
         dataset=DatasetRecord(name=dataset) if dataset else None,
-        preprocessing=preprocessing,
-        metrics=figures,
+        metrics=parse_metrics(metrics or []),
+        entry=entry,
+        options=InputOptions(
+            weights,
+            image_size,
+            parse_resize(resize) if resize else None,
+            interpolation,
+            parse_channels("--mean", mean) if mean else None,
+            parse_channels("--std", std) if std else None,
+        ),
     )
-    edge = written.manifest.preprocessing.image_size
-    if edge != preprocessing.image_size:
-        line = f"already stored, for images of {edge} px; only a snapshot that is removed first can get another size"
-        print_failures([{"file": str(path), "line": line}])
-    elif image_size is None:
-        why = "as its base does" if base is not None else "as --image-size was not given"
-        print_failures([{"file": str(path), "line": f"assumed to take images of {edge} px, {why}"}])
+    done, failed = [], {}
+    for path in paths:
+        try:
+            done.append(add(path, name=name, suggested_name=slug(path.stem) if len(paths) > 1 else None))
+        except RaysnapError as error:
+            if len(paths) == 1:
+                raise
+            failed[str(path)] = str(error)
+    print_failures([{"file": str(one.path), "line": line} for one in done for line in one.remarks])
+    print_failures([{"line": line} for line in failed.values()])
     if as_json:
-        taken = {"entry": weights.entry, "other_entries": list(weights.others), "image_size": edge}
-        print_json(
-            {"snapshot": written.manifest.id, "new_blocks": written.new_blocks, "new_bytes": written.new_bytes} | taken
-        )
+        documents = [added_document(one) for one in done]
+        faults = [{"path": path, "error": line} for path, line in failed.items()]
+        print_json(documents[0] if len(paths) == 1 else {"added": documents, "failed": faults})
     else:
-        from raysnap.humanize import bytes_text, plural
+        from raysnap.cli.store_tables import added_lines
 
-        new = plural(written.new_blocks, "new block")
-        print_result(f"{written.manifest.id}: {new}, {bytes_text(written.new_bytes)} written")
-        if weights.others:
-            others = ", ".join(weights.others)
-            print_result(
-                f"These are the file's weights {weights.entry!r}; --entry takes others that would fit: {others}"
-            )
-    return 0
+        for one in done:
+            print_result("\n".join(added_lines(one, has_path=len(paths) > 1)))
+    return 1 if failed else 0
+
+
+def added_document(added: Added) -> dict[str, Any]:
+    """Return what `store add --json` says of one snapshot."""
+    manifest = added.written.manifest
+    return {
+        "path": str(added.path),
+        "name": added.name,
+        "snapshot": manifest.id,
+        "architecture": manifest.architecture,
+        "new_blocks": added.written.new_blocks,
+        "new_bytes": added.written.new_bytes,
+        "entry": added.weights.entry,
+        "other_entries": list(added.weights.others),
+        "image_size": manifest.preprocessing.image_size,
+        "preprocessing": manifest.preprocessing.model_dump(mode="json"),
+    }
+
+
+def parse_resize(text: str) -> tuple[ResizeMode, int]:
+    """Return how `--resize` says that images are resized: `256` is the shorter side, `224x224` both.
+
+    Raises:
+        UsageError: it has another form.
+    """
+    sides = text.split("x")
+    if len(sides) > 2 or len(set(sides)) > 1 or not all(side.isascii() and side.isdigit() for side in sides):
+        raise UsageError(f"--resize {text}: expected the shorter side, such as 256, or both, such as 224x224")
+    return ("squash" if len(sides) == 2 else "shorter_side"), int(sides[0])
+
+
+def parse_channels(option: str, text: str) -> tuple[float, float, float]:
+    """Return a number for each channel: `0.5`, or `0.485,0.456,0.406`.
+
+    Raises:
+        UsageError: it has another form, or a number is not finite.
+    """
+    try:
+        values = [float(part) for part in text.split(",")]
+    except ValueError:
+        values = []
+    values = values * 3 if len(values) == 1 else values
+    if len(values) != 3 or not all(map(math.isfinite, values)) or (option == "--std" and not all(values)):
+        raise UsageError(f"{option} {text}: expected one number or three, such as 0.485,0.456,0.406")
+    return values[0], values[1], values[2]
 
 
 def parse_metrics(given: list[str]) -> dict[str, float]:

@@ -15,8 +15,10 @@ from raysnap.cli.console import MAX_NAMES, MAX_ROWS, simple_table
 from raysnap.humanize import bytes_text, plural, score_text, share_text
 
 if TYPE_CHECKING:
+    from raysnap.store.exchange import Added
     from raysnap.store.index import SnapshotSummary
     from raysnap.store.manifest import Manifest
+    from raysnap.store.records import SearchedFrom
     from raysnap.store.usage import Freed, Usage
 
 
@@ -86,6 +88,22 @@ def usage_line(usage: Usage) -> str:
     return f"{line}, {bytes_text(usage.unreached_bytes)} by no snapshot: `store gc` frees these"
 
 
+def added_lines(added: Added, *, has_path: bool) -> list[str]:
+    """Say what adding weights did, beginning with their path where there are several."""
+    manifest, new = added.written.manifest, plural(added.written.new_blocks, "new block")
+    name = f" {added.name}" if added.name and has_path else ""
+    lines = [
+        (f"{added.path}:{name} " if has_path else "")
+        + f"{manifest.id}: {new}, {bytes_text(added.written.new_bytes)} written"
+    ]
+    if added.weights.others:
+        others = ", ".join(added.weights.others)
+        lines.append(
+            f"These are the file's weights {added.weights.entry!r}; --entry takes others that would fit: {others}"
+        )
+    return lines
+
+
 def manifest_table(manifest: Manifest, names: Sequence[str]) -> Table:
     """Return a snapshot's metadata, one property per line."""
     metrics = ", ".join(f"{name} {value:.4g}" for name, value in sorted(manifest.metrics.items()))
@@ -98,10 +116,19 @@ def manifest_table(manifest: Manifest, names: Sequence[str]) -> Table:
             ("base", manifest.base),
             ("dataset", manifest.dataset.name if manifest.dataset else None),
             ("retrain index", manifest.retrain_index),
-            ("input", f"{manifest.preprocessing.image_size} px"),
+            ("input", manifest.preprocessing.text),
             ("metrics", metrics or None),
             ("created", manifest.created),
         ],
+    )
+
+
+def searched_line(searched: SearchedFrom) -> str:
+    """Say what a search had said of the start that a snapshot was fine-tuned from."""
+    expected = "" if searched.expected_loss is None else f", expected loss {searched.expected_loss:.3f}"
+    return (
+        f"Its base was rank {searched.rank} of {plural(searched.num_candidates, 'candidate')} in a search by "
+        f"{searched.method}: {searched.proxy} score {score_text(searched.score)}{expected}"
     )
 
 

@@ -123,6 +123,7 @@ def forecast_lines(needed: Forecast, num_finetunes: int, num_bases: int) -> str:
     ]
     lines += [f"To be drawn first: {', '.join(needed.to_draw)}."] if needed.to_draw else []
     lines += [f"To be downloaded first: {', '.join(needed.to_download)}."] if needed.to_download else []
+    lines += [f"Input: {line}." for line in needed.inputs]
     return "\n".join([*lines, "Nothing was written."])
 
 

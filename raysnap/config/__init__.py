@@ -8,9 +8,17 @@ if TYPE_CHECKING:
     from raysnap.config.jobs import GenerateConfig, SynthesizeConfig
     from raysnap.config.load import load_config
     from raysnap.config.quickstart import QuickstartConfig
-    from raysnap.config.sweep import SweepConfig
+    from raysnap.config.sweep import FinetuneConfig, SweepConfig
 
-__all__ = ["BenchConfig", "GenerateConfig", "QuickstartConfig", "SweepConfig", "SynthesizeConfig", "load_config"]
+__all__ = [
+    "BenchConfig",
+    "FinetuneConfig",
+    "GenerateConfig",
+    "QuickstartConfig",
+    "SweepConfig",
+    "SynthesizeConfig",
+    "load_config",
+]
 
 if not TYPE_CHECKING:  # importing the models takes longer than `raysnap --help` may
 

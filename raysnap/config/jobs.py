@@ -81,7 +81,7 @@ class JobConfig(RunConfig):
     resources: ResourcesConfig = Field(ResourcesConfig(), description="Resources of each trial or search.")
 
 
-class FinetuneConfig(JobConfig):
+class TrialsConfig(JobConfig):
     """What every job that fine-tunes has: what is trained, how, and from which start."""
 
     architectures: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
@@ -101,7 +101,12 @@ class FinetuneConfig(JobConfig):
     )
 
     @model_validator(mode="after")
-    def _check_patterns(self) -> FinetuneConfig:
+    def _check_patterns(self) -> TrialsConfig:
+        if self.train.time_limit_s is not None and self.resources.num_workers:
+            raise ValueError(
+                "`train.time_limit_s` works only without worker groups, whose clocks differ: expected "
+                f"resources.num_workers 0, found {self.resources.num_workers}"
+            )
         for pattern in self.resources.by_architecture:
             if not any(fnmatchcase(architecture, pattern) for architecture in self.architectures):
                 raise ValueError(
@@ -111,7 +116,7 @@ class FinetuneConfig(JobConfig):
         return self
 
 
-class GenerateConfig(FinetuneConfig):
+class GenerateConfig(TrialsConfig):
     """A job that makes a population of fine-tuned snapshots.
 
     >>> raysnap.GenerateConfig(datasets=["shapes-shape-a"], num_snapshots=3).architectures

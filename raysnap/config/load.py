@@ -17,7 +17,7 @@ from raysnap.config.jobs import GenerateConfig, SynthesizeConfig
 from raysnap.config.messages import describe_faults
 from raysnap.config.quickstart import QuickstartConfig
 from raysnap.config.strict import Config
-from raysnap.config.sweep import SweepConfig
+from raysnap.config.sweep import FinetuneConfig, SweepConfig
 from raysnap.config.yaml_files import apply_overrides, read_yaml, to_yaml
 from raysnap.errors import ConfigError
 from raysnap.humanize import suggest
@@ -25,6 +25,7 @@ from raysnap.humanize import suggest
 KINDS: dict[str, type[Config]] = {
     "generate": GenerateConfig,
     "sweep": SweepConfig,
+    "finetune": FinetuneConfig,
     "synthesize": SynthesizeConfig,
     "bench": BenchConfig,
     "quickstart": QuickstartConfig,

@@ -73,6 +73,11 @@ class SearchOptions(Section):
         description="How many snapshots are tried at most; of more, their manifests and the scores of their relatives "
         "say which. None is no limit.",
     )
+    use_records: bool = Field(
+        True,
+        description="Whether what came of fine-tunes on other datasets, as the store's records tell, counts in the "
+        "ranking beside the proxy.",
+    )
     seed: int = Field(0, ge=0, description="Seed of the drawn items and of the probes.")
     data_dir: AnyFolder = Field(Path("data"), description="Folder of the named datasets.")
     shapes: ShapesConfig | None = Field(None, description="How the shapes datasets are drawn; None is their default.")
@@ -126,6 +131,7 @@ class SearchKeywords(TypedDict, total=False):
     memory_bytes: int | None
     where: str | None
     max_candidates: int | None
+    use_records: bool
     seed: int
     data_dir: Path
     shapes: ShapesConfig | None

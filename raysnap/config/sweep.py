@@ -1,18 +1,21 @@
-"""Configuration of a sweep: its space, its metric, its scheduler."""
+"""Configuration of a sweep: its space, its metric, its scheduler; and of a finetune, a sweep of what a search found."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import Field, field_serializer, field_validator, model_validator
+from pydantic import BeforeValidator, Field, PlainSerializer, model_validator
 
+from raysnap.config.choices import TrackerName
 from raysnap.config.folders import Folder, NameOrFolder
-from raysnap.config.jobs import FinetuneConfig
-from raysnap.config.parts import BaseConfig, RetrainDepth
+from raysnap.config.jobs import RunConfig, TrialsConfig
+from raysnap.config.parts import BaseConfig, ResourcesConfig, RetrainDepth, ShapesConfig
+from raysnap.config.search_options import MAX_BUDGET_S, SearchOptions
 from raysnap.config.space_entry import KINDS_OF_ENTRY, SpaceEntry
-from raysnap.config.strict import Section, dotted_keys
+from raysnap.config.strict import Section, dotted_keys, refuse_repeated
 from raysnap.config.train import TrainConfig
 from raysnap.humanize import suggest
 
@@ -28,10 +31,40 @@ class PointConfig(Section):
     base: BaseConfig = Field(description="Where the fine-tune starts from.")
 
 
+def _read_space(value: Any) -> Any:
+    """Turn nested keys, as overrides write them, into dotted ones, and a single entry into a list of one.
+
+    A key without an entry (null) is not in the space, so that an override can take one out.
+    """
+    if not isinstance(value, dict):
+        return value
+    known = set(dotted_keys(PointConfig))
+    given = dict(_flattened(value, known))
+    space = {key: _listed(entries) for key, entries in given.items() if entries is not None}
+    for key, entries in space.items():
+        conditions = [entry.get("when") or {} for entry in entries if isinstance(entry, dict)]
+        for used in (key, *(name for condition in conditions for name in condition)):
+            if used not in known:
+                raise ValueError(f"{used}: unknown key{suggest(used, known)}")
+    return space
+
+
+def _write_space(space: dict[str, tuple[SpaceEntry, ...]]) -> dict[str, Any]:
+    written = {
+        key: [entry.model_dump(mode="json", exclude_unset=True) for entry in entries] for key, entries in space.items()
+    }
+    return {key: entries[0] if len(entries) == 1 else entries for key, entries in written.items()}
+
+
+Space: TypeAlias = Annotated[
+    dict[str, tuple[SpaceEntry, ...]], BeforeValidator(_read_space), PlainSerializer(_write_space)
+]
+"""Values for each dotted key of a fine-tune: one entry, or a list of which the first whose `when` holds applies."""
+
 Metric = Literal["val_accuracy", "val_top5_accuracy", "val_macro_f1", "val_loss"]
 
 
-class SweepConfig(FinetuneConfig):
+class SweepConfig(TrialsConfig):
     """A sweep: fine-tunes that differ in the values of a space, compared by one validation metric.
 
     >>> raysnap.SweepConfig(datasets=["shapes-shape-a"], space={"train.lr": {"grid": [0.01, 0.1]}}).metric
@@ -43,7 +76,7 @@ class SweepConfig(FinetuneConfig):
     retrain: RetrainDepth = Field(
         RetrainDepth(), description="How many blocks are retrained where the space doesn't say."
     )
-    space: dict[str, tuple[SpaceEntry, ...]] = Field(
+    space: Space = Field(
         {},
         description="Values for each dotted key: one entry, or a list of which the first whose `when` holds applies.",
     )
@@ -87,33 +120,6 @@ class SweepConfig(FinetuneConfig):
         if isinstance(value, dict) and value.get("mode") is None:
             return value | {"mode": "min" if value.get("metric") == "val_loss" else "max"}
         return value
-
-    @field_validator("space", mode="before")
-    @classmethod
-    def _flatten_keys(cls, value: Any) -> Any:
-        """Turn nested keys, as overrides write them, into dotted ones, and a single entry into a list of one.
-
-        A key without an entry (null) is not in the space, so that an override can take one out.
-        """
-        if not isinstance(value, dict):
-            return value
-        known = set(dotted_keys(PointConfig))
-        given = dict(_flattened(value, known))
-        space = {key: _listed(entries) for key, entries in given.items() if entries is not None}
-        for key, entries in space.items():
-            conditions = [entry.get("when") or {} for entry in entries if isinstance(entry, dict)]
-            for used in (key, *(name for condition in conditions for name in condition)):
-                if used not in known:
-                    raise ValueError(f"{used}: unknown key{suggest(used, known)}")
-        return space
-
-    @field_serializer("space")
-    def _serialize_space(self, space: dict[str, tuple[SpaceEntry, ...]]) -> dict[str, Any]:
-        written = {
-            key: [entry.model_dump(mode="json", exclude_unset=True) for entry in entries]
-            for key, entries in space.items()
-        }
-        return {key: entries[0] if len(entries) == 1 else entries for key, entries in written.items()}
 
     @model_validator(mode="after")
     def _check_combinations(self) -> SweepConfig:
@@ -186,3 +192,139 @@ def _flattened(value: dict[str, Any], known: set[str], prefix: str = "") -> Iter
 
 def _listed(value: Any) -> Any:
     return value if isinstance(value, (list, tuple)) else [value]
+
+
+# A finetune
+
+GENTLE = [1e-3, 3e-4, 1e-4, 3e-5]
+"""Learning rates from the head down to the stem that retrain whole pretrained nets without harm."""
+
+_DEPTHS: dict[str, Any] = {
+    "all": {"freeze_fraction": 0.0},
+    "half": {"freeze_fraction": 0.5},
+    "quarter": {"freeze_fraction": 0.75},
+    "head": {"index": 0},
+}
+_RATES: dict[str, dict[str, list[float]]] = {
+    "all": {"gentle": GENTLE, "bold": [1e-3]},
+    "half": {"gentle": GENTLE[:3]},
+    "quarter": {"gentle": GENTLE[:2]},
+    "head": {"fast": [3e-3]},
+}
+
+
+def _recipes(*names: str) -> dict[str, Any]:
+    """Return a space of recipes named `depth/rates`, in this order."""
+    pairs = [tuple(name.split("/")) for name in names]
+    depths = list(dict.fromkeys(depth for depth, _ in pairs))
+    rates = [
+        {"when": {"retrain": depth}, "grid": {rate: _RATES[depth][rate] for other, rate in pairs if other == depth}}
+        for depth in depths
+    ]
+    return {"retrain": {"grid": {depth: _DEPTHS[depth] for depth in depths}}, "train.layer_lrs": rates}
+
+
+_TRAIN: dict[str, Any] = {"batch_size": 32, "optimizer": "adamw", "weight_decay": 0.01, "schedule": "cosine"}
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "quick": {
+        "shortlist": 3,
+        "train": _TRAIN | {"epochs": 5},
+        "space": _recipes("all/gentle", "all/bold"),
+    },
+    "good": {
+        "shortlist": 5,
+        "train": _TRAIN | {"epochs": 12},
+        "space": _recipes("all/gentle", "all/bold", "quarter/gentle", "head/fast"),
+    },
+    "best": {
+        "shortlist": 5,
+        "train": _TRAIN | {"epochs": 40, "views": 8},
+        "space": _recipes("all/gentle", "all/bold", "half/gentle", "quarter/gentle", "head/fast"),
+    },
+}
+REF_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
+CHOSEN_BY_SEARCH = ("architecture", "dataset", "image_size", "base")
+
+
+class FinetuneConfig(RunConfig):
+    """A finetune: search a store for starts, fine-tune the best ones on a dataset, keep the best model.
+
+    >>> job = raysnap.FinetuneConfig(dataset="shapes-shape-a", preset="quick")
+    >>> job.shortlist, job.train.epochs, list(job.space)
+    (3, 5, ['retrain', 'train.layer_lrs'])
+    """
+
+    kind: Literal["finetune"] = "finetune"
+    run_dir: Folder = Field(Path("runs/finetune"), description="Folder of this run's records, created if needed.")
+    data_dir: Folder = Field(Path("data"), description="Folder of the named datasets.")
+    dataset: NameOrFolder = Field(description="The dataset: its name or the path of an ImageFolder.")
+    preset: Literal["quick", "good", "best"] = Field(
+        "good", description="How much is tried where the keys below don't say: recipes, starts and epochs."
+    )
+    starts: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
+        (), description="Names or ids of the snapshots to start from; with none, a search chooses them."
+    )
+    shortlist: int = Field(ge=1, le=1000, description="How many of the best starts are fine-tuned; by `preset`.")
+    search: SearchOptions = Field(
+        SearchOptions(feature_cache_bytes=2**30), description="How the store is searched; see `raysnap search`."
+    )
+    train: TrainConfig = Field(description="How each start is fine-tuned where the space doesn't say; by `preset`.")
+    space: Space = Field(description="Recipes to try with each start, as in a sweep; by `preset`.")
+    num_samples: int = Field(1, ge=1, le=1000, description="How often the recipes are sampled.")
+    metric: Metric = Field("val_accuracy", description="Metric by which fine-tunes are compared.")
+    grace_epochs: int = Field(2, ge=1, le=10_000, description="Epochs before ASHA may stop a fine-tune.")
+    reduction_factor: float = Field(
+        3, gt=1, le=100, description="ASHA promotes one in this many fine-tunes from rung to rung."
+    )
+    time_budget_s: float | None = Field(
+        None, gt=0, le=MAX_BUDGET_S, description="Seconds that search and training may take together; null is no limit."
+    )
+    name: str | None = Field(
+        None, description="Name of the best model in the store; by default that of the dataset, and `-finetuned`."
+    )
+    num_train: int | None = Field(None, ge=1, description="Training items used for fine-tuning; null is all.")
+    num_val: int | None = Field(None, ge=1, description="Validation items used; null is all.")
+    num_test: int | None = Field(None, ge=1, description="Test items used; null is all.")
+    shapes: ShapesConfig | None = Field(
+        None, description="Size of a built-in dataset; null takes any drawing of it that is there."
+    )
+    resources: ResourcesConfig = Field(ResourcesConfig(), description="Resources of each fine-tune.")
+    prefix_cache_bytes: int = Field(
+        10 * 2**30,
+        ge=0,
+        description="Size limit of the cached outputs of frozen blocks, in bytes; 0 disables the cache.",
+    )
+    trackers: tuple[TrackerName, ...] = Field((), description="Experiment trackers that log the fine-tunes.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_from_preset(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        preset = PRESETS.get(value.get("preset") or "good")
+        if preset is None:
+            return value
+        train = value.get("train")
+        given = {key: child for key, child in value.items() if key not in preset or child is not None}
+        if isinstance(train, dict):
+            given["train"] = preset["train"] | train
+        return preset | given
+
+    @model_validator(mode="after")
+    def _check_parts(self) -> FinetuneConfig:
+        taken = next((key for key in self.space if key.split(".")[0] in CHOSEN_BY_SEARCH), None)
+        if taken is not None:
+            raise ValueError(f"`space.{taken}`: expected keys of train and retrain only: the search chooses the starts")
+        for key in ("seed", "data_dir", "shapes", "time_budget_s"):
+            if (
+                key in self.search.model_fields_set
+                and getattr(self.search, key) != SearchOptions.model_fields[key].default
+            ):
+                raise ValueError(f"`search.{key}`: expected it beside `search`, as `{key}`, found it inside")
+        refuse_repeated("starts", self.starts)
+        if self.name is not None and not REF_NAME.fullmatch(self.name):
+            raise ValueError(
+                f"`name`: expected a letter or digit, then letters, digits, '.', '_', '-', found {self.name!r}"
+            )
+        return self

@@ -79,6 +79,12 @@ class TrainConfig(Section):
         le=10_000,
         description="Epochs without improvement after which training stops; null never stops early.",
     )
+    time_limit_s: float | None = Field(
+        None,
+        gt=0,
+        description="Seconds of training after which no further epoch begins; what was best so far is kept and tested. "
+        "The first epoch always runs. Null is no limit.",
+    )
     views: int | None = Field(
         1,
         ge=1,

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+
+from blake3 import blake3
 
 from raysnap.config.folders import expanded, local_path
 from raysnap.config.parts import ShapesConfig
@@ -60,6 +63,24 @@ class Dataset:
     def image_paths(self) -> list[Path]:
         """Every image of every split, sorted by split, class and file."""
         return [item.path for split in SPLITS for item in self.splits.get(split, ())]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """What tells this dataset from others: its digest, else one of the names and lengths of its images.
+
+        Raises:
+            DataError: an image that was listed is gone.
+        """
+        if self.digest is not None:
+            return self.digest
+        hasher = blake3()
+        try:
+            for path in self.image_paths:
+                facts = f"{path.relative_to(self.root).as_posix()}\0{path.stat().st_size}\n"
+                hasher.update(facts.encode(errors="surrogateescape"))
+        except OSError as error:
+            raise DataError(f"{error.filename}: existed a moment ago and can't be read: {error.strerror}") from None
+        return f"names-and-lengths:{hasher.hexdigest()}"
 
     def account(self, bad: Iterable[str] = ()) -> Account:
         """Return how many images were read, and what was left out or is bad."""

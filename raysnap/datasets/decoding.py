@@ -27,7 +27,8 @@ import numpy as np
 from PIL import Image
 
 from raysnap.atomic import write_all_at
-from raysnap.datasets.image_file import read_image, resize_shorter_side
+from raysnap.datasets.image_file import read_image, resize
+from raysnap.datasets.resizing import Resizing, kept_range
 from raysnap.errors import DataError
 from raysnap.system import num_cpus
 
@@ -54,12 +55,12 @@ Batch: TypeAlias = list[DecodeJob]
 
 
 def decode_into(
-    file: int, jobs: Sequence[DecodeJob], resize_size: int, is_done: Callable[[DecodeJob], bool]
+    file: int, jobs: Sequence[DecodeJob], resizing: Resizing, is_done: Callable[[DecodeJob], bool]
 ) -> Generator[tuple[DecodeJob, Outcome], None, None]:
     """Yield each job once it is done, with the height and width of its resized image, or one line on why it is bad.
 
-    A slot gets the central square of the image and one more row or column, plane by plane. A job is skipped where
-    `is_done` says, just before its turn, that another process did it.
+    A slot gets the central square of the image, or what there is of it, and one more row or column, plane by plane. A
+    job is skipped where `is_done` says, just before its turn, that another process did it.
 
     Raises:
         OSError: the file can't be written.
@@ -67,30 +68,24 @@ def decode_into(
     """
     num_processes = min(num_cpus(), MAX_PROCESSES, len(jobs) // MIN_JOBS_PER_PROCESS)
     if num_processes > MAX_THREADS:
-        return _Crew(file, jobs, resize_size, is_done).decode(num_processes)
-    return _by_threads(file, jobs, resize_size, is_done)
+        return _Crew(file, jobs, resizing, is_done).decode(num_processes)
+    return _by_threads(file, jobs, resizing, is_done)
 
 
-def kept_range(length: int, resize_size: int) -> tuple[int, int]:
-    """Return where the kept part of a side begins, and its length: the centre, and one more pixel for odd crops."""
-    first = (length - resize_size) // 2
-    return first, min(length - first, resize_size + 1)
-
-
-def _decode_one(file: int, job: DecodeJob, resize_size: int) -> Outcome:
+def _decode_one(file: int, job: DecodeJob, resizing: Resizing) -> Outcome:
     try:
-        image = resize_shorter_side(read_image(Path(job.path)), resize_size)
+        image = resize(read_image(Path(job.path)), resizing)
     except DataError as error:
         message = str(error)
         return message if message.startswith(job.path) else f"{job.path}: {message}"
-    write_all_at(file, _central_planes(image, resize_size), job.offset)
+    write_all_at(file, _central_planes(image, resizing), job.offset)
     return image.height, image.width
 
 
-def _central_planes(image: Image.Image, resize_size: int) -> np.ndarray:
+def _central_planes(image: Image.Image, resizing: Resizing) -> np.ndarray:
     """Return the kept part of a resized image, uint8 `[3, rows, columns]`."""
-    top, num_rows = kept_range(image.height, resize_size)
-    left, num_columns = kept_range(image.width, resize_size)
+    top, num_rows = kept_range(image.height, resizing.kept_size)
+    left, num_columns = kept_range(image.width, resizing.kept_size)
     part_HW3 = np.asarray(image.crop((left, top, left + num_columns, top + num_rows)))
     return np.ascontiguousarray(part_HW3.transpose(2, 0, 1))
 
@@ -100,10 +95,10 @@ def _batches(jobs: Sequence[DecodeJob]) -> list[Batch]:
 
 
 def _by_threads(
-    file: int, jobs: Sequence[DecodeJob], resize_size: int, is_done: Callable[[DecodeJob], bool]
+    file: int, jobs: Sequence[DecodeJob], resizing: Resizing, is_done: Callable[[DecodeJob], bool]
 ) -> Generator[tuple[DecodeJob, Outcome], None, None]:
     def decode(batch: Batch) -> list[tuple[DecodeJob, Outcome]]:
-        return [(job, _decode_one(file, job, resize_size)) for job in batch if not is_done(job)]
+        return [(job, _decode_one(file, job, resizing)) for job in batch if not is_done(job)]
 
     pool = ThreadPoolExecutor(min(num_cpus(), MAX_THREADS))
     try:
@@ -118,10 +113,10 @@ def _by_threads(
 class _Worker:
     """A process that decodes, and the batch it is working on; its first answer, to no jobs, says that it is up."""
 
-    def __init__(self, file: int, resize_size: int):
+    def __init__(self, file: int, resizing: Resizing):
         path = os.pathsep.join(filter(None, (str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH"))))
         self.process = subprocess.Popen(
-            [sys.executable, "-P", "-m", __spec__.name, str(file), str(resize_size)],
+            [sys.executable, "-P", "-m", __spec__.name, str(file), json.dumps(resizing)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             pass_fds=[file],
@@ -170,9 +165,9 @@ class _Worker:
 class _Crew:
     """The processes that work on a list of jobs; one that dies is replaced and its batch decoded again."""
 
-    def __init__(self, file: int, jobs: Sequence[DecodeJob], resize_size: int, is_done: Callable[[DecodeJob], bool]):
+    def __init__(self, file: int, jobs: Sequence[DecodeJob], resizing: Resizing, is_done: Callable[[DecodeJob], bool]):
         self._file = file
-        self._resize_size = resize_size
+        self._resizing = resizing
         self._is_done = is_done
         self._waiting = deque(_batches(jobs))
         self._deaths = Counter[DecodeJob]()
@@ -199,7 +194,7 @@ class _Crew:
             self._selector.close()
 
     def _start_worker(self) -> None:
-        worker = _Worker(self._file, self._resize_size)
+        worker = _Worker(self._file, self._resizing)
         self._selector.register(worker.answers, EVENT_READ, worker)
 
     def _give_next(self, worker: _Worker) -> None:
@@ -229,7 +224,7 @@ class _Crew:
         self._start_worker()
 
 
-def _serve(file: int, resize_size: int) -> None:
+def _serve(file: int, resizing: Resizing) -> None:
     """Serve as a worker: answer each line of jobs with a line of outcomes or an error number, until end of file."""
     simplefilter("ignore")
     # What a C library prints must not mix with the answers.
@@ -240,11 +235,11 @@ def _serve(file: int, resize_size: int) -> None:
         for line in sys.stdin.buffer:
             answer: Any
             try:
-                answer = [_decode_one(file, DecodeJob(*job), resize_size) for job in json.loads(line)]
+                answer = [_decode_one(file, DecodeJob(*job), resizing) for job in json.loads(line)]
             except OSError as error:
                 answer = error.errno
             pipe.write(json.dumps(answer).encode() + b"\n")
 
 
 if __name__ == "__main__":
-    _serve(int(sys.argv[1]), int(sys.argv[2]))
+    _serve(int(sys.argv[1]), Resizing(*json.loads(sys.argv[2])))

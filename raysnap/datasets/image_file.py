@@ -21,6 +21,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 
 from raysnap.datasets.deep_samples import Shallow, is_deep_colour, to_shallow
 from raysnap.datasets.layout.suffixes import reads_heif
+from raysnap.datasets.resizing import Interpolation, Resizing, resized_shape
 from raysnap.errors import SYSTEM_LIMITS, DataError
 from raysnap.system import num_cpus
 
@@ -48,6 +49,13 @@ _UPRIGHT = {
     6: Image.Transpose.ROTATE_270,
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
+}
+
+_FILTERS: dict[Interpolation, Image.Resampling] = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
 }
 
 Result = TypeVar("Result")
@@ -90,20 +98,20 @@ def read_shallow(path: Path) -> Shallow:
         ) from None
 
 
-def resize_shorter_side(image: Image.Image, resize_size: int) -> Image.Image:
-    """Return the image with its shorter side `resize_size`, equal to torchvision's `Resize(resize_size)` bit for bit.
+def resize(image: Image.Image, resizing: Resizing) -> Image.Image:
+    """Return the image resized, equal to torchvision's `Resize` and so to timm's and transformers' bit for bit.
 
     Raises:
-        DataError: the image is so long and thin that the result would have more than `MAX_PIXELS` pixels.
+        DataError: the result would have more than `MAX_PIXELS` pixels, as that of a very long and thin image.
     """
-    width, height = image.size
-    longer = int(resize_size * max(width, height) / min(width, height))
-    new_width, new_height = (resize_size, longer) if width <= height else (longer, resize_size)
-    if new_width * new_height > MAX_PIXELS:
-        raise DataError(f"expected an aspect ratio that fits {MAX_PIXELS:,} pixels, found {width} x {height}")
-    if (new_width, new_height) == (width, height):
+    height, width = resized_shape(image.height, image.width, resizing)
+    if height * width > MAX_PIXELS:
+        raise DataError(
+            f"expected an aspect ratio that fits {MAX_PIXELS:,} pixels, found {image.width} x {image.height}"
+        )
+    if (width, height) == image.size:
         return image
-    return image.resize((new_width, new_height), Image.Resampling.BILINEAR)
+    return image.resize((width, height), _FILTERS[resizing.interpolation])
 
 
 def num_bad_allowed(num_images: int, max_bad: float) -> int:

@@ -2,8 +2,9 @@
 
 A cache is a folder of two files: `pixels.bin`, sparse, with a slot of equal length for every image of the dataset, and
 `index.bin` with a record per slot. A slot holds the central square of the resized image and one more row or column,
-which is all that centre crops of any size need. The cache's name is a digest of every file's path, size, times and
-inode, and of the preprocessing, so a changed dataset gets another cache.
+which is all that centre crops of any size need; the black borders of a larger crop are added when it is read. The
+cache's name is a digest of every file's path, size, times and inode, and of the way in which images are resized, so a
+changed dataset gets another cache.
 
 Any number of processes may fill one cache at once without a lock: they write equal bytes, start at different images
 and skip what another has recorded meanwhile, so they share the work. A record is marked present only after its pixels
@@ -35,8 +36,9 @@ from blake3 import blake3
 
 from raysnap.atomic import create_zeros, sync_data, write_all_at
 from raysnap.datasets.dataset import Dataset, Item
-from raysnap.datasets.decoding import DecodeJob, Shape, decode_into, kept_range
+from raysnap.datasets.decoding import DecodeJob, Shape, decode_into
 from raysnap.datasets.image_file import MAX_BAD_FRACTION, num_bad_allowed
+from raysnap.datasets.resizing import CropRounding, Resizing, crop_start, kept_range
 from raysnap.errors import DataError, describe_os_error
 from raysnap.humanize import bytes_text, plural
 from raysnap.system import cache_places, release_pages
@@ -53,7 +55,7 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class PixelCache:
-    """The pixels of a list of items, resized on the shorter side; indices are positions in that list.
+    """The pixels of a list of items, resized in one way; indices are positions in that list.
 
     Attributes:
         num_decoded: number of images that this object decoded.
@@ -63,7 +65,7 @@ class PixelCache:
     """
 
     items: tuple[Item, ...]
-    resize_size: int
+    resizing: Resizing
     directory: Path
     _slots: np.ndarray
     _records: np.memmap
@@ -75,7 +77,7 @@ class PixelCache:
 
     @classmethod
     def open(
-        cls, items: Sequence[Item], dataset: Dataset, resize_size: int, max_bad: float = MAX_BAD_FRACTION
+        cls, items: Sequence[Item], dataset: Dataset, resizing: Resizing, max_bad: float = MAX_BAD_FRACTION
     ) -> PixelCache:
         """Open the cache of the items' dataset, creating an empty one if needed; decode nothing.
 
@@ -91,17 +93,16 @@ class PixelCache:
         except KeyError as error:
             raise DataError(f"{error.args[0]}: expected an image of {dataset.root}, found none there") from None
         num_slots = max(1, len(paths))
-        name = _cache_name(dataset.root, paths, resize_size)
-        directory = _make_cache(dataset.root, name, resize_size, num_slots)
-        slot_bytes = 3 * resize_size * (resize_size + 1)
+        name = _cache_name(dataset.root, paths, resizing)
+        directory = _make_cache(dataset.root, name, resizing.label, num_slots)
         try:
-            pixels = _map(directory / "pixels.bin", np.dtype(np.uint8), (num_slots, slot_bytes))
+            pixels = _map(directory / "pixels.bin", np.dtype(np.uint8), (num_slots, resizing.slot_bytes))
             records = _map(directory / "index.bin", _RECORD, (num_slots,))
         except OSError as error:
             raise DataError(
                 f"pixel cache {directory}: can't be opened: {describe_os_error(error, 'delete it')}"
             ) from None
-        return cls(tuple(items), resize_size, directory, slots, records, pixels, max_bad)
+        return cls(tuple(items), resizing, directory, slots, records, pixels, max_bad)
 
     def load(self, indices: Sequence[int]) -> list[int]:
         """Decode the missing ones of `indices`; return those whose pixels are in the cache now.
@@ -124,17 +125,18 @@ class PixelCache:
         """Return how many of the images are not in the cache yet."""
         return int(np.count_nonzero(self._records["state"][self._slots[list(indices)]] != _PRESENT))
 
-    def read(self, indices: Sequence[int], crop_size: int) -> torch.Tensor:
+    def read(self, indices: Sequence[int], crop_size: int, rounding: CropRounding = "even") -> torch.Tensor:
         """Return the centre crops of images that `load` returned: uint8 `[len(indices), 3, crop_size, crop_size]`.
 
-        They equal torchvision's `Resize(resize_size)` and `CenterCrop(crop_size)` of the upright RGB image.
+        They equal torchvision's `Resize` and `CenterCrop(crop_size)` of the upright RGB image; with the rounding
+        `down`, those of transformers.
 
         Raises:
             DataError: an image is bad.
-            ValueError: the crop is larger than the resized images' shorter side.
+            ValueError: the crop is larger than what is kept of the resized images.
         """
-        if not 0 < crop_size <= self.resize_size:
-            raise ValueError(f"crop_size: expected 1 to {self.resize_size} (resize_size), found {crop_size}")
+        if not 0 < crop_size <= self.resizing.kept_size:
+            raise ValueError(f"crop_size: expected 1 to {self.resizing.kept_size} px, found {crop_size}")
         good = self.load(indices)
         if len(good) < len(indices):
             bad = next(i for i in indices if i in self.bad)
@@ -145,22 +147,30 @@ class PixelCache:
         for crop, slot, height, width in zip(
             crops.numpy(), slots.tolist(), records["height"].tolist(), records["width"].tolist(), strict=True
         ):
-            crop[:] = self._window(slot, height, width, crop_size)
+            self._copy_window(crop, slot, (height, width), rounding)
         return crops
 
     def release(self) -> None:
         """Let go of the memory that the pixels read so far take in this process."""
         release_pages(self._pixels.base)
 
-    def _window(self, slot: int, height: int, width: int, crop_size: int) -> np.ndarray:
-        """Return the centre crop `[3, crop_size, crop_size]` of the image in a slot, as a view."""
-        top, num_rows = kept_range(height, self.resize_size)
-        left, num_columns = kept_range(width, self.resize_size)
+    def _copy_window(self, crop_3SS: np.ndarray, slot: int, shape: Shape, rounding: CropRounding) -> None:
+        """Copy the centre crop of the image in a slot, which has this height and width; what is outside is black."""
+        crop_size = crop_3SS.shape[1]
+        (top, num_rows), (left, num_columns) = (kept_range(length, self.resizing.kept_size) for length in shape)
         planes = self._pixels[slot, : 3 * num_rows * num_columns].reshape(3, num_rows, num_columns)
-        # round() rounds halves to even, as torchvision's CenterCrop does.
-        first_row = round((height - crop_size) / 2.0) - top
-        first_column = round((width - crop_size) / 2.0) - left
-        return planes[:, first_row : first_row + crop_size, first_column : first_column + crop_size]
+        first_row, first_column = (crop_start(length, crop_size, rounding) for length in shape)
+        if first_row >= 0 and first_column >= 0:
+            row, column = first_row - top, first_column - left
+            crop_3SS[:] = planes[:, row : row + crop_size, column : column + crop_size]
+            return
+        crop_3SS.fill(0)
+        rows, row = _overlap(first_row, shape[0], crop_size)
+        columns, column = _overlap(first_column, shape[1], crop_size)
+        row, column = row - top, column - left
+        crop_3SS[:, rows, columns] = planes[
+            :, row : row + rows.stop - rows.start, column : column + columns.stop - columns.start
+        ]
 
     def _decode(self, missing: list[int]) -> None:
         """Decode images into their slots, in portions that are flushed before they are recorded."""
@@ -183,7 +193,7 @@ class PixelCache:
                 (self.directory / "pixels.bin").open("r+b", buffering=0) as file,
                 (self.directory / "index.bin").open("r+b", buffering=0) as index,
                 ThreadPoolExecutor(1) as flushing,
-                closing(decode_into(file.fileno(), list(indices_of), self.resize_size, is_done)) as outcomes,
+                closing(decode_into(file.fileno(), list(indices_of), self.resizing, is_done)) as outcomes,
             ):
                 for job, outcome in outcomes:
                     if isinstance(outcome, str):
@@ -204,7 +214,7 @@ class PixelCache:
     def _check_room(self, num_images: int, slot_bytes: int) -> None:
         """Say what is about to be written where that is much, and refuse what the disk has no room for."""
         needed_bytes, free_bytes = num_images * slot_bytes, shutil.disk_usage(self.directory).free
-        what = f"{plural(num_images, 'image')} of {self.resize_size} px take {bytes_text(needed_bytes)}"
+        what = f"{plural(num_images, 'image')} of {self.resizing.kept_size} px take {bytes_text(needed_bytes)}"
         if needed_bytes > free_bytes:
             raise DataError(
                 f"pixel cache {self.directory}: {what}, found {bytes_text(free_bytes)} free; free space there, or take "
@@ -232,18 +242,24 @@ class PixelCache:
             )
 
 
-def cache_files(dataset_root: Path, resize_sizes: Iterable[int]) -> list[Path]:
-    """Return the files of the dataset's pixel caches of these sizes, wherever they lie."""
+def _overlap(first: int, length: int, crop_size: int) -> tuple[slice, int]:
+    """Return which part of a crop that begins at `first` lies on a side, and where on the side that part begins."""
+    start = max(0, -first)
+    return slice(start, min(crop_size, length - first)), first + start
+
+
+def cache_files(dataset_root: Path, resizings: Iterable[Resizing]) -> list[Path]:
+    """Return the files of the dataset's pixel caches of these kinds, wherever they lie."""
     return [
         path
         for parent in cache_places(dataset_root, "pixels")
-        for resize_size in resize_sizes
-        for path in sorted(parent.glob(f"{resize_size}-*/*.bin"))
+        for resizing in resizings
+        for path in sorted(parent.glob(f"{resizing.label}-*/*.bin"))
     ]
 
 
-def _cache_name(dataset_root: Path, paths: list[Path], resize_size: int) -> str:
-    digest = blake3(f"raysnap pixels {FORMAT} bilinear {resize_size}\n".encode())
+def _cache_name(dataset_root: Path, paths: list[Path], resizing: Resizing) -> str:
+    digest = blake3(f"raysnap pixels {FORMAT} {resizing.text}\n".encode())
     try:
         for path in paths:
             stat = path.stat()
@@ -251,11 +267,11 @@ def _cache_name(dataset_root: Path, paths: list[Path], resize_size: int) -> str:
             digest.update(f"{path.relative_to(dataset_root)}\0{facts}\n".encode(errors="surrogateescape"))
     except OSError as error:
         raise DataError(f"{error.filename}: existed a moment ago and can't be read: {error.strerror}") from None
-    return f"{resize_size}-{digest.hexdigest()[:32]}"
+    return f"{resizing.label}-{digest.hexdigest()[:32]}"
 
 
-def _make_cache(dataset_root: Path, name: str, resize_size: int, num_slots: int) -> Path:
-    """Create the cache's folder, in the dataset or the user's cache folder; remove outdated ones of that size."""
+def _make_cache(dataset_root: Path, name: str, label: str, num_slots: int) -> Path:
+    """Create the cache's folder, in the dataset or the user's cache folder; remove outdated ones of its kind."""
     faults = []
     for parent in cache_places(dataset_root, "pixels"):
         directory = parent / name
@@ -268,7 +284,7 @@ def _make_cache(dataset_root: Path, name: str, resize_size: int, num_slots: int)
             faults.append(f"{parent}: {error.strerror}")
             continue
         if is_new:
-            for stale_dir in parent.glob(f"{resize_size}-*"):
+            for stale_dir in parent.glob(f"{label}-*"):
                 if stale_dir.name != name:
                     log.info("removing the outdated pixel cache %s", stale_dir)
                     shutil.rmtree(stale_dir, ignore_errors=True)

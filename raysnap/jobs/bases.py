@@ -13,11 +13,13 @@ from raysnap.errors import WeightsError
 from raysnap.jobs.data import JobData
 from raysnap.jobs.job import Job
 from raysnap.jobs.stage import Stage, run_stage
+from raysnap.models.architecture import TORCHVISION, parse, shown
 from raysnap.models.blocks import num_classes_of, random_tensors, split_state_dict
 from raysnap.models.lean_torchvision import models
 from raysnap.models.weight_files import read_weights
 from raysnap.planning.generate import RANDOM, check_weights
-from raysnap.store.manifest import DatasetRecord, Preprocessing
+from raysnap.store.manifest import DatasetRecord
+from raysnap.store.preprocessing import Preprocessing
 from raysnap.store.store import Store
 from raysnap.training.trial import Trial, slug
 from raysnap.tune.resources import spread_cpus
@@ -48,7 +50,7 @@ def _start_of(job: Job, base: Trial, num_classes: int) -> str | None:
     weights = job.plan.weights[base.base_key]
     if weights == RANDOM and base.dataset is not None:
         return None
-    preprocessing = base.preprocessing(job.plan.preprocessing)
+    preprocessing = job.plan.preprocessing_of(base)
     return store_base(job.store, weights, base.architecture, num_classes, base.seed, preprocessing)
 
 
@@ -62,17 +64,17 @@ def store_base(
     """
     check_weights(weights, architecture, store)
     entry = _torchvision_weights(weights, architecture)
-    dataset = None
+    dataset, label = None, shown(architecture).replace("/", "-")
     if weights == RANDOM:
-        blocks, name = random_tensors(architecture, num_classes, seed), f"{architecture}-random-{seed}"
+        blocks, name = random_tensors(architecture, num_classes, seed), f"{label}-random-{seed}"
     elif Path(weights).is_file():
         found = read_weights(Path(weights), architecture)
         if found.remark:
             logger.warning("base.weights %s: %s", weights, found.remark)
         blocks = found.blocks
-        name = f"{architecture}-{Path(weights).stem}"
+        name = f"{label}-{Path(weights).stem}"
     elif entry is not None:
-        blocks, name = split_state_dict(architecture, _download(entry)), f"{architecture}-{entry.name}"
+        blocks, name = split_state_dict(architecture, _download(entry)), f"{label}-{entry.name}"
         dataset = DatasetRecord(name="imagenet-1k", classes=tuple(entry.meta["categories"]))
     else:
         return store.manifest(weights).id
@@ -102,6 +104,8 @@ def _download(entry: Any) -> dict[str, Tensor]:
 
 def _torchvision_weights(weights: str, architecture: str) -> Any | None:
     """Return the torchvision weights of that name, given as `IMAGENET1K_V1` or `ResNet18_Weights.IMAGENET1K_V1`."""
+    if parse(architecture).family != TORCHVISION:
+        return None
     known: type[Enum] = models.get_model_weights(architecture)
     kind, _, name = weights.rpartition(".")
     return known.__members__.get(name) if kind in ("", known.__name__) else None

@@ -14,7 +14,8 @@ from raysnap.models.block_facts import num_body_blocks
 from raysnap.models.blocks import block_names
 from raysnap.models.tensor_bytes import decode
 from raysnap.runs.trial_rows import TrialRow
-from raysnap.store.manifest import BlockEntry, DatasetRecord, Preprocessing
+from raysnap.store.manifest import BlockEntry, DatasetRecord
+from raysnap.store.preprocessing import Preprocessing
 from raysnap.store.store import Block, Store
 from raysnap.system import utc_timestamp
 from raysnap.training.savepoints import Savepoint

@@ -45,7 +45,7 @@ def prepare_data(job: Job) -> JobData:
     for number, name in enumerate(names):
         job.on_progress("data", number, len(names), slug(name))
         datasets[name] = open_dataset(name, job.config.data_dir, job.config.shapes)
-        sizes = dict.fromkeys(trial.preprocessing(job.plan.preprocessing) for trial in trials if trial.dataset == name)
+        sizes = dict.fromkeys(job.plan.preprocessing_of(trial) for trial in trials if trial.dataset == name)
         bad: list[str] = []
         for preprocessing in sizes:
             splits = labelled_splits(datasets[name], sampling, preprocessing)
@@ -79,4 +79,5 @@ def make_train_job(
         prefix_cache_bytes=config.prefix_cache_bytes,
         keeps_predictions=job.metric is not None,
         mark=job.mark,
+        inputs=dict(job.plan.inputs),
     )

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from raysnap.cluster.places import Place, check_places, marked
-from raysnap.config.jobs import FinetuneConfig
+from raysnap.config.jobs import TrialsConfig
 from raysnap.datasets.layout.account import Account
 from raysnap.planning.generate import TrialsPlan
 from raysnap.progress import OnProgress
@@ -44,7 +44,7 @@ class Job:
         mark: a file in the run directory by which trials know that they see the same one.
     """
 
-    config: FinetuneConfig
+    config: TrialsConfig
     plan: TrialsPlan
     store: Store
     run_dir: RunDirectory
@@ -57,7 +57,7 @@ class Job:
     @contextmanager
     def open(
         cls,
-        config: FinetuneConfig,
+        config: TrialsConfig,
         plan: TrialsPlan,
         *,
         resume: bool,
@@ -89,7 +89,7 @@ class Job:
         self.run_dir.write_env(self.config.seed, self.clock.started, wall_s, stages_s, data=accounts)
 
 
-def _places(config: FinetuneConfig, plan: TrialsPlan) -> list[Place]:
+def _places(config: TrialsConfig, plan: TrialsPlan) -> list[Place]:
     """Return the folders of a job, as all nodes must see them."""
     found = {name: folder for name, folder in plan.datasets.items() if folder is not None}
     return [

@@ -18,6 +18,7 @@ from raysnap.errors import RaysnapError
 from raysnap.jobs.collect import collect, planned_row
 from raysnap.jobs.data import JobData, make_train_job
 from raysnap.jobs.job import Job
+from raysnap.jobs.memory import Memory
 from raysnap.planning.gpu_memory import TrainingItems, peak_bytes
 from raysnap.runs.trial_rows import TrialRow
 from raysnap.training.prediction_files import keep_predictions
@@ -59,7 +60,7 @@ def run_stage(job: Job, data: JobData, stage: Stage, record: Record | None = Non
     Raises:
         KeyboardInterrupt: Tune was stopped before every trial had ended, and not because its time was over.
     """
-    record = record or partial(record_outcome, job)
+    record = record or partial(record_outcome, Memory(job, data, stage.bases))
     ray_dir = job.config.run_dir / "ray" / stage.name
     unfinished = _unfinished_trials(job, stage, ray_dir)
     progress = _StageProgress(job, stage, {trial.id for trial in stage.trials} - {trial.id for trial in unfinished})
@@ -97,18 +98,22 @@ def run_stage(job: Job, data: JobData, stage: Stage, record: Record | None = Non
 
 
 def record_outcome(
-    job: Job, outcome: TrialOutcome, ray_dir: Path, *, is_stored: bool = True, is_cleaned: bool = True
+    memory: Memory, outcome: TrialOutcome, ray_dir: Path, *, is_stored: bool = True, is_cleaned: bool = True
 ) -> TrialRow:
-    """Write a trial's row and, where it is to be stored, its snapshot; delete its checkpoints.
+    """Write a trial's record and row and, where it is to be stored, its snapshot; delete its checkpoints.
+
+    The row is last: a driver that dies before it is written finds the checkpoint again, and repeats the others.
 
     Args:
+        memory: of the job and the stage that the trial belongs to.
         is_cleaned: false where other trials may still need the checkpoints; they are deleted when the stage is over.
     """
-    trial = outcome.trial
+    job, trial = memory.job, outcome.trial
     try:
-        row = collect(job.store if is_stored else None, outcome, trial.preprocessing(job.plan.preprocessing))
+        row = collect(job.store if is_stored else None, outcome, job.plan.preprocessing_of(trial))
         if job.metric is not None:
             row = _compared(job, job.metric, outcome, row)
+        memory.keep(trial, row)
     except (RaysnapError, OSError) as error:
         row = planned_row(trial, Status.FAILED, f"not collected: {error}")
     job.run_dir.add_row(row.as_json())

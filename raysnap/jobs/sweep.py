@@ -7,6 +7,7 @@ which weights are kept.
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from raysnap.jobs.bases import make_bases
 from raysnap.jobs.collect import planned_row
 from raysnap.jobs.data import JobData, prepare_data
 from raysnap.jobs.job import Job
+from raysnap.jobs.memory import Memory
 from raysnap.jobs.stage import Stage, record_outcome, run_stage
 from raysnap.jobs.summary import failures_of, renamed_in
 from raysnap.planning.generate import TrialsPlan
@@ -29,6 +31,7 @@ from raysnap.progress import OnProgress, ignore_progress
 from raysnap.runs.rows import read_rows
 from raysnap.runs.run_lock import RunLock
 from raysnap.runs.trial_rows import TrialRow
+from raysnap.store.records import SearchedFrom
 from raysnap.training.trial import Trial
 from raysnap.tune.options import MakeSuggestions, Suggestions, TrialOutcome
 from raysnap.tune.schedulers import seeded_generators, tune_options
@@ -69,6 +72,7 @@ def sweep(
     plan: TrialsPlan | None = None,
     resume: bool = False,
     lock: RunLock | None = None,
+    searched: Mapping[str, SearchedFrom] | None = None,
     on_progress: OnProgress = ignore_progress,
 ) -> SweepSummary:
     """Run a sweep on the Ray that is up.
@@ -85,6 +89,7 @@ def sweep(
     Args:
         plan: what `plan_sweep(config)` returned; planned here where it is None.
         lock: what holds the run directory for the caller; taken here where it is None.
+        searched: what a search said of the snapshots that trials start from, by their ids; for the store's records.
 
     Raises:
         RaysnapError: the job can't be started; trials that fail are rows, not errors.
@@ -102,16 +107,22 @@ def sweep(
         with job.clock.stage("base"):
             bases = make_bases(job, data)
         with job.clock.stage("trials"), seeded_generators(config.seed) if config.scheduler == "pbt" else nullcontext():
-            _run_trials(config, job, data, bases, [trial for trial in before if trial.role != Role.BASE])
+            planned = [trial for trial in before if trial.role != Role.BASE]
+            _run_trials(config, job, data, bases, planned, searched or {})
         job.write_env(is_over=True, data=data.accounts)
         return _summarise(config, job, data.accounts)
 
 
 def _run_trials(
-    config: SweepConfig, job: Job, data: JobData, bases: dict[str, str | None], before: list[Trial]
+    config: SweepConfig,
+    job: Job,
+    data: JobData,
+    bases: dict[str, str | None],
+    before: list[Trial],
+    searched: Mapping[str, SearchedFrom],
 ) -> None:
     """Run the sweep's trials; `before` are those that an earlier run of it planned."""
-    recorder = _SweepRecorder(config, job)
+    recorder = _SweepRecorder(config, Memory(job, data, bases, searched))
     trials, suggestions = job.plan.trials, None
     if config.search_algorithm == "optuna":
         trials, suggestions = before, _suggestions_maker(config, job, before)
@@ -129,11 +140,11 @@ class _SweepRecorder:
     A driver that is killed before that finds the trial's checkpoint on `--resume`.
     """
 
-    def __init__(self, config: SweepConfig, job: Job):
+    def __init__(self, config: SweepConfig, memory: Memory):
         self._config = config
-        self._job = job
+        self._memory = memory
         self._best: tuple[TrialOutcome, Path] | None = None
-        stored = [row for row in compared_rows(job.run_dir.trial_rows()) if row.snapshot]
+        stored = [row for row in compared_rows(memory.job.run_dir.trial_rows()) if row.snapshot]
         self._best_rank = min((_rank_of(row, config) for row in stored), default=None)
 
     def record(self, outcome: TrialOutcome, ray_dir: Path) -> TrialRow:
@@ -157,7 +168,7 @@ class _SweepRecorder:
 
     def _write(self, outcome: TrialOutcome, ray_dir: Path, *, is_stored: bool) -> TrialRow:
         is_cleaned = self._config.scheduler != "pbt"
-        return record_outcome(self._job, outcome, ray_dir, is_stored=is_stored, is_cleaned=is_cleaned)
+        return record_outcome(self._memory, outcome, ray_dir, is_stored=is_stored, is_cleaned=is_cleaned)
 
 
 def rank(objective: float, trial_id: str, config: SweepConfig) -> tuple[float, str]:

@@ -15,11 +15,13 @@ from raysnap.jobs.bases import store_base
 from raysnap.jobs.summary import JobSummary
 from raysnap.models.block_facts import num_body_blocks
 from raysnap.models.blocks import random_tensors
+from raysnap.planning.generate import weights_preprocessing
 from raysnap.planning.synthetic import Descent, plan_synthesize
 from raysnap.progress import OnProgress, ignore_progress
 from raysnap.runs.run_directory import RunDirectory, lock_run
 from raysnap.runs.trial_rows import TrialRow
-from raysnap.store.manifest import Manifest, Preprocessing
+from raysnap.store.manifest import Manifest
+from raysnap.store.preprocessing import Preprocessing
 from raysnap.store.store import Store
 from raysnap.system import utc_timestamp
 from raysnap.training.trial import derive_seed
@@ -94,7 +96,8 @@ def _name(descent: Descent) -> str:
 
 def _base(store: Store, config: SynthesizeConfig, architecture: str) -> Manifest:
     seed = derive_seed(config.seed, "base", architecture)
-    preprocessing = Preprocessing.cropping(config.image_size)
+    own = weights_preprocessing(config.base.weights, architecture, store)
+    preprocessing = own.sized(config.image_size) if own else Preprocessing.cropping(config.image_size)
     return store.manifest(store_base(store, config.base.weights, architecture, config.num_classes, seed, preprocessing))
 
 

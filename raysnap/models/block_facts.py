@@ -8,14 +8,17 @@ on the meta device, which takes seconds of imports. The files are in the user's 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict
 from functools import lru_cache
 from typing import Any, TypeVar
 
+from blake3 import blake3
+
 from raysnap.atomic import write_atomically
+from raysnap.errors import ArchitectureError
+from raysnap.models.architecture import TORCHVISION, package_of, parse
 from raysnap.models.block_shape import BlockShape
 from raysnap.system import package_version, user_cache_dir
 
@@ -30,7 +33,7 @@ def num_body_blocks(architecture: str) -> int:
     """Return `L`, the number of blocks between stem and head, which is the largest retrain index.
 
     Raises:
-        ArchitectureError: torchvision has no such model, or it can't be split.
+        ArchitectureError: the architecture is unknown or can't be split.
     """
 
     def measure() -> int:
@@ -38,7 +41,7 @@ def num_body_blocks(architecture: str) -> int:
 
         return len(block_names(architecture)) - 2
 
-    return _cached(f"{architecture}-num-body-blocks", measure)
+    return _cached(architecture, "num-body-blocks", measure)
 
 
 @lru_cache
@@ -46,7 +49,7 @@ def num_body_parameters(architecture: str) -> int:
     """Return how many parameters an architecture has below the head.
 
     Raises:
-        ArchitectureError: torchvision has no such model, or it can't be split.
+        ArchitectureError: the architecture is unknown or can't be split.
     """
 
     def measure() -> int:
@@ -54,7 +57,7 @@ def num_body_parameters(architecture: str) -> int:
 
         return count_body_parameters(architecture)
 
-    return _cached(f"{architecture}-num-body-parameters", measure)
+    return _cached(architecture, "num-body-parameters", measure)
 
 
 @lru_cache
@@ -62,7 +65,7 @@ def block_shapes(architecture: str, image_size: int) -> tuple[BlockShape, ...]:
     """Return output shape, FLOPs and bytes of every block for square images, with a head of 1000 classes.
 
     Args:
-        architecture: torchvision's builder name.
+        architecture: the string that names it, as `models.architecture` says.
         image_size: edge of the images, in pixels.
 
     Raises:
@@ -74,16 +77,39 @@ def block_shapes(architecture: str, image_size: int) -> tuple[BlockShape, ...]:
 
         return [asdict(shape) for shape in measure_blocks(architecture, image_size)]
 
-    shapes = _cached(f"{architecture}-{image_size}", measure)
+    shapes = _cached(architecture, str(image_size), measure)
     return tuple(BlockShape(**shape | {"output_shape": tuple(shape["output_shape"])}) for shape in shapes)
+
+
+@lru_cache
+def architecture_tensors() -> dict[str, dict[str, list[int]]]:
+    """Return the shapes of the tensors below the head, by name, of each architecture of torchvision that can be split.
+
+    The first time on a machine this takes as long as building all of them without weights.
+    """
+
+    def measure() -> dict[str, dict[str, list[int]]]:
+        from raysnap.models.blocks import block_skeleton, list_architectures, shapes_of
+
+        found = {}
+        for name in list_architectures(TORCHVISION):
+            with suppress(ArchitectureError):
+                head = block_skeleton(name, -1).tensors()
+                found[name] = {key: list(shape) for key, shape in shapes_of(name).items() if key not in head}
+        return found
+
+    return _cached(TORCHVISION, "tensors", measure)
 
 
 @lru_cache
 def weights_files(architecture: str) -> dict[str, str]:
     """Return the file of each of torchvision's weights for the architecture, by each of its names.
 
-    `IMAGENET1K_V1` and `ResNet18_Weights.IMAGENET1K_V1` are the same weights; `DEFAULT` is a name too.
+    `IMAGENET1K_V1` and `ResNet18_Weights.IMAGENET1K_V1` are the same weights; `DEFAULT` is a name too. Of another
+    library's architecture there are none.
     """
+    if parse(architecture).family != TORCHVISION:
+        return {}
 
     def look_up() -> dict[str, str]:
         from raysnap.models.lean_torchvision import models
@@ -92,14 +118,47 @@ def weights_files(architecture: str) -> dict[str, str]:
         files = {name: entry.url.rsplit("/", 1)[-1] for name, entry in known.__members__.items()}
         return files | {f"{known.__name__}.{name}": file for name, file in files.items()}
 
-    return _cached(f"{architecture}-weights", look_up)
+    return _cached(architecture, "weights", look_up)
 
 
-def _cached(name: str, measure: Callable[[], Facts]) -> Facts:
-    """Return the JSON value in the cache's file with this name; if it is missing or damaged, measure and write it."""
-    if not re.fullmatch(r"[\w-]+", name):
-        return measure()  # not the name of an architecture, which `measure` rejects
-    folder = user_cache_dir() / "block_facts" / _versions()
+@lru_cache
+def weights_inputs(architecture: str) -> dict[str, dict[str, Any]]:
+    """Return how each of torchvision's weights for the architecture sees images, by each of its names.
+
+    The values are the fields of a store's `Preprocessing`. Of another library's architecture there are none.
+    """
+    if parse(architecture).family != TORCHVISION:
+        return {}
+
+    def look_up() -> dict[str, dict[str, Any]]:
+        from raysnap.models.lean_torchvision import models
+
+        known = models.get_model_weights(architecture)
+        found = {name: input_fields(entry.transforms()) for name, entry in known.__members__.items()}
+        return found | {f"{known.__name__}.{name}": fields for name, fields in found.items()}
+
+    return _cached(architecture, "weights-inputs", look_up)
+
+
+def input_fields(transform: Any) -> dict[str, Any]:
+    """Return what torchvision's preset for classification does: it resizes the shorter side and crops the centre."""
+    return {
+        "resize_size": transform.resize_size[0],
+        "image_size": transform.crop_size[0],
+        "mean": list(transform.mean),
+        "std": list(transform.std),
+        "interpolation": transform.interpolation.value,
+    }
+
+
+def _cached(text: str, fact: str, measure: Callable[[], Facts]) -> Facts:
+    """Return the JSON value in the file of a fact; if it is missing or damaged, measure and write it."""
+    architecture = parse(text)
+    name = f"{architecture}-{fact}"
+    if architecture.family != TORCHVISION:  # neither slashes nor a configuration are for the names of files
+        digest = blake3(str(architecture).encode()).hexdigest()[:16]
+        name = f"{architecture.family}-{architecture.name}-{digest}-{fact}"
+    folder = user_cache_dir() / "block_facts" / _versions(architecture.family)
     facts: Facts
     with suppress(OSError, ValueError):
         facts = json.loads((folder / f"{name}.json").read_bytes())
@@ -113,6 +172,7 @@ def _cached(name: str, measure: Callable[[], Facts]) -> Facts:
 
 
 @lru_cache
-def _versions() -> str:
+def _versions(family: str) -> str:
     """Return the name of the cache's folder: the versions that the facts depend on."""
-    return f"{FACTS_VERSION}-torch-{package_version('torch')}-torchvision-{package_version('torchvision')}"
+    packages = dict.fromkeys(("torch", TORCHVISION, package_of(family)))
+    return "-".join([str(FACTS_VERSION), *(f"{package}-{package_version(package)}" for package in packages)])

@@ -32,6 +32,11 @@ class BlockShape:
     kept_bytes: int
 
     @property
+    def feature_dim(self) -> int:
+        """The width of the output as features: what more than a vector is averaged over its places."""
+        return self.output_shape[-1] if len(self.output_shape) < 3 else self.output_shape[0]
+
+    @property
     def output_bytes(self) -> int:
         """The number of bytes of one item's float32 output."""
         return 4 * math.prod(self.output_shape)

@@ -46,10 +46,13 @@ def check_checkpoint(path: Path) -> None:
     """
     try:
         with path.open("rb") as file:
-            if file.read(len(_ZIP_MAGIC)) == _ZIP_MAGIC:
-                _check_archive(file, path.stat().st_size)
+            if is_archive(file):
+                members = check_archive(file, path.stat().st_size)
+                with zipfile.ZipFile(file) as archive:
+                    for member in members:
+                        with archive.open(member) as pickle_file:
+                            _check_pickle(pickle_file)
             else:
-                file.seek(0)
                 _check_legacy(file)
     except (ValueError, LookupError, OSError, zipfile.BadZipFile, NotImplementedError, EOFError) as error:
         if isinstance(error, OSError) and error.errno in SYSTEM_LIMITS:
@@ -60,7 +63,19 @@ def check_checkpoint(path: Path) -> None:
         ) from None
 
 
-def _check_archive(file: IO[bytes], file_bytes: int) -> None:
+def is_archive(file: IO[bytes]) -> bool:
+    """Return whether the file is what `torch.save` writes since 2020; it is left at its beginning."""
+    magic = file.read(len(_ZIP_MAGIC))
+    file.seek(0)
+    return magic == _ZIP_MAGIC
+
+
+def check_archive(file: IO[bytes], file_bytes: int) -> list[zipfile.ZipInfo]:
+    """Check that an archive's members take no more than the file has bytes; return those that are pickles.
+
+    Raises:
+        ValueError: `torch.save` writes no such archive.
+    """
     with zipfile.ZipFile(file) as archive:
         members = archive.infolist()
         if any(member.compress_type != zipfile.ZIP_STORED for member in members) or (
@@ -70,10 +85,7 @@ def _check_archive(file: IO[bytes], file_bytes: int) -> None:
         # torch ignores the case of members' names.
         if len({member.orig_filename.lower() for member in members}) != len(members):
             raise ValueError("an archive in which two members have the same name")
-        for member in members:
-            if ".pkl" in member.orig_filename.lower():
-                with archive.open(member) as pickle_file:
-                    _check_pickle(pickle_file)
+        return [member for member in members if ".pkl" in member.orig_filename.lower()]
 
 
 def _check_legacy(file: IO[bytes]) -> None:

@@ -7,7 +7,7 @@ input shares with the output before it counts for the block that saves it first.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,15 +18,19 @@ from torch.autograd.graph import saved_tensors_hooks
 BATCH_SIZES = (2, 4)  # BatchNorm needs two items; from the difference follows what one more item takes
 
 
-def kept_bytes(blocks: Sequence[nn.Module], image_size: int) -> list[int]:
-    """Return for each block on the meta device how many bytes per item a training step keeps of it, in float32."""
+def kept_bytes(blocks: Sequence[nn.Module], make_items: Callable[[int], Tensor]) -> list[int]:
+    """Return for each block on the meta device how many bytes per item a training step keeps of it, in float32.
+
+    Args:
+        make_items: gives the input of so many items, on the meta device.
+    """
     trained = [copy.deepcopy(block).train().requires_grad_() for block in blocks]
-    fewer, more = (_count(trained, num_items, image_size) for num_items in BATCH_SIZES)
+    fewer, more = (_count(trained, make_items(num_items)) for num_items in BATCH_SIZES)
     return [(after - before) // (BATCH_SIZES[1] - BATCH_SIZES[0]) for before, after in zip(fewer, more, strict=True)]
 
 
-def _count(blocks: Sequence[nn.Module], num_items: int, image_size: int) -> list[int]:
-    """Return the bytes that a forward of so many items keeps of each block."""
+def _count(blocks: Sequence[nn.Module], x: Tensor) -> list[int]:
+    """Return the bytes that a forward of these items keeps of each block."""
     own = {_storage(tensor) for block in blocks for tensor in (*block.parameters(), *block.buffers())}
     kept: dict[int, Tensor] = {}  # which holds on to the storages, whose addresses would be used again
     num_bytes = []
@@ -36,7 +40,6 @@ def _count(blocks: Sequence[nn.Module], num_items: int, image_size: int) -> list
             kept.setdefault(_storage(tensor), tensor)
         return tensor
 
-    x = torch.empty(num_items, 3, image_size, image_size, device="meta")
     with saved_tensors_hooks(keep, lambda tensor: tensor), _fused_attention():
         for block in blocks:
             before = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())

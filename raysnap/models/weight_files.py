@@ -1,4 +1,4 @@
-"""Read weights that other tools wrote: safetensors and PyTorch files, into blocks."""
+"""Read weights that other tools wrote into blocks: safetensors and PyTorch files, shards of them, and folders."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import pickle
 import struct
 import warnings
 import zipfile
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -16,13 +16,23 @@ import torch
 from torch import Tensor
 
 from raysnap.errors import WeightsError
-from raysnap.models.blocks import INTEGER_BUFFERS, Tensors, block_names, split_state_dict
+from raysnap.models.block import Shape, Tensors
+from raysnap.models.blocks import INTEGER_BUFFERS, block_names, random_head, split_state_dict
+from raysnap.models.checkpoints.distributed import DistributedFolder, DistributedTensor
+from raysnap.models.checkpoints.folders import SAFETENSORS_SUFFIX, WeightFiles, description, find_files
+from raysnap.models.checkpoints.inert_pickles import InertFile, TensorOutline, items_of, tensors_of
+from raysnap.models.checkpoints.recognition import choose, named_in
 from raysnap.models.foreign_pickles import check_checkpoint
 from raysnap.models.tensor_bytes import DTYPES, TensorSpan, decode, read_header
-from raysnap.models.weight_sets import WRAPPERS, choose_set, find_sets, missing_batch_counts, own_names
+from raysnap.models.weight_sets import (
+    WRAPPERS,
+    WeightSet,
+    choose_set,
+    find_sets,
+    missing_batch_counts,
+    own_names,
+)
 
-SAFETENSORS_SUFFIX = ".safetensors"
-TORCH_SUFFIXES = (".pth", ".pt", ".bin")
 MAX_NAME_CHARACTERS = 500
 
 # What torch.load raises on bytes that are not a checkpoint of tensors; BLE001 forbids catching all exceptions.
@@ -40,43 +50,71 @@ _UNREADABLE = (
     MemoryError,
     OSError,
     struct.error,
+    zipfile.BadZipFile,
 )
 
 
-Outline: TypeAlias = Mapping[str, Tensor | TensorSpan]
+Outline: TypeAlias = Mapping[str, Tensor | TensorSpan | TensorOutline | DistributedTensor]
 """Tensors by name, or only their types and shapes."""
 
 
 @dataclass(frozen=True)
 class Weights:
-    """An architecture's weights from a file.
+    """An architecture's weights from a file or folder.
 
     Attributes:
+        architecture: its name.
         blocks: the blocks from stem to head.
         entry: which of the file's sets of tensors they are; empty for a plain state dict.
         others: the file's other sets that have the same names, such as averaged weights.
+        headless: whether there was no head, so that one of a single class was drawn.
     """
 
+    architecture: str
     blocks: list[tuple[str, Tensors]]
     entry: str
     others: tuple[str, ...]
+    headless: bool = False
 
     @property
     def remark(self) -> str | None:
-        """What to know of a file that had more than these weights."""
-        if not self.others:
-            return None
-        others = " and ".join(repr(other) for other in self.others)
-        return f"took {self.entry!r} from the file; {others} would fit, too: `raysnap store add --entry` takes it"
+        """What to know of a file that had more than these weights, or less."""
+        remarks = []
+        if self.others:
+            others = " and ".join(repr(other) for other in self.others)
+            remarks.append(
+                f"took {self.entry!r} from the file; {others} would fit, too: `raysnap store add --entry` takes it"
+            )
+        if self.headless:
+            remarks.append("it has no head; one of a single class was drawn at random")
+        return "; ".join(remarks) or None
 
 
-def read_weights(path: Path, architecture: str, entry: str | None = None) -> Weights:
-    """Read a file of weights into blocks that can be stored as a snapshot of the architecture.
+@dataclass(frozen=True)
+class _Content:
+    """What one file holds.
+
+    Attributes:
+        entries: the types and shapes of the tensors in each of its entries; the file itself is entry `""`.
+        read: returns tensors of one of the entries, of which it is given the names in the file.
+        facts: what the file says of itself beside tensors.
+    """
+
+    entries: Mapping[str, Outline]
+    read: Callable[[str, list[str]], Mapping[str, Tensor]]
+    facts: Mapping[str, object] = field(default_factory=dict)
+
+
+def read_weights(path: Path, architecture: str | None = None, entry: str | None = None) -> Weights:
+    """Read a file or folder of weights into blocks that can be stored as a snapshot of the architecture.
 
     Names, shapes and types are checked before the values are read. Wrappers such as `{"state_dict": …}` and what names
-    begin with, such as the `module.` of `nn.DataParallel`, are removed.
+    begin with, such as the `module.` of `nn.DataParallel`, are removed. Nothing but tensors is made of a file: classes
+    in it stay names.
 
     Args:
+        path: a file, the index of shards, or a folder that holds one model.
+        architecture: found by names and shapes where None.
         entry: which of several sets of weights in the file, as `Weights.entry` calls it; by default the raw ones.
 
     Raises:
@@ -84,40 +122,112 @@ def read_weights(path: Path, architecture: str, entry: str | None = None) -> Wei
         WeightsError: the file can't be read, doesn't fit the architecture, or contains NaN, infinity or another kind
             of numbers.
     """
-    block_names(architecture)
-    _check_name(path)
-    entries = _outlines(path)
+    if architecture is not None:
+        block_names(architecture)
+    files = find_files(path)
+    content = _joined(files)
+    entries = content.entries
     shapes = {key: {name: tuple(one.shape) for name, one in outline.items()} for key, outline in entries.items()}
     try:
-        sets = find_sets(architecture, shapes)
+        if architecture is None:
+            named = [*named_in(description(path, "config.json") or {}), *named_in(content.facts)]
+            architecture = choose(named, shapes)
+        sets, headless = _find_sets(architecture, shapes)
         chosen = choose_set(sets, entry)
-        names = own_names(architecture, chosen, shapes[chosen.entry])
+        names = own_names(architecture, chosen, shapes[chosen.entry], headless=headless)
         _check_kinds({name: entries[chosen.entry][full] for name, full in names.items()})
-        state_dict = _values(path, chosen.entry, names)
+        state_dict = _values(content, chosen.entry, names)
         _check_kinds(state_dict)
-        blocks = split_state_dict(architecture, _with_batch_counts(state_dict))
+        state_dict = _with_batch_counts(state_dict) | (random_head(architecture, 1, seed=0) if headless else {})
+        blocks = split_state_dict(architecture, state_dict)
     except WeightsError as error:
         raise WeightsError(f"{path}: {error}") from None
-    return Weights(blocks, chosen.label, tuple(one.label for one in sets if one != chosen))
+    others = tuple(one.label for one in sets if one != chosen)
+    return Weights(architecture, blocks, chosen.label, others, headless)
 
 
-def _check_name(path: Path) -> None:
-    if not path.is_file():
-        raise WeightsError(
-            f"{path}: expected a file of weights, found {'a folder' if path.is_dir() else 'nothing there'}"
-        )
-    if path.suffix not in (SAFETENSORS_SUFFIX, *TORCH_SUFFIXES):
-        known = ", ".join((SAFETENSORS_SUFFIX, *TORCH_SUFFIXES))
-        raise WeightsError(f"{path}: expected a file ending in {known}, found {path.suffix or 'no suffix'!r}")
+def _find_sets(architecture: str, shapes: Mapping[str, Mapping[str, Shape]]) -> tuple[list[WeightSet], bool]:
+    """Return the sets of the architecture's tensors, and whether they all lack the head."""
+    try:
+        return find_sets(architecture, shapes), False
+    except WeightsError:
+        try:
+            return find_sets(architecture, shapes, headless=True), True
+        except WeightsError:
+            pass
+        raise
 
 
-def _outlines(path: Path) -> Mapping[str, Outline]:
-    """Return the types and shapes of the tensors in each of the file's entries; the file itself is entry `""`.
+def _joined(files: WeightFiles) -> _Content:
+    """Return what the files hold together; shards hold one entry.
 
     Values are read only where the format leaves no choice.
     """
-    if path.suffix != SAFETENSORS_SUFFIX:
-        return _entries(_read_torch(path, "meta" if zipfile.is_zipfile(path) else "cpu"), path)
+    contents = [_content(file) for file in files.files]
+    if files.listed is None:
+        return contents[0]
+    where: dict[str, _Content] = {}
+    for file, content in zip(files.files, contents, strict=True):
+        if set(content.entries) != {""}:
+            raise WeightsError(f"{file}: expected a shard of named tensors, found entries {', '.join(content.entries)}")
+        twice = next((name for name in content.entries[""] if name in where), None)
+        if twice is not None:
+            raise WeightsError(f"{file}: expected each tensor in one shard, found {twice!r} in two")
+        where |= dict.fromkeys(content.entries[""], content)
+    if set(where) != set(files.listed):
+        odd = min(set(where) ^ set(files.listed))
+        raise WeightsError(f"{files.path}: expected the shards' tensors to be those of the index, found {odd!r} in one")
+
+    def read(entry: str, names: list[str]) -> Mapping[str, Tensor]:
+        found: dict[str, Tensor] = {}
+        for content in contents:
+            found |= content.read(entry, [name for name in names if where[name] is content])
+        return found
+
+    return _Content({"": {name: content.entries[""][name] for name, content in where.items()}}, read)
+
+
+def _content(path: Path) -> _Content:
+    if path.is_dir():
+        return _distributed(path)
+    if path.suffix == SAFETENSORS_SUFFIX:
+        return _safetensors(path)
+    try:
+        loaded = _read_torch(path, "meta" if zipfile.is_zipfile(path) else "cpu")
+    except WeightsError:
+        content = _inert(path)
+        if content is None:
+            raise
+        return content
+
+    def read(entry: str, names: list[str]) -> Mapping[str, Tensor]:
+        tensors = _entries(_read_torch(path, "cpu"), path).get(entry, {})
+        return {name: tensors[name].detach() for name in names if name in tensors}
+
+    return _Content(_entries(loaded, path), read, loaded)
+
+
+def _distributed(path: Path) -> _Content:
+    """Return the tensors of a folder that torch.distributed.checkpoint wrote."""
+    try:
+        folder = DistributedFolder(path)
+    except _UNREADABLE as error:
+        reason = " ".join(str(error).split())[:200]
+        raise WeightsError(f"{path}: expected a checkpoint of torch.distributed.checkpoint, found {reason}") from None
+
+    def read(entry: str, names: list[str]) -> Mapping[str, Tensor]:
+        try:
+            return folder.tensors({name: folder.entries[entry][name] for name in names})
+        except _UNREADABLE as error:
+            raise WeightsError(f"expected a whole checkpoint, found {' '.join(str(error).split())[:200]}") from None
+
+    sound = {key: tensors for key, tensors in folder.entries.items() if not any(map(_name_fault, tensors))}
+    if not sound:
+        raise WeightsError(f"{path}: expected named tensors, found none")
+    return _Content(sound, read)
+
+
+def _safetensors(path: Path) -> _Content:
     try:
         spans = read_header(path)
     except OSError as error:
@@ -125,21 +235,45 @@ def _outlines(path: Path) -> Mapping[str, Outline]:
     fault = next(filter(None, map(_name_fault, spans)), None)
     if fault or not spans:
         raise WeightsError(f"{path}: {fault or 'expected named tensors, found nothing in it'}")
-    return {"": spans}
 
-
-def _values(path: Path, entry: str, names: Mapping[str, str]) -> Tensors:
-    """Return tensors of one of the file's entries; `names` are those in the file by those to return."""
-    if path.suffix == SAFETENSORS_SUFFIX:
+    def read(_: str, names: list[str]) -> Mapping[str, Tensor]:
         try:
             tensors = decode(np.fromfile(path, dtype=np.uint8).data, "its bytes")
         except (OSError, MemoryError) as error:
             raise WeightsError(f"can't be read: {error}") from None
-    else:
-        tensors = _entries(_read_torch(path, "cpu"), path).get(entry, {})
-    if not names.items() <= {name: full for name, full in names.items() if full in tensors}.items():
+        return {name: tensors[name] for name in names if name in tensors}
+
+    return _Content({"": spans}, read)
+
+
+def _inert(path: Path) -> _Content | None:
+    """Return the tensors of a file with foreign classes; None where there are none, or it would take too much."""
+    try:
+        file = InertFile(path)
+        entries = {
+            key: tensors for key, tensors in tensors_of(file.value).items() if not any(map(_name_fault, tensors))
+        }
+    except _UNREADABLE:
+        return None
+    if not entries:
+        return None
+
+    def read(entry: str, names: list[str]) -> Mapping[str, Tensor]:
+        try:
+            return file.tensors({name: entries[entry][name] for name in names})
+        except _UNREADABLE as error:
+            raise WeightsError(f"expected a whole checkpoint, found {' '.join(str(error).split())[:200]}") from None
+
+    facts = {key: value for key, value in items_of(file.value).items() if isinstance(key, str)}
+    return _Content(entries, read, facts)
+
+
+def _values(content: _Content, entry: str, names: Mapping[str, str]) -> Tensors:
+    """Return tensors of one of a file's entries; `names` are those in the file by those to return."""
+    tensors = content.read(entry, list(names.values()))
+    if not all(full in tensors for full in names.values()):
         raise WeightsError("expected a file that stays as it is, found that it changed while it was read")
-    return {name: tensors[full].detach() for name, full in names.items()}
+    return {name: tensors[full] for name, full in names.items()}
 
 
 def _read_torch(path: Path, device: str) -> Any:

@@ -12,7 +12,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from raysnap.errors import WeightsError
-from raysnap.models.blocks import Shape, check_fit, shapes_of
+from raysnap.models.block import Shape
+from raysnap.models.blocks import block_skeleton, check_fit, shapes_of
 
 BATCH_COUNT = "num_batches_tracked"
 """Files from before PyTorch 0.4.1 lack this buffer of batch norms."""
@@ -48,17 +49,20 @@ class WeightSet:
         return _AVERAGED.search(self.label) is not None, rank, len(self.prefix), self.prefix
 
 
-def find_sets(architecture: str, entries: Mapping[str, Mapping[str, Shape]]) -> list[WeightSet]:
+def find_sets(
+    architecture: str, entries: Mapping[str, Mapping[str, Shape]], *, headless: bool = False
+) -> list[WeightSet]:
     """Return the sets of tensors that have all the architecture's names: raw weights first, then averaged ones.
 
     Args:
         architecture: torchvision's builder name.
         entries: the shapes of the tensors of each of the file's entries, by name.
+        headless: whether the sets are those that lack the head, and have all else.
 
     Raises:
         WeightsError: there is none; the message says of the entry and the prefix that fit best how they differ.
     """
-    expected = shapes_of(architecture)
+    expected = _without_head(architecture) if headless else shapes_of(architecture)
     counts = {entry: _count_by_prefix(shapes, expected) for entry, shapes in entries.items()}
     num_required = sum(not name.endswith(BATCH_COUNT) for name in expected)
     found = []
@@ -103,16 +107,27 @@ def choose_set(sets: list[WeightSet], wanted: str | None) -> WeightSet:
     return exact[0]
 
 
-def own_names(architecture: str, chosen: WeightSet, shapes: Mapping[str, Shape]) -> dict[str, str]:
+def own_names(
+    architecture: str, chosen: WeightSet, shapes: Mapping[str, Shape], *, headless: bool = False
+) -> dict[str, str]:
     """Return the names in the file of a set's tensors, by the architecture's own names.
 
     Raises:
         WeightsError: a tensor is of another shape.
     """
     own = {full.removeprefix(chosen.prefix): full for full in shapes if full.startswith(chosen.prefix)}
-    names = {name: own[name] for name in shapes_of(architecture) if name in own}
-    check_fit(architecture, _with_batch_counts({name: shapes[full] for name, full in names.items()}), chosen.label)
+    expected = shapes_of(architecture)
+    body = _without_head(architecture)
+    names = {name: own[name] for name in (body if headless else expected) if name in own}
+    found = _with_batch_counts({name: shapes[full] for name, full in names.items()})
+    heads = {name: shape for name, shape in expected.items() if headless and name not in body}
+    check_fit(architecture, found | heads, chosen.label)
     return names
+
+
+def _without_head(architecture: str) -> dict[str, Shape]:
+    head = block_skeleton(architecture, -1).tensors()
+    return {name: shape for name, shape in shapes_of(architecture).items() if name not in head}
 
 
 def _count_by_prefix(names: Iterable[str], expected: Mapping[str, Shape]) -> Counter[str]:

@@ -16,17 +16,17 @@ from pathlib import Path
 
 import numpy as np
 
-from raysnap.config.jobs import FinetuneConfig
+from raysnap.config.jobs import TrialsConfig
 from raysnap.datasets.dataset import read_folder
 from raysnap.datasets.shapes import TASKS
 from raysnap.datasets.splits import VAL_FRACTION
 from raysnap.errors import ConfigError
 from raysnap.humanize import bytes_text
+from raysnap.models.architecture import shown
 from raysnap.models.block_facts import block_shapes, weights_files
 from raysnap.models.block_shape import WIDTH_OF_MEASURED_HEADS, BlockShape
 from raysnap.planning.generate import RANDOM, TrialsPlan
 from raysnap.planning.gpu_memory import GpuKind, TrainingItems, gpu_kinds
-from raysnap.store.manifest import Preprocessing
 from raysnap.system import num_cpus
 from raysnap.training.prefix_plan import plan_trials
 from raysnap.training.trial import Trial
@@ -56,6 +56,7 @@ class Forecast:
         gpu_s: the time on one GPU at `GPU_FLOPS_PER_S`, in seconds.
         gpu_kinds: the memory that trials take of a GPU, by kind.
         gpu_bytes: the memory of each GPU; empty where it isn't known.
+        inputs: a line for each base whose weights see images in another than the usual way, or at another size.
     """
 
     num_trials: int
@@ -72,9 +73,10 @@ class Forecast:
     gpu_s: float
     gpu_kinds: tuple[GpuKind, ...]
     gpu_bytes: tuple[int, ...]
+    inputs: tuple[str, ...]
 
 
-def forecast(config: FinetuneConfig, plan: TrialsPlan, gpu_bytes: Sequence[int] = ()) -> Forecast:
+def forecast(config: TrialsConfig, plan: TrialsPlan, gpu_bytes: Sequence[int] = ()) -> Forecast:
     """Return what the job will take beyond what is already there; reads folders and writes nothing.
 
     Args:
@@ -102,7 +104,7 @@ def forecast(config: FinetuneConfig, plan: TrialsPlan, gpu_bytes: Sequence[int] 
     base_bytes = _untrained_bytes(config, plan, sizes)
     models = [_model_bytes(one.architecture, sizes[one.trained_on].num_classes, _edge(one, config)) for one in trials]
     num_at_once = min(len(trials), config.resources.max_concurrent or num_cpus())
-    seen = {(trial.trained_on, Preprocessing.cropping(_edge(trial, config)).resize_size) for trial in trials}
+    seen = {(trial.trained_on, plan.preprocessing_of(trial).resizing) for trial in trials}
     items = {name: TrainingItems(size.num_classes, size.num_items) for name, size in sizes.items()}
     return Forecast(
         num_trials=len(trials),
@@ -111,7 +113,7 @@ def forecast(config: FinetuneConfig, plan: TrialsPlan, gpu_bytes: Sequence[int] 
         store_bytes=base_bytes + sum(trained),
         copied_bytes=base_bytes + sum(models),
         checkpoint_bytes=COPIES_IN_A_CHECKPOINT * sum(sorted(trained, reverse=True)[:num_at_once]),
-        pixel_bytes=sum(sum(sizes[name].num_items.values()) * 3 * edge * (edge + 1) for name, edge in seen),
+        pixel_bytes=sum(sum(sizes[name].num_items.values()) * resizing.slot_bytes for name, resizing in seen),
         prefix_bytes=sum(fill.num_bytes(sizes) for fill in fills),
         to_draw=tuple(name for name, folder in plan.datasets.items() if folder is None and name in TASKS),
         to_download=_missing_weights(plan),
@@ -119,10 +121,11 @@ def forecast(config: FinetuneConfig, plan: TrialsPlan, gpu_bytes: Sequence[int] 
         gpu_s=flops / GPU_FLOPS_PER_S + TRIAL_OVERHEAD_S * len(trials),
         gpu_kinds=gpu_kinds(trials, config.image_size, items, config.resources, gpu_bytes),
         gpu_bytes=tuple(gpu_bytes),
+        inputs=_inputs(plan),
     )
 
 
-def check_room(config: FinetuneConfig, needed: Forecast) -> None:
+def check_room(config: TrialsConfig, needed: Forecast) -> None:
     """Check that the disks have room for what the job writes.
 
     Raises:
@@ -156,7 +159,7 @@ class _DatasetSize:
     num_classes: int
 
     @classmethod
-    def of(cls, folder: Path | None, config: FinetuneConfig) -> _DatasetSize:
+    def of(cls, folder: Path | None, config: TrialsConfig) -> _DatasetSize:
         """Return the sizes after the job's caps; a missing built-in dataset has those it will be generated with."""
         if folder is None:
             shapes, num_classes = config.shapes, 4
@@ -203,7 +206,7 @@ def _train_flops(trial: Trial, size: _DatasetSize, image_size: int, depth: int) 
     return trial.train.epochs * per_epoch + size.num_test * (forward - cached)
 
 
-def _edge(trial: Trial, config: FinetuneConfig) -> int:
+def _edge(trial: Trial, config: TrialsConfig) -> int:
     return trial.image_size or config.image_size
 
 
@@ -247,7 +250,7 @@ def _model_bytes(architecture: str, num_classes: int, image_size: int) -> int:
     return math.ceil(sum(num_bytes for _, num_bytes in _shapes_for(architecture, num_classes, image_size)))
 
 
-def _untrained_bytes(config: FinetuneConfig, plan: TrialsPlan, sizes: dict[str, _DatasetSize]) -> int:
+def _untrained_bytes(config: TrialsConfig, plan: TrialsPlan, sizes: dict[str, _DatasetSize]) -> int:
     """Return the most that the bases add which are stored untrained; a snapshot of the store adds nothing."""
     first = next(trial.trained_on for trial in [*plan.trials, *plan.bases] if trial.dataset)
     total = 0
@@ -258,6 +261,17 @@ def _untrained_bytes(config: FinetuneConfig, plan: TrialsPlan, sizes: dict[str, 
             num_classes = sizes[first].num_classes if weights == RANDOM else WIDTH_OF_MEASURED_HEADS
             total += _model_bytes(base.architecture, num_classes, _edge(base, config))
     return total
+
+
+def _inputs(plan: TrialsPlan) -> tuple[str, ...]:
+    """Say how bases are trained whose weights see images in another than the usual way."""
+    lines = []
+    for base in plan.bases:
+        if (own := plan.inputs.get(base.base_key)) is not None:
+            used, name = plan.preprocessing_of(base), f"{plan.weights[base.base_key]} of {shown(base.architecture)}"
+            size = "" if used == own else f"; image_size makes the crop {used.image_size} px, of {used.resize_size} px"
+            lines.append(f"{name}: its images are {own.text}{size}")
+    return tuple(dict.fromkeys(lines))
 
 
 def _missing_weights(plan: TrialsPlan) -> tuple[str, ...]:

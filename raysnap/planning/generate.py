@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from raysnap.config.jobs import FinetuneConfig, GenerateConfig
+from raysnap.config.jobs import GenerateConfig, TrialsConfig
 from raysnap.datasets.dataset import find_dataset, open_dataset
 from raysnap.datasets.splits import check_classes
 from raysnap.errors import DataError, SnapshotNotFound, WeightsError
-from raysnap.models.block_facts import block_shapes, weights_files
+from raysnap.models.block_facts import block_shapes, weights_files, weights_inputs
 from raysnap.planning.extras import check_trackers
 from raysnap.planning.sampling import base_trials, sample_trials
-from raysnap.store.manifest import Preprocessing
+from raysnap.store.preprocessing import Preprocessing
 from raysnap.store.store import Store
 from raysnap.training.trial import Trial
 
@@ -24,11 +25,12 @@ class TrialsPlan:
     """What a job that fine-tunes will do.
 
     Attributes:
-        preprocessing: of trials without an image size.
+        preprocessing: of trials without an image size, where their base's weights don't say otherwise.
         bases: a trial per base; one without a dataset is stored as it is.
         weights: `base.weights` of each base, by its trial's `base_key`.
         trials: the fine-tunes; of a sweep that Optuna leads, those known so far.
         datasets: every dataset's folder, None for a built-in one that is not generated yet.
+        inputs: how the weights of bases see images, by `base_key`, where that is not the usual way.
     """
 
     preprocessing: Preprocessing
@@ -36,6 +38,11 @@ class TrialsPlan:
     weights: dict[str, str]
     trials: list[Trial]
     datasets: dict[str, Path | None]
+    inputs: Mapping[str, Preprocessing] = field(default_factory=dict)
+
+    def preprocessing_of(self, trial: Trial) -> Preprocessing:
+        """Return how a trial sees images."""
+        return trial.preprocessing(self.preprocessing, self.inputs)
 
 
 def plan_generate(config: GenerateConfig) -> TrialsPlan:
@@ -49,7 +56,7 @@ def plan_generate(config: GenerateConfig) -> TrialsPlan:
     return check_plan(config, bases, weights, trials)
 
 
-def check_plan(config: FinetuneConfig, bases: list[Trial], weights: dict[str, str], trials: list[Trial]) -> TrialsPlan:
+def check_plan(config: TrialsConfig, bases: list[Trial], weights: dict[str, str], trials: list[Trial]) -> TrialsPlan:
     """Return the plan of these trials, checked against what is there; reads folders and writes nothing.
 
     Raises:
@@ -67,10 +74,15 @@ def check_plan(config: FinetuneConfig, bases: list[Trial], weights: dict[str, st
     for name, folder in datasets.items():
         if folder is not None:
             check_classes(open_dataset(name, config.data_dir, config.shapes), ("val", "test"))
-    return TrialsPlan(Preprocessing.cropping(config.image_size), bases, weights, trials, datasets)
+    inputs = {}
+    for base in bases:
+        own = weights_preprocessing(weights[base.base_key], base.architecture, store)
+        if own is not None:
+            inputs[base.base_key] = own
+    return TrialsPlan(Preprocessing.cropping(config.image_size), bases, weights, trials, datasets, inputs)
 
 
-def _find_datasets(names: list[str], config: FinetuneConfig) -> dict[str, Path | None]:
+def _find_datasets(names: list[str], config: TrialsConfig) -> dict[str, Path | None]:
     """Return the folder of each dataset, None where it is generated first; report all missing ones at once."""
     found: dict[str, Path | None] = {}
     missing: dict[str, DataError] = {}
@@ -119,3 +131,20 @@ def check_weights(weights: str, architecture: str, store: Store | None) -> None:
         raise WeightsError(
             f"base.weights {weights!r}: expected a snapshot of {architecture}, found one of {manifest.architecture}"
         )
+
+
+def weights_preprocessing(weights: str, architecture: str, store: Store | None) -> Preprocessing | None:
+    """Return how the weights that `check_weights` accepted see images, at their own size.
+
+    None where nothing is known of them, or where it is the usual way, with ImageNet's mean and torchvision's crops,
+    which then has the size of a job.
+    """
+    if weights == RANDOM or Path(weights).is_file():
+        return None
+    fields = weights_inputs(architecture).get(weights)
+    if fields is not None:
+        own = Preprocessing(**fields)
+    else:
+        assert store is not None, "weights of another kind are a snapshot's"
+        own = store.manifest(weights).preprocessing
+    return None if own == Preprocessing.cropping(own.image_size) else own

@@ -5,17 +5,21 @@ Sentences are `Markup`: names from a run are escaped by `Markup.format`.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
+from collections.abc import Sequence
 from statistics import geometric_mean, median
 
 from markupsafe import Markup
 
 from raysnap.config.choices import Role
-from raysnap.humanize import bytes_text, plural, ratio_text, score_text, seconds_text, share_text
+from raysnap.humanize import bytes_text, is_known, plural, ratio_text, score_text, seconds_text, share_text
+from raysnap.report.finetune_section import finetune_headline, finetune_sentences
 from raysnap.runs.json_fields import number
 from raysnap.runs.method_agreement import best_of, regret
 from raysnap.runs.questions import Question, short_dataset
 from raysnap.runs.run import Run
+from raysnap.runs.search_rows import RankingRow
 from raysnap.runs.store_contents import StoreContents
 from raysnap.runs.sweep_results import Comparison, Sweep, objective_of, point_text, sweep_of, training_s
 from raysnap.runs.trial_rows import TrialRow
@@ -24,16 +28,24 @@ MAX_FIGURES = 4
 MAX_QUESTIONS = 3
 MAX_COMPARISONS = 4
 SAME_SCORE = 1e-9
+SAME_TIME = 0.05  # of the logarithm of a ratio of two times
 
 
 def headline(run: Run) -> Markup:
     """Return the main result of the run; names in it are `<span class="name">`."""
+    if run.shortlist is not None:
+        return finetune_headline(run)
     sweep = sweep_of(run)
     if sweep and sweep.best:
         chosen = point_text(sweep.best, sweep.parameters) or sweep.best.name
         return Markup("Best of {}: {}").format(plural(len(sweep.trials), "trial"), _name(chosen))
     if len(run.questions) == 1:
         winner, asked = best_of(run.questions[0]), _name(short_dataset(run.questions[0].dataset))
+        num_tied = num_tied_with(run.questions[0])
+        if winner and num_tied:
+            return Markup("{} is among the {} best starts for {}: they are tied").format(
+                _name(winner.name), num_tied + 1, asked
+            )
         origin = run.trial_of.get(winner.snapshot) if winner else None
         if winner and origin and origin.dataset and origin.role != Role.BASE:
             return Markup("Start from {} for {}").format(_name(short_dataset(origin.dataset)), asked)
@@ -57,11 +69,18 @@ def _name(name: str) -> Markup:
     return Markup('<span class="name">{}</span>').format(name)
 
 
+def num_tied_with(question: Question) -> int:
+    """Return how many candidates are statistically tied with the first."""
+    best = best_of(question)
+    ranking = question.reference.median_run.ranking
+    return sum(ranked.is_tied for ranked in ranking if best is not None and ranked.snapshot != best.snapshot)
+
+
 def sentences(run: Run, contents: StoreContents) -> list[Markup]:
     """Say what was trained, which snapshot is the best start, which method is fastest, what the store saves."""
-    found = []
+    found = finetune_sentences(run, run.shortlist) if run.shortlist is not None else []
     sweep = sweep_of(run)
-    if sweep:
+    if sweep and run.shortlist is None:
         found += sweep_sentences(sweep)
     if run.finetunes or run.num_unfinished:
         found.append(_training(run))
@@ -87,7 +106,7 @@ def key_figures(run: Run, contents: StoreContents) -> list[tuple[str, str]]:
         stopped = f", {num_stopped:,} stopped early" if num_stopped else ""
         num_planned = len(run.finetunes) + run.num_unfinished
         figures.append((f"{num_done:,}", f"of {plural(num_planned, 'fine-tune')} done{stopped}"))
-    best = best_of(run.questions[0]) if len(run.questions) == 1 else None
+    best = best_of(run.questions[0]) if len(run.questions) == 1 and run.shortlist is None else None
     if best and best.score is not None:
         figures.append((score_text(best.score), f"best {run.questions[0].proxy} score"))
     elif sweep and sweep.best:
@@ -101,6 +120,7 @@ def key_figures(run: Run, contents: StoreContents) -> list[tuple[str, str]]:
     gains = [(question.speed_up(question.fastest), question) for question in run.questions if len(question.methods) > 1]
     if gains:
         gain, question = max(gains, key=lambda pair: pair[0])
+    if gains and math.log(gain) >= SAME_TIME:
         figures.append((ratio_text(gain), f"speed-up of {question.fastest.method} over {question.slowest.method}"))
     if contents.saved_share is not None:
         figures.append((share_text(max(0.0, contents.saved_share)), "of disk space saved by sharing blocks"))
@@ -207,15 +227,28 @@ def _winner(question: Question, run: Run) -> Markup:
         f", {origin_text(trial)}" if trial else "",
         question.proxy,
         score_text(best.score),
-        f" on {best.num_test:,} held-out items" if best.num_test else "",
+        scored_text(best),
     )
-    num_tied = sum(ranked.is_tied for ranked in ranking if ranked.snapshot != best.snapshot)
-    others = [ranked.score for ranked in ranking if ranked.snapshot != best.snapshot and ranked.score is not None]
+    num_tied = num_tied_with(question)
     if num_tied:
         return text + f"; {plural(num_tied, 'other is', 'others are')} tied with it."
+    return text + _lead(best, ranking)
+
+
+def scored_text(line: RankingRow) -> str:
+    """Say how certain a score is: its interval, and the items that it rests on."""
+    num_items = line.num_scored or line.num_test
+    interval = f" ({score_text(line.low)} to {score_text(line.high)})" if is_known(line.low) else ""
+    return f"{interval} on {num_items:,} held-out items" if num_items else interval
+
+
+def _lead(best: RankingRow, ranking: Sequence[RankingRow]) -> str:
+    """Say how far ahead the first is of the next that was scored on the same items; of others nothing is known."""
+    same = [line.score for line in ranking if line.snapshot != best.snapshot and line.rung == best.rung]
+    others = [score for score in same if score is not None]
     if others and best.score is not None:
-        return text + f", {best.score - max(others):.3f} ahead of the next."
-    return text + "."
+        return f", {best.score - max(others):.3f} ahead of the next."
+    return ". All others were dropped on fewer items." if len(ranking) > 1 else "."
 
 
 def _speed(question: Question, *, is_only: bool) -> Markup:
@@ -226,14 +259,12 @@ def _speed(question: Question, *, is_only: bool) -> Markup:
     how = f"median of {plural(repeats, 'run')}" if repeats > 1 else "one run" if is_alone else "one run each"
     if is_alone:
         return prefix + Markup("{} takes <b>{}</b> ({}).").format(fastest.method, seconds_text(fastest.median_s), how)
-    text = prefix + Markup(
-        "{} fastest search method, <b>{}</b>, takes <b>{}</b> ({}), <b>{}</b> faster than {} ({})"
-    ).format(
+    text = prefix + Markup("{} fastest search method, <b>{}</b>, takes <b>{}</b> ({}), {} {} ({})").format(
         "The" if is_only else "the",
         fastest.method,
         seconds_text(fastest.median_s),
         how,
-        ratio_text(question.speed_up(fastest)),
+        faster_text(question.speed_up(fastest)),
         slowest.method,
         seconds_text(slowest.median_s),
     )
@@ -245,6 +276,15 @@ def _speed(question: Question, *, is_only: bool) -> Markup:
     )
 
 
+def faster_text(ratio: float) -> Markup:
+    """Say how two times compare: a gain, a loss, or neither; completed by what the time is compared with."""
+    if abs(math.log(ratio)) < SAME_TIME:
+        return Markup("as long as")
+    if ratio < 1:
+        return Markup("<b>{}</b> as long as").format(ratio_text(1 / ratio))
+    return Markup("<b>{}</b> faster than").format(ratio_text(ratio))
+
+
 def _overall_speed(run: Run) -> list[Markup]:
     """Say each method's mean speed-up over all questions, noisy times included, and how many times are noisy."""
     gains: dict[tuple[str, str], list[float]] = {}
@@ -253,10 +293,11 @@ def _overall_speed(run: Run) -> list[Markup]:
             if runs is not question.slowest and question.speed_up(runs) > 0:
                 gains.setdefault((runs.method, question.slowest.method), []).append(question.speed_up(runs))
     found = [
-        Markup("Over {}, <b>{}</b> is <b>{}</b> faster than {}{}.").format(
+        Markup("Over {}, <b>{}</b> {} {} {}{}.").format(
             plural(len(ratios), "question"),
             method,
-            ratio_text(geometric_mean(ratios)),
+            "is" if math.log(geometric_mean(ratios)) >= SAME_TIME else "takes",
+            faster_text(geometric_mean(ratios)),
             against,
             f" (geometric mean; {ratio_text(min(ratios))} to {ratio_text(max(ratios))})" if len(ratios) > 1 else "",
         )

@@ -23,6 +23,7 @@ from raysnap.config.folders import local_path
 from raysnap.errors import UsageError
 from raysnap.humanize import bytes_text, count_text, plural, score_text, seconds_text, share_text, shown
 from raysnap.report.data_section import left_out_table
+from raysnap.report.finetune_section import finetune_section
 from raysnap.report.gpu_section import gpu_section
 from raysnap.report.headlines import headline, key_figures, sentences
 from raysnap.report.predictions_section import predictions_section
@@ -103,6 +104,7 @@ def render(run: Run) -> Report:
     """Return the page and its tables."""
     stores = read_store_contents(run)
     sections = {
+        "finetune": finetune_section(run),
         "rankings": ranking_section(run, stores[0]),
         "speed": speed_section(run),
         "sweep": sweep_section(run),

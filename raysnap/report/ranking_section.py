@@ -7,6 +7,7 @@ from typing import Any
 from markupsafe import Markup
 
 from raysnap.config.choices import Role
+from raysnap.humanize import is_known, score_text
 from raysnap.report.charts.dots import scatter
 from raysnap.report.charts.lines import shared_range
 from raysnap.report.tables import Chip, Column, DataTable, Row, without_empty
@@ -52,17 +53,22 @@ def _ranking_table(number: int, question: Question, run: Run) -> DataTable:
     ranking = sorted(question.reference.median_run.ranking, key=lambda ranked: ranked.rank)
     others = [runs for runs in question.methods if runs is not question.reference]
     ranks = {runs.method: {ranked.snapshot: ranked.rank for ranked in runs.median_run.ranking} for runs in others}
-    scores = [ranked.score for ranked in ranking if ranked.score is not None]
+    first_rung = ranking[0].rung if ranking else None
+    scores = [ranked.score for ranked in ranking if ranked.score is not None and ranked.rung == first_rung]
     low = min([0.0, *scores])
     span = max([1.0 if low == 0 else 0.0, *scores]) - low
     has_ties = any(ranked.is_tied for ranked in ranking[1:])
     rows = []
     for ranked in ranking:
-        share = 0.0 if ranked.score is None or not span else (ranked.score - low) / span
+        is_compared = ranked.score is not None and ranked.rung == first_rung and span
+        share = (ranked.score - low) / span if is_compared and ranked.score is not None else None
         rows.append(_ranking_row(ranked, run, share, has_ties, ranks))
     columns = [
         Column("rank", "rank", "count"),
-        Column("score", f"{question.proxy} score", "score"),
+        Column("score", f"{question.proxy} score", "score", "bars compare scores on the same items only"),
+        Column("interval", "95 % interval", "text", "by the luck of the items that the score rests on"),
+        Column("num_scored", "items", "count", "items that the score rests on; other numbers can't be compared"),
+        Column("standing", "standing", "score", "expected place among starts, by records of other datasets"),
         Column("name", "snapshot", "name"),
         Column("dataset", "fine-tuned on", "name"),
         Column("retrain_index", "retrained", "count", "retrain index r: number of blocks retrained below the head"),
@@ -78,21 +84,28 @@ def _ranking_table(number: int, question: Question, run: Run) -> DataTable:
     )
 
 
-def _ranking_row(ranked: RankingRow, run: Run, share: float, has_ties: bool, ranks: dict[str, dict[str, int]]) -> Row:
+def _ranking_row(
+    ranked: RankingRow, run: Run, share: float | None, has_ties: bool, ranks: dict[str, dict[str, int]]
+) -> Row:
+    """Return a line of a ranking; a score of another rung than the first's gets no bar."""
     trial = run.trial_of.get(ranked.snapshot)
     values = {
         "rank": ranked.rank,
         "score": ranked.score,
+        "interval": f"{score_text(ranked.low)} to {score_text(ranked.high)}" if is_known(ranked.low) else None,
+        "num_scored": ranked.num_scored or ranked.num_test,
+        "standing": ranked.standing,
         "name": ranked.name,
-        "dataset": short_dataset(trial.dataset) if trial and trial.dataset else None,
-        "retrain_index": trial.retrain_index if trial else None,
+        "dataset": short_dataset(trial.dataset) if trial and trial.dataset else ranked.dataset,
+        "retrain_index": trial.retrain_index if trial else ranked.retrain_index,
         "snapshot": ranked.snapshot,
     }
     chips: dict[str, tuple[Chip, ...]] = {"name": (("tied", ""),)} if ranked.is_tied and has_ties else {}
     if trial and trial.role == Role.BASE:
         chips["dataset"] = (("base", ""),)
     other_ranks = {f"rank_{method}": rank_of.get(ranked.snapshot) for method, rank_of in ranks.items()}
-    return Row(values | other_ranks, chips, {"score": share}, css="first" if ranked.rank == 1 else "")
+    bars = {} if share is None else {"score": share}
+    return Row(values | other_ranks, chips, bars, css="first" if ranked.rank == 1 else "")
 
 
 def _validation_chart(question: Question, validation: ProxyValidation) -> str:

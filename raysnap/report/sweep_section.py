@@ -101,6 +101,7 @@ def _leaders(sweep: Sweep) -> DataTable:
 
 def _ending(trial: TrialRow) -> str:
     names = {"patience": "stopped early", "scheduler": "stopped by the scheduler", "time_budget": "out of time"}
+    names |= {"time_limit": "by its time limit"}
     return names.get(trial.stopped or "", trial.stopped or "")
 
 

@@ -30,10 +30,20 @@ def largest_difference(question: Question, first: str, second: str) -> float | N
 
 
 def regret(question: Question, method: str) -> float | None:
-    """Return how much lower the reference method scores this method's winner than its own; None if unknown."""
-    scores = question.reference.median_run.scores
-    runs = question.method(method)
-    if runs is None or not scores or not runs.median_run.ranking:
+    """Return how much lower the reference method scores this method's winner than its own.
+
+    None where that is unknown, or where the reference scored the two in different rungs, on other numbers of items.
+    """
+    runs, best = question.method(method), best_of(question)
+    if runs is None or best is None or best.score is None or not runs.median_run.ranking:
         return None
-    score = scores.get(min(runs.median_run.ranking, key=lambda ranked: ranked.rank).snapshot)
-    return None if score is None else max(scores.values()) - score
+    winner = min(runs.median_run.ranking, key=lambda ranked: ranked.rank).snapshot
+    ours = next((ranked for ranked in question.reference.median_run.ranking if ranked.snapshot == winner), None)
+    if ours is None or ours.score is None or ours.rung != best.rung:
+        return None
+    same = [
+        line.score
+        for line in question.reference.median_run.ranking
+        if line.rung == best.rung and line.score is not None
+    ]
+    return max(same) - ours.score

@@ -34,11 +34,17 @@ class ProxyValidation:
 def validate_proxy(question: Question, run: Run, contents: StoreContents) -> ProxyValidation | None:
     """Compare the scores of a question's candidates with their fine-tuned accuracy; None if fewer than 3 are known.
 
-    The accuracy of a candidate is known from fine-tunes of this run or of its store that started from it, on the
+    Only scores of the last rung are compared, as those of others rest on other numbers of items. The accuracy of a
+    candidate is known from fine-tunes of this run or of its store that started from it, on the
     question's dataset.
     """
     ranking = question.reference.median_run.ranking
-    scores = {ranked.snapshot: (ranked.name, ranked.score) for ranked in ranking if ranked.score is not None}
+    best = min(ranking, key=lambda ranked: ranked.rank, default=None)
+    scores = {
+        ranked.snapshot: (ranked.name, ranked.score)
+        for ranked in ranking
+        if ranked.score is not None and best is not None and ranked.rung == best.rung
+    }
     for metric in ("test_accuracy", "val_accuracy"):
         reached: dict[str, float] = {}
         for trial in run.done_trials:

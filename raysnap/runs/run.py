@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from raysnap.runs.json_fields import mapping, text
 from raysnap.runs.questions import Question, questions_of
 from raysnap.runs.rows import read_rows
 from raysnap.runs.search_rows import SearchRow
+from raysnap.runs.shortlist import SEARCH_NAME, TRAINING_DIR, Shortlist
 from raysnap.runs.trial_rows import TrialRow, latest_trial_rows
 
 logger = logging.getLogger(__name__)
@@ -36,6 +37,7 @@ class Run:
         num_unfinished: planned trials that have no row.
         remarks: sentences about files that could not be read.
         trial_of: trials by the id of their snapshot.
+        shortlist: what a finetune chose to start from; None of other runs.
     """
 
     name: str
@@ -49,6 +51,7 @@ class Run:
     remarks: tuple[str, ...] = ()
     bench_config_text: str = ""
     trial_of: dict[str, TrialRow] = field(default_factory=dict)
+    shortlist: Shortlist | None = None
 
     @property
     def done_trials(self) -> list[TrialRow]:
@@ -101,6 +104,9 @@ def read_run(run_dir: Path) -> Run:
         DataError: it holds no results, or its results can't be read.
     """
     remarks: list[str] = []
+    shortlist = Shortlist.read(run_dir)
+    if shortlist is not None:
+        return _read_finetune(run_dir, shortlist)
     parts = [part for part in (run_dir, run_dir / "bench") if (part / "results.jsonl").is_file()]
     rows = [row for part in parts for row in _read_rows(part / "results.jsonl", remarks)] or _printed_searches(run_dir)
     if not parts and not rows:
@@ -131,6 +137,22 @@ def read_run(run_dir: Path) -> Run:
         remarks=tuple(remarks),
         bench_config_text=_read_config(parts[1])[1] if len(parts) > 1 else "",
         trial_of={trial.snapshot: trial for trial in trials if trial.snapshot},
+    )
+
+
+def _read_finetune(run_dir: Path, shortlist: Shortlist) -> Run:
+    """Return a finetune's run: the sweep that trained, with the search that chose what it starts from."""
+    training = read_run(run_dir / TRAINING_DIR)
+    rows = _printed_searches(run_dir / SEARCH_NAME)
+    searches = tuple(SearchRow.read(row) for row in rows)
+    config, config_text = _read_config(run_dir)
+    return replace(
+        training,
+        name=shown(run_dir.resolve().name),
+        searches=searches,
+        shortlist=shortlist,
+        config=training.config | {key: config[key] for key in ("dataset", "name", "preset") if key in config},
+        config_text=config_text,
     )
 
 

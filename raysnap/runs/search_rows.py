@@ -34,7 +34,13 @@ AXES = {
 
 @dataclass(frozen=True)
 class RankingRow:
-    """One line of a search's ranking, as its row has it."""
+    """One line of a search's ranking, as its row has it.
+
+    Attributes:
+        low, high: the score's 95 % interval, by the luck of the `num_scored` items that it rests on.
+        standing: the place among starts that the store's records let expect.
+        dataset, retrain_index: what it was trained on, and how many of its blocks were.
+    """
 
     rank: int
     snapshot: str
@@ -43,6 +49,13 @@ class RankingRow:
     num_train: int | None
     num_test: int | None
     is_tied: bool
+    low: float | None = None
+    high: float | None = None
+    num_scored: int | None = None
+    standing: float | None = None
+    dataset: str | None = None
+    retrain_index: int | None = None
+    architecture: str | None = None
 
     @classmethod
     def read(cls, row: Mapping[str, Any], position: int) -> RankingRow:
@@ -56,7 +69,19 @@ class RankingRow:
             num_train=whole(row.get("num_train")),
             num_test=whole(row.get("num_test")),
             is_tied=row.get("tied_with_best") is True,
+            low=number(row.get("low")),
+            high=number(row.get("high")),
+            num_scored=whole(row.get("num_scored")) or None,
+            standing=number(row.get("standing")),
+            dataset=text(row.get("dataset")),
+            retrain_index=whole(row.get("retrain_index")),
+            architecture=text(row.get("architecture")),
         )
+
+    @property
+    def rung(self) -> tuple[int | None, int | None]:
+        """The items that its score rests on; only scores of one rung can be compared."""
+        return self.num_train, self.num_test
 
 
 @dataclass(frozen=True)

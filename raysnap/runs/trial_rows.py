@@ -58,7 +58,7 @@ class TrialRow:
         gpu_share: the share of a GPU that it had.
         gpu_peak_bytes: the most of its GPU's memory that it took, of `gpu_bytes` in all.
         gpu_forecast_bytes: what had been forecast of that.
-        stopped: why it ended before its last epoch: `scheduler`, `time_budget` or `patience`.
+        stopped: why it ended before its last epoch: `scheduler`, `time_budget`, `time_limit` or `patience`.
         inherited: the trials and epochs whose weights it copied, under `pbt`.
         status: a `Status`; other text only in a row that raysnap did not write.
         new_bytes: how much its snapshot added to the store.

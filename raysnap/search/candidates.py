@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from raysnap.config.parts import ShapesConfig
 from raysnap.config.search_options import SearchOptions
 from raysnap.datasets.dataset import find_dataset, open_dataset
 from raysnap.errors import ArchitectureError, UsageError
@@ -15,7 +16,6 @@ from raysnap.models.block_shape import HEAD
 from raysnap.search.plan.tree import Candidate, find_misfit
 from raysnap.search.result import InputGroup, RankedSnapshot
 from raysnap.store.index import SnapshotSummary
-from raysnap.store.manifest import Preprocessing
 from raysnap.store.store import Store
 
 
@@ -28,6 +28,18 @@ def check_question(store_dir: Path, data: str, options: SearchOptions) -> None:
     find_summaries(Store.open(store_dir), options.where)
     if find_dataset(data, options.data_dir, options.shapes) is not None:
         open_dataset(data, options.data_dir, options.shapes)
+
+
+def check_names(
+    store_dir: Path, data: str, data_dir: Path, shapes: ShapesConfig | None = None, where: str | None = None
+) -> None:
+    """Check that there is a store with snapshots to rank, and a dataset; read no more than the store's index.
+
+    Raises:
+        RaysnapError: one of them is missing or damaged.
+    """
+    find_summaries(Store.open(store_dir), where)
+    find_dataset(data, data_dir, shapes)
 
 
 def pick_static_baseline(candidates: Sequence[Candidate], ranking: Sequence[RankedSnapshot]) -> RankedSnapshot | None:
@@ -57,7 +69,9 @@ def group_inputs(candidates: Collection[Candidate]) -> tuple[InputGroup, ...]:
     """Return in which ways candidates see images, the most common first."""
     counts = Counter(candidate.preprocessing for candidate in candidates)
     return tuple(
-        InputGroup(one.image_size, one.resize_size, one.mean, one.std, one.interpolation, num_candidates)
+        InputGroup(
+            one.image_size, one.resize_size, one.resize_mode, one.mean, one.std, one.interpolation, num_candidates
+        )
         for one, num_candidates in sorted(counts.items(), key=lambda item: (-item[1], item[0].image_size))
     )
 
@@ -70,7 +84,7 @@ def find_even_image_size(candidates: Collection[Candidate]) -> int | None:
     if len(groups := group_inputs(candidates)) < 2:
         return None
     for image_size in dict.fromkeys(group.image_size for group in groups):
-        scaled = [replace(one, preprocessing=_scaled(one.preprocessing, image_size)) for one in candidates]
+        scaled = [replace(one, preprocessing=one.preprocessing.sized(image_size)) for one in candidates]
         if len({one.preprocessing for one in scaled}) == 1 and not any(map(find_misfit, scaled)):
             return image_size
     return None
@@ -106,11 +120,12 @@ def read_candidates(store: Store, summaries: Iterable[SnapshotSummary], image_si
     """Read the manifests of these snapshots, one at a time; damaged ones are logged and left out."""
     by_id = {summary.id: summary for summary in summaries}
     for manifest in store.manifests_of(by_id):
+        own = manifest.preprocessing
         yield Candidate(
             snapshot=manifest.id,
             name=name_of(by_id[manifest.id]),
             architecture=manifest.architecture,
-            preprocessing=_scaled(manifest.preprocessing, image_size),
+            preprocessing=own if image_size is None else own.sized(image_size),
             blocks=tuple(block for block in manifest.blocks if block.name != HEAD),
             is_base=manifest.base is None,
         )
@@ -119,11 +134,3 @@ def read_candidates(store: Store, summaries: Iterable[SnapshotSummary], image_si
 def name_of(summary: SnapshotSummary) -> str:
     """Return the name that people know a snapshot by: its first, or the beginning of its id."""
     return summary.names[0] if summary.names else summary.id[:12]
-
-
-def _scaled(own: Preprocessing, image_size: int | None) -> Preprocessing:
-    """Return a snapshot's own preprocessing, scaled to another edge where one is asked for."""
-    if image_size is None or image_size == own.image_size:
-        return own
-    resize_size = round(own.resize_size * image_size / own.image_size)
-    return own.model_copy(update={"image_size": image_size, "resize_size": resize_size})

@@ -19,7 +19,7 @@ from raysnap.search.engine.source import FeatureSource
 from raysnap.search.plan.rungs import NUM_FOLDS, NUM_FOLDS_BEFORE, Rung, drops_candidates
 from raysnap.search.plan.tree import PrefixTree, find_misfit
 from raysnap.search.plan.workload import whole_models
-from raysnap.search.probes.confidence import tied_with
+from raysnap.search.probes.confidence import interval_of, tied_with
 from raysnap.search.probes.cross_validation import ProbeSet, assign_folds, cross_validate
 from raysnap.search.probes.expected_loss import Beliefs, Evidence, estimate_luck, step_variance
 from raysnap.search.probes.proxies import score_candidates
@@ -238,15 +238,24 @@ class Contest:
             if is_last or self.scores[numbers[0]][last][0].test_stop == len(self.items.test_labels):
                 is_tied |= zip(numbers, tied_with(best_I, np.stack(others), self.options.seed).tolist(), strict=True)
         return tuple(
-            RankedSnapshot(
-                rank=rank,
-                snapshot=self.tree.candidates[number].snapshot,
-                name=self.tree.candidates[number].name,
-                score=self.scores[number][-1][1].value,
-                num_train=self.scores[number][-1][0].train_stop,
-                num_test=self.scores[number][-1][0].test_stop,
-                tied_with_best=is_tied.get(number, False),
-                within_tolerance=self.behind.get(number, math.inf) <= self.options.tolerance,
-            )
-            for rank, number in enumerate(ordered, start=1)
+            self._line(number, rank, is_tied.get(number, False)) for rank, number in enumerate(ordered, start=1)
+        )
+
+    def _line(self, number: int, rank: int, is_tied: bool) -> RankedSnapshot:
+        candidate = self.tree.candidates[number]
+        rung, score = self.scores[number][-1]
+        low, high = interval_of(score.contribution_I, is_share=self.options.proxy in ACCURACIES)
+        return RankedSnapshot(
+            rank=rank,
+            snapshot=candidate.snapshot,
+            name=candidate.name,
+            score=score.value,
+            num_train=rung.train_stop,
+            num_test=rung.test_stop,
+            tied_with_best=is_tied,
+            within_tolerance=self.behind.get(number, math.inf) <= self.options.tolerance,
+            low=low,
+            high=high,
+            num_scored=len(score.contribution_I),
+            proxy_rank=rank,
         )

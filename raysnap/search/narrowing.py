@@ -35,6 +35,8 @@ class Field:
     """The snapshots that match a question, and those of them that are tried.
 
     Attributes:
+        store: where they are.
+        summaries: what the index knows of each, by its id.
         options: those of each round; two rounds share the tolerance.
         bodies: what may be tried, in the order of the first round; empty where all snapshots are.
         candidates: what was tried so far of these, by the bodies' positions.
@@ -47,14 +49,14 @@ class Field:
         Raises:
             UsageError: there is none.
         """
-        self._store = store
+        self.store = store
         self.options = options
-        self._summaries = {summary.id: summary for summary in find_summaries(store, options.where)}
-        self._limit = options.max_candidates or len(self._summaries)
+        self.summaries = {summary.id: summary for summary in find_summaries(store, options.where)}
+        self._limit = options.max_candidates or len(self.summaries)
         self.bodies: list[Body] = []
-        if len(self._summaries) > self._limit:
-            found = find_bodies(list(self._summaries.values()))
-            static = _largest_base(self._summaries.values())
+        if len(self.summaries) > self._limit:
+            found = find_bodies(list(self.summaries.values()))
+            static = _largest_base(self.summaries.values())
             self.bodies = sorted(
                 (found[position] for position in order_evenly(found)), key=lambda body: static not in body.snapshots
             )
@@ -72,7 +74,7 @@ class Field:
             UsageError: no manifest can be read.
         """
         if not self.bodies:
-            return find_candidates(self._store, self.options.where, self.options.image_size)
+            return find_candidates(self.store, self.options.where, self.options.image_size)
         return self._admit(range(len(self.bodies)), self._limit - self._num_later)
 
     def record(self, contest: Contest) -> None:
@@ -99,8 +101,8 @@ class Field:
         """Read candidates until `count` can run; return these, and those that a contest will skip, by id."""
         admitted: dict[int, Candidate] = {}
         position_of = {self.bodies[position].snapshots[0]: position for position in positions}
-        summaries = [self._summaries[snapshot] for snapshot in position_of]
-        for candidate in read_candidates(self._store, summaries, self.options.image_size):
+        summaries = [self.summaries[snapshot] for snapshot in position_of]
+        for candidate in read_candidates(self.store, summaries, self.options.image_size):
             admitted[position_of[candidate.snapshot]] = candidate
             count -= find_misfit(candidate) is None
             if count == 0:
@@ -143,7 +145,7 @@ class Field:
         body_of = {candidate.snapshot: self.bodies[position] for position, candidate in self.candidates.items()}
         twins = [(line, twin) for line in (winner, *others) for twin in sorted(body_of[line.snapshot].snapshots)]
         return tuple(
-            replace(line, rank=rank, snapshot=twin, name=name_of(self._summaries[twin]))
+            replace(line, rank=rank, snapshot=twin, name=name_of(self.summaries[twin]))
             for rank, (line, twin) in enumerate(twins, start=1)
         )
 
@@ -158,7 +160,7 @@ class Field:
             expected_loss = self._relatives().expected_loss(named, self.options.seed)
         groups = self._groups()
         return Narrowing(
-            num_candidates=len(self._summaries),
+            num_candidates=len(self.summaries),
             num_tried=len(self.candidates),
             num_left_out=sum(group.num_left_out for group in groups),
             expected_loss=expected_loss,
@@ -174,7 +176,7 @@ class Field:
             count[1] += 0 if position in self.candidates else len(body.snapshots)
         groups = []
         for (kind, root, dataset, depth), (num_candidates, num_left_out) in counts.items():
-            named = name_of(self._summaries[root]) if root in self._summaries else root[:12]
+            named = name_of(self.summaries[root]) if root in self.summaries else root[:12]
             groups.append(GroupNarrowing(kind, named, dataset or None, int(depth), num_candidates, num_left_out))
         return tuple(sorted(groups, key=lambda group: (-group.num_left_out, -group.num_candidates)))
 

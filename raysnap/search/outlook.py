@@ -10,6 +10,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from raysnap.datasets.dataset import Dataset
 from raysnap.search.engine.cached_source import find_cached
 from raysnap.search.engine.calibration import measure_kinds
 from raysnap.search.engine.feature_cache import FeatureCache
@@ -36,14 +37,14 @@ class Outlook:
     """What a search was asked, and the method and items chosen for it, before any image was decoded.
 
     Attributes:
-        dataset: the name of its dataset.
+        dataset: the one asked about.
         is_shortened: whether the time budget allows only a part of the items.
     """
 
     setup: Setup
     question: Question
     choice: Choice
-    dataset: str
+    dataset: Dataset
     is_shortened: bool
 
     def has_time(
@@ -132,7 +133,7 @@ def look_ahead(
         question = replace(question, pace=replace(question.pace, speeds={**question.pace.speeds, **speeds}))
         choice = choose_now()
     is_shortened = (choice.num_train, choice.num_test) != (len(drawn.train), len(drawn.test))
-    return Outlook(setup, question, choice, drawn.dataset.name, is_shortened)
+    return Outlook(setup, question, choice, drawn.dataset, is_shortened)
 
 
 def _pose(tree: PrefixTree, drawn: DrawnItems, setup: Setup, cache: FeatureCache | None) -> Question:

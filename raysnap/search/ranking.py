@@ -23,6 +23,7 @@ from raysnap.search.engine.source import FeatureSource
 from raysnap.search.engine.work import Work
 from raysnap.search.narrowing import Field
 from raysnap.search.outlook import Outlook, look_ahead
+from raysnap.search.placing import place
 from raysnap.search.plan.forecast import add_up
 from raysnap.search.plan.rungs import plan_rungs
 from raysnap.search.plan.tree import Candidate, PrefixTree, build_tree
@@ -140,12 +141,13 @@ def _sum_up(
     }
     losses = [contest.expected_loss for contest in contests if contest.expected_loss is not None]
     reports = tuple(report for contest in contests for report in contest.reports)
-    options, ranking, first = contests[0].options, field.rank(), outlooks[0]
+    options, first = contests[0].options, outlooks[0]
+    ranking, records = place(field.rank(), field.store, field.summaries, first.dataset, options)
     stopped = contests[-1].stopped or "all_items"
     return SearchResult(
         method=first.choice.method,
         proxy=options.proxy,
-        dataset=first.dataset,
+        dataset=first.dataset.name,
         num_candidates=len(candidates),
         ranking=ranking,
         timings_s={"total": total_s} | dict.fromkeys(STAGES, 0.0) | dict(work.timings_s),
@@ -171,6 +173,7 @@ def _sum_up(
         ),
         static_baseline=pick_static_baseline(list(candidates.values()), ranking),
         narrowing=narrowing,
+        records=records,
         inputs=group_inputs(candidates.values()),
         even_image_size=find_even_image_size(candidates.values()),
         data=data,

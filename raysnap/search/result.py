@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,14 @@ class RankedSnapshot:
             was the last of all or used all test items; the best is tied with itself.
         within_tolerance: whether it is as good as the best on new items, as far as is known: at the last rung that both
             were in, its expected score was at most the tolerance lower.
+        low, high: the score's 95 % interval, by the luck of the `num_scored` items that it rests on. Scores on
+            different numbers of items are not comparable.
+        proxy_rank: the rank by the proxy alone; ties and tolerance are judged against the first of that.
+        standing: the place among starts that records of other datasets let expect, from 0 for the worst to 1; None
+            where the store has no records of other datasets.
+        num_datasets: on how many other datasets it has been fine-tuned.
+        dataset, retrain_index: what it was trained on, and how many of its blocks were.
+        is_trained_on_it: whether that is the very dataset asked about.
     """
 
     rank: int
@@ -35,6 +44,29 @@ class RankedSnapshot:
     num_test: int
     tied_with_best: bool
     within_tolerance: bool
+    low: float = math.nan
+    high: float = math.nan
+    num_scored: int = 0
+    proxy_rank: int = 0
+    standing: float | None = None
+    num_datasets: int = 0
+    architecture: str = ""
+    dataset: str | None = None
+    retrain_index: int | None = None
+    is_trained_on_it: bool = False
+
+
+@dataclass(frozen=True)
+class RecordsUsed:
+    """What the store's records of fine-tunes on other datasets had to say in a ranking.
+
+    Attributes:
+        share: of the rank that came from them; the rest came from the proxy.
+    """
+
+    share: float
+    num_records: int
+    num_datasets: int
 
 
 @dataclass(frozen=True)
@@ -115,6 +147,7 @@ class InputGroup:
 
     image_size: int
     resize_size: int
+    resize_mode: str
     mean: tuple[float, ...]
     std: tuple[float, ...]
     interpolation: str
@@ -143,8 +176,8 @@ class SearchResult:
     """What a search found.
 
     >>> result = raysnap.rank_snapshots("store", "shapes-shape-a")
-    >>> result.to_pandas().columns.tolist()
-    ['rank', 'snapshot', 'name', 'score', 'num_train', 'num_test', 'tied_with_best', 'within_tolerance']
+    >>> sorted(set(result.to_pandas()["architecture"]))
+    ['mobilenet_v3_small']
 
     Attributes:
         method: the method taken, where `auto` was asked for too.
@@ -167,6 +200,7 @@ class SearchResult:
         static_baseline: rank of the no-search baseline, the largest pretrained model; None if nothing was ranked.
         data: what was read of the dataset and what was not; of bad images those that the search met.
         narrowing: what was left out, where more snapshots matched than `max_candidates`.
+        records: what came of fine-tunes on other datasets, and how much of the rank; None without such records.
         inputs: how candidates saw images, the most common way first; those of different groups share no blocks.
         even_image_size: the `image_size` with which all candidates would see images in the same way; None where they
             do already, or no size makes them.
@@ -191,6 +225,7 @@ class SearchResult:
     static_baseline: RankedSnapshot | None
     data: Account
     narrowing: Narrowing | None = None
+    records: RecordsUsed | None = None
     inputs: tuple[InputGroup, ...] = ()
     even_image_size: int | None = None
 

@@ -1,4 +1,4 @@
-"""The model store, format 1: blocks, manifests, names, garbage collection."""
+"""The model store: blocks, manifests, names, garbage collection."""
 
 from raysnap.store.store import Store
 

@@ -11,6 +11,7 @@ from raysnap.errors import SnapshotNotFound, StoreDamaged, StoreUnreadable, Weig
 from raysnap.store.catalog import is_manifest_name, manifest_path, read_manifest, resolve, snapshot_ids
 from raysnap.store.files import Files, entries_in, names_in
 from raysnap.store.manifest import is_digest, is_ref_name
+from raysnap.store.records import read_record, record_digests
 
 
 class DamagedBlock(TypedDict):
@@ -58,7 +59,7 @@ def verify(files: Files) -> Verification:
             continue
         checked_bytes += num_bytes
         damaged += [fault] if fault else []
-    damaged_files += _check_refs(files, unreadable) + _find_strays(files)
+    damaged_files += _check_refs(files, unreadable) + _check_records(files, unreadable) + _find_strays(files)
     return {
         "ok": not damaged and not damaged_files and not unreadable,
         "damaged": damaged,
@@ -149,6 +150,20 @@ def _examine_ref(files: Files, name: str) -> str | None:
         else:
             return None
     return reason
+
+
+def _check_records(files: Files, unreadable: list[DamagedFile]) -> list[DamagedFile]:
+    faults: list[DamagedFile] = []
+    for digest in sorted(record_digests(files)):
+        try:
+            read_record(files, digest)
+        except FileNotFoundError:
+            continue
+        except StoreDamaged as error:
+            faults.append({"file": f"records/{digest}.json", "reason": str(error)})
+        except StoreUnreadable as error:
+            unreadable.append({"file": f"records/{digest}.json", "reason": str(error)})
+    return faults
 
 
 def _find_strays(files: Files) -> list[DamagedFile]:

@@ -1,7 +1,8 @@
 """Weights in and out of the store: files that other tools wrote, and plain torchvision state dicts for them to read.
 
-Nothing but tensors is ever unpickled: `.pth` files go through `torch.load(weights_only=True)`, safetensors files
-through the strict parser of `tensor_bytes`.
+Nothing but tensors is ever unpickled: `.pth` files go through `torch.load(weights_only=True)`, or through a reader that
+makes nothing but tensors where there are foreign classes in them; safetensors files through the strict parser of
+`tensor_bytes`.
 """
 
 from __future__ import annotations
@@ -15,20 +16,28 @@ from pathlib import Path
 from typing import BinaryIO
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
 from raysnap.atomic import plain_disk_errors, replacing
 from raysnap.config.folders import local_path
+from raysnap.datasets.resizing import Interpolation, ResizeMode
 from raysnap.errors import StoreError, WeightsError
+from raysnap.models.architecture import shown
+from raysnap.models.block_facts import weights_inputs
 from raysnap.models.blocks import num_classes_of
+from raysnap.models.checkpoints.folders import SAFETENSORS_SUFFIX, TORCH_SUFFIXES
 from raysnap.models.tensor_bytes import block_digest, encode
-from raysnap.models.weight_files import SAFETENSORS_SUFFIX, TORCH_SUFFIXES, Weights, read_weights
+from raysnap.models.weight_files import Weights, read_weights
 from raysnap.store.catalog import ABSENT
-from raysnap.store.manifest import DatasetRecord, Manifest, Preprocessing, check_ref_name, snapshot_id
+from raysnap.store.manifest import DatasetRecord, Manifest, check_ref_name, snapshot_id
 from raysnap.store.model_card import CARD_NAME, is_card_of, model_card
+from raysnap.store.preprocessing import Channels, Preprocessing, beside
 from raysnap.store.store import SnapshotWrite, Store
 
 logger = logging.getLogger(__name__)
+
+ASSUMED_PX = 224  # what most published weights of torchvision were trained with
 
 
 @dataclass(frozen=True)
@@ -43,7 +52,7 @@ class Export:
 def import_snapshot(
     store: Store,
     path: Path | str,
-    architecture: str,
+    architecture: str | None = None,
     name: str | None = None,
     base: str | None = None,
     dataset: DatasetRecord | None = None,
@@ -51,13 +60,15 @@ def import_snapshot(
     metrics: Mapping[str, float] | None = None,
     entry: str | None = None,
 ) -> SnapshotWrite:
-    """Store the weights in a file as a snapshot; they may have any number of classes.
+    """Store the weights in a file or folder as a snapshot; they may have any number of classes.
 
     >>> store = raysnap.Store.open("store")
     >>> path = raysnap.export_snapshot(store, "base", "copied/base.pth").weights_path
     >>> copy = raysnap.Store.open("copy", create=True)
     >>> raysnap.import_snapshot(copy, path, "mobilenet_v3_small", name="base").new_blocks
     14
+
+    The architecture is found by the tensors' names and shapes where it is not given.
 
     Given its `base`, its retrain index follows from the blocks: how many below the head differ from the base's.
 
@@ -71,13 +82,12 @@ def import_snapshot(
     weights = read_weights(local_path(path), architecture, entry)
     if weights.remark and entry is None:
         logger.warning("%s: %s", path, weights.remark)
-    return add_weights(store, weights, architecture, name, base, dataset, preprocessing, metrics)
+    return add_weights(store, weights, name, base, dataset, preprocessing, metrics)
 
 
 def add_weights(
     store: Store,
     weights: Weights,
-    architecture: str,
     name: str | None = None,
     base: str | None = None,
     dataset: DatasetRecord | None = None,
@@ -87,7 +97,7 @@ def add_weights(
     """Store weights that were read from a file, as `import_snapshot` does."""
     if name is not None:
         check_ref_name(name)
-    blocks = weights.blocks
+    architecture, blocks = weights.architecture, weights.blocks
     retrain_index = None if base is None else _retrain_index(store.manifest(base), architecture, blocks)
     if name is not None and (current := store.refs().get(name)) is not None:
         found = snapshot_id(architecture, [(block_name, block_digest(block)) for block_name, block in blocks])
@@ -108,6 +118,129 @@ def add_weights(
     if name is not None and store.refs().get(name) != written.manifest.id:
         store.set_ref(name, written.manifest.id, expected=ABSENT)
     return written
+
+
+@dataclass(frozen=True)
+class InputOptions:
+    """What is said of how imported weights see images; what is None follows from files beside them, or the base.
+
+    Attributes:
+        weights: torchvision's name of weights that see images in the same way.
+        image_size: edge of the crop in pixels; alone, it keeps the crop's share of the resized image.
+        resize: how images are resized, and to which size.
+        interpolation: with which filter.
+        mean: of pixels in 0..1, per channel.
+        std: of pixels in 0..1, per channel.
+    """
+
+    weights: str | None = None
+    image_size: int | None = None
+    resize: tuple[ResizeMode, int] | None = None
+    interpolation: Interpolation | None = None
+    mean: Channels | None = None
+    std: Channels | None = None
+
+    def preprocessing(self, path: Path, architecture: str, base: Manifest | None) -> tuple[Preprocessing, list[str]]:
+        """Return how the weights at this path see images, and lines on what was assumed or changed.
+
+        Raises:
+            WeightsError: `weights` is no name of the architecture's, or a file in the folder says what raysnap doesn't
+                do.
+        """
+        own, source = self._own(path, architecture, base)
+        try:
+            used = own.with_changes(
+                image_size=self.image_size,
+                resize=self.resize,
+                interpolation=self.interpolation,
+                mean=self.mean,
+                std=self.std,
+            )
+        except ValidationError as error:
+            fault = error.errors(include_url=False, include_input=False)[0]
+            raise WeightsError(f"{path}: {'.'.join(map(str, fault['loc']))}: {fault['msg']}") from None
+        remarks = []
+        if source is None:
+            why = "as --image-size was not given" if base is None else "as its base does"
+            if self.image_size is None and self.resize is None:
+                remarks.append(f"assumed to take images of {used.image_size} px, {why}")
+        elif used != own:
+            remarks.append(f"takes images as {source} says ({own.text}), but: {used.text}")
+        return used, remarks
+
+    def _own(self, path: Path, architecture: str, base: Manifest | None) -> tuple[Preprocessing, str | None]:
+        """Return how the weights see images before any option changes that, and which name or file says so."""
+        if self.weights is not None:
+            known = weights_inputs(architecture)
+            if self.weights not in known:
+                names = ", ".join(name for name in known if "." not in name) or "none"
+                raise WeightsError(
+                    f"--weights {self.weights}: expected weights of {shown(architecture)} ({names}), found another name"
+                )
+            return Preprocessing(**known[self.weights]), self.weights
+        found = beside(path) if self.resize is None else None
+        if found is not None:
+            return found
+        return base.preprocessing if base is not None else Preprocessing.cropping(ASSUMED_PX), None
+
+
+@dataclass(frozen=True)
+class Added:
+    """Weights that were stored as a snapshot, or were there already.
+
+    Attributes:
+        path: the file or folder that they are from.
+        name: what the snapshot was named; None where it was given no name.
+        remarks: what to know of it, a line each.
+    """
+
+    path: Path
+    name: str | None
+    weights: Weights
+    written: SnapshotWrite
+    remarks: tuple[str, ...]
+
+
+def add_path(
+    store_dir: Path,
+    path: Path,
+    *,
+    architecture: str | None = None,
+    name: str | None = None,
+    suggested_name: str | None = None,
+    base: str | None = None,
+    dataset: DatasetRecord | None = None,
+    metrics: Mapping[str, float] | None = None,
+    entry: str | None = None,
+    options: InputOptions = InputOptions(),
+) -> Added:
+    """Store the weights in a file or folder as a snapshot, with how they see images.
+
+    The store is created only once the weights were read, unless they have a base in it.
+
+    Args:
+        name: for the snapshot; refused where another one has it.
+        suggested_name: for the snapshot where it is free, else with a number.
+
+    Raises:
+        RaysnapError: the weights can't be read or stored; a file that doesn't fit leaves no new store behind.
+    """
+    weights = read_weights(path, architecture, entry)
+    base_manifest = Store.open(store_dir).manifest(base) if base is not None else None
+    preprocessing, remarks = options.preprocessing(path, weights.architecture, base_manifest)
+    store = Store.open(store_dir, create=base is None)
+    written = add_weights(store, weights, name, base, dataset, preprocessing, metrics)
+    if suggested_name is not None:
+        name = store.give_name(suggested_name, written.manifest.id)
+    stored = written.manifest.preprocessing
+    if stored != preprocessing:
+        remarks = [
+            f"already stored, for images of {stored.image_size} px ({stored.text}); only a snapshot that is removed "
+            "first can get another input"
+        ]
+    if weights.headless:
+        remarks.append("it has no head; one of a single class was drawn at random")
+    return Added(path, name, weights, written, tuple(remarks))
 
 
 def _retrain_index(base: Manifest, architecture: str, blocks: list[tuple[str, dict[str, Tensor]]]) -> int | None:

@@ -50,6 +50,7 @@ class Files:
         self.objects_dir = root / "objects"
         self.snapshots_dir = root / "snapshots"
         self.refs_dir = root / "refs"
+        self.records_dir = root / "records"
         self.tmp_dir = root / "tmp"
 
     def create_folders(self) -> None:
@@ -64,6 +65,13 @@ class Files:
             sync_dir(self.root)
             for folder in made:
                 sync_dir(folder.parent)
+
+    def create_records_dir(self) -> None:
+        """Create the folder of records, which a store has from its first record on."""
+        with translate_write_errors(self.records_dir):
+            if not self.records_dir.is_dir():
+                self.records_dir.mkdir(exist_ok=True)
+                sync_dir(self.root)
 
     def object_path(self, digest: str) -> Path:
         """Return the path of the object with this digest, which is checked before it becomes a path."""
@@ -143,7 +151,7 @@ class Files:
     def write_new(self, target: Path, content: bytes) -> None:
         """Create `target` with `content`, unless another process was faster.
 
-        An existing file is never replaced: `ref_lock` locks that very file, not whatever has its name.
+        An existing file is not replaced: `ref_lock` locks that very file.
         """
         for _ in range(MAX_ATTEMPTS):
             with self.staged("file", [content]) as staged, translate_write_errors(target):
@@ -301,8 +309,12 @@ class Files:
         Blocks and manifests need no lock: their names follow from their content. A ref is the one name that can move.
         """
         path = self.root / "store.json"
-        with translate_write_errors(path), path.open("r+b") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+        with translate_write_errors(path), contextlib.ExitStack() as opened:
+            while True:
+                file = opened.enter_context(path.open("r+b"))
+                fcntl.flock(file, fcntl.LOCK_EX)
+                if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                    break  # else the store got a newer format while this process waited, and with it another file
             yield
 
 

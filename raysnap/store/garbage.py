@@ -32,7 +32,7 @@ from pathlib import Path
 from raysnap.errors import StoreDamaged, StoreError, StoreUnreadable
 from raysnap.store.catalog import is_manifest_name, read_manifest_bytes
 from raysnap.store.files import Files, discard, entries_in, names_in, translate_write_errors
-from raysnap.store.manifest import FORMAT, block_digests, check_manifest_bytes
+from raysnap.store.manifest import FORMATS, block_digests, check_manifest_bytes
 
 
 class Reached:
@@ -63,7 +63,8 @@ class Reached:
     def _add(self, path: Path, is_draft: bool = False) -> None:
         try:
             raw = read_manifest_bytes(path)
-            if not is_draft and f'"format":{FORMAT},"id":"{path.stem}",'.encode() not in raw:
+            marks = (f'"format":{number},"id":"{path.stem}",'.encode() for number in FORMATS)
+            if not is_draft and not any(mark in raw for mark in marks):
                 raise StoreDamaged(f"{path}: expected the manifest of {path.stem}, found something else")
             # A draft without a sound checksum is not staged yet (before W1): its writer has touched no block so far.
             with suppress(StoreDamaged) if is_draft else nullcontext():

@@ -10,16 +10,19 @@ import json
 import logging
 import sqlite3
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
-from typing import NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from raysnap.errors import StoreDamaged, StoreError, StoreUnreadable
 from raysnap.store.catalog import read_manifest, read_ref
 from raysnap.store.files import Files, entries_in, read_bounded, read_error
 from raysnap.store.manifest import is_digest, is_ref_name
 from raysnap.store.where import compile_where
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 logger = logging.getLogger(__name__)
 
@@ -76,18 +79,38 @@ def list_summaries(files: Files, where: str | None = None) -> list[SnapshotSumma
     Raises:
         UsageError: `where` is not an expression over snapshots.
     """
-    condition, parameters = compile_where(where) if where is not None else ("1", [])
     with _connect(files) as connection:
         names: dict[str, list[str]] = {}
         for name, snapshot in connection.execute("SELECT name, id FROM refs ORDER BY name"):
             names.setdefault(snapshot, []).append(name)
-        try:
-            rows = connection.execute(
-                f"SELECT {_SUMMARY} FROM snapshots WHERE {condition} ORDER BY created, id", parameters
-            ).fetchall()
-        except sqlite3.OperationalError as error:
-            raise StoreError(f"where {where!r}: SQLite {sqlite3.sqlite_version} can't run it: {error}") from None
+        rows = _select(connection, _SUMMARY, where)
     return [SnapshotSummary._make((*row, tuple(names.get(row[0], ())))) for row in rows]
+
+
+def list_lineages(files: Files, where: str | None = None) -> list[tuple[str, str, str | None]]:
+    """Return the id, the architecture and the base of the snapshots that match `where`, in the order of their ids."""
+    with _connect(files) as connection:
+        return _select(connection, "id, architecture, base", where, order="id")
+
+
+def list_names(files: Files, snapshots: Iterable[str]) -> dict[str, str]:
+    """Return the first name of each of these snapshots that has any."""
+    with _connect(files) as connection:
+        found = [
+            (snapshot, connection.execute("SELECT min(name) FROM refs WHERE id = ?", (snapshot,)).fetchone()[0])
+            for snapshot in snapshots
+        ]
+    return {snapshot: name for snapshot, name in found if name is not None}
+
+
+def _select(connection: sqlite3.Connection, columns: str, where: str | None, order: str = "created, id") -> list[Any]:
+    condition, parameters = compile_where(where) if where is not None else ("1", [])
+    try:
+        return connection.execute(
+            f"SELECT {columns} FROM snapshots WHERE {condition} ORDER BY {order}", parameters
+        ).fetchall()
+    except sqlite3.OperationalError as error:
+        raise StoreError(f"where {where!r}: SQLite {sqlite3.sqlite_version} can't run it: {error}") from None
 
 
 def list_metrics(files: Files) -> dict[str, dict[str, float]]:
@@ -234,3 +257,16 @@ def _snapshot_row(folder: Path, snapshot: str, stamp: str) -> SqlRow:
 
 def _ref_row(folder: Path, name: str, stamp: str) -> SqlRow:
     return (name, stamp, read_ref(folder / name))
+
+
+def to_pandas(summaries: Sequence[SnapshotSummary], metrics: Mapping[str, Mapping[str, float]]) -> pd.DataFrame:
+    """Return a row per snapshot; `metrics` are those of each snapshot's id, a column `metrics.NAME` each."""
+    import pandas as pd  # half a second that listing a store does without
+
+    columns = ["id", "name", *(field for field in SnapshotSummary._fields if field not in ("id", "names"))]
+    rows = [{"name": next(iter(summary.names), None)} | summary._asdict() for summary in summaries]
+    table = pd.DataFrame(rows, columns=columns).astype({"retrain_index": "Int64", "accuracy": "float64"})
+    found = [metrics.get(summary.id, {}) for summary in summaries]
+    for name in sorted({name for of_one in found for name in of_one}):
+        table[f"metrics.{name}"] = pd.Series([of_one.get(name) for of_one in found], dtype="float64")
+    return table

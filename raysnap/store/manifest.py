@@ -12,13 +12,28 @@ from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Final, Literal, TypeAlias
 
 from blake3 import blake3
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    ConfigDict,
+    Field,
+    ModelWrapValidatorHandler,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from raysnap.canonical_json import canonical_json, parse_json
-from raysnap.errors import StoreDamaged, UsageError
+from raysnap.errors import ArchitectureError, StoreDamaged, UsageError
+from raysnap.models.architecture import MAX_CHARACTERS, TORCHVISION, parse
 from raysnap.models.block_shape import HEAD
+from raysnap.store.preprocessing import Preprocessing, Record
 
-FORMAT: Final = 1
+FORMAT_1: Final = 1
+FORMAT_2: Final = 2
+FORMATS: Final = (FORMAT_1, FORMAT_2)
+"""All are read for ever. A manifest is of the oldest that can say it, a store of the newest of its manifests."""
+
 MAX_MANIFEST_BYTES = 16 * 2**20
 MAX_COUNT = 2**53
 
@@ -26,12 +41,13 @@ _DIGEST_PATTERN = "[0-9a-f]{64}"
 _DIGEST = re.compile(_DIGEST_PATTERN)
 _REF_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 _CHECKSUM_MEMBER = re.compile(rb'"checksum":"([0-9a-f]{64})",')
+_BUILDER = re.compile(r"[A-Za-z0-9_]{1,200}")
+_ADDED = ("family", "configuration")
 _DIGEST_MEMBER = re.compile(rb'"digest":"([0-9a-f]{64})"')
 
 Digest: TypeAlias = Annotated[str, Field(pattern=f"^{_DIGEST_PATTERN}$")]
 Text: TypeAlias = Annotated[str, Field(min_length=1, max_length=4096)]
 Count: TypeAlias = Annotated[int, Field(ge=0, le=MAX_COUNT)]
-Channels: TypeAlias = tuple[float, float, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,12 +59,6 @@ class BlockEntry:
     name: Text
     digest: Digest
     num_bytes: Count
-
-
-class Record(BaseModel):
-    """A frozen part of a manifest that rejects unknown keys; a `Config` takes too long to import."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class DatasetRecord(Record):
@@ -63,25 +73,6 @@ class DatasetRecord(Record):
     classes: tuple[str, ...] = Field((), max_length=1_000_000, description="Class names in label order.")
 
 
-class Preprocessing(Record):
-    """How an image becomes the model's input; the default is torchvision's for ImageNet.
-
-    >>> raysnap.Preprocessing.cropping(64)
-    Preprocessing(resize_size=73, image_size=64, mean=(0.485, 0.456, 0.406), ...)
-    """
-
-    resize_size: int = Field(256, ge=1, le=65_536, description="Length of the shorter side after resizing, in pixels.")
-    image_size: int = Field(224, ge=1, le=65_536, description="Edge of the centre crop, in pixels.")
-    mean: Channels = Field((0.485, 0.456, 0.406), description="Mean per channel, of pixels in 0..1.")
-    std: Channels = Field((0.229, 0.224, 0.225), description="Standard deviation per channel, of pixels in 0..1.")
-    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
-
-    @classmethod
-    def cropping(cls, image_size: int) -> Preprocessing:
-        """Return the preprocessing with crops of `image_size` pixels, in torchvision's usual ratio of 224 to 256."""
-        return cls(image_size=image_size, resize_size=round(image_size * 256 / 224))
-
-
 class Manifest(Record):
     """One snapshot: its blocks in model order, its origin and its metrics.
 
@@ -90,9 +81,9 @@ class Manifest(Record):
     ('mobilenet_v3_small', 14, 32)
     """
 
-    format: Literal[1] = FORMAT
+    format: Literal[1, 2] = FORMAT_1
     id: Digest
-    architecture: str = Field(pattern=r"^[A-Za-z0-9_]{1,200}$")
+    architecture: str = Field(min_length=1, max_length=MAX_CHARACTERS, description="Canonical: see `Architecture`.")
     num_classes: int = Field(ge=1, le=MAX_COUNT)
     blocks: tuple[BlockEntry, ...] = Field(min_length=1, max_length=100_000)
     base: Digest | None = None
@@ -110,6 +101,22 @@ class Manifest(Record):
     def _train_is_plain_json(cls, train: dict[str, Any]) -> dict[str, Any]:
         plain: dict[str, Any] = json.loads(canonical_json(train))
         return plain
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _format_is_the_oldest(cls, document: Any, handler: ModelWrapValidatorHandler[Manifest]) -> Manifest:
+        """Check what format 2 adds, and that the format is the oldest that can say it."""
+        added = {}
+        if isinstance(document, dict) and document.get("format") == FORMAT_2:
+            added = {key: document[key] for key in _ADDED if key in document}
+            document = {key: value for key, value in document.items() if key not in _ADDED}
+        manifest = handler(document)
+        expected = oldest_format(manifest.architecture, manifest.preprocessing)
+        if manifest.format != expected:
+            raise ValueError(f"format: expected {expected}, which can say all of it, found {manifest.format}")
+        if added and canonical_json(added) != canonical_json(manifest._added()):
+            raise ValueError(f"{' and '.join(added)}: expected those of the architecture {manifest.architecture:.80}")
+        return manifest
 
     @model_validator(mode="after")
     def _id_follows_from_the_blocks(self) -> Manifest:
@@ -138,6 +145,18 @@ class Manifest(Record):
         identity = [self.architecture, self.preprocessing.model_dump(mode="json"), below]
         return blake3(canonical_json(identity)).hexdigest(length=16)
 
+    def _added(self) -> dict[str, Any]:
+        """Return the members that format 2 adds: the parts of the architecture's name."""
+        architecture = parse(self.architecture)
+        return {"family": architecture.family, "configuration": architecture.options}
+
+    @model_serializer(mode="wrap")
+    def _as_its_format_says(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        document: dict[str, Any] = handler(self)
+        if self.format == FORMAT_1:
+            return document
+        return document | self._added() | {"preprocessing": document["preprocessing"] | self.preprocessing.wider}
+
     def to_bytes(self) -> bytes:
         """Return the file's bytes: canonical JSON with a `checksum` over everything else."""
         document = self.model_dump(mode="json")
@@ -149,6 +168,23 @@ def snapshot_id(architecture: str, blocks: Iterable[tuple[str, str]]) -> str:
     """Return the id of the snapshot with these (block name, digest) pairs, in model order."""
     identity = {"architecture": architecture, "blocks": [[name, digest] for name, digest in blocks]}
     return blake3(canonical_json(identity)).hexdigest()
+
+
+def oldest_format(architecture: str, preprocessing: Preprocessing) -> Literal[1, 2]:
+    """Return the oldest format whose manifests can say this; older raysnaps then read it.
+
+    Raises:
+        ValueError: the architecture's name is not canonical.
+    """
+    try:
+        parsed = parse(architecture)
+    except ArchitectureError as error:
+        raise ValueError(str(error)) from None
+    if str(parsed) != architecture:
+        raise ValueError(f"architecture: expected {str(parsed)[:200]!r}, found {architecture[:200]!r}")
+    if parsed.family == TORCHVISION and not _BUILDER.fullmatch(parsed.name):
+        raise ValueError(f"architecture: expected letters, digits and '_', found {parsed.name!r}")
+    return FORMAT_1 if parsed.family == TORCHVISION and preprocessing.is_narrow else FORMAT_2
 
 
 def is_digest(text: str) -> bool:
@@ -206,7 +242,7 @@ def parse_manifest(raw: bytes, where: str, expected_id: str | None = None) -> Ma
     except ValidationError as error:
         fault = error.errors(include_url=False, include_input=False)[0]
         path = ".".join(str(part) for part in fault["loc"])
-        raise StoreDamaged(f"{where}: not a manifest of format {FORMAT}: {path or 'whole'}: {fault['msg']}") from None
+        raise StoreDamaged(f"{where}: not a manifest: {path or 'whole'}: {fault['msg']}") from None
     except (ValueError, KeyError, AttributeError, RecursionError) as error:
         raise StoreDamaged(f"{where}: not a manifest: {error or type(error).__name__}") from None
     if not is_canonical:

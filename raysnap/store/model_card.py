@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from raysnap.models.weight_files import SAFETENSORS_SUFFIX
+from raysnap.models.checkpoints.folders import SAFETENSORS_SUFFIX
 from raysnap.store.manifest import Manifest
 
 CARD_NAME = "README.md"
@@ -12,7 +12,6 @@ CARD_MARK = "<!-- model card written by raysnap -->"
 def model_card(manifest: Manifest, lineage: list[Manifest], names: list[str], file_name: str) -> str:
     """Return the README of an exported snapshot: what it is, its origin, its metrics and how to load it."""
     dataset = manifest.dataset
-    shape = manifest.preprocessing
     lines = [
         CARD_MARK,
         f"# {_code(names[0] if names else manifest.id[:12])}",
@@ -24,8 +23,7 @@ def model_card(manifest: Manifest, lineage: list[Manifest], names: list[str], fi
         f"| trained on | {_code(dataset.name) if dataset else 'unknown'} |",
         f"| retrained blocks | {_or_unknown(manifest.retrain_index)} below the head, and the head |",
         f"| created | {manifest.created}, raysnap {_code(manifest.raysnap_version)} |",
-        f"| input | RGB, shorter side {shape.resize_size} px ({shape.interpolation}), crop {shape.image_size} px, "
-        f"mean {list(shape.mean)}, std {list(shape.std)} |",
+        f"| input | RGB, {manifest.preprocessing.text} |",
         "",
         "## Lineage",
         "",

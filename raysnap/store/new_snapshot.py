@@ -12,9 +12,10 @@ from raysnap.store.manifest import (
     BlockEntry,
     DatasetRecord,
     Manifest,
-    Preprocessing,
+    oldest_format,
     snapshot_id,
 )
+from raysnap.store.preprocessing import Preprocessing
 from raysnap.system import package_version, utc_timestamp
 
 
@@ -56,6 +57,7 @@ class NewSnapshot:
         origin = self.origin
         try:
             manifest = Manifest(
+                format=oldest_format(self.architecture, self.preprocessing),
                 id=snapshot_id(self.architecture, [(entry.name, entry.digest) for entry in entries]),
                 architecture=self.architecture,
                 num_classes=self.num_classes,

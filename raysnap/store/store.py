@@ -1,4 +1,4 @@
-"""The model store, format 1: snapshots whose shared blocks are on the disk once.
+"""The model store: snapshots whose shared blocks are on the disk once.
 
 Policy only: what is written in which order, and what is checked when. `tensor_bytes` turns blocks into bytes, `files`
 moves files, `garbage` says why deleting beside writers is safe, `index` lists. A snapshot exists if and only if its
@@ -26,14 +26,16 @@ from raysnap.errors import (
     UsageError,
     WeightsError,
 )
-from raysnap.store import catalog, index, usage
+from raysnap.store import catalog, index, records, usage
 from raysnap.store.audit import Verification, verify
 from raysnap.store.files import MAX_ATTEMPTS, Files, OnRead, entries_in, gc_race_error
 from raysnap.store.garbage import collect_garbage
 from raysnap.store.index import SnapshotSummary
-from raysnap.store.manifest import BlockEntry, DatasetRecord, Manifest, Preprocessing, check_digest, check_ref_name
+from raysnap.store.manifest import BlockEntry, DatasetRecord, Manifest, check_digest, check_ref_name
 from raysnap.store.new_snapshot import NewSnapshot, Origin
-from raysnap.store.store_file import check_or_create
+from raysnap.store.preprocessing import Preprocessing
+from raysnap.store.records import RecordTable, StartRecord
+from raysnap.store.store_file import check_or_create, raise_format
 from raysnap.store.usage import Freed, Usage
 
 if TYPE_CHECKING:
@@ -256,6 +258,7 @@ class Store:
             given: the blocks by digest, as `put_snapshot` was given them; a block that is missing is written again.
         """
         target = self._files.snapshots_dir / f"{manifest.id}.json"
+        raise_format(self._files, manifest.format)
         for _ in range(MAX_ATTEMPTS):
             with self._files.staged("draft", [content]) as draft:
                 missing = [entry for entry in manifest.blocks if not self._files.refresh(entry.digest, entry.num_bytes)]
@@ -318,7 +321,7 @@ class Store:
             raise SnapshotNotFound(f"{self.path}: snapshot {snapshot} was removed") from None
 
     def read_state_dict(self, name_or_id: str) -> dict[str, Tensor]:
-        """Return the snapshot's tensors in torchvision's order: what `load_state_dict(strict=True)` takes.
+        """Return the snapshot's tensors by the library's names: what `load_state_dict(strict=True)` takes.
 
         Raises:
             SnapshotNotFound: there is no such snapshot.
@@ -335,7 +338,7 @@ class Store:
         return {name: value for _, block in blocks for name, value in block.items()}
 
     def load_model(self, name_or_id: str) -> nn.Module:
-        """Return the snapshot as a model of torchvision's own class, in eval mode, on the CPU.
+        """Return the snapshot as a model of the library's own class, in eval mode, on the CPU.
 
         >>> model = raysnap.Store.open("store").load_model("base")
         >>> type(model).__name__, model.training
@@ -348,11 +351,11 @@ class Store:
             BlockDamaged: a block is missing or damaged.
             WeightsError: the blocks are intact, but not those of the architecture.
         """
-        from raysnap.models.torchvision_model import build_torchvision_model
+        from raysnap.models.families.family import build
 
         manifest = self.manifest(name_or_id)
         state_dict = self.read_state_dict(manifest.id)
-        return build_torchvision_model(manifest.architecture, manifest.num_classes, state_dict)
+        return build(manifest.architecture, manifest.num_classes, state_dict)
 
     def lineage(self, manifest: Manifest) -> list[Manifest]:
         """Return the snapshot's base, the base of that, and so on, as far as they are in the store."""
@@ -416,9 +419,41 @@ class Store:
         Raises:
             UsageError: `where` is not an expression over snapshots.
         """
-        from raysnap.store.table import to_pandas
+        return index.to_pandas(self.summaries(where), index.list_metrics(self._files))
 
-        return to_pandas(self.summaries(where), index.list_metrics(self._files))
+    # Records
+
+    def put_record(self, record: StartRecord) -> str:
+        """Store what came of a fine-tune from a snapshot, and return the record's digest; a repeat changes nothing.
+
+        Raises:
+            StoreError: the store can't be written.
+        """
+        return records.put_record(self._files, record)
+
+    def records(self) -> Iterator[StartRecord]:
+        """Yield what came of the fine-tunes from this store's snapshots; damaged records are logged and left out.
+
+        >>> [record.start.architecture for record in raysnap.Store.open("store").records()]
+        []
+        """
+        return records.iter_records(self._files)
+
+    def record_of(self, manifest: Manifest) -> StartRecord | None:
+        """Return the record of the fine-tune that made this snapshot; None where there is none."""
+        return records.find_record(self._files, manifest)
+
+    def record_table(self) -> RecordTable:
+        """Return what ranking starts needs of all records, from a cache that is rebuilt where it is stale."""
+        return records.read_table(self._files)
+
+    def lineages(self, where: str | None = None) -> list[tuple[str, str, str | None]]:
+        """Return the id, the architecture and the base of the snapshots that match `where`, by id."""
+        return index.list_lineages(self._files, where)
+
+    def first_names(self, snapshots: Iterable[str]) -> dict[str, str]:
+        """Return the first name of each of the snapshots with these ids that has any."""
+        return index.list_names(self._files, snapshots)
 
     # Names
 
@@ -479,7 +514,8 @@ class Store:
     def _other_bytes(self) -> int:
         """Return the bytes of everything in the store that is not a block."""
         files = self._files
-        folders = (files.root, files.snapshots_dir, files.refs_dir, files.tmp_dir)
+        folders = [files.root, files.snapshots_dir, files.refs_dir, files.tmp_dir]
+        folders += [files.records_dir] if files.records_dir.is_dir() else []
         entries = (entry for folder in folders for entry in entries_in(folder))
         total = 0
         for entry in entries:

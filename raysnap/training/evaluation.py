@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from raysnap.config.train import TrainConfig
 from raysnap.models.numerics import Numerics
-from raysnap.store.manifest import Preprocessing
+from raysnap.store.preprocessing import Preprocessing
 from raysnap.training.feeds import Feed, FrozenPrefix, LabelledPixels
 from raysnap.training.steps import num_outputs
 from raysnap.training.terms import Terms

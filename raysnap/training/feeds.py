@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from raysnap.datasets.augmentation import augment_and_normalise, item_draws, normalise
 from raysnap.models.numerics import Numerics
-from raysnap.store.manifest import Preprocessing
+from raysnap.store.preprocessing import Preprocessing
 from raysnap.training.prefix_cache import CachedOutputs, PrefixCache
 
 logger = logging.getLogger(__name__)
@@ -142,7 +142,7 @@ class FrozenPrefix:
 
     def _images(self, items: LabelledPixels, view: View | None, positions: Tensor) -> Tensor:
         shape = self._preprocessing
-        edge = shape.image_size if view is None else shape.resize_size
+        edge = shape.image_size if view is None else shape.resizing.kept_size
         pixels = items.read(positions.tolist(), edge).to(self._numerics.device)
         if view is None:
             return self._numerics.lay_out_images(normalise(pixels, shape.mean, shape.std))

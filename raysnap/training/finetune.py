@@ -21,7 +21,7 @@ from raysnap.config.train import TrainConfig
 from raysnap.errors import OutOfMemory
 from raysnap.models.blocks import blocks_of
 from raysnap.models.numerics import Numerics
-from raysnap.store.manifest import Preprocessing
+from raysnap.store.preprocessing import Preprocessing
 from raysnap.training.evaluation import Predictions, Scores, evaluate_with, predictions_of
 from raysnap.training.feeds import Feed, FrozenPrefix, LabelledPixels, View
 from raysnap.training.freezing import StartModel
@@ -68,14 +68,14 @@ class FinetuneResult:
             `epoch_s`.
         timings_s: `prefix` (filling the cache), `train`, `evaluate`, `verify`.
         predictions: of the test items, on the first worker; None without any.
-        is_cut_short: whether `patience` ended it before its last epoch.
+        cut_short_by: what ended it before its last epoch, `patience` or `time_limit`; None where nothing did.
     """
 
     metrics: dict[str, float]
     history: list[dict[str, float]]
     timings_s: dict[str, float]
     predictions: Predictions | None
-    is_cut_short: bool
+    cut_short_by: str | None
 
 
 def finetune(
@@ -170,8 +170,7 @@ def _run(
             metrics = metrics | _named("test", evaluate_with(trained, feed, terms, into=outputs))
             timings_s["prefix"] += started - preparing
             timings_s["evaluate"] += time.perf_counter() - started
-    is_cut_short = len(state.history) < terms.config.epochs
-    return FinetuneResult(metrics, state.history, timings_s, predictions_of(outputs, worker), is_cut_short)
+    return FinetuneResult(metrics, state.history, timings_s, predictions_of(outputs, worker), state.cut_short_by)
 
 
 def _train(

@@ -80,11 +80,19 @@ class TrainingState:
 
     @property
     def is_over(self) -> bool:
-        """Whether no epoch is left, or the last `patience` epochs brought no improvement."""
-        num_epochs = len(self.history)
-        patience = self.config.patience
-        is_stalled = patience is not None and num_epochs - self.best.get("best_epoch", num_epochs) >= patience
-        return is_stalled or num_epochs >= self.config.epochs
+        """Whether no epoch is left, or something ended the fine-tune before its last one."""
+        return len(self.history) >= self.config.epochs or self.cut_short_by is not None
+
+    @property
+    def cut_short_by(self) -> str | None:
+        """What ended the fine-tune before its last epoch: `patience`, or `time_limit`, which no further epoch fits."""
+        num_epochs, patience, limit_s = len(self.history), self.config.patience, self.config.time_limit_s
+        if num_epochs >= self.config.epochs:
+            return None
+        if patience is not None and num_epochs - self.best.get("best_epoch", num_epochs) >= patience:
+            return "patience"
+        spent_s = [epoch["epoch_s"] for epoch in self.history]
+        return "time_limit" if limit_s is not None and spent_s and sum(spent_s) + spent_s[-1] > limit_s else None
 
     def set_lrs(self, step: int, steps_per_epoch: int) -> None:
         """Set every parameter group to the rate of optimizer step `step`, counted from 0 over all epochs."""

@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from raysnap.config.train import TrainConfig
 from raysnap.errors import TrainingDiverged
+from raysnap.models.blocks import blocks_of, num_classes_of
 from raysnap.models.numerics import Numerics
 from raysnap.training.feeds import Feed, Mix
 from raysnap.training.state import TrainingState
@@ -153,7 +154,7 @@ def _mix(config: TrainConfig, num_classes: int) -> Mix:
 
 def num_outputs(blocks: nn.Sequential) -> int:
     """Return the number of classes of the head at the end of the blocks."""
-    return next(module for module in reversed(list(blocks.modules())) if isinstance(module, nn.Linear)).out_features
+    return num_classes_of(blocks_of(blocks)[-1].tensors())
 
 
 def _unsynchronised(forward: Any) -> Any:

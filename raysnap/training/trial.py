@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from raysnap.config.choices import Role
 from raysnap.config.strict import Config
 from raysnap.config.train import TrainConfig
 from raysnap.models.block_facts import num_body_blocks
-from raysnap.store.manifest import Preprocessing
+from raysnap.store.preprocessing import Preprocessing
 
 MAX_SLUG_CHARACTERS = 80
 
@@ -60,8 +61,16 @@ class Trial(Config):
         assert self.dataset is not None
         return self.dataset
 
-    def preprocessing(self, of_job: Preprocessing) -> Preprocessing:
-        """Return how the trial sees images: at its own size where it has one, else as the job does."""
+    def preprocessing(self, of_job: Preprocessing, of_bases: Mapping[str, Preprocessing]) -> Preprocessing:
+        """Return how the trial sees images: as its base's weights do, at its own size or the job's.
+
+        Args:
+            of_job: of trials without a size whose base is not among `of_bases`.
+            of_bases: how weights see images, by `base_key`; a size of another's changes that alone.
+        """
+        own = of_bases.get(self.base_key)
+        if own is not None:
+            return own.sized(self.image_size or of_job.image_size)
         return of_job if self.image_size is None else Preprocessing.cropping(self.image_size)
 
 

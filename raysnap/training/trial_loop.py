@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -24,7 +24,7 @@ from raysnap.datasets.splits import training_splits
 from raysnap.models.blocks import build_model, in_float32, random_head, random_tensors
 from raysnap.models.numerics import Numerics
 from raysnap.models.tensor_bytes import block_digest
-from raysnap.store.manifest import Preprocessing
+from raysnap.store.preprocessing import Preprocessing
 from raysnap.store.store import Store
 from raysnap.training.feeds import LabelledPixels
 from raysnap.training.finetune import Save, finetune
@@ -52,11 +52,12 @@ class TrainJob:
         dataset_dirs: the folder of each dataset that trials name.
         bases: the id of the snapshot that trials start from, by their `base_key`; None draws random weights from the
             trial's seed.
-        preprocessing: of trials without an image size.
+        preprocessing: of trials without an image size, where their base's weights don't say otherwise.
         prefix_depths: how many frozen blocks' outputs are cached for a trial, by its id; 0 for a trial not listed.
         prefix_cache_bytes: limit of those outputs, for all datasets together.
         keeps_predictions: whether the prediction for each test item is kept with the finished trial.
         mark: a file that the driver left in the run directory, which every process of a trial must see; None for none.
+        inputs: how the weights of bases see images, by `base_key`, where that is not the usual way.
     """
 
     store_dir: Path
@@ -71,6 +72,7 @@ class TrainJob:
     prefix_cache_bytes: int = 0
     keeps_predictions: bool = False
     mark: Path | None = None
+    inputs: Mapping[str, Preprocessing] = field(default_factory=dict)
 
 
 def run_trial(
@@ -95,7 +97,7 @@ def run_trial(
     """
     started = time.perf_counter()
     dataset = read_folder(job.dataset_dirs[trial.trained_on])
-    preprocessing = trial.preprocessing(job.preprocessing)
+    preprocessing = trial.preprocessing(job.preprocessing, job.inputs)
     splits = labelled_splits(dataset, job, preprocessing)
     model, base_digests, start_digests = _start_model(trial, job, len(dataset.classes))
     model.to(device)
@@ -131,7 +133,7 @@ def run_trial(
                 final_dir,
                 status="done",
                 epoch=len(result.history),
-                stopped="patience" if result.is_cut_short else None,
+                stopped=result.cut_short_by,
                 metrics=result.metrics,
                 history=result.history,
                 classes=dataset.classes,
@@ -230,10 +232,12 @@ def labelled_splits(dataset: Dataset, job: TrainJob, preprocessing: Preprocessin
 
 
 def _labelled(items: tuple[Item, ...], dataset: Dataset, preprocessing: Preprocessing) -> LabelledPixels:
-    cache = PixelCache.open(items, dataset, preprocessing.resize_size)
+    cache = PixelCache.open(items, dataset, preprocessing.resizing)
     good = cache.load(range(len(items)))
     return LabelledPixels(
-        read=lambda positions, crop_size: cache.read([good[position] for position in positions], crop_size),
+        read=lambda positions, crop_size: cache.read(
+            [good[position] for position in positions], crop_size, preprocessing.crop_rounding
+        ),
         labels=torch.tensor([items[position].label for position in good]),
         digest=items_digest(cache, good),
         names=tuple(items[position].path.relative_to(dataset.root).as_posix() for position in good),

@@ -19,7 +19,7 @@ from raysnap.config.load import find_config
 from raysnap.errors import StoreError
 from raysnap.models import blocks
 from raysnap.runs.rows import read_rows
-from raysnap.store.manifest import Preprocessing
+from raysnap.store.preprocessing import Preprocessing
 from raysnap.store.store import Store
 from tests.support.terminal import shown
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from raysnap.models.blocks import random_head, random_tensors
-from raysnap.store.manifest import DatasetRecord, Preprocessing
+from raysnap.store.manifest import DatasetRecord
+from raysnap.store.preprocessing import Preprocessing
 from raysnap.store.store import Store
 from tests.support.cli_commands import make_dataset
 

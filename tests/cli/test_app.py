@@ -52,7 +52,7 @@ MISTAKES = [
     (["generate", "job.yaml", "datasets=[single]"], "train/cat: expected at least 2 images, found 1 image"),
     (["generate", "job.yaml", "datasets=[food-101]"], "run `raysnap data prepare food-101 --source PATH`"),
     (["generate", "job.yaml", "architectures=[resnet19]"], "did you mean 'resnet18'?"),
-    (["generate", "job.yaml", "architectures=[alexnet]"], "can't split a AlexNet into blocks"),
+    (["generate", "job.yaml", "architectures=[timm/crossvit_9_240]"], "can't split a CrossVit into blocks"),
     (["generate", "job.yaml", "architectures=[vit_b_16]"], "expects 196 patches, found 4"),
     (["generate", "job.yaml", "base.weights=nope"], "base.weights 'nope': expected `random`, a weights name"),
     (["generate", "job.yaml", "base.weights=a-file"], "a-file: expected a file ending in .safetensors"),
@@ -130,7 +130,7 @@ MISTAKES = [
     (["store", "export", "base", "--to", "x.zip"], "x.zip: expected a file called .safetensors or .pth"),
     (
         ["store", "add", "missing.pth", "--arch", "resnet18", "--store", "new"],
-        "missing.pth: expected a file of weights",
+        "missing.pth: expected a file or folder of weights",
     ),
     (["store", "add", "garbage.pth", "--arch", "resnet18", "--store", "new"], "expected a checkpoint of tensors only"),
     (["store", "add", "garbage.pth", "--arch", "resnet19", "--store", "new"], "did you mean 'resnet18'?"),

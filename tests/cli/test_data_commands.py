@@ -18,6 +18,7 @@ from raysnap.cli.app import main
 from raysnap.datasets.dataset import read_folder
 from raysnap.datasets.pixel_cache import PixelCache
 from raysnap.datasets.published import SOURCES, SourceFile
+from raysnap.datasets.resizing import Resizing
 from tests.support.cli_commands import make_dataset, run_json, run_text
 
 
@@ -213,7 +214,7 @@ def fill_caches(pets, monkeypatch, tmp_path):
     """Decode the pets, and plant what a search and a fine-tune, and another dataset's search, leave."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user"))
     dataset = read_folder(pets)
-    PixelCache.open(dataset.splits["train"], dataset, 32).load(range(12))
+    PixelCache.open(dataset.splits["train"], dataset, Resizing(32)).load(range(12))
     for place in (
         pets / ".raysnap" / "features",
         pets / ".raysnap" / "prefixes",
@@ -250,4 +251,4 @@ def test_clearing_caches_frees_them_and_leaves_all_else(pets, capsys, monkeypatc
     assert not list((tmp_path / "user").rglob("0" * 32))
     assert sorted(pets.rglob("*.png")) == images
     dataset = read_folder(pets)
-    assert PixelCache.open(dataset.splits["train"], dataset, 32).load(range(12)) == list(range(12))
+    assert PixelCache.open(dataset.splits["train"], dataset, Resizing(32)).load(range(12)) == list(range(12))

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 import os
 import shutil
 import subprocess
@@ -71,7 +72,10 @@ def test_export_then_add_gives_the_same_snapshot(here, capsys, name):
     exported = run_json(capsys, "store", "export", "tuned", "--to", name)
     assert exported["weights_path"] == name
     added = run_json(capsys, "store", "add", name, "--arch", "resnet18", "--store", "new", "--name", "back")
-    assert set(added) == {"snapshot", "new_blocks", "new_bytes", "entry", "other_entries", "image_size"}
+    assert set(added) == {
+        *("path", "name", "snapshot", "architecture", "new_blocks", "new_bytes", "entry", "other_entries"),
+        *("image_size", "preprocessing"),
+    }
     assert (added["entry"], added["other_entries"]) == ("", [])
     assert added["snapshot"] == Store.open("store").resolve("tuned")
 
@@ -94,6 +98,69 @@ def test_an_assumed_image_size_is_said(here, capsys):
     )
     assert main([*add, "--image-size", "32", "--store", "new"]) == 0
     assert "already stored, for images of 224 px" in capsys.readouterr().err
+
+
+def test_weights_bring_their_preprocessing(here, capsys):
+    run_text(capsys, "store", "export", "tuned", "--to", "w.pth")
+    add = ("store", "add", "w.pth", "--arch", "resnet18", "--store")
+    like = run_json(capsys, *add, "new", "--weights", "ResNet18_Weights.IMAGENET1K_V1", "--image-size", "112")
+    assert (like["preprocessing"]["resize_size"], like["image_size"]) == (128, 112)
+    assert main([*add, "other", "--weights", "IMAGENET1K_V9"]) == 2
+    assert "expected weights of resnet18 (IMAGENET1K_V1, DEFAULT)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["--resize", "40x40"], {"resize_mode": "squash", "resize_size": 40, "image_size": 40}),
+        (["--resize", "40", "--image-size", "32"], {"resize_size": 40, "image_size": 32}),
+        (["--interpolation", "lanczos"], {"interpolation": "lanczos", "resize_size": 256}),
+        (["--mean", "0.5", "--std", "0.1,0.2,0.3"], {"mean": [0.5] * 3, "std": [0.1, 0.2, 0.3]}),
+    ],
+)
+def test_preprocessing_can_be_told(here, capsys, options, expected):
+    run_text(capsys, "store", "export", "tuned", "--to", "w.pth")
+    added = run_json(capsys, "store", "add", "w.pth", "--arch", "resnet18", "--store", "new", *options)
+    assert expected.items() <= added["preprocessing"].items()
+    out = run_text(capsys, "store", "show", added["snapshot"], "--store", "new")
+    assert str(expected.get("resize_size", 256)) in out
+
+
+@pytest.mark.parametrize(
+    "options", [["--resize", "4x5"], ["--resize", "x"], ["--mean", "1,2"], ["--std", "0"], ["--mean", "nan"]]
+)
+def test_preprocessing_of_another_form_is_refused(here, capsys, options):
+    run_text(capsys, "store", "export", "tuned", "--to", "w.pth")
+    assert main(["store", "add", "w.pth", "--arch", "resnet18", "--store", "new", *options]) == 2
+    assert options[0] in capsys.readouterr().err
+    assert not (here / "new").exists()
+
+
+def test_a_folder_says_how_its_weights_see(here, capsys):
+    run_text(capsys, "store", "export", "tuned", "--to", "folder/model.safetensors")
+    facts = {
+        "architecture": "resnet18",
+        "pretrained_cfg": {"input_size": [3, 64, 64], "crop_pct": 0.5, "mean": [0.5] * 3},
+    }
+    (here / "folder" / "config.json").write_text(json.dumps(facts))
+    added = run_json(capsys, "store", "add", "folder", "--arch", "resnet18", "--store", "new")
+    how = {"resize_size": 128, "image_size": 64, "mean": [0.5] * 3, "interpolation": "bicubic"}
+    assert how.items() <= added["preprocessing"].items()
+    (here / "folder" / "preprocessor_config.json").write_text('{"image_processor_type": "DonutImageProcessor"}')
+    assert main(["store", "add", "folder", "--arch", "resnet18", "--store", "other"]) == 2
+    assert "preprocessor_config.json: image_processor_type: expected one of Beit" in capsys.readouterr().err
+
+
+def test_many_paths_are_added_and_the_rest_named(here, capsys):
+    for name in ("a.pth", "b.safetensors"):
+        run_text(capsys, "store", "export", "tuned", "--to", f"many/{name}")
+    (here / "many" / "c.pth").write_bytes(b"x")
+    paths = [f"many/{name}" for name in ("a.pth", "b.safetensors", "c.pth", "d.pth")]
+    assert main(["store", "add", *paths, "--arch", "resnet18", "--store", "new", "--json"]) == 1
+    document = json.loads(capsys.readouterr().out)
+    assert [one["name"] for one in document["added"]] == ["a", "b"]
+    assert [one["path"] for one in document["failed"]] == paths[2:]
+    assert main(["store", "add", *paths, "--name", "x"]) == 2
 
 
 def test_a_base_says_the_image_size(here, capsys):

@@ -27,7 +27,7 @@ def test_a_configuration_never_changes(folder):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("datasets: [a]", r"kind: expected one of generate, sweep, synthesize, bench, quickstart, found None"),
+        ("datasets: [a]", r"kind: expected one of generate, sweep, finetune, synthesize, bench, .*, found None"),
         ("kind: generat", r"found 'generat'; did you mean 'generate'\?"),
         ("kind: [generate]", r"kind: expected one of"),
         ("kind: {a: b}", r"kind: expected one of"),

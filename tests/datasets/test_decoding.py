@@ -11,11 +11,12 @@ import pytest
 
 from raysnap.datasets import decoding
 from raysnap.datasets.decoding import DecodeJob, decode_into
+from raysnap.datasets.resizing import Resizing
 from raysnap.errors import DataError
 from tests.support.bad_images import noise_image
 
-RESIZE_SIZE = 16
-SLOT_BYTES = 3 * RESIZE_SIZE * (RESIZE_SIZE + 1)
+RESIZING = Resizing(16)
+SLOT_BYTES = RESIZING.slot_bytes
 NUM_IMAGES = 40
 
 
@@ -48,7 +49,7 @@ def decode(
 ) -> tuple[dict[DecodeJob, decoding.Outcome], bytes]:
     """Return the outcomes by job, and what the file holds."""
     with (folder / "slots.bin").open("w+b", buffering=0) as file:
-        with closing(decode_into(file.fileno(), jobs, RESIZE_SIZE, is_done)) as done:
+        with closing(decode_into(file.fileno(), jobs, RESIZING, is_done)) as done:
             outcomes = list(done)
         assert len(dict(outcomes)) == len(outcomes)
         return dict(outcomes), Path(file.name).read_bytes()
@@ -152,7 +153,7 @@ def test_who_stops_early_leaves_no_process_behind(tmp_path, jobs, processes, mon
     monkeypatch.setattr(subprocess, "Popen", popen)
     with (
         (tmp_path / "slots.bin").open("w+b", buffering=0) as file,
-        closing(decode_into(file.fileno(), jobs, RESIZE_SIZE, nobody_else)) as done,
+        closing(decode_into(file.fileno(), jobs, RESIZING, nobody_else)) as done,
     ):
         for _ in range(num_taken):
             next(done)
@@ -162,7 +163,7 @@ def test_who_stops_early_leaves_no_process_behind(tmp_path, jobs, processes, mon
 
 def test_a_process_ends_when_nobody_listens_any_more(tmp_path):
     with (tmp_path / "slots.bin").open("w+b", buffering=0) as file:
-        worker = decoding._Worker(file.fileno(), RESIZE_SIZE)
+        worker = decoding._Worker(file.fileno(), RESIZING)
     assert worker.take() == []
     worker.process.stdin.close()
     assert worker.process.wait(timeout=30) == 0
@@ -171,7 +172,7 @@ def test_a_process_ends_when_nobody_listens_any_more(tmp_path):
 
 def test_ctrl_c_reaches_the_one_who_waits_and_not_the_processes(tmp_path):
     with (tmp_path / "slots.bin").open("w+b", buffering=0) as file:
-        worker = decoding._Worker(file.fileno(), RESIZE_SIZE)
+        worker = decoding._Worker(file.fileno(), RESIZING)
     assert os.getpgid(worker.process.pid) != os.getpgid(0)
     worker.end()
 

@@ -19,6 +19,7 @@ from raysnap.datasets import decoding, image_file
 from raysnap.datasets import pixel_cache as pixels
 from raysnap.datasets.dataset import Dataset, read_folder
 from raysnap.datasets.pixel_cache import PixelCache
+from raysnap.datasets.resizing import Resizing
 from raysnap.errors import DataError
 from tests.support.bad_images import BAD, noise_image
 
@@ -35,7 +36,7 @@ def make_dataset(root: Path, forms: list[tuple[int, int]], suffix: str = "png") 
 
 
 def open_cache(dataset: Dataset, resize_size: int = 32) -> PixelCache:
-    return PixelCache.open(dataset.splits["train"], dataset, resize_size)
+    return PixelCache.open(dataset.splits["train"], dataset, Resizing(resize_size))
 
 
 def torchvision_pixels(dataset: Dataset, resize_size: int, crop_size: int) -> torch.Tensor:
@@ -119,7 +120,7 @@ def test_each_image_is_decoded_once_and_only_when_asked_for(tmp_path):
 def test_a_cache_opened_for_other_items_is_the_same_cache(tmp_path):
     dataset = make_dataset(tmp_path, FORMS)
     open_cache(dataset).load(range(len(FORMS)))
-    backwards = PixelCache.open(dataset.splits["train"][::-1], dataset, 32)
+    backwards = PixelCache.open(dataset.splits["train"][::-1], dataset, Resizing(32))
     assert torch.equal(backwards.read(range(len(FORMS)), 32), torchvision_pixels(dataset, 32, 32).flip(0))
     assert backwards.num_decoded == 0
 
@@ -275,7 +276,7 @@ def test_an_item_that_is_listed_twice_is_bad_twice(tmp_path):
     dataset = make_dataset(tmp_path, FORMS)
     items = dataset.splits["train"]
     items[1].path.write_bytes(b"")
-    cache = PixelCache.open((*items, items[1], items[0]), dataset, 32, max_bad=0.5)
+    cache = PixelCache.open((*items, items[1], items[0]), dataset, Resizing(32), max_bad=0.5)
     assert cache.load([0, 1, 10, 11]) == [0, 11]
     assert cache.bad[1] == cache.bad[10]
     assert cache.num_decoded == 1
@@ -312,7 +313,7 @@ def test_the_limit_of_bad_images_is_a_share_of_those_requested(tmp_path, max_bad
     dataset = make_dataset(tmp_path, FORMS)
     for item in dataset.splits["train"][:5]:
         item.path.write_bytes(b"")
-    cache = PixelCache.open(dataset.splits["train"], dataset, 32, max_bad)
+    cache = PixelCache.open(dataset.splits["train"], dataset, Resizing(32), max_bad)
     if num_allowed == 5:
         assert cache.load(range(10)) == [5, 6, 7, 8, 9]
     else:
@@ -323,7 +324,7 @@ def test_the_limit_of_bad_images_is_a_share_of_those_requested(tmp_path, max_bad
 def test_a_limit_that_is_no_fraction_is_refused(tmp_path):
     dataset = make_dataset(tmp_path, FORMS)
     with pytest.raises(ValueError, match="max_bad: expected a fraction from 0 to 1, found 2"):
-        PixelCache.open(dataset.splits["train"], dataset, 32, max_bad=2)
+        PixelCache.open(dataset.splits["train"], dataset, Resizing(32), max_bad=2)
 
 
 def test_an_odd_file_warns_nobody(tmp_path):
@@ -336,7 +337,7 @@ def test_an_odd_file_warns_nobody(tmp_path):
 def test_an_item_of_another_dataset_is_refused(tmp_path):
     one, other = make_dataset(tmp_path / "one", FORMS), make_dataset(tmp_path / "other", FORMS)
     with pytest.raises(DataError, match="expected an image of"):
-        PixelCache.open(one.splits["train"], other, 32)
+        PixelCache.open(one.splits["train"], other, Resizing(32))
 
 
 @pytest.mark.parametrize("crop_size", [0, 33])

@@ -4,6 +4,7 @@ Rows 1 to 3 of the fault table: a kill in place of every system call, real kills
 lose, zero, tear and reorder what was not fsynced.
 """
 
+import json
 import shutil
 import subprocess
 import sys
@@ -72,6 +73,8 @@ def check_state(path: Path, scenario: Scenario, num_done: int) -> None:
         with pytest.raises(StoreError):
             Store.open(path)
         Store.open(path, create=True)
+    newest = max((b'"format":2' in one.read_bytes() for one in (path / "snapshots").glob("*.json")), default=False)
+    assert not newest or json.loads((path / "store.json").read_bytes())["format"] == 2
     check_laws(path, scenario.allowed(num_done), lambda: scenario.finish(path, num_done), scenario.known)
 
 

@@ -212,7 +212,7 @@ def test_a_store_of_format_1_is_added_to(golden):
 
 
 @pytest.mark.parametrize(
-    "document", ['{"format": 2, "digest": "blake3"}', '{"format": 2}', '{"format": 1000, "x": []}']
+    "document", ['{"format": 3, "digest": "blake3"}', '{"format": 3}', '{"format": 1000, "x": []}']
 )
 def test_a_store_of_a_later_format_is_refused_and_not_touched(golden, document):
     (golden / "store.json").write_text(document)

@@ -13,10 +13,11 @@ from raysnap.config.train import TrainConfig
 from raysnap.jobs import stage
 from raysnap.jobs.data import JobData
 from raysnap.jobs.job import Job
+from raysnap.jobs.memory import Memory
 from raysnap.jobs.stage import Stage, record_outcome, run_stage
 from raysnap.planning.generate import TrialsPlan
 from raysnap.planning.gpu_memory import TrainingItems, peak_bytes
-from raysnap.store.manifest import Preprocessing
+from raysnap.store.preprocessing import Preprocessing
 from raysnap.training.savepoints import read_savepoint, write_record
 from raysnap.training.trial import Trial
 from raysnap.tune.options import MeasuredTrial, TrialOutcome
@@ -44,6 +45,10 @@ def job(tmp_path) -> Iterator[Job]:
 @pytest.fixture
 def dataset() -> SimpleNamespace:
     return SimpleNamespace(classes=("circle", "square"), root=Path("data"))
+
+
+def memory_of(job: Job) -> Memory:
+    return Memory(job, JobData({}, {}), {})
 
 
 def checkpoint(directory: Path, trial_id: str):
@@ -74,7 +79,7 @@ def test_a_final_row_is_not_run_again_and_its_checkpoints_go(job):
 
 def test_a_savepoint_that_can_not_be_collected_is_a_failed_row(job, tmp_path):
     savepoint = checkpoint(tmp_path / "checkpoint", "another")
-    row = record_outcome(job, TrialOutcome(TRIAL, savepoint, Status.DONE, None), tmp_path)
+    row = record_outcome(memory_of(job), TrialOutcome(TRIAL, savepoint, Status.DONE, None), tmp_path)
     assert row.status == Status.FAILED
     assert row.error.endswith("expected a checkpoint of 001-a, found another's")
     assert [written.as_json() for written in job.run_dir.trial_rows()] == [row.as_json()]
@@ -82,7 +87,7 @@ def test_a_savepoint_that_can_not_be_collected_is_a_failed_row(job, tmp_path):
 
 def test_the_checkpoints_of_a_failed_trial_stay_for_a_retry(job, tmp_path):
     savepoint = checkpoint(tmp_path / "001-a" / "checkpoint", "another")
-    record_outcome(job, TrialOutcome(TRIAL, savepoint, Status.DONE, None), tmp_path)
+    record_outcome(memory_of(job), TrialOutcome(TRIAL, savepoint, Status.DONE, None), tmp_path)
     assert savepoint.path.exists()
 
 
@@ -96,7 +101,7 @@ def test_a_resumed_stage_hands_measured_rows_on(job, monkeypatch, packs):
     job.run_dir.add_row(peak | {"trial": "old"})
     job.run_dir.add_row(peak | {"trial": "of another job", "gpu_bytes": 100})
     outcome = TrialOutcome(measured, None, Status.DONE, None, gpu_share=1.0, gpu_peak_bytes=20, gpu_bytes=100)
-    record_outcome(job, outcome, job.config.run_dir)
+    record_outcome(memory_of(job), outcome, job.config.run_dir)
     resources = ResourcesConfig(pack_gpus=packs)
     data = JobData({}, {"shapes-shape-a": {"train": 8, "val": 8}})
     with pytest.raises(KeyboardInterrupt):  # as nothing runs here

@@ -153,3 +153,35 @@ def test_old_run_gets_its_report(runs, tmp_path, folder):
     page = write_report(runs / folder, tmp_path / "report.html").read_text(encoding="utf-8")
     for trial, *_ in EXPECTED["runs"][folder]["trials"]:
         assert trial in page
+
+
+FORMAT_2 = json.loads((DATA / "expected_2.json").read_text(encoding="utf-8"))["snapshots"]
+
+
+@pytest.fixture(scope="module")
+def store_2(tmp_path_factory) -> Store:
+    """Return a store whose manifests are of both formats; tests only read there."""
+    directory = tmp_path_factory.mktemp("format-2")
+    with tarfile.open(DATA / "format_2_store.tar.xz") as tar:
+        tar.extractall(directory, filter="data")
+    return Store.open(directory / "store")
+
+
+@pytest.mark.parametrize("snapshot", FORMAT_2)
+def test_format_2_is_read_and_written_byte_for_byte(store_2, snapshot):
+    expected = FORMAT_2[snapshot]
+    manifest = store_2.manifest(snapshot)
+    assert manifest.model_dump(mode="json") | {"checksum": expected["manifest"]["checksum"]} == expected["manifest"]
+    assert blake3(manifest.to_bytes()).hexdigest() == expected["manifest_blake3"]
+    found = {name: value for block in manifest.blocks for name, value in store_2.read_block(block.digest).items()}
+    assert {name: [list(value.shape), blake3(bytes_of(value)).hexdigest()] for name, value in found.items()} == {
+        name: [shape, digest] for name, (_, shape, digest) in expected["tensors"].items()
+    }
+
+
+def test_a_store_of_format_2_is_sound_and_listed(store_2):
+    assert (store_2.path / "store.json").read_bytes() == b'{"digest":"blake3","format":2}\n'
+    assert store_2.verify()["ok"]
+    listed = {one.id: sorted(one.names) for one in store_2.summaries()}
+    assert listed == {snapshot: expected["names"] for snapshot, expected in FORMAT_2.items()}
+    assert {manifest.format for manifest in store_2.manifests()} == {1, 2}

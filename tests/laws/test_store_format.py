@@ -1,4 +1,4 @@
-"""Format 1 as the README says it: a reader that imports nothing of raysnap gets out what went in."""
+"""Both formats as the specification says them: a reader that imports nothing of raysnap gets out what went in."""
 
 import ast
 from pathlib import Path
@@ -9,6 +9,7 @@ import torch
 from raysnap.models.blocks import random_tensors
 from raysnap.models.tensor_bytes import DTYPES
 from raysnap.store.manifest import DatasetRecord
+from raysnap.store.preprocessing import Preprocessing
 from raysnap.store.store import Store
 from tests.support import format_reader
 from tests.support.store_blocks import object_path, put
@@ -80,6 +81,38 @@ def test_a_model_comes_out_as_it_went_in(store):
 def test_every_dtype_shape_and_name_comes_out_as_it_went_in(store):
     store.put_snapshot(architecture="resnet18", blocks=[("stem", ODD)], num_classes=3, name="odd")
     assert format_reader.read_snapshot(store.path, "odd")[1] == as_stored([("stem", ODD)])
+
+
+@pytest.mark.parametrize(
+    ("architecture", "preprocessing"),
+    [
+        ("resnet18", Preprocessing(resize_mode="squash", crop_rounding="down", interpolation="lanczos")),
+        ('timm/vit_tiny_patch16_224{"img_size":64,"note":"ü \\"x\\""}', Preprocessing()),
+        ('hf/vit{"hidden_size":32}', Preprocessing(interpolation="nearest")),
+    ],
+)
+def test_what_format_2_adds_comes_out_as_it_went_in(store, architecture, preprocessing):
+    put(store, name="of-format-1")
+    written = store.put_snapshot(
+        architecture=architecture,
+        blocks=[("stem", ODD)],
+        num_classes=3,
+        preprocessing=preprocessing,
+        name="mine",
+    ).manifest
+    manifest, tensors = format_reader.read_snapshot(store.path, "mine")
+    assert tensors == as_stored([("stem", ODD)])
+    assert manifest["format"] == 2
+    del manifest["checksum"]
+    assert manifest == written.model_dump(mode="json")
+    assert manifest["architecture"] == architecture
+    assert manifest["preprocessing"] == {name: plain(value) for name, value in preprocessing}
+    assert store.manifest("mine") == written
+    assert format_reader.read_snapshot(store.path, "of-format-1")[0]["format"] == 1
+
+
+def plain(value: object) -> object:
+    return list(value) if isinstance(value, tuple) else value
 
 
 @pytest.mark.parametrize("damage", ["block", "manifest", "ref"])

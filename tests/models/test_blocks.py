@@ -53,19 +53,6 @@ def test_the_number_of_blocks_is_the_contracts(architecture, expected):
     assert num_body_blocks(architecture) == expected
 
 
-@pytest.mark.slow
-def test_exactly_the_supported_families_are_split():
-    families = ("resne", "wide", "mobilenet", "efficientnet", "regnet", "vit", "swin", "convnext")
-    for architecture in blocks.list_architectures():
-        if architecture.startswith(families):
-            names = blocks.block_names(architecture)
-            assert names[0] == "stem" and names[-1] == "head"
-            assert len(set(names)) == len(names)
-        else:
-            with pytest.raises(ArchitectureError, match="can't split"):
-                blocks.block_names(architecture)
-
-
 @pytest.mark.parametrize(("architecture", "image_size"), ONE_OF_EACH_FAMILY)
 def test_blocks_compose_to_torchvisions_forward_bit_for_bit(architecture, image_size):
     model = randomised(architecture)

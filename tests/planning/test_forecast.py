@@ -13,7 +13,7 @@ from raysnap.models.blocks import random_tensors
 from raysnap.planning import forecast as forecast_module
 from raysnap.planning.forecast import check_room, forecast
 from raysnap.planning.generate import plan_generate
-from raysnap.store.manifest import Preprocessing
+from raysnap.store.preprocessing import Preprocessing
 from raysnap.store.store import Store
 
 

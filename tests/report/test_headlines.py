@@ -1,8 +1,9 @@
 """The first lines of a report: sentences and figures."""
 
 import pytest
+from markupsafe import Markup
 
-from raysnap.report.headlines import key_figures, origin_text
+from raysnap.report.headlines import faster_text, key_figures, origin_text
 from raysnap.runs.run import read_run
 from raysnap.runs.store_contents import read_store_contents
 from raysnap.runs.trial_rows import TrialRow
@@ -70,3 +71,39 @@ def test_one_candidate_and_one_method_make_a_report(tmp_path):
     page = render(run_dir)
     assert "Start from shapes-shape-a for shapes-shape-b" in page.text
     assert "shared takes 3.00 s (one run)" in page.text
+
+
+def two_rungs(tied: bool = False) -> list[dict]:
+    """Return a ranking whose first was scored on more items than the others, which score higher on theirs."""
+    ranking = ranking_of([trial(number) for number in range(1, 5)])
+    for line in ranking:
+        line |= {"score": 0.5 + line["rank"] / 10, "num_train": 12, "num_test": 9, "tied_with_best": False}
+    ranking[0] |= {"num_train": 80, "num_test": 60, "num_scored": 60, "low": 0.4, "high": 0.7}
+    if tied:
+        ranking[1] |= {"num_train": 80, "num_test": 60, "score": 0.6, "tied_with_best": True}
+    return ranking
+
+
+def test_scores_of_different_rungs_are_never_compared(tmp_path):
+    page = render(write_run(tmp_path / "run", [search("nested", 0, two_rungs())])).text
+    assert "linear score 0.600 (0.400 to 0.700) on 60 held-out items. All others were dropped on fewer items." in page
+    assert "ahead of the next" not in page and "lower" not in page
+
+
+def test_a_winner_scored_in_another_rung_is_not_called_worse(tmp_path):
+    reference, other = two_rungs(), two_rungs()
+    other[0], other[1] = other[1] | {"rank": 1}, other[0] | {"rank": 2}
+    rows = [search("nested", 0, reference, total_s=4.0), search("alsatian", 0, other, total_s=2.0)]
+    page = render(write_run(tmp_path / "run", rows)).text
+    assert "alsatian, takes 2.00 s" in page and "but its winner scores" not in page
+    assert "equally good winner" not in page
+
+
+def test_ties_are_headlined_as_ties(tmp_path):
+    page = render(write_run(tmp_path / "run", [search("nested", 0, two_rungs(tied=True))])).text
+    assert "is among the 2 best starts for shapes-shape-b: they are tied" in page
+
+
+@pytest.mark.parametrize(("ratio", "text"), [(0.9, "1.1× as long as"), (1.0, "as long as"), (3.0, "3.0× faster than")])
+def test_what_is_slower_is_not_called_faster(ratio, text):
+    assert Markup(faster_text(ratio)).striptags() == text

@@ -4,7 +4,7 @@ import pytest
 
 from raysnap.datasets.dataset import open_dataset
 from raysnap.search import search
-from raysnap.store.manifest import Preprocessing
+from raysnap.store.preprocessing import Preprocessing
 from raysnap.store.store import Store
 from tests.support.search_stores import one_thread, put, random_blocks, variant
 from tests.support.searches import DATA, SHAPES, SMALL, VARIANTS

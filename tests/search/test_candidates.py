@@ -10,7 +10,7 @@ from raysnap.errors import UsageError
 from raysnap.search import search
 from raysnap.search.candidates import find_candidates, find_even_image_size, group_inputs, pick_static_baseline
 from raysnap.search.result import RankedSnapshot
-from raysnap.store.manifest import Preprocessing
+from raysnap.store.preprocessing import Preprocessing
 from raysnap.store.store import Store
 from tests.support.search_stores import PREPROCESSING, candidate, digest, put, random_blocks, variant
 from tests.support.searches import DATA, SMALL, VARIANTS, copy_store, flip_a_bit, lines

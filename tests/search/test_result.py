@@ -24,10 +24,12 @@ def test_a_result_is_plain_json_with_its_keys(find, resnets):
     assert set(document) - {"dataset"} == {
         "method", "proxy", "num_candidates", "ranking", "timings_s", "work", "bound_s", "precision",
             "peak_activation_bytes", "peak_memory_bytes", "skipped", "rungs", "static_baseline", "expected_loss",
-            "stopped", "narrowing", "forecast", "inputs", "even_image_size", "data",
+            "stopped", "narrowing", "forecast", "inputs", "even_image_size", "data", "records",
     }  # fmt: skip
     assert set(document["ranking"][0]) == {
         "rank", "snapshot", "name", "score", "num_train", "num_test", "tied_with_best", "within_tolerance",
+            "low", "high", "num_scored", "proxy_rank", "standing", "num_datasets", "architecture", "dataset",
+            "retrain_index", "is_trained_on_it",
     }  # fmt: skip
     assert set(document["timings_s"]) == {"total", "plan", "load_blocks", "decode", "inference", "proxy"}
     assert set(document["work"]) == {"block_item_passes", "flops", "block_bytes_read", "images_decoded"}
@@ -50,6 +52,8 @@ def test_a_results_data_frame_has_a_row_per_snapshot(find, resnets):
     assert frame["snapshot"].tolist() == [one.snapshot for one in result.ranking]
     assert frame["rank"].tolist() == list(range(1, len(VARIANTS) + 1))
     assert frame["score"].tolist() == [one.score for one in result.ranking]
+    assert set(frame["architecture"]) == {"resnet18"} and (frame["low"] <= frame["score"]).all()
+    assert (frame["score"] <= frame["high"]).all() and (frame["num_scored"] == SHAPES.num_val).all()
 
 
 def test_rungs_say_what_each_did_and_add_up(find, mixed):

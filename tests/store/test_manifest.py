@@ -10,15 +10,9 @@ from pydantic import ValidationError
 
 from raysnap.canonical_json import canonical_json
 from raysnap.errors import StoreDamaged, UsageError
-from raysnap.store.manifest import (
-    BlockEntry,
-    Preprocessing,
-    block_digests,
-    check_digest,
-    check_ref_name,
-    parse_manifest,
-    snapshot_id,
-)
+from raysnap.models.architecture import parse
+from raysnap.store.manifest import BlockEntry, block_digests, check_digest, check_ref_name, parse_manifest, snapshot_id
+from raysnap.store.preprocessing import Preprocessing
 from tests.support.manifests import BLOCKS, DIGESTS, make_manifest
 
 
@@ -81,6 +75,76 @@ def _sealed(document: dict) -> bytes:
 
 def _document(**changes) -> dict:
     return make_manifest().model_dump(mode="json") | changes
+
+
+FAMILIAR = 'timm/resnet18{"stem_width":32}'
+WAYS = {"preprocessing": Preprocessing(resize_mode="squash")}
+
+
+def familiar(**changes):
+    """Return a manifest of format 2, of an architecture with a configuration."""
+    identity = snapshot_id(FAMILIAR, [(block.name, block.digest) for block in BLOCKS])
+    return make_manifest(**{"format": 2, "id": identity, "architecture": FAMILIAR} | changes)
+
+
+@pytest.mark.parametrize("manifest", [familiar(), familiar(**WAYS), make_manifest(format=2, **WAYS)])
+def test_format_2_comes_back_equal_from_its_bytes(manifest):
+    raw = manifest.to_bytes()
+    assert parse_manifest(raw, "m", expected_id=manifest.id) == manifest
+    document = json.loads(raw)
+    assert str(parse(manifest.architecture)) == manifest.architecture
+    assert document["family"] == parse(manifest.architecture).family
+    assert document["configuration"] == parse(manifest.architecture).options
+    assert {"resize_mode", "crop_rounding"} <= document["preprocessing"].keys()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"format": 2},
+        {"architecture": "timm/resnet18"},
+        {"preprocessing": Preprocessing(interpolation="nearest")},
+        {"format": 2, "architecture": "resnet-18"},
+        {"format": 2, "architecture": 'timm/resnet18{"b":1, "a":2}'},
+        {"format": 2, "architecture": "mxnet/resnet18"},
+        {"format": 3},
+    ],
+)
+def test_a_manifest_is_of_the_oldest_format_that_can_say_it(changes):
+    architecture = changes.get("architecture", "resnet18")
+    identity = snapshot_id(architecture, [(block.name, block.digest) for block in BLOCKS])
+    with pytest.raises(ValidationError):
+        make_manifest(**changes, id=identity)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"family": "hf"},
+        {"family": None},
+        {"configuration": {}},
+        {"configuration": {"stem_width": 64}},
+        {"configuration": None},
+        {"format": 1},
+        {"format": 2.0},
+        {"architecture": "timm/resnet18"},
+    ],
+)
+def test_a_hostile_manifest_of_format_2_is_refused(changes):
+    with pytest.raises(StoreDamaged):
+        parse_manifest(_sealed(familiar().model_dump(mode="json") | changes), "m")
+
+
+@pytest.mark.parametrize("key", ["family", "configuration"])
+def test_format_2_needs_all_its_members(key):
+    document = familiar().model_dump(mode="json")
+    del document[key]
+    with pytest.raises(StoreDamaged):
+        parse_manifest(_sealed(document), "m")
+    document = familiar().model_dump(mode="json")
+    del document["preprocessing"]["resize_mode"]
+    with pytest.raises(StoreDamaged):
+        parse_manifest(_sealed(document), "m")
 
 
 def _block(**changes) -> list[dict]:

@@ -1,8 +1,13 @@
 """Opening a store: only a folder that is one, of this format, is opened; only an empty place becomes one."""
 
+from contextlib import ExitStack
+from threading import Thread
+
 import pytest
 
 from raysnap.errors import StoreDamaged, StoreError
+from raysnap.store.files import Files
+from raysnap.store.preprocessing import Preprocessing
 from raysnap.store.store import Store
 from tests.support.store_blocks import content, equal, make_blocks, put, read
 
@@ -47,7 +52,7 @@ def test_a_store_without_its_store_file_is_not_replaced(store):
         Store.open(store.path, create=True)
 
 
-@pytest.mark.parametrize("document", ['{"format": 2, "digest": "blake3"}', '{"format": 99, "digest": "other", "x": 1}'])
+@pytest.mark.parametrize("document", ['{"format": 3, "digest": "blake3"}', '{"format": 99, "digest": "other", "x": 1}'])
 def test_a_newer_format_is_rejected_unchanged(store, document):
     put(store)
     (store.path / "store.json").write_text(document)
@@ -65,6 +70,55 @@ def test_a_damaged_store_file_is_damage(store, document):
     (store.path / "store.json").write_text(document)
     with pytest.raises(StoreDamaged):
         Store.open(store.path)
+
+
+SQUASHED = Preprocessing(resize_mode="squash")
+
+
+def test_a_store_gets_format_2_with_what_format_1_can_not_say(store):
+    def store_file() -> bytes:
+        return (store.path / "store.json").read_bytes()
+
+    old = put(store, name="old").manifest
+    raw = (store.path / "snapshots" / f"{old.id}.json").read_bytes()
+    assert (old.format, store_file()) == (1, b'{"digest":"blake3","format":1}\n')
+    wide = put(store, 1, preprocessing=SQUASHED, name="wide").manifest
+    assert (wide.format, store_file()) == (2, b'{"digest":"blake3","format":2}\n')
+    assert put(Store.open(store.path), 2).manifest.format == 1
+    assert store_file() == b'{"digest":"blake3","format":2}\n'
+    assert (store.path / "snapshots" / f"{old.id}.json").read_bytes() == raw
+    assert Store.open(store.path).manifest("wide") == wide
+    assert store.verify()["ok"] and len(store.summaries()) == 3
+    assert store.gc(grace_s=0)["num_blocks_deleted"] == 0
+
+
+def test_format_2_is_written_before_its_first_manifest(store, monkeypatch):
+    seen = []
+    publish = Files.publish
+
+    def watch(files, staged, target):
+        seen.append((target.name, (files.root / "store.json").read_bytes()))
+        return publish(files, staged, target)
+
+    monkeypatch.setattr(Files, "publish", watch)
+    snapshot = put(store, preprocessing=SQUASHED).manifest.id
+    assert dict(seen)[f"{snapshot}.json"] == b'{"digest":"blake3","format":2}\n'
+
+
+def test_who_waits_for_the_old_lock_takes_the_new_one(store):
+    snapshot = put(store).manifest.id
+    files = Files(store.path)
+    waiting = Thread(target=lambda: store.set_ref("mine", snapshot))
+    with ExitStack() as new:
+        with files.ref_lock():
+            waiting.start()
+            waiting.join(0.1)
+            files.write(store.path / "store.json", b'{"digest":"blake3","format":2}\n')
+            new.enter_context(files.ref_lock())
+        waiting.join(0.1)
+        assert store.refs() == {}
+    waiting.join()
+    assert store.refs() == {"mine": snapshot}
 
 
 def test_a_moved_or_linked_store_can_be_opened(store, tmp_path):

@@ -25,6 +25,7 @@ from raysnap.datasets import disk_cache
 from raysnap.datasets.dataset import read_folder
 from raysnap.datasets.image_file import read_image
 from raysnap.datasets.pixel_cache import PixelCache
+from raysnap.datasets.resizing import Resizing
 from raysnap.errors import DataError
 from raysnap.training.prefix_cache import PrefixCache
 
@@ -47,7 +48,7 @@ def read_pixels(dataset_dir: Path) -> None:
     items = dataset.splits["train"]
     PixelCache._check_room = lambda *room: None  # as if others had filled the disk after the cache found room there
     try:
-        cache = PixelCache.open(items, dataset, 32)
+        cache = PixelCache.open(items, dataset, Resizing(32))
         pixels = cache.read(range(len(items)), 32)
     except DataError as error:
         if "No space left on device" not in str(error):

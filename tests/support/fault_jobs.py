@@ -15,7 +15,7 @@ from raysnap.config.jobs import GenerateConfig
 from raysnap.config.parts import ShapesConfig
 from raysnap.config.train import TrainConfig
 from raysnap.datasets.dataset import open_dataset
-from raysnap.store.manifest import Preprocessing
+from raysnap.store.preprocessing import Preprocessing
 from raysnap.store.store import Store
 from raysnap.training.trial import Trial
 from raysnap.training.trial_loop import TrainJob

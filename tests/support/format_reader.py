@@ -1,4 +1,4 @@
-"""A reader of stores of format 1, written from the README's section alone; it knows nothing of raysnap."""
+"""A reader of stores of formats 1 and 2, written from the specification alone; it knows nothing of raysnap."""
 
 import json
 from pathlib import Path
@@ -6,13 +6,22 @@ from pathlib import Path
 from blake3 import blake3
 from safetensors import deserialize
 
+KEYS = {
+    *("format", "id", "checksum", "architecture", "num_classes", "blocks", "base", "retrain_index", "dataset"),
+    *("preprocessing", "metrics", "train", "trial", "created", "raysnap_version"),
+}
+ADDED = {"family", "configuration"}
+WAYS = {"resize_size", "image_size", "mean", "std", "interpolation"}
+ADDED_WAYS = {"resize_mode", "crop_rounding"}
 HEXADECIMAL = set("0123456789abcdef")
 
 
 def read_snapshot(store: Path, name_or_id: str) -> tuple[dict, dict[str, tuple[str, list[int], bytes]]]:
     """Return the manifest, and each tensor's dtype, shape and bytes by name; every promise of the format is checked."""
-    assert json.loads((store / "store.json").read_bytes()) == {"digest": "blake3", "format": 1}
+    raw = (store / "store.json").read_bytes()
+    assert raw in (b'{"digest":"blake3","format":1}\n', b'{"digest":"blake3","format":2}\n')
     manifest = read_manifest(store, resolve(store, name_or_id))
+    assert manifest["format"] <= json.loads(raw)["format"]
     tensors = {}
     for block in manifest["blocks"]:
         found = read_block(store, block["digest"], block["num_bytes"])
@@ -33,7 +42,10 @@ def resolve(store: Path, name_or_id: str) -> str:
 def read_manifest(store: Path, snapshot: str) -> dict:
     raw = (store / "snapshots" / f"{snapshot}.json").read_bytes()
     manifest = json.loads(raw)
-    assert manifest["format"] == 1
+    assert manifest["format"] in (1, 2)
+    assert set(manifest) == KEYS | (ADDED if manifest["format"] == 2 else set())
+    assert set(manifest["preprocessing"]) == WAYS | (ADDED_WAYS if manifest["format"] == 2 else set())
+    check_architecture(manifest)
     assert canonical(manifest) == raw
     checksum = manifest["checksum"]
     start = raw.index(b'"checksum":"')
@@ -45,6 +57,28 @@ def read_manifest(store: Path, snapshot: str) -> dict:
     }
     assert blake3(canonical(identity)).hexdigest() == manifest["id"] == snapshot
     return manifest
+
+
+def check_architecture(manifest: dict) -> None:
+    """Check that the parts of the architecture's name are those that it has, and its format the oldest that will do."""
+    name, brace, rest = manifest["architecture"].partition("{")
+    family, slash, own = name.partition("/")
+    assert (own or family).replace("_", "").replace(".", "").replace("-", "").isalnum() and name.isascii()
+    if not slash:
+        family = "torchvision"
+    assert family in ("torchvision", "timm", "hf") and not (family == "torchvision" and brace)
+    configuration = json.loads(brace + rest) if brace else {}
+    assert brace + rest == (canonical(configuration).decode() if configuration else "")
+    how = manifest["preprocessing"]
+    is_plain = how["interpolation"] in ("bilinear", "bicubic")
+    if manifest["format"] == 1:
+        assert family == "torchvision" and is_plain
+        return
+    assert (manifest["family"], manifest["configuration"]) == (family, configuration)
+    is_usual = how["resize_mode"] == "shorter_side" and how["crop_rounding"] == "even"
+    assert not (family == "torchvision" and is_plain and is_usual)
+    assert how["interpolation"] in ("nearest", "bilinear", "bicubic", "lanczos")
+    assert how["resize_mode"] in ("shorter_side", "squash") and how["crop_rounding"] in ("even", "down")
 
 
 def canonical(value: object) -> bytes:

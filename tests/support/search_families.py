@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from raysnap.config.parts import ShapesConfig
-from raysnap.store.manifest import Preprocessing
+from raysnap.store.preprocessing import Preprocessing
 from raysnap.store.store import Store
 from tests.support.search_stores import put, random_blocks
 

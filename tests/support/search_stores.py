@@ -13,7 +13,8 @@ from raysnap.models import blocks
 from raysnap.search.plan.tree import Candidate
 from raysnap.search.probes.proxies import score_candidates
 from raysnap.search.probes.score import Score
-from raysnap.store.manifest import BlockEntry, Preprocessing
+from raysnap.store.manifest import BlockEntry
+from raysnap.store.preprocessing import Preprocessing
 from raysnap.store.store import Store
 
 PREPROCESSING = Preprocessing(resize_size=36, image_size=32)

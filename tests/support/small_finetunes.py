@@ -8,7 +8,7 @@ from torch import nn
 from raysnap.config.train import TrainConfig
 from raysnap.models import blocks
 from raysnap.models.tensor_bytes import block_digest
-from raysnap.store.manifest import Preprocessing
+from raysnap.store.preprocessing import Preprocessing
 from raysnap.training import finetune
 from raysnap.training.feeds import LabelledPixels
 from raysnap.training.freezing import StartModel

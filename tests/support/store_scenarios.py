@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from raysnap.errors import SnapshotNotFound
+from raysnap.store.preprocessing import Preprocessing
 from raysnap.store.store import Store
 from tests.support.store_blocks import Blocks, make_blocks
 from tests.support.store_laws import World, make_store
@@ -48,10 +49,10 @@ class Scenario:
         return self.steps[-1].after
 
 
-def _put(path: Path, seed: int, name: str) -> None:
+def _put(path: Path, seed: int, name: str, preprocessing: Preprocessing | None = None) -> None:
     blocks = make_blocks(seed, 1)
     store = Store.open(path, create=True)
-    store.put_snapshot(architecture="resnet18", blocks=blocks, num_classes=4, name=name)
+    store.put_snapshot(architecture="resnet18", blocks=blocks, num_classes=4, name=name, preprocessing=preprocessing)
 
 
 def _remove(path: Path, snapshot: str) -> None:
@@ -61,7 +62,9 @@ def _remove(path: Path, snapshot: str) -> None:
         return  # what a broken step has removed already
 
 
-def _putting(old: World | None, path: Path, seed: int, name: str) -> Scenario:
+def _putting(
+    old: World | None, path: Path, seed: int, name: str, preprocessing: Preprocessing | None = None
+) -> Scenario:
     blocks = make_blocks(seed, 1)
     snapshot = make_store(path, (seed,))[0].resolve("old")
     without_name = (old or World()).plus(snapshot, blocks)
@@ -69,7 +72,7 @@ def _putting(old: World | None, path: Path, seed: int, name: str) -> Scenario:
     return Scenario(
         old,
         [
-            Step(lambda path: _put(path, seed, name), [without_name], new),
+            Step(lambda path: _put(path, seed, name, preprocessing), [without_name], new),
             Step(lambda path: Store.open(path).summaries(), [], new),
         ],
     )
@@ -88,6 +91,11 @@ def beside_shared_blocks(path: Path, scratch: Path, seed: int) -> Scenario:
 def under_an_old_name(path: Path, scratch: Path, seed: int) -> Scenario:
     """Return the scenario of a new snapshot that takes over a name."""
     return _putting(make_store(path, (seed + 1, seed + 3))[1], scratch, seed + 2, "old")
+
+
+def first_of_format_2(path: Path, scratch: Path, seed: int) -> Scenario:
+    """Return the scenario of the first snapshot that format 1 can't say, in a store of format 1."""
+    return _putting(make_store(path, (seed + 1,))[1], scratch, seed + 2, "mine", Preprocessing(resize_mode="squash"))
 
 
 def after_a_removal(path: Path, scratch: Path, seed: int) -> Scenario:
@@ -111,5 +119,6 @@ SCENARIOS = {
     "in no store": in_no_store,
     "beside shared blocks": beside_shared_blocks,
     "under an old name": under_an_old_name,
+    "first of format 2": first_of_format_2,
     "after a removal": after_a_removal,
 }

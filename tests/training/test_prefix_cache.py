@@ -15,7 +15,7 @@ from torchvision.models.vision_transformer import EncoderBlock
 from raysnap.datasets import disk_cache
 from raysnap.errors import FrozenBlockChanged
 from raysnap.models.numerics import Numerics
-from raysnap.store.manifest import Preprocessing
+from raysnap.store.preprocessing import Preprocessing
 from raysnap.training import prefix_cache as prefixes
 from raysnap.training.feeds import FrozenPrefix, LabelledPixels, View
 from raysnap.training.prefix_cache import PrefixCache, prefix_place

@@ -257,9 +257,17 @@ def test_early_stopping_restores_the_best_weights(monkeypatch, losses, patience,
     result = run(model, 9, config, data, on_epoch=report)
     assert len(result.history) == last
     assert result.metrics["best_epoch"] == kept
-    assert result.is_cut_short == (last < len(losses))
+    assert result.cut_short_by == ("patience" if last < len(losses) else None)
     assert digests_of(model)[-1:] == weights[kept - 1]
     assert seen == [False] * (last - 1) + [True], "the last one is known as such"
+
+
+@pytest.mark.parametrize(("limit_s", "last"), [(1e-9, 1), (1e9, 3), (None, 3)])
+def test_no_epoch_begins_that_the_time_limit_does_not_allow(limit_s, last):
+    data = {split: coloured_squares(4, seed) for seed, split in enumerate(("train", "val", "test"))}
+    result = run(model_of("resnet18"), 9, TrainConfig(epochs=3, batch_size=8, time_limit_s=limit_s), data)
+    assert (len(result.history), result.cut_short_by) == (last, "time_limit" if last < 3 else None)
+    assert "test_accuracy" in result.metrics
 
 
 @pytest.mark.parametrize(("monitor", "kept"), [("val_accuracy", 2), ("val_loss", 3)])

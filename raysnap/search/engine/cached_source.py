@@ -18,12 +18,13 @@ import torch
 from blake3 import blake3
 from torch import Tensor
 
+from raysnap.datasets.resizing import CropRounding, Resizing
 from raysnap.models.block_facts import block_shapes
 from raysnap.search.engine.border import Border, from_array, to_array
 from raysnap.search.engine.feature_cache import FeatureCache, Segment
 from raysnap.search.engine.source import FeatureSource, Gathered, ItemSource
 from raysnap.search.plan.tree import PrefixTree, needed_nodes
-from raysnap.store.manifest import Preprocessing
+from raysnap.store.preprocessing import Preprocessing
 
 # Activations are kept where reading and writing them at a disk's pace takes less than computing them on one core.
 DISK_BYTES_PER_S = 5e8
@@ -86,7 +87,7 @@ class CachedSource:
         self._num_items = num_items
         self._cache = cache
         self._keys = NodeKeys(tree, source.fingerprint)
-        self._item_digests: dict[tuple[int, int, int], str] = {}
+        self._item_digests: dict[tuple[Resizing, int, CropRounding, int], str] = {}
 
     def keep(self, candidates: Collection[int]) -> None:
         """Drop what only other candidates need."""
@@ -203,14 +204,14 @@ class CachedSource:
 
     def _digests(self, positions: Sequence[int], preprocessing: Preprocessing) -> list[str]:
         """Return a digest of each item's pixels."""
-        size = (preprocessing.resize_size, preprocessing.image_size)
-        unknown = [position for position in positions if (*size, position) not in self._item_digests]
+        pixels_of = (preprocessing.resizing, preprocessing.image_size, preprocessing.crop_rounding)
+        unknown = [position for position in positions if (*pixels_of, position) not in self._item_digests]
         with self.work.timed("decode"):
             for start in range(0, len(unknown), DIGEST_ITEMS):
                 batch = unknown[start : start + DIGEST_ITEMS]
                 for position, pixels in zip(batch, self._items.read(batch, preprocessing).numpy(), strict=True):
-                    self._item_digests[(*size, position)] = blake3(pixels.data.cast("B")).hexdigest()[:32]
-        return [self._item_digests[(*size, position)] for position in positions]
+                    self._item_digests[(*pixels_of, position)] = blake3(pixels.data.cast("B")).hexdigest()[:32]
+        return [self._item_digests[(*pixels_of, position)] for position in positions]
 
 
 @dataclass

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from raysnap.models.block_facts import block_shapes
 from raysnap.models.blocks import block_skeleton
+from raysnap.models.families.family import item_shape
 from raysnap.models.numerics import Numerics
 from raysnap.search.engine.folding import build_inference_block
 from raysnap.search.plan.costs import BlockSpeed, Kind
@@ -33,7 +34,7 @@ def measure_kinds(kinds: Iterable[Kind], numerics: Numerics, limit_s: float | No
     known: dict[tuple[object, ...], BlockSpeed] = {}
     for architecture, image_size, index in kinds:
         shapes = block_shapes(architecture, image_size)
-        input_shape = shapes[index - 1].output_shape if index else (3, image_size, image_size)
+        input_shape = shapes[index - 1].output_shape if index else item_shape(architecture, image_size)
         shape = shapes[index]
         facts = (architecture, input_shape, shape.output_shape, shape.flops, shape.num_parameter_bytes)
         if facts not in known:

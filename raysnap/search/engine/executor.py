@@ -21,6 +21,7 @@ from torch import Tensor
 
 from raysnap.datasets.augmentation import normalise
 from raysnap.errors import BlockDamaged, RaysnapError, StoreUnreadable, WeightsError, describe_failure
+from raysnap.models.blocks import as_features
 from raysnap.models.numerics import Numerics
 from raysnap.search.engine.block_shelf import Shelf
 from raysnap.search.engine.border import Border
@@ -179,7 +180,7 @@ class Executor:
             schedule = plan_schedule(self.tree, tops, len(positions), self._room, bound, held, is_last=is_last)
         self.work.peak_memory_bytes = max(self.work.peak_memory_bytes, schedule.peak_bytes)
         ends = {index: shape_of(self.tree.nodes[index]) for index in nodes if self.tree.nodes[index].candidates}
-        features = {index: np.empty((len(positions), *end.output_shape), np.float32) for index, end in ends.items()}
+        features = {index: np.empty((len(positions), end.feature_dim), np.float32) for index, end in ends.items()}
         faults: dict[int, str] = {}
         activations: dict[range, Activations] = {}
         for stage in schedule.stages:
@@ -214,14 +215,14 @@ class Executor:
         """Return the bound on memory, with what the features and pixels of so many items take."""
         needed = [self.tree.nodes[index] for index in nodes]
         self._block_bytes |= {block_key(node): prepared_bytes(*kind_of(node), self._numerics) for node in needed}
-        new_bytes = num_items * sum(shape_of(node).output_bytes for node in needed if node.candidates)
+        new_bytes = num_items * sum(4 * shape_of(node).feature_dim for node in needed if node.candidates)
         old_bytes = sum(self._feature_bytes.values())
-        sizes = {node.preprocessing.resize_size for node in needed if node.parent is None}
+        resizings = {node.preprocessing.resizing for node in needed if node.parent is None}
         return Bound(
             self.memory_bytes,
             self._block_bytes,
             reading_bytes=self._shelf.num_readers * max(map(self._reading_bytes, needed)),
-            walking_bytes=old_bytes + 2 * new_bytes + num_items * sum(3 * size * (size + 1) for size in sizes),
+            walking_bytes=old_bytes + 2 * new_bytes + num_items * sum(resizing.slot_bytes for resizing in resizings),
             resting_bytes=PROBE_COPIES * (old_bytes + new_bytes),
         )
 
@@ -300,7 +301,7 @@ class Executor:
                     if step.keeps_output:
                         held[node.index] = output
                     if node.candidates:
-                        outcome.features[node.index] = output
+                        outcome.features[node.index] = as_features(output)
                     if node.index in wanted:
                         outcome.wanted[node.index] = output
                     del output

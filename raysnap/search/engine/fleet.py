@@ -91,7 +91,11 @@ class Fleet:
                     [worker.measure.remote(kinds) for worker in self._workers]
                 )
             except WorkerLost as loss:
+                self.__exit__()
                 raise RaysnapError(f"search workers can't be started: {loss}") from None
+            except BaseException:
+                self.__exit__()  # else whoever keeps the traceback keeps the workers
+                raise
         self._measured = {kind: mean_speed([speeds[kind] for speeds in measured]) for kind in kinds}
 
     def __enter__(self) -> Fleet:

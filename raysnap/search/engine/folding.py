@@ -7,16 +7,22 @@ have in common is computed once.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache, partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
+from torch.overrides import TorchFunctionMode
 
+from raysnap.models.block import Block
 from raysnap.models.block_facts import block_shapes
-from raysnap.models.blocks import Block, block_skeleton, in_float32
+from raysnap.models.blocks import block_skeleton, in_float32
+from raysnap.models.families.family import item_shape
+from raysnap.models.families.recording import leaves
 from raysnap.models.numerics import Numerics
 from raysnap.search.engine.fusing import Fused, fuse
 
@@ -41,7 +47,8 @@ def build_inference_block(
     modules = dict(block.named_modules())
     for slot in recipe.slots:
         module = modules[slot.path]
-        weight = _prepare(weights[slot.name], numerics, will_be_packed=isinstance(module, Fused))
+        value = weights[slot.name] if slot.is_stored else module.get_buffer(slot.key)
+        weight = _prepare(value, numerics, will_be_packed=isinstance(module, Fused))
         if slot.is_parameter:
             module._parameters[slot.key] = nn.Parameter(weight, requires_grad=False)
         else:
@@ -68,11 +75,12 @@ def prepared_bytes(architecture: str, image_size: int, index: int, numerics: Num
 
 @dataclass(frozen=True)
 class _Slot:
-    """Where a tensor goes: the module's path in the block, and the parameter or buffer there."""
+    """Where a tensor goes: the module's path in the block, and the parameter or buffer there; tables aren't stored."""
 
     path: str
     key: str
     is_parameter: bool
+    is_stored: bool
     name: str
 
 
@@ -124,7 +132,7 @@ def _recipe(architecture: str, image_size: int, index: int, fused_dtype: torch.d
     if fused_dtype is not None:
         fuse(block, image_sizes, fused_dtype)
     slots = [
-        _Slot(path, key, is_parameter, _full_name(block, path, key))
+        _Slot(path, key, is_parameter, key not in module._non_persistent_buffers_set, _full_name(block, path, key))
         for path, module in block.named_modules()
         for is_parameter, held in ((True, module._parameters), (False, module._buffers))
         for key, value in held.items()
@@ -134,7 +142,7 @@ def _recipe(architecture: str, image_size: int, index: int, fused_dtype: torch.d
 
 
 def _full_name(block: Block, path: str, *key: str) -> str:
-    """Return torchvision's name of a module at `path` in the block, or of a tensor in it."""
+    """Return the library's name of a module at `path` in the block, or of a tensor in it."""
     _, step, *below = path.split(".")
     return ".".join([*filter(None, [block.paths[int(step)]]), *below, *key])
 
@@ -162,27 +170,56 @@ def _watch_convolutions(
 ) -> tuple[list[tuple[str, str]], dict[str, tuple[int, int]]]:
     """Return each convolution whose output a batch norm takes with that norm, and each one's input size, by path.
 
-    Runs the block without values and watches which tensor goes where. In torchvision's models nothing
-    else takes such an output; tests check that for every family.
+    Runs the block without values and watches which tensor goes where. Only torch's own layers count, called once: what
+    libraries derive from them also pads, standardises or activates. Nothing else may take the convolution's output.
     """
     # On the meta device, batch norms and pooling import torch's compiler, which takes a second; so does moving from it.
     block = block_skeleton(architecture, index)
     block.load({name: torch.zeros(tensor.shape, dtype=tensor.dtype) for name, tensor in block.tensors().items()})
-    made_by: dict[int, tuple[Tensor, str]] = {}
+    uses, calls = _Uses(), Counter[str]()
     pairs: list[tuple[str, str]] = []
     image_sizes: dict[str, tuple[int, int]] = {}
 
     def watch(path: str, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        calls[path] += 1
         if isinstance(module, nn.Conv2d):
-            made_by[id(output)] = (output, path)  # the tensor is kept so that no other gets its id
+            uses.made_by[id(output)] = (output, path)  # the tensor is kept so that no other gets its id
             image_sizes[path] = (inputs[0].shape[2], inputs[0].shape[3])
-        elif id(inputs[0]) in made_by:
-            pairs.append((made_by[id(inputs[0])][1], path))
+        elif id(inputs[0]) in uses.made_by:
+            pairs.append((uses.made_by[id(inputs[0])][1], path))
 
     for path, module in block.named_modules():
-        if isinstance(module, nn.Conv2d | nn.BatchNorm2d):
+        if type(module) is nn.Conv2d or (type(module) is nn.BatchNorm2d and module.track_running_stats):
             module.register_forward_hook(partial(watch, path))
-    above = block_shapes(architecture, image_size)[index - 1].output_shape if index else (3, image_size, image_size)
-    with torch.no_grad():
+    above = (
+        block_shapes(architecture, image_size)[index - 1].output_shape
+        if index
+        else item_shape(architecture, image_size)
+    )
+    with torch.no_grad(), uses:
         block(torch.zeros(1, *above))
-    return pairs, image_sizes
+    alone = [(conv, norm) for conv, norm in pairs if uses.num_uses[conv] == calls[conv] == calls[norm] == 1]
+    return alone, image_sizes
+
+
+class _Uses(TorchFunctionMode):
+    """Counts which functions take what convolutions gave."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.made_by: dict[int, tuple[Tensor, str]] = {}
+        self.num_uses = Counter[str]()
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        result = func(*args, **dict(kwargs or {}))
+        if any(isinstance(leaf, Tensor) for leaf in leaves(result)):
+            for tensor in leaves((args, dict(kwargs or {}))):
+                if id(tensor) in self.made_by:
+                    self.num_uses[self.made_by[id(tensor)][1]] += 1
+        return result

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import TypeAlias
+from typing import TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
-from torchvision.models.resnet import BasicBlock, Bottleneck
 
+from raysnap.models.block import Block
+from raysnap.models.lean_torchvision import models
 from raysnap.search.engine.winograd import NUM_PRODUCTS, convolve, suits_winograd, transform_kernels
 
 FEW_PIXELS = 4  # of an output, at most: a matrix product is 2 to 7 times as fast there, and slower for 16 pixels
@@ -159,7 +160,7 @@ class FusedBottleneck(nn.Module):
         return output
 
 
-def fuse(block: nn.Module, image_sizes: Mapping[str, tuple[int, int]], dtype: torch.dtype) -> None:
+def fuse(block: Block, image_sizes: Mapping[str, tuple[int, int]], dtype: torch.dtype) -> None:
     """Rewrite a block without weights in place, its batch norms folded; tensors keep their names.
 
     Args:
@@ -167,17 +168,22 @@ def fuse(block: nn.Module, image_sizes: Mapping[str, tuple[int, int]], dtype: to
         dtype: what the block computes in.
     """
     for path, module in list(block.named_modules()):
-        if isinstance(module, nn.Conv2d) and module.padding_mode == "zeros" and path in image_sizes:
+        if type(module) is nn.Conv2d and module.padding_mode == "zeros" and path in image_sizes:
             block.set_submodule(path, _fused_conv(module, image_sizes[path], dtype))
     for module in list(block.modules()):
-        if isinstance(module, nn.Sequential | nn.ModuleList):
-            _fuse_sequence(module, dtype)
-        elif isinstance(module, BasicBlock):
+        if module is block.steps or type(module).forward is nn.Sequential.forward:
+            _fuse_sequence(cast(nn.Sequential, module), dtype)
+        elif type(module) is models.resnet.BasicBlock:
             module.__class__ = FusedBasicBlock  # only `forward` is another
-            module.conv1.activation = module.conv2.activation = module.relu
-        elif isinstance(module, Bottleneck):
+            _activate(module, "conv1", "conv2")
+        elif type(module) is models.resnet.Bottleneck:
             module.__class__ = FusedBottleneck
-            module.conv1.activation = module.conv2.activation = module.conv3.activation = module.relu
+            _activate(module, "conv1", "conv2", "conv3")
+
+
+def _activate(block: nn.Module, *names: str) -> None:
+    for name in names:
+        block.get_submodule(name).activation = block.get_submodule("relu")
 
 
 def _fused_conv(conv: nn.Conv2d, image_size: tuple[int, int], dtype: torch.dtype) -> Fused:
@@ -202,7 +208,7 @@ def _fuse_sequence(sequence: nn.Sequential | nn.ModuleList, dtype: torch.dtype) 
     """Let each layer apply the activation after it; linear layers are packed, where that is faster."""
     last: Fused | None = None
     for position, module in enumerate(sequence):
-        if isinstance(module, nn.Linear) and dtype != torch.float32:
+        if type(module) is nn.Linear and dtype != torch.float32:
             sequence[position] = last = PackedLinear(module)
         elif isinstance(module, Fused):
             last = module

@@ -12,10 +12,11 @@ from torch import Tensor
 from raysnap.config.search_options import SearchOptions
 from raysnap.datasets.dataset import Dataset, Item
 from raysnap.datasets.pixel_cache import PixelCache
+from raysnap.datasets.resizing import Resizing
 from raysnap.datasets.splits import probe_splits
 from raysnap.errors import DataError
 from raysnap.search.plan.tree import Candidate
-from raysnap.store.manifest import Preprocessing
+from raysnap.store.preprocessing import Preprocessing
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class DrawnItems:
     dataset: Dataset
     train: tuple[Item, ...]
     test: tuple[Item, ...]
-    caches: dict[int, PixelCache]
+    caches: dict[Resizing, PixelCache]
     draw_s: float
 
     @classmethod
@@ -33,8 +34,8 @@ class DrawnItems:
         """Draw the items that the options ask for, and open the caches of their pixels."""
         started_s = time.perf_counter()
         train, test = probe_splits(dataset, options.seed, options.num_train, options.num_test)
-        sizes = sorted({candidate.preprocessing.resize_size for candidate in candidates})
-        caches = {size: PixelCache.open([*train, *test], dataset, size) for size in sizes}
+        resizings = sorted({candidate.preprocessing.resizing for candidate in candidates})
+        caches = {resizing: PixelCache.open([*train, *test], dataset, resizing) for resizing in resizings}
         return cls(dataset, train, test, caches, time.perf_counter() - started_s)
 
     def num_undecoded(self, num_train: int, num_test: int) -> int:
@@ -69,9 +70,9 @@ class DrawnItems:
 
 @dataclass(frozen=True)
 class ProbeItems:
-    """The items of a search: train, then test, decoded once for each size that a candidate needs."""
+    """The items of a search: train, then test, decoded once for each way in which candidates resize."""
 
-    caches: dict[int, PixelCache]
+    caches: dict[Resizing, PixelCache]
     positions: tuple[int, ...]
     train_labels: np.ndarray
     test_labels: np.ndarray
@@ -90,7 +91,8 @@ class ProbeItems:
     def read(self, positions: Sequence[int], preprocessing: Preprocessing) -> Tensor:
         """Return the items at these positions, uint8 `[n, 3, S, S]`."""
         indices = [self.positions[position] for position in positions]
-        return self.caches[preprocessing.resize_size].read(indices, preprocessing.image_size)
+        cache = self.caches[preprocessing.resizing]
+        return cache.read(indices, preprocessing.image_size, preprocessing.crop_rounding)
 
     def release(self) -> None:
         """Let go of the memory that the pixels read so far take in this process."""

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from raysnap.search.engine.border import Border
 from raysnap.search.engine.work import Work
-from raysnap.store.manifest import Preprocessing
+from raysnap.store.preprocessing import Preprocessing
 
 
 @dataclass(frozen=True)

@@ -238,7 +238,7 @@ class Question:
     def _widths(self) -> Counter[int]:
         """How many candidates have features of each width."""
         ends = (self.tree.nodes[self.tree.end_of(number)] for number in self.candidates)
-        return Counter(math.prod(shape_of(end).output_shape) for end in ends)
+        return Counter(shape_of(end).feature_dim for end in ends)
 
     @cached_property
     def _groups(self) -> tuple[_Group, ...]:

@@ -12,7 +12,8 @@ from functools import cached_property
 
 from raysnap.errors import ArchitectureError
 from raysnap.models.block_facts import block_shapes
-from raysnap.store.manifest import BlockEntry, Preprocessing
+from raysnap.store.manifest import BlockEntry
+from raysnap.store.preprocessing import Preprocessing
 
 
 @dataclass(frozen=True)
@@ -83,16 +84,8 @@ class PrefixTree:
 
 def find_misfit(candidate: Candidate) -> str | None:
     """Return why the candidate can't run, judging by its manifest; None when it can."""
-    resize_size, image_size = candidate.preprocessing.resize_size, candidate.preprocessing.image_size
-    if image_size > resize_size:
-        return f"snapshot {candidate.snapshot}: expected image_size up to resize_size {resize_size}, found {image_size}"
-    interpolation = candidate.preprocessing.interpolation
-    if interpolation != "bilinear":
-        return (
-            f"snapshot {candidate.snapshot}: expected bilinear interpolation, the pixel cache's, found {interpolation}"
-        )
     try:
-        shapes = block_shapes(candidate.architecture, image_size)
+        shapes = block_shapes(candidate.architecture, candidate.preprocessing.image_size)
     except ArchitectureError as error:
         return str(error)
     expected, found = [shape.name for shape in shapes[:-1]], [block.name for block in candidate.blocks]

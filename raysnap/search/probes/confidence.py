@@ -1,12 +1,32 @@
-"""Say how certain a ranking is: a paired bootstrap over items finds statistical ties."""
+"""Say how certain a ranking is: an interval for each score, and a paired bootstrap over items that finds ties."""
 
 from __future__ import annotations
+
+import math
 
 import numpy as np
 
 NUM_RESAMPLES = 2000
 LEVEL = 0.95
+NORMAL_QUANTILE = 1.959964  # of the middle 95 %
 RESAMPLES_ITEMS = 2**21
+
+
+def interval_of(contribution_I: np.ndarray, *, is_share: bool) -> tuple[float, float]:
+    """Return the 95 % interval of a score, which is the mean of its items' contributions.
+
+    Args:
+        is_share: whether each item is right or not: then it is Wilson's interval, which few items don't mislead.
+    """
+    num_items, mean = len(contribution_I), float(contribution_I.mean())
+    z2 = NORMAL_QUANTILE**2
+    if not is_share:
+        half = NORMAL_QUANTILE * float(contribution_I.std()) / math.sqrt(num_items)
+        return mean - half, mean + half
+    middle = (mean + z2 / (2 * num_items)) / (1 + z2 / num_items)
+    spread = mean * (1 - mean) / num_items + z2 / (4 * num_items**2)
+    half = NORMAL_QUANTILE * math.sqrt(spread) / (1 + z2 / num_items)
+    return max(0.0, middle - half), min(1.0, middle + half)
 
 
 def tied_with(best_I: np.ndarray, others_CI: np.ndarray, seed: int) -> np.ndarray:

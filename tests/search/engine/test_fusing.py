@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from raysnap.models.block import Block
 from raysnap.models.numerics import Numerics
 from raysnap.search.engine.folding import build_inference_block
 from raysnap.search.engine.fusing import FewPixelsConv2d, Fused, PackedConv2d, PackedLinear, WinogradConv2d, fuse
@@ -22,13 +23,13 @@ def dtype(request):
 
 def fused_copy(model, size, dtype):
     """Return a model of one sequence as it is rewritten for images of that size."""
-    sizes = {path: size for path, module in model.named_modules() if isinstance(module, nn.Conv2d)}
-    copied = nn.Sequential(*model).requires_grad_(False)
-    fuse(copied, sizes, dtype)
-    for module in copied.modules():
+    block = Block("a block", [("", nn.Sequential(*model).requires_grad_(False))])
+    sizes = {path: size for path, module in block.named_modules() if isinstance(module, nn.Conv2d)}
+    fuse(block, sizes, dtype)
+    for module in block.modules():
         if isinstance(module, Fused):
             module.pack()
-    return copied
+    return block.steps[0]
 
 
 KINDS = [

@@ -10,6 +10,9 @@ from raysnap.datasets.splits import probe_splits
 from raysnap.errors import DataError
 from raysnap.search import search
 from raysnap.search.probes.proxies import PROXIES
+from raysnap.store.preprocessing import Preprocessing
+from raysnap.store.store import Store
+from tests.support.search_stores import put, variant
 from tests.support.searches import (
     DATA,
     SHAPES,
@@ -38,6 +41,27 @@ def test_images_are_decoded_by_the_first_search_only(resnets, data_dir, tmp_path
     assert counts == [SHAPES.num_train + SHAPES.num_val, 0]
     more = search(resnets, tmp_path / "photos", where="name == 'base'", image_size=24)
     assert more.work["images_decoded"] == SHAPES.num_train + SHAPES.num_val, "another size is another cache"
+
+
+def test_each_way_of_resizing_is_decoded_once(data_dir, tmp_path):
+    """Mean, deviation and crop are applied later, so they share the decoded pixels."""
+    store = Store.open(tmp_path / "store", create=True)
+    ways = [
+        Preprocessing(resize_size=36, image_size=32),
+        Preprocessing(resize_size=36, image_size=32, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)),
+        Preprocessing(resize_size=36, image_size=24, crop_rounding="down"),
+        Preprocessing(resize_size=36, image_size=32, interpolation="bicubic"),
+        Preprocessing(resize_size=32, image_size=32, interpolation="lanczos", resize_mode="squash"),
+        Preprocessing(resize_size=30, image_size=32, interpolation="nearest"),
+    ]
+    for number, way in enumerate(ways):
+        put(store, f"way-{number}", variant("resnet18", number, 1), preprocessing=way)
+    shutil.copytree(data_dir / DATA, tmp_path / "photos", ignore=shutil.ignore_patterns(".raysnap"))
+    result = search(store, tmp_path / "photos", method="shared", num_train=8, num_test=4)
+    assert (len(result.ranking), result.skipped) == (len(ways), ())
+    assert result.work["images_decoded"] == 4 * 12
+    assert len(result.inputs) == len(ways)
+    assert {group.resize_mode for group in result.inputs} == {"shorter_side", "squash"}
 
 
 def test_few_items_still_give_a_ranking(resnets, data_dir):

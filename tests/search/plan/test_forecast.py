@@ -15,7 +15,7 @@ from raysnap.search.plan.forecast import PROBE_FLOPS, DevicePace, Question, hit_
 from raysnap.search.plan.rungs import Rung, plan_rungs
 from raysnap.search.plan.tree import build_tree
 from raysnap.search.plan.workload import image_forwards
-from raysnap.store.manifest import Preprocessing
+from raysnap.store.preprocessing import Preprocessing
 from tests.support.search_stores import candidate, digest
 from tests.support.search_trees import NUM_BLOCKS, star
 

@@ -1,12 +1,12 @@
-"""A stored snapshot as a model of torchvision's own class."""
+"""A library's own model, built around stored tensors."""
 
 import pytest
 import torch
 from torchvision import models
 
 from raysnap.models import blocks
-from raysnap.models.torchvision_model import build_torchvision_model
-from raysnap.store.manifest import Preprocessing
+from raysnap.models.families.family import build
+from raysnap.store.preprocessing import Preprocessing
 from raysnap.store.store import Store
 
 NUM_CLASSES = 3
@@ -30,7 +30,7 @@ def state_dict_of(architecture: str) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize(("architecture", "family", "image_size"), FAMILIES)
 def test_the_model_is_torchvisions_own_with_these_weights(architecture, family, image_size):
     tensors = state_dict_of(architecture)
-    model = build_torchvision_model(architecture, NUM_CLASSES, tensors)
+    model = build(architecture, NUM_CLASSES, tensors)
     expected = models.get_model(architecture, weights=None, num_classes=NUM_CLASSES).eval()
     expected.load_state_dict(tensors, strict=True)
     images = torch.randn(2, 3, image_size, image_size)
@@ -40,7 +40,7 @@ def test_the_model_is_torchvisions_own_with_these_weights(architecture, family, 
 
 
 def test_every_tensor_of_the_model_is_real():
-    model = build_torchvision_model("swin_v2_t", NUM_CLASSES, state_dict_of("swin_v2_t"))
+    model = build("swin_v2_t", NUM_CLASSES, state_dict_of("swin_v2_t"))
     assert not any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers()))
 
 
@@ -51,7 +51,7 @@ def test_weights_of_another_model_are_rejected(change):
     tensors = state_dict_of("resnet18")
     change(tensors)
     with pytest.raises(RuntimeError, match="state_dict"):
-        build_torchvision_model("resnet18", NUM_CLASSES, tensors)
+        build("resnet18", NUM_CLASSES, tensors)
 
 
 @pytest.fixture

@@ -1,0 +1,1 @@
+"""Commands from a dataset to a model: finetune, recommend, predict."""

@@ -1,0 +1,212 @@
+"""What a finetune trains, known without torch: its shortlist as a sweep, cut so that it fits what time is left.
+
+The sweep's space is the finetune's recipes, and beside these the snapshots to start from. Trials are ordered by recipe
+first: where time runs out, every start has had the first recipe.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from raysnap.cluster.gpu_room import known_gpu_bytes
+from raysnap.config.sweep import PRESETS, FinetuneConfig, SweepConfig
+from raysnap.models.block_facts import num_body_blocks
+from raysnap.planning.forecast import TRIAL_OVERHEAD_S, forecast
+from raysnap.planning.sweep import plan_sweep
+from raysnap.runs.shortlist import TRAINING_DIR, ShortlistedStart
+from raysnap.system import num_cpus
+
+SEARCH_SHARE = 0.25  # of a time budget, at most, for the search
+RESERVE_SHARE, LEAST_RESERVE_S = 0.05, 15.0  # for starting Ray, storing and reporting
+ASHA_SHARE = 0.6  # of all planned epochs that run, as ASHA stops most fine-tunes early
+MIN_EPOCHS = 2
+TRAINING_SHARE = 0.9  # of the time for training that epochs take; the rest is for what is around them
+LEAST_SHARE_S = 1.0
+FEWEST = "quick"  # the preset with the fewest recipes
+
+
+def sweep_config(
+    config: FinetuneConfig,
+    dataset_dir: Path,
+    starts: Sequence[ShortlistedStart],
+    epochs: int,
+    training_s: float | None = None,
+    recipes: str | None = None,
+) -> SweepConfig:
+    """Return the sweep that fine-tunes from these starts.
+
+    Args:
+        recipes: the preset whose recipes are tried in place of the configuration's own.
+        dataset_dir: the dataset's folder.
+        epochs: of each fine-tune, at most.
+        training_s: when the sweep stops.
+    """
+    train = config.train.model_copy(update={"epochs": epochs}).model_dump(mode="json")
+    architectures = list(dict.fromkeys(start.architecture for start in starts))
+    space = PRESETS[recipes]["space"] if recipes else config.model_dump(mode="json")["space"]
+    fewest = min(num_body_blocks(architecture) for architecture in architectures)
+    sweep = SweepConfig.model_validate(
+        {
+            "seed": config.seed,
+            "run_dir": config.run_dir / TRAINING_DIR,
+            "store": config.store,
+            "data_dir": config.data_dir,
+            "datasets": [str(dataset_dir)],
+            "architectures": architectures,
+            "image_size": starts[0].image_size,
+            "train": train,
+            "base": {"weights": starts[0].snapshot},
+            "space": _fitted(space, fewest) | _starts_space(starts),
+            "num_samples": config.num_samples,
+            "scheduler": "fifo" if config.resources.num_workers else "asha",
+            "metric": config.metric,
+            "grace_epochs": min(config.grace_epochs, epochs),
+            "reduction_factor": config.reduction_factor,
+            "time_budget_s": training_s,
+            "keep": "best",
+            **{key: getattr(config, key) for key in ("num_train", "num_val", "num_test", "prefix_cache_bytes")},
+            "trackers": config.trackers,
+            "resources": config.resources,
+            **({"shapes": config.shapes} if config.shapes else {}),
+        }
+    )
+    return sweep if training_s is None else _sharing_time(sweep, training_s)
+
+
+def _sharing_time(sweep: SweepConfig, training_s: float) -> SweepConfig:
+    """Return the sweep with an equal share of the time for each fine-tune, so that each can be kept when time is over.
+
+    A machine that is slower than forecast then trains fewer epochs; what was best so far is kept and tested.
+    """
+    if sweep.resources.num_workers:
+        return sweep
+    num_trials = len(plan_sweep(sweep).trials)
+    num_places = len(known_gpu_bytes()) or max(1, int(num_cpus() // sweep.resources.cpus))
+    at_once = min(num_trials, num_places, sweep.resources.max_concurrent or num_places)
+    share_s = max(LEAST_SHARE_S, TRAINING_SHARE * training_s * at_once / num_trials - TRIAL_OVERHEAD_S)
+    limit_s = min(share_s, sweep.train.time_limit_s or share_s)
+    return sweep.model_copy(update={"train": sweep.train.model_copy(update={"time_limit_s": limit_s})})
+
+
+def _starts_space(starts: Sequence[ShortlistedStart]) -> dict[str, Any]:
+    """Return the part of a space that chooses the start, and with it the architecture and the size of images."""
+    space: dict[str, Any] = {"base.weights": {"grid": {start.name: start.snapshot for start in starts}}}
+    for key, value_of in _FOLLOWING.items():
+        values = list(dict.fromkeys(value_of(start) for start in starts))
+        if len(values) > 1:
+            space[key] = [
+                {
+                    "when": {"base.weights": [start.snapshot for start in starts if value_of(start) == value]},
+                    "choice": [value],
+                }
+                for value in values
+            ]
+    return space
+
+
+_FOLLOWING: dict[str, Callable[[ShortlistedStart], Any]] = {
+    "architecture": lambda start: start.architecture,
+    "image_size": lambda start: start.image_size,
+}
+
+
+def _fitted(space: dict[str, Any], num_blocks: int) -> dict[str, Any]:
+    """Return the space with no more learning rates than the smallest net has blocks to give them to."""
+    entries = space.get("train.layer_lrs")
+    if entries is None:
+        return space
+    listed = entries if isinstance(entries, list) else [entries]
+    return space | {"train.layer_lrs": [_fitted_entry(entry, num_blocks + 1) for entry in listed]}
+
+
+def _fitted_entry(entry: dict[str, Any], most: int) -> dict[str, Any]:
+    def cut(value: Any) -> Any:
+        return value[:most] if isinstance(value, list | tuple) else value
+
+    found = dict(entry)
+    for kind in ("grid", "choice"):
+        if isinstance(options := entry.get(kind), dict):
+            found[kind] = {label: cut(value) for label, value in options.items()}
+        elif isinstance(options, list | tuple):
+            found[kind] = [cut(value) for value in options]
+    return found
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How much is trained so that it fits a time.
+
+    Attributes:
+        num_starts: how many of the starts, the best first.
+        epochs: of each fine-tune, at most.
+        recipes: the preset whose recipes are tried in place of the configuration's own; None for its own.
+        forecast_s: what that is forecast to take.
+    """
+
+    num_starts: int
+    epochs: int
+    recipes: str | None = None
+    forecast_s: float = 0.0
+
+
+def fit_to_time(
+    config: FinetuneConfig, dataset_dir: Path, starts: Sequence[ShortlistedStart], training_s: float
+) -> Fit:
+    """Return how much is trained so that it is forecast to fit the time left.
+
+    First epochs go, down to a third; then recipes, to those of the preset `quick`, unless they are the configuration's
+    own; then starts, as a shortlist is worth more than recipes; then epochs again.
+    """
+    steps = _steps(config, len(starts))
+    chosen = steps[-1]
+    low, high = 0, len(steps) - 1
+    while low <= high:  # what a step takes falls from step to step
+        middle = (low + high) // 2
+        step = steps[middle]
+        needed_s = forecast_s(config, dataset_dir, starts[: step.num_starts], step.epochs, step.recipes)
+        if needed_s <= training_s or middle == len(steps) - 1:
+            chosen, high = replace(step, forecast_s=needed_s), middle - 1
+        else:
+            low = middle + 1
+    return chosen
+
+
+def _steps(config: FinetuneConfig, num_starts: int) -> list[Fit]:
+    most = config.train.epochs
+    third = min(most, max(MIN_EPOCHS, -(-most // 3)))
+    is_presets = config.preset != FEWEST and config.space == _preset_space(config.preset)
+    recipes = FEWEST if is_presets else None
+    steps = [Fit(num_starts, epochs) for epochs in range(most, third - 1, -1)]
+    steps += [Fit(count, third, recipes) for count in range(num_starts, 0, -1)]
+    return steps + [Fit(1, epochs, recipes) for epochs in range(third - 1, MIN_EPOCHS - 1, -1)]
+
+
+def _preset_space(preset: str) -> Any:
+    return FinetuneConfig.model_validate({"dataset": "any", "preset": preset}).space
+
+
+def forecast_s(
+    config: FinetuneConfig,
+    dataset_dir: Path,
+    starts: Sequence[ShortlistedStart],
+    epochs: int,
+    recipes: str | None = None,
+) -> float:
+    """Return how long the fine-tunes are forecast to take here, in seconds: a rough figure."""
+    sweep = sweep_config(config, dataset_dir, starts, epochs, recipes=recipes)
+    needed = forecast(sweep, plan_sweep(sweep))
+    gpus = known_gpu_bytes()
+    total_s = needed.gpu_s / len(gpus) if gpus else needed.cpu_s * _crowding()
+    return ASHA_SHARE * total_s if sweep.scheduler == "asha" else total_s
+
+
+def _crowding() -> float:
+    """Return how many processes share each of this machine's CPUs now; at least one."""
+    with suppress(OSError, AttributeError):
+        return max(1.0, os.getloadavg()[0] / num_cpus())
+    return 1.0

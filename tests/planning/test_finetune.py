@@ -1,0 +1,93 @@
+"""A finetune as a sweep: recipes before starts, each start with its own network, and no more than fits the time."""
+
+import pytest
+
+from raysnap.config.sweep import FinetuneConfig
+from raysnap.planning import finetune as module
+from raysnap.planning.finetune import fit_to_time, sweep_config
+from raysnap.planning.sweep import plan_sweep
+from raysnap.runs.shortlist import ShortlistedStart
+from raysnap.store.store import Store
+from tests.support.image_folders import make_folder
+from tests.support.search_stores import put, variant
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return make_folder(tmp_path / "photos", {"train/cat": 4, "train/dog": 4})
+
+
+@pytest.fixture
+def starts(tmp_path) -> list[ShortlistedStart]:
+    store = Store.open(tmp_path / "store", create=True)
+    made = (("resnet18", "deep"), ("mobilenet_v3_small", "small"))
+    return [
+        ShortlistedStart(put(store, name, variant(architecture, 0, 0), architecture), name, architecture, size)
+        for (architecture, name), size in zip(made, (64, 32), strict=True)
+    ]
+
+
+def config_of(tmp_path, folder, **more) -> FinetuneConfig:
+    places = {"store": tmp_path / "store", "run_dir": tmp_path / "run", "dataset": str(folder)}
+    return FinetuneConfig.model_validate(places | more)
+
+
+def test_recipes_come_before_starts_each_with_its_own_network(tmp_path, folder, starts):
+    config = config_of(tmp_path, folder, preset="quick")
+    trials = plan_sweep(sweep_config(config, folder, starts, 3)).trials
+    keys = ("train.layer_lrs", "base.weights")
+    shown = [(*(one.point[key] for key in keys), one.architecture, one.image_size) for one in trials]
+    assert shown == [
+        ("gentle", "deep", "resnet18", 64),
+        ("gentle", "small", "mobilenet_v3_small", 32),
+        ("bold", "deep", "resnet18", 64),
+        ("bold", "small", "mobilenet_v3_small", 32),
+    ]
+    assert {trial.train.epochs for trial in trials} == {3}
+
+
+def test_whole_nets_are_retrained_with_rates_that_fall(tmp_path, folder, starts):
+    for preset in ("quick", "good", "best"):
+        sweep = sweep_config(config_of(tmp_path, folder, preset=preset), folder, starts, 3)
+        first = plan_sweep(sweep).trials[0]
+        assert first.train.layer_lrs == (1e-3, 3e-4, 1e-4, 3e-5) and first.retrain_index == 8
+    assert sweep.scheduler == "asha" and sweep.keep == "best"
+
+
+def test_small_nets_get_no_more_rates_than_blocks(tmp_path, folder, starts, monkeypatch):
+    monkeypatch.setattr(module, "num_body_blocks", lambda _: 1)
+    space = sweep_config(config_of(tmp_path, folder), folder, starts, 3).model_dump(mode="json")["space"]
+    assert all(len(rates) <= 2 for entry in space["train.layer_lrs"] for rates in entry["grid"].values())
+
+
+def test_less_time_means_fewer_epochs_recipes_and_starts(tmp_path, folder, starts, monkeypatch):
+    def forecast_s(_config, _folder, some, epochs, recipes=None) -> float:
+        return 10.0 * len(some) * epochs * (0.5 if recipes else 1)
+
+    monkeypatch.setattr(module, "forecast_s", forecast_s)
+    config = config_of(tmp_path, folder)
+    fits = {seconds: fit_to_time(config, folder, starts, seconds) for seconds in (1000, 240, 160, 79, 39, 19, 1)}
+    assert {seconds: (fit.num_starts, fit.epochs, fit.recipes) for seconds, fit in fits.items()} == {
+        1000: (2, 12, None),
+        240: (2, 12, None),
+        160: (2, 8, None),
+        79: (2, 4, "quick"),
+        39: (1, 4, "quick"),
+        19: (1, 3, "quick"),
+        1: (1, 2, "quick"),
+    }
+    assert all(fit.forecast_s <= seconds for seconds, fit in fits.items() if seconds > 1)
+    assert fit_to_time(config_of(tmp_path, folder, train={"epochs": 1}), folder, starts, 1).epochs == 1
+    own = config_of(tmp_path, folder, space={"train.lr": {"grid": [0.1]}})
+    assert fit_to_time(own, folder, starts, 1).recipes is None
+
+
+def test_each_fine_tune_has_a_share_of_the_time(tmp_path, folder, starts, monkeypatch):
+    monkeypatch.setattr(module, "num_cpus", lambda: 2)
+    monkeypatch.setattr(module, "known_gpu_bytes", tuple)
+    config = config_of(tmp_path, folder, preset="quick")
+    shares = {seconds: sweep_config(config, folder, starts, 3, seconds).train.time_limit_s for seconds in (100, 1)}
+    assert shares == {100: pytest.approx(0.9 * 100 * 2 / 4 - 1), 1: 1.0}
+    assert sweep_config(config, folder, starts, 3).train.time_limit_s is None
+    alone = config_of(tmp_path, folder, preset="quick", resources={"max_concurrent": 1})
+    assert sweep_config(alone, folder, starts, 3, 100).train.time_limit_s == pytest.approx(0.9 * 100 / 4 - 1)

@@ -1,0 +1,51 @@
+"""A finetune's shortlist: read back as written, and what came of each start found among the trials."""
+
+import pytest
+
+from raysnap.errors import DataError
+from raysnap.runs.shortlist import SHORTLIST_NAME, Shortlist, ShortlistedStart, TimePlan, results_of
+from raysnap.runs.trial_rows import TrialRow
+
+STARTS = (
+    ShortlistedStart("a" * 64, "first", "resnet18", 32, rank=1, score=0.8, low=0.7, high=0.9, num_scored=50),
+    ShortlistedStart("b" * 64, "second", "resnet18", 32, rank=2, score=0.7, is_tied=True),
+)
+SEARCHED = Shortlist(STARTS, 5, "shared", "linear", 9, 0.01, 0.25, TimePlan(60, 15, 4, 10, 46, 40), "quick")
+
+
+def row(start: str, status: str, objective: float | None, name: str = "x") -> TrialRow:
+    metrics = {"metrics": {"val_accuracy": objective}} if objective is not None else {}
+    point = {"base.weights": start}
+    facts = {"trial": name, "role": "finetune", "status": status, "point": point, "objective": objective}
+    return TrialRow.read(facts | metrics)
+
+
+@pytest.mark.parametrize("shortlist", [SEARCHED, Shortlist(STARTS[:1], 2)])
+def test_a_shortlist_reads_back_as_it_was_written(tmp_path, shortlist):
+    assert Shortlist.read(tmp_path) is None
+    shortlist.write(tmp_path)
+    assert Shortlist.read(tmp_path) == shortlist
+    assert shortlist.is_searched == (shortlist is SEARCHED)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"starts": [], "epochs": 3}'])
+def test_a_file_that_is_no_shortlist_is_refused(tmp_path, text):
+    (tmp_path / SHORTLIST_NAME).write_text(text)
+    with pytest.raises(DataError, match="expected a finetune's shortlist"):
+        Shortlist.read(tmp_path)
+
+
+def test_of_each_start_the_best_fine_tune_counts():
+    rows = [
+        row("first", "stopped", 0.9, "1"),
+        row("first", "done", 0.6, "2"),
+        row("first", "done", 0.7, "3"),
+        row("second", "stopped", 0.4, "4"),
+        row("second", "failed", None, "5"),
+        row("another", "done", 1.0, "6"),
+    ]
+    first, second = results_of(SEARCHED, rows)
+    assert (first.trial.trial, first.num_trials, first.val_accuracy) == ("3", 3, 0.7)
+    assert (second.trial.trial, second.num_trials, second.test_accuracy) == ("4", 2, None)
+    assert results_of(SEARCHED, rows, is_max=False)[0].trial.trial == "2"
+    assert results_of(SEARCHED, [])[0].trial is None
