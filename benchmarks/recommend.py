@@ -75,10 +75,12 @@ def write_records(store: Store, num_records: int) -> None:
     folder = store.path / "records"
     folder.mkdir()
     for number in range(num_records):
-        snapshot, architecture, base = rng.choice(snapshots)
+        chosen = rng.choice(snapshots)
         dataset = f"dataset-{rng.randrange(NUM_DATASETS)}"
         content = StartRecord(
-            start=StartFacts(snapshot=snapshot, architecture=architecture, lineage=(base,) if base else ()),
+            start=StartFacts(
+                snapshot=chosen.id, architecture=chosen.architecture, lineage=(chosen.base,) if chosen.base else ()
+            ),
             dataset=TargetFacts(
                 name=dataset, digest=dataset, num_classes=10, num_train=1000, num_val=200, num_test=200
             ),

@@ -33,7 +33,7 @@ def place(
     table = store.record_table() if options.use_records else None
     if not described or table is None or not len(table):
         return tuple(described), None
-    bases = {snapshot: base for snapshot, _, base in store.lineages()}
+    bases = {one.id: one.base for one in store.lineages()}
     snapshots = [(line.snapshot, line.architecture, root_of(line.snapshot, bases)) for line in described]
     by_proxy_S = _order_of(described)
     expected = expect(table, dataset.fingerprint, snapshots, by_proxy_S)

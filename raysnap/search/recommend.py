@@ -98,20 +98,20 @@ def recommend(
     store = store if isinstance(store, Store) else Store.open(Path(store))
     dataset = open_dataset(str(data), data_dir, shapes)
     lineages = store.lineages(where)
-    if not lineages:
+    chosen = [one for one in lineages if one.is_match]
+    if not chosen:
         wanted = f" that match where {where!r}" if where else ""
         raise UsageError(f"{store.path}: expected at least one snapshot to rank, found none{wanted}")
-    bases = {snapshot: base for snapshot, _, base in (store.lineages() if where else lineages)}
-    snapshots = [(snapshot, architecture, root_of(snapshot, bases)) for snapshot, architecture, _ in lineages]
+    bases = {one.id: one.base for one in lineages}
+    snapshots = [(one.id, one.architecture, root_of(one.id, bases)) for one in chosen]
     expected = expect(store.record_table(), dataset.fingerprint, snapshots)
     best = np.lexsort((np.arange(len(snapshots)), -expected.num_datasets_S, -expected.standing_S))[:limit].tolist()
-    names = store.first_names(snapshots[number][0] for number in best)
     ranking = tuple(
         RecommendedSnapshot(
             rank=rank,
-            snapshot=snapshots[number][0],
-            name=names.get(snapshots[number][0], snapshots[number][0][:12]),
-            architecture=snapshots[number][1],
+            snapshot=chosen[number].id,
+            name=chosen[number].name or chosen[number].id[:12],
+            architecture=chosen[number].architecture,
             standing=float(expected.standing_S[number]),
             num_datasets=int(expected.num_datasets_S[number]),
         )

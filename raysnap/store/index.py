@@ -10,7 +10,7 @@ import json
 import logging
 import sqlite3
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
@@ -73,6 +73,16 @@ class SnapshotSummary(NamedTuple):
     names: tuple[str, ...]
 
 
+class Lineage(NamedTuple):
+    """Where a snapshot comes from: its base, if any; `name` is its first ref, `is_match` what a `where` says of it."""
+
+    id: str
+    architecture: str
+    base: str | None
+    name: str | None
+    is_match: bool
+
+
 def list_summaries(files: Files, where: str | None = None) -> list[SnapshotSummary]:
     """Return the snapshots that match `where`, oldest first.
 
@@ -87,27 +97,27 @@ def list_summaries(files: Files, where: str | None = None) -> list[SnapshotSumma
     return [SnapshotSummary._make((*row, tuple(names.get(row[0], ())))) for row in rows]
 
 
-def list_lineages(files: Files, where: str | None = None) -> list[tuple[str, str, str | None]]:
-    """Return the id, the architecture and the base of the snapshots that match `where`, in the order of their ids."""
+def list_lineages(files: Files, where: str | None = None) -> list[Lineage]:
+    """Return where each snapshot comes from, in the order of their ids, and whether it matches `where`.
+
+    Raises:
+        UsageError: `where` is not an expression over snapshots.
+    """
     with _connect(files) as connection:
-        return _select(connection, "id, architecture, base", where, order="id")
+        matching = None if where is None else {snapshot for (snapshot,) in _select(connection, "id", where)}
+        first_names = dict(connection.execute("SELECT id, min(name) FROM refs GROUP BY id"))
+        rows = connection.execute("SELECT id, architecture, base FROM snapshots ORDER BY id").fetchall()
+    return [
+        Lineage(snapshot, architecture, base, first_names.get(snapshot), matching is None or snapshot in matching)
+        for snapshot, architecture, base in rows
+    ]
 
 
-def list_names(files: Files, snapshots: Iterable[str]) -> dict[str, str]:
-    """Return the first name of each of these snapshots that has any."""
-    with _connect(files) as connection:
-        found = [
-            (snapshot, connection.execute("SELECT min(name) FROM refs WHERE id = ?", (snapshot,)).fetchone()[0])
-            for snapshot in snapshots
-        ]
-    return {snapshot: name for snapshot, name in found if name is not None}
-
-
-def _select(connection: sqlite3.Connection, columns: str, where: str | None, order: str = "created, id") -> list[Any]:
+def _select(connection: sqlite3.Connection, columns: str, where: str | None) -> list[Any]:
     condition, parameters = compile_where(where) if where is not None else ("1", [])
     try:
         return connection.execute(
-            f"SELECT {columns} FROM snapshots WHERE {condition} ORDER BY {order}", parameters
+            f"SELECT {columns} FROM snapshots WHERE {condition} ORDER BY created, id", parameters
         ).fetchall()
     except sqlite3.OperationalError as error:
         raise StoreError(f"where {where!r}: SQLite {sqlite3.sqlite_version} can't run it: {error}") from None

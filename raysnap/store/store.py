@@ -30,7 +30,7 @@ from raysnap.store import catalog, index, records, usage
 from raysnap.store.audit import Verification, verify
 from raysnap.store.files import MAX_ATTEMPTS, Files, OnRead, entries_in, gc_race_error
 from raysnap.store.garbage import collect_garbage
-from raysnap.store.index import SnapshotSummary
+from raysnap.store.index import Lineage, SnapshotSummary
 from raysnap.store.manifest import BlockEntry, DatasetRecord, Manifest, check_digest, check_ref_name
 from raysnap.store.new_snapshot import NewSnapshot, Origin
 from raysnap.store.preprocessing import Preprocessing
@@ -447,13 +447,9 @@ class Store:
         """Return what ranking starts needs of all records, from a cache that is rebuilt where it is stale."""
         return records.read_table(self._files)
 
-    def lineages(self, where: str | None = None) -> list[tuple[str, str, str | None]]:
-        """Return the id, the architecture and the base of the snapshots that match `where`, by id."""
+    def lineages(self, where: str | None = None) -> list[Lineage]:
+        """Return where each snapshot comes from, by id, and whether it matches `where`."""
         return index.list_lineages(self._files, where)
-
-    def first_names(self, snapshots: Iterable[str]) -> dict[str, str]:
-        """Return the first name of each of the snapshots with these ids that has any."""
-        return index.list_names(self._files, snapshots)
 
     # Names
 
