@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import subprocess
 import sys
 import time
@@ -31,6 +32,7 @@ def main() -> int:
     parser.add_argument("family", choices=("torchvision", "timm", "hf"))
     parser.add_argument("--out", type=Path, help="file of JSON lines, by default coverage-FAMILY.jsonl")
     parser.add_argument("--match", default="", help="only names that contain this")
+    parser.add_argument("--skip", default="$.", help="leave out names in which this regular expression is found")
     parser.add_argument("--every", type=int, default=1, help="only each so many-th name")
     parser.add_argument("--chunk", type=int, default=25)
     parser.add_argument("--limit-s", type=float, default=540)
@@ -40,7 +42,9 @@ def main() -> int:
     if arguments.worker is not None:
         return work(arguments.worker, out, arguments.limit_s)
     started_s = time.monotonic()
-    names = [name for name in names_of(arguments.family) if arguments.match in name][:: arguments.every]
+    names = [
+        name for name in names_of(arguments.family) if arguments.match in name and not re.search(arguments.skip, name)
+    ][:: arguments.every]
     while left := [name for name in names if name not in read(out)]:
         if time.monotonic() - started_s > arguments.limit_s:
             sys.stderr.write(f"{len(left)} names are left; run the same command again\n")

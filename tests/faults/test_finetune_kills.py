@@ -74,7 +74,7 @@ def test_killed_and_resumed(place, is_time: Callable[[Path], bool]):
         assert process.poll() is None and time.monotonic() < deadline_s, (place / "log").read_text()
         time.sleep(0.01)
     os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    process.communicate()
     ended = {row["trial"]: row for row in rows(place)}
     resumed = start(place, "--resume")
     out, _ = resumed.communicate(timeout=DEADLINE_S)
