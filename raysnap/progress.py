@@ -1,9 +1,10 @@
-"""Progress of a job on stderr: live bars on a terminal, one line per finished piece in a log."""
+"""Progress of a job on stderr: live bars on a terminal; in a log, lines for finished pieces and for long waits."""
 
 from __future__ import annotations
 
 import logging
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,14 +16,19 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 MIN_SHOWN_LEFT_S = 60
+TICK_S = 0.5
+QUIET_S, QUIET_GROWTH, MAX_QUIET_S = 5.0, 1.5, 60.0
+"""A log says that work goes on after so many seconds without a line; each further wait is longer, up to the most."""
 
 OnProgress = Callable[[str, int, int, str], None]
 """Called with a stage, how many of its pieces are done, how many there are, and a note.
 
-The stage `stage/piece` is one piece of a stage while it runs: a bar of its own on a terminal, nothing in a log.
+The stage `stage/piece` is one piece of a stage while it runs: a bar of its own on a terminal; a log names it only where
+nothing else was said for a while.
 """
 
 STAGES = {
+    "ray": "Ray",
     "search": "Search",
     "data": "Data",
     "base": "Base",
@@ -37,10 +43,13 @@ def ignore_progress(stage: str, num_done: int, num_all: int, note: str) -> None:
 
 
 @contextmanager
-def show_progress(stream: TextIO | None = None) -> Iterator[OnProgress]:
+def show_progress(stream: TextIO | None = None, *, silent_s: float = 0.0) -> Iterator[OnProgress]:
     """Show progress until the block ends; yields the function that reports it.
 
-    Who wants errors only, by the level of raysnap's logger, sees none.
+    Users who want errors only, by the level of raysnap's logger, see none.
+
+    Args:
+        silent_s: for how many seconds a log shows nothing: what is over by then needs no progress.
     """
     stream = stream or sys.stderr
     if not logging.getLogger("raysnap").isEnabledFor(logging.WARNING):
@@ -49,7 +58,8 @@ def show_progress(stream: TextIO | None = None) -> Iterator[OnProgress]:
         with _bars(stream) as show:
             yield show
     else:
-        yield _lines(stream)
+        with _lines(stream, silent_s) as show:
+            yield show
 
 
 @contextmanager
@@ -128,24 +138,68 @@ def _logs_above(console: Console, stream: TextIO) -> Iterator[None]:
             handler.setStream(stream)
 
 
-def _lines(stream: TextIO) -> OnProgress:
-    started_s = time.monotonic()
-    first: dict[str, tuple[float, int]] = {}
-    last_done: dict[str, int] = {}
+class _Log:
+    """Progress as lines: one per finished piece, and while a piece takes long, ever fewer that say what it is at."""
 
-    def show(stage: str, num_done: int, num_all: int, note: str) -> None:
-        if last_done.get(stage) == num_done or "/" in stage:
+    def __init__(self, stream: TextIO, silent_s: float):
+        self._stream = stream
+        self._silent_s = silent_s
+        self._started_s = self._said_s = time.monotonic()
+        self._first: dict[str, tuple[float, int]] = {}
+        self._last: dict[str, tuple[int, int]] = {}
+        self._now = "starting"
+        self._pieces: dict[str, str] = {}
+        self._quiet_s = QUIET_S
+        self._lock = threading.Lock()
+
+    def show(self, stage: str, num_done: int, num_all: int, note: str) -> None:
+        """Print a line where a piece of a stage is finished."""
+        name, is_piece, piece = stage.partition("/")
+        name = STAGES.get(name, name)
+        if is_piece:
+            with self._lock:
+                self._pieces.pop(stage, None)
+                if num_done < num_all:
+                    self._pieces[stage] = shown_line(f"{piece} {num_done}/{num_all} {note}".rstrip())
             return
-        last_done[stage] = num_done
+        last_done, last_all = self._last.get(stage, (0, num_all))
+        if self._last.get(stage) == (num_done, num_all):
+            return
         now_s = time.monotonic()
-        first_s, num_before = first.setdefault(stage, (now_s, num_done))
+        if num_done < last_done or num_all != last_all:  # the stage begins again
+            del self._first[stage]
+        self._last[stage] = num_done, num_all
+        first_s, num_before = self._first.setdefault(stage, (now_s, num_done))
         left_s = (now_s - first_s) / max(1, num_done - num_before) * (num_all - num_done)
         left = f"  (about {seconds_text(left_s)} left)" if left_s >= MIN_SHOWN_LEFT_S else ""
-        line = f"[{now_s - started_s:5.0f} s] {STAGES.get(stage, stage):<10} {num_done}/{num_all}  {shown_line(note)}"
-        print(
-            line.rstrip() + left,
-            file=stream,
-            flush=True,
-        )
+        with self._lock:
+            self._now = f"{name:<10} {num_done}/{num_all}"
+            if now_s - self._started_s >= self._silent_s:
+                self._quiet_s = QUIET_S
+                self._print(now_s, f"{self._now}  {shown_line(note)}".rstrip() + left)
 
-    return show
+    def watch(self, ended: threading.Event) -> None:
+        """Print a line where nothing was said for a while, until the event is set."""
+        while not ended.wait(TICK_S):
+            now_s = time.monotonic()
+            with self._lock:
+                if now_s - self._said_s >= self._quiet_s:
+                    self._quiet_s = min(MAX_QUIET_S, QUIET_GROWTH * self._quiet_s)
+                    at = f": {next(reversed(self._pieces.values()))}" if self._pieces else ""
+                    self._print(now_s, f"{self._now}  still at it{at}")
+
+    def _print(self, now_s: float, text: str) -> None:
+        self._said_s = now_s
+        print(f"[{now_s - self._started_s:5.0f} s] {text}", file=self._stream, flush=True)
+
+
+@contextmanager
+def _lines(stream: TextIO, silent_s: float) -> Iterator[OnProgress]:
+    log, ended = _Log(stream, silent_s), threading.Event()
+    watcher = threading.Thread(target=log.watch, args=(ended,), name="raysnap-progress", daemon=True)
+    watcher.start()
+    try:
+        yield log.show
+    finally:
+        ended.set()
+        watcher.join()

@@ -2,17 +2,18 @@
 
 import io
 import logging
+import time
 
 from rich.text import Text
 
 from raysnap import progress
 
 
-def lines_of(monkeypatch, calls: list[tuple[float, tuple]]) -> list[str]:
+def lines_of(monkeypatch, calls: list[tuple[float, tuple]], **settings) -> list[str]:
     """Return what a log shows when progress is shown at these times."""
     stream, clock = io.StringIO(), iter([0.0, *(time_s for time_s, _ in calls)])
     monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
-    with progress.show_progress(stream) as show:
+    with progress.show_progress(stream, **settings) as show:
         for _, call in calls:
             show(*call)
     return stream.getvalue().splitlines()
@@ -40,6 +41,39 @@ def test_a_log_leaves_out_short_rests_and_notes():
         show("data", 0, 2, "still the first")
         show("data", 1, 2, "")
     assert [line[10:] for line in stream.getvalue().splitlines()] == ["Data       0/2  first", "Data       1/2"]
+
+
+def test_a_log_says_while_it_is_silent_what_it_is_at(monkeypatch):
+    for name, value in {"TICK_S": 0.01, "QUIET_S": 0.05, "QUIET_GROWTH": 2, "MAX_QUIET_S": 0.4}.items():
+        monkeypatch.setattr(progress, name, value)
+    stream = io.StringIO()
+    with progress.show_progress(stream) as show:
+        time.sleep(0.1)
+        show("trials", 0, 2, "")
+        show("trials/001-a", 1, 3, "val 0.5")
+        time.sleep(1.0)
+        show("trials/001-a", 3, 3, "")
+        time.sleep(0.5)
+    texts = [line[10:] for line in stream.getvalue().splitlines()]
+    assert texts[0] == "starting  still at it"
+    assert texts[texts.index("Fine-tunes 0/2") + 1] == "Fine-tunes 0/2  still at it: 001-a 1/3 val 0.5"
+    assert texts[-1] == "Fine-tunes 0/2  still at it" and len(texts) < 12, "each wait is longer than the one before"
+
+
+def test_what_is_over_soon_shows_nothing_in_a_log(monkeypatch):
+    calls = [(0.0, ("search", 0, 2, "a")), (4.0, ("search", 1, 2, "b")), (6.0, ("search", 2, 2, "c"))]
+    assert [line[10:] for line in lines_of(monkeypatch, calls, silent_s=5)] == ["Search     2/2  c"]
+
+
+def test_a_stage_that_begins_again_is_timed_from_there(monkeypatch):
+    calls = [(0.0, ("search", 0, 2, "a")), (900.0, ("search", 1, 2, "b")), (1000.0, ("search", 0, 3, "c"))]
+    calls.append((1010.0, ("search", 1, 3, "d")))
+    assert [line[10:] for line in lines_of(monkeypatch, calls)] == [
+        "Search     0/2  a",
+        "Search     1/2  b  (about 15\u00a0min\u00a000\u00a0s left)",
+        "Search     0/3  c",
+        "Search     1/3  d",
+    ]
 
 
 def test_names_in_notes_stay_in_their_line(monkeypatch):

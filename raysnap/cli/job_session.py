@@ -1,4 +1,4 @@
-"""What commands that run a job on Ray start first: its run directory held, then Ray, then a progress display."""
+"""What commands that run a job on Ray start first: its run directory held, a progress display, then Ray."""
 
 from __future__ import annotations
 
@@ -11,19 +11,31 @@ from raysnap.progress import show_progress
 
 if TYPE_CHECKING:
     from raysnap.config.jobs import JobConfig
+    from raysnap.config.parts import ResourcesConfig
     from raysnap.progress import OnProgress
     from raysnap.runs.run_lock import RunLock
 
 
 @contextmanager
 def job_session(config: JobConfig, *, resume: bool) -> Iterator[tuple[RunLock, OnProgress]]:
-    """Hold a job's run directory, then start Ray and a progress display."""
+    """Hold a job's run directory, then start a progress display and Ray."""
     from raysnap.runs.run_directory import lock_run
 
     with (
         interrupted_by_sigterm(),
         lock_run(config, config.run_dir, resume=resume) as lock,
-        ray_session(OBJECT_STORE_BYTES, config.resources),
         show_progress() as on_progress,
+        shown_ray_session(OBJECT_STORE_BYTES, config.resources, on_progress),
     ):
         yield lock, on_progress
+
+
+@contextmanager
+def shown_ray_session(
+    object_store_bytes: int, resources: ResourcesConfig | None, on_progress: OnProgress
+) -> Iterator[None]:
+    """Start Ray, which takes seconds, or join a cluster, and show that."""
+    on_progress("ray", 0, 1, "starting")
+    with ray_session(object_store_bytes, resources):
+        on_progress("ray", 1, 1, "is up")
+        yield

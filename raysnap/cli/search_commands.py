@@ -22,7 +22,7 @@ from raysnap.cli.console import (
     print_json,
     print_result,
 )
-from raysnap.cli.job_session import job_session
+from raysnap.cli.job_session import job_session, shown_ray_session
 from raysnap.cli.search_arguments import (
     BudgetBytes,
     Data,
@@ -42,7 +42,8 @@ from raysnap.cli.search_arguments import (
     Where,
     Workers,
 )
-from raysnap.cluster.session import OBJECT_STORE_BYTES, WORKER_OBJECT_BYTES, ray_session
+from raysnap.cluster.session import OBJECT_STORE_BYTES, WORKER_OBJECT_BYTES
+from raysnap.progress import QUIET_S, show_progress
 from raysnap.system import since_enter_s
 
 if TYPE_CHECKING:
@@ -113,11 +114,16 @@ def search(
     check_names(store_dir, data, data_dir, where=where)  # report mistakes before torch takes seconds to import
     if workers > 1:
         check_question(store_dir, data, options)
-    from raysnap.search import search as run
+    with show_progress(silent_s=QUIET_S) as on_progress:
+        on_progress("search/libraries", 0, 1, "")
+        from raysnap.search import search as run
 
-    with nullcontext() if workers == 1 else ray_session(OBJECT_STORE_BYTES + workers * WORKER_OBJECT_BYTES):
-        start_s = since_enter_s()
-        result = _from_enter(run(store_dir, data, _with_time_left(options, start_s)), start_s)
+        on_progress("search/libraries", 1, 1, "")
+        worker_bytes = OBJECT_STORE_BYTES + workers * WORKER_OBJECT_BYTES
+        with nullcontext() if workers == 1 else shown_ray_session(worker_bytes, None, on_progress):
+            start_s = since_enter_s()
+            found = run(store_dir, data, _with_time_left(options, start_s), on_progress=on_progress)
+    result = _from_enter(found, start_s)
     if as_json:
         print_json(result)
     else:

@@ -17,7 +17,6 @@ from raysnap.config.sweep import FinetuneConfig
 from raysnap.datasets.dataset import Dataset, open_dataset
 from raysnap.datasets.splits import check_classes
 from raysnap.errors import UsageError
-from raysnap.humanize import plural
 from raysnap.jobs.sweep import SweepSummary, sweep
 from raysnap.planning.finetune import LEAST_RESERVE_S, RESERVE_SHARE, SEARCH_SHARE, fit_to_time, sweep_config
 from raysnap.planning.sweep import plan_sweep
@@ -167,8 +166,7 @@ def _search(
     """Search the store, keep the result, and return the best starts, each with weights of its own below the head."""
     from raysnap.search.ranking import search  # imports torch, which a resumed run can spare until it trains
 
-    on_progress("search", 0, 1, f"{dataset.name} in {store.path}")
-    result = search(store, dataset.root, search_options(config))
+    result = search(store, dataset.root, search_options(config), on_progress=on_progress)
     write_atomically(run_dir.path / SEARCH_NAME, json.dumps(result.to_dict(), indent=2, allow_nan=False) + "\n")
     if not result.ranking:
         raise UsageError(
@@ -182,9 +180,6 @@ def _search(
         if len(chosen) < config.shortlist:
             chosen.setdefault(summaries[line.snapshot].body, line)
     starts = tuple(_shortlisted(line, summaries[line.snapshot]) for line in chosen.values())
-    first = result.ranking[0]
-    note = f"{plural(result.num_candidates, 'candidate')}, {first.name} first with {first.score:.3f}"
-    on_progress("search", 1, 1, note)
     return Shortlist(
         starts=starts,
         epochs=config.train.epochs,

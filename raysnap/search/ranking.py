@@ -13,13 +13,15 @@ from typing import Unpack
 
 from raysnap.config.search_options import SearchKeywords, SearchOptions
 from raysnap.datasets.layout.account import Account
+from raysnap.humanize import plural
+from raysnap.progress import OnProgress, ignore_progress
 from raysnap.search.candidates import find_even_image_size, group_inputs, pick_static_baseline
 from raysnap.search.contest import Contest
 from raysnap.search.engine.cached_source import CachedSource
 from raysnap.search.engine.feature_cache import FeatureCache
 from raysnap.search.engine.items import ProbeItems
 from raysnap.search.engine.setup import Setup, open_executor
-from raysnap.search.engine.source import FeatureSource
+from raysnap.search.engine.source import FeatureSource, OnShare
 from raysnap.search.engine.work import Work
 from raysnap.search.narrowing import Field
 from raysnap.search.outlook import Outlook, look_ahead
@@ -40,6 +42,8 @@ def search(
     store: Store | Path | str,
     data: str | Path,
     options: SearchOptions | None = None,
+    *,
+    on_progress: OnProgress = ignore_progress,
     **keywords: Unpack[SearchKeywords],
 ) -> SearchResult:
     """Rank a store's snapshots by how good a start for a dataset they promise to be.
@@ -55,6 +59,7 @@ def search(
         store: an open store or the folder of one.
         data: a dataset's name in `data_dir`, or the path of an ImageFolder.
         options: how to search, `SearchOptions()` by default; its fields are documented there.
+        on_progress: called as images are decoded, and before and within each rung; "Search 2/5" is the third of five.
 
     Raises:
         UsageError: no candidates, an option that is unknown or out of bounds, or a budget that is too small.
@@ -73,7 +78,9 @@ def search(
     outlooks: list[Outlook] = []
     accounts: list[Account] = []
     while candidates:
-        outlook, contest, account = _hold_contest(setup, store, candidates, started_s, is_first=not outlooks)
+        outlook, contest, account = _hold_contest(
+            setup, store, candidates, started_s, on_progress, is_first=not outlooks
+        )
         if not contest.reports:  # there was no time for another round
             break
         outlooks.append(outlook)
@@ -87,12 +94,22 @@ def search(
         narrowing = field.narrowing()
     account = replace(accounts[0], bad=tuple(dict.fromkeys(fault for one in accounts for fault in one.bad)))
     result = _sum_up(field, narrowing, outlooks, work, account, time.perf_counter() - started_s)
+    if result.ranking:
+        first = result.ranking[0]
+        note = f"{plural(result.num_candidates, 'candidate')}, {first.name} first with {first.score:.3f}"
+        on_progress("search", len(result.rungs), len(result.rungs), note)
     outlooks[0].learn(work, result.work["images_decoded"], result.forecast.came)
     return result
 
 
 def _hold_contest(
-    setup: Setup, store: Store, candidates: Sequence[Candidate], started_s: float, *, is_first: bool
+    setup: Setup,
+    store: Store,
+    candidates: Sequence[Candidate],
+    started_s: float,
+    on_progress: OnProgress,
+    *,
+    is_first: bool,
 ) -> tuple[Outlook, Contest, Account]:
     """Compare these candidates on the dataset, by the rungs of the method, as far as the time budget allows."""
     drawn = setup.draw_items(candidates)
@@ -105,23 +122,34 @@ def _hold_contest(
     choice = outlook.choice
     work = Work()
     work.timings_s["plan"] = time.perf_counter() - planning_s
+    if num_undecoded := drawn.num_undecoded(choice.num_train, choice.num_test):
+        on_progress("data", 0, 1, f"{plural(num_undecoded, 'image')} of {drawn.dataset.name} to decode")
     items = drawn.decode(choice.num_train, choice.num_test)
+    if num_undecoded:
+        on_progress("data", 1, 1, "decoded")
     account = drawn.dataset.account(items.bad)
     for line in account.lines() if is_first else ():
         log.warning("%s", line)
     work.timings_s["decode"] = items.decode_s
     setup = setup.narrowed(choice)
     rungs = plan_rungs(choice.method, len(candidates), len(items.train_labels), len(items.test_labels))
-    with giving_back_memory(), _open_source(setup, store, tree, items, work) as source:
+
+    def on_share(share: float) -> None:
+        on_progress("search/features", round(100 * share), 100, "")
+
+    with giving_back_memory(), _open_source(setup, store, tree, items, work, on_share) as source:
         if cache is not None:
             source = CachedSource(source, tree, items, len(items.positions), cache)
         contest = Contest(tree, source, items, setup.options, setup.pick_device())
-        for rung, following in zip_longest(rungs, rungs[1:]):
+        for number, (rung, following) in enumerate(zip_longest(rungs, rungs[1:])):
             elapsed_s = time.perf_counter() - started_s
             must_begin = is_first and not contest.reports
             if not must_begin and not outlook.has_time(rungs, contest.reports, len(contest.survivors), elapsed_s):
                 contest.stopped = "time_budget"
                 break
+            asked = f"{rung.train_stop} train and {rung.test_stop} test items"
+            note = f"{plural(len(contest.survivors), 'candidate')} on {asked}"
+            on_progress("search", number, len(rungs), note if is_first else f"second round: {note}")
             contest.run_rung(rung, following)
             if contest.stopped:
                 break
@@ -182,14 +210,14 @@ def _sum_up(
 
 @contextmanager
 def _open_source(
-    setup: Setup, store: Store, tree: PrefixTree, items: ProbeItems, work: Work
+    setup: Setup, store: Store, tree: PrefixTree, items: ProbeItems, work: Work, on_share: OnShare
 ) -> Iterator[FeatureSource]:
     """Open where the contest's features come from: this process, or workers on the running Ray."""
     if setup.options.workers == 1:
-        with open_executor(setup, store, tree, items, work) as executor:
+        with open_executor(setup, store, tree, items, work, on_share) as executor:
             yield executor
     else:
         from raysnap.search.engine.fleet import Fleet  # ray takes seconds to import
 
-        with Fleet(tree, setup, work) as fleet:
+        with Fleet(tree, setup, work, on_share) as fleet:
             yield fleet

@@ -1,5 +1,6 @@
 """A search from store to ranking: the laws between methods, counters that are the tree's arithmetic, clear errors."""
 
+import itertools
 import math
 import shutil
 
@@ -66,6 +67,18 @@ def test_scores_do_not_depend_on_the_budget(find, mixed, method):
         assert 0 < tight.peak_activation_bytes <= budget_bytes
         assert [one.snapshot for one in tight.ranking] == [one.snapshot for one in free.ranking]
         assert [one.score for one in tight.ranking] == pytest.approx([one.score for one in free.ranking], abs=1e-5)
+
+
+@pytest.mark.parametrize("method", ["alsatian", "baseline"])
+def test_a_search_tells_its_rungs_and_how_far_each_is(mixed, data_dir, method):
+    told = []
+    result = search(mixed, DATA, data_dir=data_dir, method=method, on_progress=lambda *call: told.append(call))
+    rungs = [(done, num_all) for stage, done, num_all, _ in told if stage == "search"]
+    assert rungs == [(number, len(result.rungs)) for number in range(len(result.rungs) + 1)]
+    assert told[-1][3].endswith(f"{result.ranking[0].name} first with {result.ranking[0].score:.3f}")
+    shares = [done for stage, done, _, _ in told if stage == "search/features"]
+    assert shares.count(100) == len(result.rungs) and shares[0] < 100
+    assert sum(after < before for before, after in itertools.pairwise(shares)) == len(result.rungs) - 1
 
 
 def test_a_budget_that_holds_no_item_is_a_usage_error(resnets, data_dir):

@@ -24,8 +24,9 @@ from raysnap.cli.console import (
     print_message,
     print_result,
 )
+from raysnap.cli.job_session import shown_ray_session
 from raysnap.cli.search_arguments import Data, Where
-from raysnap.cluster.session import OBJECT_STORE_BYTES, WORKER_OBJECT_BYTES, interrupted_by_sigterm, ray_session
+from raysnap.cluster.session import OBJECT_STORE_BYTES, WORKER_OBJECT_BYTES, interrupted_by_sigterm
 from raysnap.errors import UsageError
 from raysnap.progress import show_progress
 
@@ -101,14 +102,17 @@ def finetune(
     from raysnap.runs.run_directory import lock_run
 
     with interrupted_by_sigterm(), lock_run(config, config.run_dir, resume=resume) as lock, show_progress() as show:
+        show("search/libraries", 0, 1, "")
         from raysnap.jobs.finetune import choose_starts
         from raysnap.jobs.finetune import finetune as run
+
+        show("search/libraries", 1, 1, "")
 
         num_workers = config.search.workers
         if num_workers == 1:  # the search needs no Ray, and is over before it starts
             choose_starts(config, resume=resume, lock=lock, on_progress=show)
         worker_bytes = num_workers * WORKER_OBJECT_BYTES if num_workers > 1 else 0
-        with ray_session(OBJECT_STORE_BYTES + worker_bytes, config.resources):
+        with shown_ray_session(OBJECT_STORE_BYTES + worker_bytes, config.resources, show):
             summary = run(config, resume=True, lock=lock, on_progress=show)
     from raysnap.report.page import write_report
 

@@ -28,7 +28,7 @@ from raysnap.errors import RaysnapError, UsageError
 from raysnap.search.engine.border import Border, from_array, to_array
 from raysnap.search.engine.calibration import mean_speed, measure_kinds
 from raysnap.search.engine.setup import Setup, open_executor
-from raysnap.search.engine.source import Gathered
+from raysnap.search.engine.source import Gathered, OnShare, ignore_share
 from raysnap.search.engine.work import Work
 from raysnap.search.plan.costs import BlockKey, BlockSpeed, Costs, Kind, Rates, block_key, kind_of
 from raysnap.search.plan.dispatch import Dispatcher, Task
@@ -53,7 +53,7 @@ class WorkerLost(Exception):
 class Fleet:
     """Workers on the running Ray; a `FeatureSource` and a context manager."""
 
-    def __init__(self, tree: PrefixTree, setup: Setup, work: Work):
+    def __init__(self, tree: PrefixTree, setup: Setup, work: Work, on_share: OnShare = ignore_share):
         """Start the workers.
 
         Raises:
@@ -66,6 +66,7 @@ class Fleet:
         check_places(_places(setup))
         self.tree = tree
         self.work = work
+        self.on_share = on_share
         bundle = worker_bundle(num_workers, setup.options.device)
         self._device = "cuda" if bundle["GPU"] else "cpu"
         arguments = ray.put(tree), ray.put(setup.absolute()), bundle
@@ -221,6 +222,7 @@ class _Run:
         self._positions = positions
         self._border = border
         self._dispatcher = Dispatcher(partition)
+        self._on_share = fleet.on_share
         self._running: dict[ray.ObjectRef[Any], tuple[Task, tuple[int, ...]]] = {}
         self._num_queued = [0] * partition.num_workers
         self._handed: dict[int, dict[tuple[int, int], ray.ObjectRef[Any]]] = defaultdict(dict)
@@ -236,6 +238,7 @@ class _Run:
             RaysnapError: a worker raised it.
         """
         woken = set(range(self._partition.num_workers))
+        num_done, num_all = 0, sum(len(piece.waves) for piece in self._partition.pieces)
         while True:
             while woken:
                 woken |= self._start_tasks(woken.pop())
@@ -250,6 +253,8 @@ class _Run:
             self._write(task, exports)
             worker = self._partition.pieces[task.piece].worker
             self._num_queued[worker] -= 1
+            num_done += 1
+            self._on_share(num_done / num_all)
             woken = self._dispatcher.finish(task) | {worker}
             for wave in [wave for wave in self._handed if wave < self._dispatcher.first_open]:
                 del self._handed[wave]

@@ -16,6 +16,7 @@ from raysnap.models.numerics import Numerics
 from raysnap.search.engine.block_shelf import Shelf
 from raysnap.search.engine.executor import Executor
 from raysnap.search.engine.items import DrawnItems, ProbeItems
+from raysnap.search.engine.source import OnShare, ignore_share
 from raysnap.search.engine.work import Work
 from raysnap.search.plan.choice import Choice
 from raysnap.search.plan.rungs import shares_prefixes
@@ -80,7 +81,14 @@ class Setup:
 
 
 @contextmanager
-def open_executor(setup: Setup, store: Store, tree: PrefixTree, items: ProbeItems, work: Work) -> Iterator[Executor]:
+def open_executor(
+    setup: Setup,
+    store: Store,
+    tree: PrefixTree,
+    items: ProbeItems,
+    work: Work,
+    on_share: OnShare = ignore_share,
+) -> Iterator[Executor]:
     """Make an executor from the setup and from what is open already."""
     numerics = setup.numerics()
     with (
@@ -95,6 +103,7 @@ def open_executor(setup: Setup, store: Store, tree: PrefixTree, items: ProbeItem
             is_sharing=setup.is_sharing,
             budget_bytes=setup.options.budget_bytes,
             memory_bytes=setup.memory_bytes(),
+            on_share=on_share,
         ) as executor,
     ):
         yield executor

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import numpy as np
 import torch
@@ -26,6 +26,14 @@ class Gathered:
 
     features: dict[int, np.ndarray]
     failed: dict[int, str]
+
+
+OnShare: TypeAlias = Callable[[float], None]
+"""Called while features are computed, with how much of them is there, up to 1."""
+
+
+def ignore_share(share: float) -> None:
+    """Do nothing: the progress of a source that nobody watches."""
 
 
 class FeatureSource(Protocol):
