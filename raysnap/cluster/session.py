@@ -25,7 +25,6 @@ WORKER_OBJECT_BYTES = 128 * 2**20  # of each worker of a search, beside it
 # Of this process and of all that Ray starts for it.
 ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
     "RAY_task_events_max_num_task_in_gcs": "10000",  # of ended tasks, for a dashboard; 100,000 take 200 MB
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # left in place after a fit, it swallows a Ctrl-C

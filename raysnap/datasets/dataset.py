@@ -89,7 +89,7 @@ class Dataset:
         return Account(self.name, num_images, num_left_out, self.left_out, tuple(dict.fromkeys(bad)), self.notes)
 
 
-def open_dataset(name_or_path: str, data_dir: Path | str, shapes: ShapesConfig | None = None) -> Dataset:
+def open_dataset(name_or_path: str, data_dir: Path | str = "data", shapes: ShapesConfig | None = None) -> Dataset:
     """Open the dataset in `data_dir/<name>` or in the folder at that path; draw a `shapes` task on first use.
 
     >>> raysnap.open_dataset("shapes-shape-a", "data").name

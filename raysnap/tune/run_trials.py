@@ -48,6 +48,7 @@ MAX_MISPLACED = 3
 """Trials that fail because their node doesn't see the job's folders, before the job ends."""
 
 TUNE_ENVIRONMENT = {
+    "RAY_AIR_NEW_OUTPUT": "0",  # its tables come in spite of `verbose=0`, and count trials that are never drawn
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # four files per trial that say what its row and event file say
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a trial that diverged reports that, without the metric
     "TUNE_GLOBAL_CHECKPOINT_S": "3600",  # for a restore that is never used: rows say what is done
