@@ -1,6 +1,7 @@
 """What may be done on the way from a batch to new weights: each option by the law that it promises."""
 
 import copy
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -117,6 +118,19 @@ def test_class_weights_weigh_the_loss():
     task.run()
     weights = balanced_weights(task.labels, 3)
     torch.testing.assert_close(task.update, task.gradient(weight=weights, reduction="sum") / 12)
+
+
+def test_soft_labels_of_one_class_weigh_as_that_class():
+    plain, soft = Task(class_weights="balanced"), Task(class_weights="balanced")
+    for task in (plain, soft):
+        task.labels[:] = torch.tensor([0] * 8 + [1] * 3 + [2])
+        task.step = UpdateStep.start(task.head, task.state, task.labels, CPU, ALONE)
+    plain_loss = plain.run()
+    one_hot = functional.one_hot(soft.labels, 3).float()
+    feed = Feed(lambda positions: soft.features[positions], soft.labels)
+    mixed = replace(feed, mixed=lambda positions: (soft.features[positions], one_hot[positions]))
+    assert soft.step.run_epoch(mixed) == pytest.approx(plain_loss)
+    torch.testing.assert_close(soft.update, plain.update)
 
 
 def test_a_scheduled_rate_reaches_the_optimizer_at_every_step(monkeypatch):
