@@ -70,8 +70,13 @@ def data_prepare(
     label_column: Annotated[
         str | None,
         typer.Option(
-            "--label-column", metavar="COLUMN", help="Column of the classes in that table or in parquet files."
+            "--label-column",
+            metavar="COLUMN",
+            help="Column of the classes in that table, in parquet files or in tables of texts.",
         ),
+    ] = None,
+    text_column: Annotated[
+        str | None, typer.Option("--text-column", metavar="COLUMN", help="Column of the texts in tables of them.")
     ] = None,
     class_folders: Annotated[
         ClassFolders | None,
@@ -84,30 +89,38 @@ def data_prepare(
     data_dir: DataDir = Path("data"),
     as_json: AsJson = False,
 ) -> int:
-    """Convert a dataset's published files, or your own, into an ImageFolder.
+    """Convert a dataset's published files, or your own, into a folder of images or texts.
 
-    The result goes to the data folder, under the dataset's name. Built-in datasets are drawn and need no files. With a
+    The result goes to the data folder, under the dataset's name. Built-in datasets are made and need no files. With a
     new name, PATH holds your own data: images with a table of labels or in nested folders, parquet files with embedded
-    images, or tar shards.
+    images, tar shards, or tables of texts (CSV with a header, JSON lines).
     """
+    from raysnap.datasets.dataset import BUILT_IN
     from raysnap.datasets.published import SOURCES
-    from raysnap.datasets.shapes import TASKS
     from raysnap.errors import UsageError
     from raysnap.prepare.convert import prepare_dataset
 
-    choices = {"labels": labels, "label_column": label_column, "level": class_folders}
-    if name in SOURCES or name in TASKS or source is None:
-        if any(choices.values()):
+    if name in SOURCES or name in BUILT_IN or source is None:
+        if any((labels, label_column, text_column, class_folders)):
+            found = "no --source" if source is None else "the name of a known dataset"
             raise UsageError(
-                f"{name}: expected a new name and --source for your own data with --labels, --label-column or "
-                f"--class-folders, found {'no --source' if source is None else 'the name of a known dataset'}"
+                f"{name}: expected a new name and --source for your own data with --labels, --label-column, "
+                f"--text-column or --class-folders, found {found}"
             )
         source = _official_files(name, source, data_dir, download=download)
         result = prepare_dataset(name, source, data_dir, allow_other_counts=allow_other_counts)
     else:
         from raysnap.prepare.own import prepare_own
 
-        result = prepare_own(name, source, data_dir, labels=labels, label_column=label_column, level=class_folders)
+        result = prepare_own(
+            name,
+            source,
+            data_dir,
+            labels=labels,
+            label_column=label_column,
+            text_column=text_column,
+            level=class_folders,
+        )
     if result.account is not None:
         print_failures([{"line": line} for line in result.account.lines()])
     if as_json:
@@ -119,7 +132,9 @@ def data_prepare(
         print_result(dataset_line(result.dataset.root, result.num_classes, result.counts))
         if download and source:
             print_result(f"The downloaded files are kept in {source}.")
-        print_failures([{"error": f"{result.num_bad} images could not be read"}] if result.num_bad else [])
+        print_failures(
+            [{"error": f"{result.num_bad} {result.dataset.kind} could not be read"}] if result.num_bad else []
+        )
     return 0
 
 
@@ -167,17 +182,20 @@ def data_check(
     data_dir: DataDir = Path("data"),
     as_json: AsJson = False,
 ) -> int:
-    """Check every image of a dataset for damage, duplicates and leaks.
+    """Check every image or text of a dataset for damage, duplicates and leaks.
 
-    A leak is a picture that is in more than one split. Exit code 1 if an image can't be read or leaks.
+    A leak is a picture or text that is in more than one split. Exit code 1 if an item can't be read or leaks.
     """
     from raysnap.datasets.dataset import open_dataset
     from raysnap.datasets.inspection import check_dataset
+    from raysnap.errors import UsageError
 
     dataset = open_dataset(path, data_dir)
     if sheet_path:
         from raysnap.datasets.contact_sheet import check_sheet_path, write_contact_sheet
 
+        if dataset.kind != "images":
+            raise UsageError(f"--sheet {sheet_path}: expected a dataset of images, found {dataset.kind}; leave it out")
         check_sheet_path(sheet_path)
     with show_progress() as on_progress:
         result = check_dataset(dataset, on_progress)
@@ -209,16 +227,17 @@ def data_cache(
     ] = None,
     clear: Annotated[bool, typer.Option("--clear", help="Delete what is listed.")] = False,
     kind: Annotated[
-        Literal["pixels", "features", "prefixes"] | None, typer.Option("--kind", help="Only caches of this kind.")
+        Literal["pixels", "tokens", "features", "prefixes"] | None,
+        typer.Option("--kind", help="Only caches of this kind."),
     ] = None,
     data_dir: DataDir = Path("data"),
     as_json: AsJson = False,
 ) -> int:
     """Show, or clear, what is cached for datasets.
 
-    Caches lie in `.raysnap` in the dataset's folder, or in the user's cache folder: decoded images (pixels), features
-    of searches (features), outputs of frozen blocks in fine-tunes (prefixes). What is cleared is made again when
-    needed; clear decoded images only while nothing runs on the dataset.
+    Caches lie in `.raysnap` in the dataset's folder, or in the user's cache folder: decoded images (pixels), tokens of
+    texts (tokens), features of searches (features), outputs of frozen blocks in fine-tunes (prefixes). What is cleared
+    is made again when needed; clear decoded images and tokens only while nothing runs on the dataset.
     """
     from raysnap.datasets.dataset import find_dataset, folders_in
     from raysnap.datasets.disk_cache import clear_cache, find_caches

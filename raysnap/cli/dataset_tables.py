@@ -67,7 +67,7 @@ def class_counts_table(counts: Mapping[str, Mapping[str, int]]) -> Table:
         sizes = by_class.values()
         shown = ", ".join(f"{name} {count}" for count, name in fewest)
         rows.append((split, sum(sizes), min(sizes), f"{median(sizes):g}", max(sizes), shown))
-    columns = ["split", "images", "per class: min", "median", "max", "smallest classes"]
+    columns = ["split", "items", "per class: min", "median", "max", "smallest classes"]
     return simple_table(columns, rows, numeric=columns[1:5])
 
 
@@ -75,7 +75,7 @@ def check_table(result: CheckResult) -> Table:
     """Return the findings of a dataset check, one per line, without those that have nothing to report."""
     num_good = result.num_images - len(result.bad)
     rows = [
-        ("good images", f"{count_text(num_good)} of {count_text(result.num_images)}: {_tally(result.formats)}"),
+        (f"good {result.kind}", f"{count_text(num_good)} of {count_text(result.num_images)}: {_tally(result.formats)}"),
         ("colours", _tally(result.modes)),
         ("deep colours", _deep(result.num_bits)),
         ("width", _spread(result.width_px)),
@@ -91,12 +91,12 @@ def check_table(result: CheckResult) -> Table:
     is_left_out = {
         "colours": not num_good,
         "deep colours": not result.num_bits,
-        "width": not num_good,
-        "height": not num_good,
+        "width": result.width_px is None,
+        "height": result.height_px is None,
         "EXIF rotation": not result.num_rotated,
         "small": not result.num_small,
         "dataset.json": result.recorded_counts is None,
-        "ImageNet": not _overlap(result),
+        "ImageNet": result.kind != "images" or not _overlap(result),
     }
     return simple_table(["", ""], [row for row in rows if not is_left_out.get(row[0])])
 

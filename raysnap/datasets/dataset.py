@@ -1,7 +1,7 @@
-"""Datasets on disk: folders of images, found, listed and checked.
+"""Datasets on disk: folders of images or texts, found, listed and checked.
 
-Nothing here reads a pixel: a dataset is a listing. `raysnap.datasets.layout` recognises how a folder is laid out, and
-`raysnap.datasets.pixel_cache` decodes what the listing names.
+Nothing here reads an item: a dataset is a listing. `raysnap.datasets.layout` recognises how a folder is laid out;
+`raysnap.datasets.pixel_cache` decodes the images that the listing names, `raysnap.datasets.text` tokenises its texts.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from blake3 import blake3
 
@@ -19,18 +20,23 @@ from raysnap.datasets.image_folder import read_record
 from raysnap.datasets.layout.account import Account, LeftOut
 from raysnap.datasets.layout.recognise import Listing, recognise
 from raysnap.datasets.layout.splits import SPLITS
-from raysnap.datasets.layout.suffixes import image_suffixes
+from raysnap.datasets.layout.suffixes import Kind, suffixes_of
 from raysnap.datasets.published import SOURCES
-from raysnap.datasets.shapes import TASKS, draw_task, drawing_digest, drawing_record
+from raysnap.datasets.shapes import TASKS as SHAPES
+from raysnap.datasets.shapes import draw_task, drawing_digest, drawing_record
+from raysnap.datasets.text.words import TASKS as WORDS
+from raysnap.datasets.text.words import write_task, writing_record
 from raysnap.errors import DataError
 from raysnap.humanize import plural, suggest
 
 MIN_TRAIN_IMAGES_PER_CLASS = 2
+BUILT_IN = (*SHAPES, *WORDS)
+"""The names of the datasets that raysnap makes itself."""
 
 
 @dataclass(frozen=True)
 class Item:
-    """One image of a dataset; `label` indexes the dataset's classes."""
+    """One image or text of a dataset; `label` indexes the dataset's classes."""
 
     path: Path
     label: int
@@ -38,7 +44,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Dataset:
-    """One image folder: only the splits that exist, items sorted by class and file.
+    """One folder of images or texts: only the splits that exist, items sorted by class and file.
 
     >>> dataset = raysnap.open_dataset("shapes-shape-a", "data")
     >>> {split: len(items) for split, items in dataset.splits.items()}
@@ -49,6 +55,7 @@ class Dataset:
         digest: digest of the content as `dataset.json` states it; None for a folder that raysnap did not make.
         left_out: files of its folder that are not part of it, with reasons.
         notes: how its folder was understood, where it could be understood otherwise.
+        kind: what its items are.
     """
 
     name: str
@@ -58,10 +65,11 @@ class Dataset:
     digest: str | None = None
     left_out: tuple[LeftOut, ...] = ()
     notes: tuple[str, ...] = ()
+    kind: Kind = "images"
 
     @property
     def image_paths(self) -> list[Path]:
-        """Every image of every split, sorted by split, class and file."""
+        """Every image, or text, of every split, sorted by split, class and file."""
         return [item.path for split in SPLITS for item in self.splits.get(split, ())]
 
     @cached_property
@@ -86,7 +94,8 @@ class Dataset:
         """Return how many images were read, and what was left out or is bad."""
         num_images = {split: len(items) for split, items in self.splits.items()}
         num_left_out = sum(one.num_files for one in self.left_out)
-        return Account(self.name, num_images, num_left_out, self.left_out, tuple(dict.fromkeys(bad)), self.notes)
+        bad = tuple(dict.fromkeys(bad))
+        return Account(self.name, num_images, num_left_out, self.left_out, bad, self.notes, self.kind)
 
 
 def open_dataset(name_or_path: str, data_dir: Path | str = "data", shapes: ShapesConfig | None = None) -> Dataset:
@@ -130,7 +139,7 @@ def find_dataset(name_or_path: str, data_dir: Path, shapes: ShapesConfig | None 
         if data_dir.exists() and not data_dir.is_dir():
             raise DataError(f"data_dir {data_dir}: expected a folder, found a file; choose another data_dir")
         for path in (data_dir / name_or_path, Path(name_or_path)) if is_name else (Path(name_or_path),):
-            if path.is_dir() and name_or_path in TASKS and shapes is not None and path == data_dir / name_or_path:
+            if path.is_dir() and name_or_path in BUILT_IN and shapes is not None and path == data_dir / name_or_path:
                 return next((each for each in _drawing_dirs(path, shapes) if _is_drawn(each, shapes)), None)
             if path.is_dir():
                 return path
@@ -138,7 +147,7 @@ def find_dataset(name_or_path: str, data_dir: Path, shapes: ShapesConfig | None 
                 raise DataError(f"dataset {path}: expected a folder with train/<class>/<image>, found a file")
     except OSError as error:
         raise DataError(f"dataset {name_or_path!r}: can't be opened: {error.strerror}") from None
-    if name_or_path in TASKS:
+    if name_or_path in BUILT_IN:
         return None
     if name_or_path in SOURCES:
         raise DataError(
@@ -147,7 +156,7 @@ def find_dataset(name_or_path: str, data_dir: Path, shapes: ShapesConfig | None 
         )
     if not is_name:
         raise DataError(f"dataset {name_or_path!r}: expected a folder with train/<class>/<image>, found no folder")
-    known = [*TASKS, *SOURCES, *folders_in(data_dir)]
+    known = [*BUILT_IN, *SOURCES, *folders_in(data_dir)]
     hint = suggest(name_or_path, known) or "; `raysnap data ls` lists the names"
     raise DataError(f"dataset {name_or_path!r}: expected a folder in {data_dir} or a known name, found neither{hint}")
 
@@ -184,10 +193,17 @@ def dataset_of(root: Path, listing: Listing) -> Dataset:
     record = read_record(root) or {}
     digest = record.get("digest")
     name = root.name if root.name not in ("", "..") else root.resolve().name
-    if record.get("name") in TASKS and name == f"{record['name']}-{drawing_digest(record)}":
+    if record.get("name") in BUILT_IN and name == f"{record['name']}-{drawing_digest(record)}":
         name = record["name"]
     return Dataset(
-        name, root, classes, splits, digest if isinstance(digest, str) else None, listing.left_out, listing.notes
+        name,
+        root,
+        classes,
+        splits,
+        digest if isinstance(digest, str) else None,
+        listing.left_out,
+        listing.notes,
+        listing.kind,
     )
 
 
@@ -205,14 +221,15 @@ def _check_listing(root: Path, listing: Listing) -> None:
         raise DataError(f"{where}/train: expected a folder per class, at least 2, found {len(train) or 'none'}")
     for name, paths in train.items():
         if len(paths) < MIN_TRAIN_IMAGES_PER_CLASS:
-            images = "1 image" if len(paths) == 1 else "no images"
+            found = f"1 {listing.kind[:-1]}" if len(paths) == 1 else f"no {listing.kind}"
             raise DataError(
-                f"{where}/train/{name}: expected at least {MIN_TRAIN_IMAGES_PER_CLASS} images, found {images}"
-                f"{_left_out_of(listing, name)}; add some ({', '.join(sorted(image_suffixes()))}) or remove the folder"
+                f"{where}/train/{name}: expected at least {MIN_TRAIN_IMAGES_PER_CLASS} {listing.kind}, found {found}"
+                f"{_left_out_of(listing, name)}; add some ({', '.join(sorted(suffixes_of(listing.kind)))}) or remove "
+                "the folder"
             )
     for split, by_class in listing.splits.items():
         if not any(by_class.values()):
-            raise DataError(f"{where}/{split}: expected images, found none; fill the folder or remove it")
+            raise DataError(f"{where}/{split}: expected {listing.kind}, found none; fill the folder or remove it")
 
 
 def _left_out_of(listing: Listing, class_name: str) -> str:
@@ -222,10 +239,10 @@ def _left_out_of(listing: Listing, class_name: str) -> str:
 
 
 def _draw(name: str, data_dir: Path, shapes: ShapesConfig) -> Path:
-    """Draw a `shapes` task into the first folder that is free for it, and return that folder."""
+    """Draw a `shapes` task, or write a `words` task, into the first folder that is free for it; return that folder."""
     for root in _drawing_dirs(data_dir / name, shapes):
         if not root.exists():
-            draw_task(name, root, shapes)
+            (write_task if name in WORDS else draw_task)(name, root, shapes)
         if _is_drawn(root, shapes):  # another process may have put its own drawing there meanwhile
             return root
     raise DataError(
@@ -236,11 +253,16 @@ def _draw(name: str, data_dir: Path, shapes: ShapesConfig) -> Path:
 
 def _drawing_dirs(first: Path, shapes: ShapesConfig) -> tuple[Path, Path]:
     """Return the folders in which a drawing of the task may be: that of the first drawing, and one of its own."""
-    return first, first.with_name(f"{first.name}-{drawing_digest(drawing_record(first.name, shapes))}")
+    return first, first.with_name(f"{first.name}-{drawing_digest(_record_of(first.name, shapes))}")
 
 
 def _is_drawn(root: Path, shapes: ShapesConfig) -> bool:
     """Whether the folder holds this drawing of a task."""
     record = (read_record(root) or {}) if root.is_dir() else {}
     name = record.get("name")
-    return name in TASKS and drawing_digest(record) == drawing_digest(drawing_record(name, shapes))
+    return name in BUILT_IN and drawing_digest(record) == drawing_digest(_record_of(name, shapes))
+
+
+def _record_of(name: str, shapes: ShapesConfig) -> dict[str, Any]:
+    """Return what `dataset.json` says of a built-in dataset that is made in this way."""
+    return (writing_record if name in WORDS else drawing_record)(name, shapes)

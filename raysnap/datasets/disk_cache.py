@@ -25,11 +25,11 @@ from raysnap.errors import DataError
 from raysnap.system import cache_places, user_cache_dir
 
 KEEP_FREE_BYTES = 256 * 2**20
-KINDS = ("pixels", "features", "prefixes")
-"""Of a dataset's caches: decoded images, features and activations of searches, outputs of frozen blocks."""
+KINDS = ("pixels", "tokens", "features", "prefixes")
+"""Of a dataset's caches: decoded images, tokens of texts, what searches keep, outputs of frozen blocks."""
 
 _LOCK_NAME = ".lock"
-_ENTRY_NAME = re.compile(r"(\d+-)?[0-9a-f]{32}")
+_ENTRY_NAME = re.compile(r"(\w+-)*[0-9a-f]{32}")
 
 logger = logging.getLogger(__name__)
 

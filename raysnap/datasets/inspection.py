@@ -23,8 +23,10 @@ from raysnap.datasets.image_file import DECODING_ERRORS, for_each_image, read_sh
 from raysnap.datasets.image_folder import read_record
 from raysnap.datasets.layout.account import LeftOut
 from raysnap.datasets.layout.splits import SPLITS
+from raysnap.datasets.layout.suffixes import Kind
 from raysnap.datasets.published import SOURCES
 from raysnap.datasets.splits import check_classes
+from raysnap.datasets.text.text_file import read_text
 from raysnap.errors import SYSTEM_LIMITS, DataError
 from raysnap.progress import OnProgress
 
@@ -101,6 +103,7 @@ class CheckResult:
         num_imagenet_train_names: number of files named like images of ImageNet's train split.
         num_imagenet_held_out_names: number of files named like images of ImageNet's val or test split.
         recorded_counts: images per split as `dataset.json` states them, where they differ from those found.
+        kind: what the items are; where they are texts, what is said of images is true of texts.
     """
 
     name: str
@@ -125,6 +128,7 @@ class CheckResult:
     num_imagenet_train_names: int
     num_imagenet_held_out_names: int
     recorded_counts: dict[str, int] | None
+    kind: Kind = "images"
 
     @property
     def is_sound(self) -> bool:
@@ -152,7 +156,7 @@ def check_dataset(dataset: Dataset, on_progress: OnProgress | None = None) -> Ch
     Memory holds a few hundred bytes per file and one decoded image per CPU.
     """
     located = [(split, item) for split in SPLITS for item in dataset.splits.get(split, ())]
-    facts = _inspect_files([item.path for _, item in located], on_progress)
+    facts = _inspect_files([item.path for _, item in located], dataset.kind, on_progress)
     good = [file for file in facts if file.fault is None]
     same = _same_pictures(located, facts)
     names = [item.path.name for _, item in located]
@@ -173,23 +177,25 @@ def check_dataset(dataset: Dataset, on_progress: OnProgress | None = None) -> Ch
         modes=dict(Counter(file.mode for file in good).most_common()),
         num_bits=dict(sorted(Counter(file.num_bits for file in good if file.num_bits is not None).items())),
         formats=dict(Counter(file.file_format for file in good).most_common()),
-        width_px=_spread([file.width for file in good]),
-        height_px=_spread([file.height for file in good]),
+        width_px=_spread([file.width for file in good if file.width]),
+        height_px=_spread([file.height for file in good if file.height]),
         num_rotated=sum(file.is_rotated for file in good),
-        num_small=sum(min(file.width, file.height) < SMALL_PX for file in good),
+        num_small=sum(0 < min(file.width, file.height) < SMALL_PX for file in good),
         overlap=_overlap(dataset, record),
         num_imagenet_train_names=sum(_IMAGENET_TRAIN.fullmatch(name) is not None for name in names),
         num_imagenet_held_out_names=sum(_IMAGENET_HELD_OUT.fullmatch(name) is not None for name in names),
         recorded_counts=_differing_counts(record, found),
+        kind=dataset.kind,
     )
 
 
-def _inspect_files(paths: Sequence[Path], on_progress: OnProgress | None) -> list[FileFacts]:
+def _inspect_files(paths: Sequence[Path], kind: Kind, on_progress: OnProgress | None) -> list[FileFacts]:
     num_at_once = max(IMAGES_AT_ONCE, -(-len(paths) // MAX_PROGRESS_CALLS))
     facts: list[FileFacts] = []
+    inspect = _inspect_file if kind == "images" else _inspect_text
     for start in range(0, len(paths), num_at_once):
         portion = paths[start : start + num_at_once]
-        facts += for_each_image(lambda index: _inspect_file(paths[index]), range(start, start + len(portion)))
+        facts += for_each_image(lambda index: inspect(paths[index]), range(start, start + len(portion)))
         if on_progress and len(portion) < len(paths):
             on_progress("Check", len(facts), len(paths), "")
     return facts
@@ -221,6 +227,16 @@ def _inspect_file(path: Path) -> FileFacts:
         if limit:
             raise DataError(f"{path}: can't be read: {limit}") from None
         return FileFacts(f"{path}: was readable a moment ago and no longer is: {error}")
+
+
+def _inspect_text(path: Path) -> FileFacts:
+    """Return what a text's file holds; texts that differ in the space around their words only are the same."""
+    try:
+        text = read_text(path)
+    except DataError as error:
+        return FileFacts(str(error))
+    content, words = blake3(text.encode()), blake3(" ".join(text.split()).encode())
+    return FileFacts(content=content.digest(), pixels=words.digest(), file_format="text", mode="UTF-8")
 
 
 def _pixel_digest(image: Image.Image) -> bytes:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from raysnap.datasets.dataset import folders_in, read_folder
+from raysnap.datasets.dataset import BUILT_IN, folders_in, read_folder
 from raysnap.datasets.layout.splits import SPLITS
 from raysnap.datasets.published import SOURCES
-from raysnap.datasets.shapes import TASKS
+from raysnap.datasets.shapes import TASKS as SHAPES
+from raysnap.datasets.text.words import TASKS as WORDS
 from raysnap.errors import DataError
 
 
@@ -49,7 +50,7 @@ def list_datasets(data_dir: Path) -> list[DatasetSummary]:
     """
     if data_dir.exists() and not data_dir.is_dir():
         raise DataError(f"data_dir {data_dir}: expected a folder, found a file; choose another data_dir")
-    known = [*TASKS, *sorted(SOURCES)]
+    known = [*BUILT_IN, *sorted(SOURCES)]
     others = [name for name in folders_in(data_dir) if name not in known]
     return [_summary(name, data_dir / name) for name in (*known, *others)]
 
@@ -78,11 +79,12 @@ def _summary(name: str, root: Path) -> DatasetSummary:
 
 def _known(name: str, is_there: bool) -> DatasetSummary:
     """Return what is known of a name without reading its folder."""
-    if name in TASKS:
-        note = "built in" if is_there else "drawn on first use"
-        return DatasetSummary(name, None, note, num_classes=len(TASKS[name].classes))
+    if name in BUILT_IN:
+        note = "built in" if is_there else f"{'drawn' if name in SHAPES else 'written'} on first use"
+        classes = SHAPES[name].classes if name in SHAPES else WORDS[name]
+        return DatasetSummary(name, None, note, num_classes=len(classes))
     if name not in SOURCES:
-        is_drawing = name.rpartition("-")[0] in TASKS
+        is_drawing = name.rpartition("-")[0] in BUILT_IN
         return DatasetSummary(name, None, "built in, another drawing" if is_drawing else "your own folder")
     source = SOURCES[name]
     return DatasetSummary(

@@ -1,4 +1,4 @@
-"""The nine named datasets: who publishes them, in which files, with which digests, counts and terms.
+"""The named datasets: who publishes them, in which files, with which digests, counts and terms.
 
 Facts are those of the publishers and of torchvision's readers. A digest that nobody publishes is None: the one found
 by the first `data prepare` is kept in `dataset.json`. Only https URLs are listed; `page` leads to other sources.
@@ -154,6 +154,20 @@ SOURCES: dict[str, DatasetSource] = {
         licence="Images of many owners on iNaturalist: non-commercial research and education only.",
         num_classes=10,
         counts={"train": 9_999, "test": 2_000},
+    ),
+    "imdb": DatasetSource(
+        title="Large Movie Review Dataset (texts)",
+        page="https://ai.stanford.edu/~amaas/data/sentiment/",
+        files=(
+            SourceFile(
+                "aclImdb_v1.tar.gz",
+                "https://ai.stanford.edu/~amaas/data/sentiment/aclImdb_v1.tar.gz",
+                "md5:7c2ac02c03563afcf9b574c7e56c153a",
+            ),
+        ),
+        licence="Reviews of IMDb's users; the authors ask for a citation and name no licence.",
+        num_classes=2,
+        counts={"train": 25_000, "test": 25_000},
     ),
     "caltech-101": DatasetSource(
         title="Caltech-101",

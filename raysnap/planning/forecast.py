@@ -17,8 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from raysnap.config.jobs import TrialsConfig
-from raysnap.datasets.dataset import read_folder
-from raysnap.datasets.shapes import TASKS
+from raysnap.datasets.dataset import BUILT_IN, read_folder
 from raysnap.datasets.splits import VAL_FRACTION
 from raysnap.errors import ConfigError
 from raysnap.humanize import bytes_text
@@ -115,7 +114,7 @@ def forecast(config: TrialsConfig, plan: TrialsPlan, gpu_bytes: Sequence[int] = 
         checkpoint_bytes=COPIES_IN_A_CHECKPOINT * sum(sorted(trained, reverse=True)[:num_at_once]),
         pixel_bytes=sum(sum(sizes[name].num_items.values()) * resizing.slot_bytes for name, resizing in seen),
         prefix_bytes=sum(fill.num_bytes(sizes) for fill in fills),
-        to_draw=tuple(name for name, folder in plan.datasets.items() if folder is None and name in TASKS),
+        to_draw=tuple(name for name, folder in plan.datasets.items() if folder is None and name in BUILT_IN),
         to_download=_missing_weights(plan),
         cpu_s=flops / (SHARE_OF_MATRIX_SPEED * _matrix_flops_per_s()) + TRIAL_OVERHEAD_S * len(trials),
         gpu_s=flops / GPU_FLOPS_PER_S + TRIAL_OVERHEAD_S * len(trials),

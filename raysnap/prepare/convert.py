@@ -1,4 +1,4 @@
-"""Turn the published files of named datasets into image folders: `data prepare`.
+"""Turn the published files of named datasets into folders of images or texts: `data prepare`.
 
 `layouts` maps each source to a plan and `source_tree` reads it; here the source is found, checked against the published
 facts, and written once, as a whole, with a `dataset.json` that says what it was made from.
@@ -11,22 +11,22 @@ import logging
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from PIL import Image, UnidentifiedImageError
 
 from raysnap.config.parts import ShapesConfig
-from raysnap.datasets.dataset import Dataset, open_dataset, read_folder
+from raysnap.datasets.dataset import BUILT_IN, Dataset, open_dataset, read_folder
 from raysnap.datasets.image_file import DECODING_ERRORS, readable_formats
 from raysnap.datasets.image_folder import FolderWriter, class_slug, new_folder, read_record
-from raysnap.datasets.layout.account import Account
+from raysnap.datasets.layout.account import Account, LeftOut
 from raysnap.datasets.layout.splits import SPLITS
-from raysnap.datasets.layout.suffixes import image_suffixes
+from raysnap.datasets.layout.suffixes import Kind, image_suffixes
 from raysnap.datasets.published import SOURCES, DatasetSource
-from raysnap.datasets.shapes import TASKS
 from raysnap.datasets.splits import check_classes
+from raysnap.datasets.text.text_file import decode
 from raysnap.errors import DataError
 from raysnap.humanize import suggest
 from raysnap.prepare.archives import checked_name
@@ -47,7 +47,7 @@ class PrepareResult:
     """A prepared dataset, its images per split, and how many bad images of the source were left out.
 
     Attributes:
-        account: what was read of a source that nobody published, and what was not; None for any other.
+        account: what was read of the source, and what was not; None where nothing has to be said of a published one.
     """
 
     dataset: Dataset
@@ -83,9 +83,9 @@ def prepare_dataset(
         DataError: the name is unknown; files are missing, malformed, hostile or not the published ones; too many
             images are bad; or another dataset is in the way.
     """
-    if name in TASKS:
+    if name in BUILT_IN:
         if source is not None:
-            raise DataError(f"dataset {name!r}: expected no --source, found {source}; raysnap draws this dataset")
+            raise DataError(f"dataset {name!r}: expected no --source, found {source}; raysnap makes this dataset")
         return result_of(open_dataset(name, data_dir, shapes))
     _refuse_unknown(name)
     if source is None:
@@ -102,7 +102,7 @@ def _convert(name: str, tree: Tree, root: Path, is_other_allowed: bool, max_bad:
     if root.exists():
         refuse_other_source(root, files)
         log.info("%s was already made from these files", root)
-        return result_of(read_folder(root))
+        return _published_result(root)
     if plan is None:
         plan, _ = _plan(name, tree)
     notes += _refuse_other_counts(name, plan, is_other_allowed)
@@ -111,7 +111,7 @@ def _convert(name: str, tree: Tree, root: Path, is_other_allowed: bool, max_bad:
             warnings.simplefilter("ignore")
             write_images(folder, tree, plan, max_bad)
         check_folder(folder, root, ("val", "test"))
-    return result_of(read_folder(root))
+    return _published_result(root)
 
 
 def open_tree(name: str, source: Path) -> Tree:
@@ -178,17 +178,17 @@ def write_images(folder: FolderWriter, tree: Tree, plan: Plan, max_bad: int | No
         max_bad = max(1, int(MAX_BAD_FRACTION * len(plan.targets)))
     bad: list[str] = []
     for image, content, path in _contents(tree, plan):
-        if (fault := _image_fault(content)) is not None:
+        if (fault := _fault_of(content, plan.kind)) is not None:
             bad.append(f"{ascii(image)[1:-1]}: {fault}")
             log.warning("%s: leaving out %s", tree.where, bad[-1])
             if len(bad) > max_bad:
                 raise DataError(
-                    f"{tree.where}: expected at most {max_bad} of {len(plan.targets)} images to be bad, found more: "
-                    f"{'; '.join(bad[:3])}; download the dataset again"
+                    f"{tree.where}: expected at most {max_bad} of {len(plan.targets)} {plan.kind} to be bad, found "
+                    f"more: {'; '.join(bad[:3])}; download the dataset again"
                 )
             continue
         target = plan.targets[image]
-        file_name = _with_suffix(target.file_name, content)
+        file_name = _with_suffix(target.file_name, content) if plan.kind == "images" else target.file_name
         folder.add_image(target.split, target.class_name, file_name, content, target.original, path)
     folder.details = {"class_counts": folder.counts_per_class(), "bad_images": bad}
 
@@ -198,6 +198,17 @@ def _contents(tree: Tree, plan: Plan) -> Iterator[tuple[str, bytes, Path | None]
         yield from tree.read(plan.targets)
     else:
         yield from ((name, content, None) for name, content in plan.render(plan.targets))
+
+
+def _fault_of(content: bytes, kind: Kind) -> str | None:
+    """Say why the bytes are no image or text; None where they are, as far as that shows without decoding an image."""
+    if kind == "images":
+        return _image_fault(content)
+    try:
+        decode(content)
+    except DataError as error:
+        return str(error)
+    return None
 
 
 def _image_fault(content: bytes) -> str | None:
@@ -226,9 +237,23 @@ def result_of(dataset: Dataset) -> PrepareResult:
     return PrepareResult(dataset, counts, len(dataset.classes), len(bad))
 
 
+def _published_result(root: Path) -> PrepareResult:
+    """Return a dataset that was made from published files, with what of them was left out."""
+    result = result_of(read_folder(root))
+    record = read_record(root) or {}
+    left_out = tuple(LeftOut(**one) for one in record.get("left_out", ()))
+    if not left_out:
+        return result
+    counts = {split: count for split, count in result.counts.items() if count}
+    num_left_out = sum(one.num_files for one in left_out)
+    bad = tuple(record.get("bad_images", ()))
+    account = Account(result.dataset.name, counts, num_left_out, left_out, bad, (), result.dataset.kind)
+    return replace(result, account=account)
+
+
 def _refuse_unknown(name: str) -> None:
     if name not in LAYOUTS:
-        hint = suggest(name, [*SOURCES, *TASKS]) or "; `raysnap data ls` lists the names"
+        hint = suggest(name, [*SOURCES, *BUILT_IN]) or "; `raysnap data ls` lists the names"
         raise DataError(f"dataset {name!r}: expected the name of a known dataset, found an unknown one{hint}")
 
 
@@ -297,6 +322,7 @@ def _record(name: str, files: list[dict[str, Any]], plan: Plan, notes: list[str]
         "overlap_with_imagenet": source.overlap,
         "splits": plan.split_note,
         "differences": notes,
+        "left_out": [asdict(one) for one in plan.left_out],
         "converter_version": CONVERTER_VERSION,
     }
 

@@ -1,4 +1,4 @@
-"""How publishers lay out the nine named datasets: from file names and lists to a place for each image.
+"""How publishers lay out the named datasets: from file names and lists to a place for each image.
 
 Each layout is a function from a survey of the source (`source_tree`) to a plan: which file becomes which image of which
 class and split. Nothing is written or decoded here, so that a plan can be checked first.
@@ -12,7 +12,7 @@ from __future__ import annotations
 import io
 import json
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -21,7 +21,9 @@ import numpy as np
 from blake3 import blake3
 from PIL import Image
 
-from raysnap.datasets.layout.suffixes import image_suffixes
+from raysnap.datasets.layout.account import LeftOut
+from raysnap.datasets.layout.recognise import UNLABELLED
+from raysnap.datasets.layout.suffixes import Kind, image_suffixes
 from raysnap.errors import DataError
 from raysnap.prepare.idx_files import IDX_IMAGES_MAGIC, IDX_LABELS_MAGIC, read_idx
 from raysnap.prepare.mat_files import read_mat
@@ -67,12 +69,16 @@ class Plan:
         missing: images that a list names but the source lacks.
         split_note: where the splits come from.
         render: draws the images of these names where the source has no image files; yields names and contents.
+        kind: what the items are; they are called images below.
+        left_out: what of the source is no part of the dataset, where that is to be known.
     """
 
     targets: dict[str, Target]
     split_note: str
     missing: tuple[str, ...] = ()
     render: Callable[[Collection[str]], Iterator[tuple[str, bytes]]] | None = None
+    kind: Kind = "images"
+    left_out: tuple[LeftOut, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -255,6 +261,23 @@ def plan_caltech(survey: Survey) -> Plan:
     return Plan(dict(sorted(targets.items())), note)
 
 
+def plan_imdb(survey: Survey) -> Plan:
+    """Plan the reviews of aclImdb: `train` and `test` with `neg` and `pos`; `unsup`, without labels, is left out."""
+    pattern = re.compile(rf"(?:^|/)(train|test)/(neg|pos|{'|'.join(UNLABELLED)})/([^/]+\.txt)$")
+    targets: dict[str, Target] = {}
+    unlabelled: Counter[str] = Counter()
+    for name in survey.names:
+        if (match := pattern.search(name)) is None:
+            continue
+        split, class_name, file_name = match.groups()
+        if class_name in UNLABELLED:
+            unlabelled[f"{split}/{class_name}"] += 1
+        else:
+            _place(survey, targets, name, Target(split, class_name, class_name, file_name))
+    left_out = tuple(LeftOut(path, "texts without a label", num) for path, num in sorted(unlabelled.items()))
+    return Plan(targets, "official: the publisher's folders", kind="texts", left_out=left_out)
+
+
 def _seeded(name: str) -> bytes:
     return f"{CALTECH_SPLIT_SEED}\0{name}".encode(errors="surrogateescape")
 
@@ -425,6 +448,7 @@ LAYOUTS: dict[str, Layout] = {
         signs=((r"(^|/)train-labels-idx1-ubyte(\.gz)?$",),),
     ),
     "inaturalist-12k": Layout(plan_inaturalist, frozenset(), signs=((CLASS_FOLDERS,),)),
+    "imdb": Layout(plan_imdb, frozenset(), signs=((r"(^|/)train/neg/[^/]+\.txt$", r"(^|/)train/pos/[^/]+\.txt$"),)),
     "caltech-101": Layout(
         plan_caltech,
         frozenset(),

@@ -6,10 +6,9 @@ import pytest
 
 from raysnap.cli.dataset_tables import datasets_table, sources_table
 from raysnap.config.parts import ShapesConfig
-from raysnap.datasets.dataset import open_dataset
+from raysnap.datasets.dataset import BUILT_IN, open_dataset
 from raysnap.datasets.inventory import how_to_get, list_datasets
 from raysnap.datasets.published import SOURCES
-from raysnap.datasets.shapes import TASKS
 from raysnap.errors import DataError
 
 TINY = ShapesConfig(image_size=16, num_train=8, num_val=4, num_test=4)
@@ -24,7 +23,7 @@ def shown(table, width, capsys):
 
 def test_every_known_name_is_listed_and_nothing_is_made(tmp_path):
     summaries = list_datasets(tmp_path / "nowhere")
-    assert [summary.name for summary in summaries] == [*TASKS, *sorted(SOURCES)]
+    assert [summary.name for summary in summaries] == [*BUILT_IN, *sorted(SOURCES)]
     assert all(summary.path is None and summary.note and summary.num_classes for summary in summaries)
     assert not (tmp_path / "nowhere").exists()
 
@@ -42,7 +41,7 @@ def test_what_is_there_is_listed_with_its_counts_or_its_fault(tmp_path):
 
 def test_folders_with_a_dot_are_no_datasets(tmp_path):
     (tmp_path / ".downloads" / "imagenette").mkdir(parents=True)
-    assert {summary.name for summary in list_datasets(tmp_path)} == {*TASKS, *SOURCES}
+    assert {summary.name for summary in list_datasets(tmp_path)} == {*BUILT_IN, *SOURCES}
 
 
 def test_a_data_dir_that_is_a_file_is_refused(tmp_path):

@@ -336,7 +336,7 @@ def test_an_odd_file_warns_nobody(tmp_path):
 
 def test_an_item_of_another_dataset_is_refused(tmp_path):
     one, other = make_dataset(tmp_path / "one", FORMS), make_dataset(tmp_path / "other", FORMS)
-    with pytest.raises(DataError, match="expected an image of"):
+    with pytest.raises(DataError, match="expected an item of"):
         PixelCache.open(one.splits["train"], other, Resizing(32))
 
 

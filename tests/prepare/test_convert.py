@@ -50,6 +50,7 @@ EXPECTED = {
     "stanford-dogs": ({"train": 6, "val": 0, "test": 4}, "Chihuahua", "n02085620-Chihuahua"),
     "fashion-mnist": ({"train": 30, "val": 0, "test": 10}, "Ankle boot", "Ankle boot"),
     "inaturalist-12k": ({"train": 9, "val": 0, "test": 6}, "Amphibia", None),
+    "imdb": ({"train": 6, "val": 0, "test": 6}, "neg", None),
     "caltech-101": ({"train": 60, "val": 0, "test": 7}, "Faces_easy", None),
 }
 TOP_FOLDERS = {
@@ -58,6 +59,7 @@ TOP_FOLDERS = {
     "image-woof": "imagewoof2-160",
     "imagenette": "imagenette2",
     "inaturalist-12k": "inaturalist_12K",
+    "imdb": "aclImdb",
 }
 FOLDERS = sorted(set(UNPACKED) - {"fashion-mnist"})
 
@@ -367,7 +369,7 @@ def test_all_named_datasets_have_a_source_and_a_layout():
     assert sorted(SOURCES) == sorted(LAYOUTS) == sorted(UNPACKED)
     for source in SOURCES.values():
         assert all(file.url is None or file.url.startswith("https://") for file in (*source.files, *source.variants))
-        assert source.page and source.licence and source.num_classes >= 10
+        assert source.page and source.licence and source.num_classes >= 2
 
 
 def test_imagenette_class_names_are_torchvisions():

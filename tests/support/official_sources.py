@@ -240,10 +240,24 @@ def below(files: Files, *tops: str) -> Files:
     return {name: content for name, content in files.items() if name.startswith(tops)}
 
 
+def imdb() -> Files:
+    top, files = (
+        "aclImdb",
+        {"aclImdb/README": b"read me", "aclImdb/imdbEr.txt": b"0.1\n", "aclImdb/imdb.vocab": b"the\n"},
+    )
+    for split in ("train", "test"):
+        files[f"{top}/{split}/urls_pos.txt"] = b"http://www.imdb.com\n"
+        for number in range(3):
+            for rating, name in ((1, "neg"), (9, "pos")):
+                files[f"{top}/{split}/{name}/{number}_{rating}.txt"] = f"{split} {name} {number} <br />".encode()
+    return files | {f"{top}/train/unsup/{number}_0.txt": b"who knows" for number in range(5)}
+
+
 # Each dataset's files unpacked, and as they are published.
 UNPACKED = {
     "cub-birds-200": cub, "food-101": food, "image-woof": woof, "imagenette": imagenette, "stanford-cars": cars,
     "stanford-dogs": dogs, "fashion-mnist": fashion_mnist, "inaturalist-12k": inaturalist, "caltech-101": caltech,
+    "imdb": imdb,
 }  # fmt: skip
 
 
@@ -274,4 +288,6 @@ def published(name: str, files: Files | None = None) -> Files:
             return {"nature_12K.zip": zip_bytes(files)}
         case "caltech-101":
             return {"caltech-101.zip": zip_bytes(caltech_zip())}
+        case "imdb":
+            return {"aclImdb_v1.tar.gz": tar_bytes(files, "gz")}
     raise AssertionError(name)

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from raysnap.datasets.layout.suffixes import Kind
 from raysnap.humanize import count_text, plural
 
 MAX_REASONS = 4  # told in words; JSON has all
@@ -38,6 +39,7 @@ class Account:
         left_out: each of them with the reason; system folders as one.
         bad: images that could not be read, as far as they were used, each with its file and the reason.
         notes: how the folder was understood, where it could be understood otherwise.
+        kind: what its items are; the other names say images of texts, too.
     """
 
     dataset: str
@@ -46,6 +48,7 @@ class Account:
     left_out: tuple[LeftOut, ...]
     bad: tuple[str, ...]
     notes: tuple[str, ...]
+    kind: Kind = "images"
 
     def lines(self) -> list[str]:
         """Return what a person should know, a line each: how it was read, what is left out or bad; often nothing."""
@@ -55,6 +58,7 @@ class Account:
 def account_lines(account: Mapping[str, Any]) -> list[str]:
     """Return the lines of an account that was written as plain values, as `Account.lines` does."""
     name, bad = account["dataset"], account["bad"]
+    noun = account.get("kind", "images")[:-1]  # runs of raysnap 0.1 don't say it
     num_images = sum(account["num_images"].values())
     by_reason: dict[str, list[Mapping[str, Any]]] = {}
     for one in account["left_out"]:
@@ -69,10 +73,10 @@ def account_lines(account: Mapping[str, Any]) -> list[str]:
         num_files = plural(sum(one["num_files"] for one in rest), "file")
         lines.append(f"{name}: {num_files} left out for other reasons; --json and the report list all")
     if bad:
-        lines.append(f"{name}: {plural(len(bad), 'bad image')} of {count_text(num_images)}: {_first(bad, '; ')}")
+        lines.append(f"{name}: {plural(len(bad), f'bad {noun}')} of {count_text(num_images)}: {_first(bad, '; ')}")
     if lines:
         num_left_out = plural(account["num_left_out"], "file")
-        lines.append(f"{name}: {plural(num_images, 'image')} read ({_splits(account)}), {num_left_out} left out in all")
+        lines.append(f"{name}: {plural(num_images, noun)} read ({_splits(account)}), {num_left_out} left out in all")
     return lines
 
 

@@ -2,7 +2,7 @@
 
 A layout that has one meaning is read as what it is: splits by any of their usual names, a folder per class with or
 without splits, one folder around it all, a flat folder with a table of labels. Any other is refused, in a line that
-says how to make it usable.
+says how to make it usable. A folder without images whose folders of classes hold .txt files is one of texts.
 """
 
 from __future__ import annotations
@@ -20,6 +20,9 @@ from raysnap.datasets.layout.suffixes import (
     PARQUET_SUFFIXES,
     TABLE_SUFFIXES,
     TAR_SUFFIXES,
+    TEXT_TABLE_SUFFIXES,
+    Kind,
+    is_unread_image,
 )
 from raysnap.datasets.layout.tables import LabelTable, Matcher, read_table
 from raysnap.datasets.layout.walk import Folder, join, walk
@@ -35,11 +38,16 @@ LAYOUT = "{train,val,test}/<class>/<image>"
 _PLAIN_NAMES = frozenset(("images", "image", "imgs", "img", "pictures", "photos", "data", "jpegimages", "jpeg", "jpg"))
 
 
+# aclImdb's texts without a label, in train/ beside the folders of classes.
+UNLABELLED = ("unsup",)
+
+
 @dataclass(frozen=True)
 class Listing:
     """What a folder holds; with `left_out`, every file of it.
 
     Attributes:
+        kind: what the items are.
         splits: the images of each class, by split and class, each sorted; paths are below the folder.
         left_out: files that are not part of the dataset, sorted.
         notes: how the folder was understood, where that has to be said.
@@ -48,6 +56,7 @@ class Listing:
     splits: dict[str, Classes]
     left_out: tuple[LeftOut, ...]
     notes: tuple[str, ...] = ()
+    kind: Kind = "images"
 
 
 @dataclass
@@ -59,6 +68,7 @@ class _Reading:
     left_out: list[LeftOut]
     level: ClassLevel | None = None
     notes: list[str] = field(default_factory=list)
+    kind: Kind = "images"
 
     @property
     def where(self) -> str:
@@ -81,7 +91,7 @@ class _Reading:
     def listing(self, splits: dict[str, Classes]) -> Listing:
         """Return what was read."""
         ordered = {split: splits[split] for split in SPLITS if split in splits}
-        return Listing(ordered, tuple(sorted(self.left_out)), tuple(self.notes))
+        return Listing(ordered, tuple(sorted(self.left_out)), tuple(self.notes), self.kind)
 
 
 def recognise(root: Path, level: ClassLevel | None = None) -> Listing:
@@ -95,10 +105,38 @@ def recognise(root: Path, level: ClassLevel | None = None) -> Listing:
     """
     tree, left_out = walk(root)
     reading = _Reading(root, tree, left_out, level)
+    if not tree.num_images:
+        reading = _read_texts(root, level) or reading
+        tree = reading.tree
     _refuse_packed(reading)
     base = _without_wrappings(tree)
     parts = _split_folders(reading, base)
     return reading.listing(_read_splits(reading, base, parts) if parts else _read_unsplit(reading, base))
+
+
+def _read_texts(root: Path, level: ClassLevel | None) -> _Reading | None:
+    """Return what is read of a folder of texts; None where no folders of classes hold any."""
+    tree, left_out = walk(root, "texts")
+    if any(is_unread_image(Path(one.path).suffix.lower()) for one in left_out):
+        return None
+    tree = _without_unlabelled(tree, left_out)
+    base = _without_wrappings(tree)
+    parts = [folder for folder in base.filled if _is_split(folder)] or [base]
+    if all(len(part.filled) < 2 for part in parts):
+        return None
+    return _Reading(root, tree, left_out, level, kind="texts")
+
+
+def _without_unlabelled(folder: Folder, left_out: list[LeftOut]) -> Folder:
+    """Return a folder without those of texts that have no label, which are left out."""
+    folders = []
+    for one in folder.folders:
+        if one.name in UNLABELLED:
+            left_out.append(LeftOut(one.path, "texts without a label", one.num_images))
+        else:
+            folders.append(_without_unlabelled(one, left_out))
+    num_items = len(folder.images) + sum(one.num_images for one in folders)
+    return replace(folder, folders=tuple(folders), num_images=num_items)
 
 
 def recognise_table(root: Path, table_path: Path, label_column: str | None = None) -> Listing:
@@ -374,6 +412,7 @@ def _refuse_packed(reading: _Reading) -> None:
     kinds = (
         (PARQUET_SUFFIXES, "parquet file", prepare),
         (TAR_SUFFIXES, "tar file", prepare),
+        (TEXT_TABLE_SUFFIXES, "table", f"if it holds texts and their labels, {prepare}"),
         (ARROW_SUFFIXES, "arrow file", "write them as parquet (`to_parquet` of Hugging Face's datasets) and pass that"),
         (PACKED_SUFFIXES, "archive", "unpack it and pass the folder"),
     )

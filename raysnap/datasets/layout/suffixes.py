@@ -1,11 +1,17 @@
-"""Which files are images that this installation reads, by their suffix, and what the others are."""
+"""Which files are images that this installation reads, or texts, by their suffix, and what the others are."""
 
 from __future__ import annotations
 
 import importlib.util
 from functools import cache
+from typing import Literal, TypeAlias
 
 from PIL import features
+
+Kind: TypeAlias = Literal["images", "texts"]
+"""What a dataset's items are."""
+
+TEXT_SUFFIXES = frozenset((".txt",))
 
 # What readers of these formats call their files; Pillow always has the first group.
 _ALWAYS = frozenset((
@@ -32,10 +38,16 @@ _EXPECTED = frozenset((
     ".sha256", ".md5", ".url", ".torrent", ".xlsx", ".xls", ".docx", ".doc",
 ))  # fmt: skip
 TABLE_SUFFIXES = frozenset((".csv", ".tsv", ".txt", ".json", ".jsonl"))
+TEXT_TABLE_SUFFIXES = frozenset((".csv", ".tsv", ".jsonl"))
 PARQUET_SUFFIXES = frozenset((".parquet",))
 ARROW_SUFFIXES = frozenset((".arrow",))
 TAR_SUFFIXES = frozenset((".tar",))
 PACKED_SUFFIXES = frozenset((".zip", ".tgz", ".gz", ".rar", ".7z", ".bz2", ".xz", ".zst"))
+
+
+def suffixes_of(kind: Kind) -> frozenset[str]:
+    """Return the suffixes, in lower case, of a dataset's items."""
+    return TEXT_SUFFIXES if kind == "texts" else image_suffixes()
 
 
 @cache
@@ -51,8 +63,16 @@ def reads_heif() -> bool:
     return importlib.util.find_spec("pillow_heif") is not None
 
 
-def why_no_image(suffix: str) -> tuple[str, bool]:
-    """Say why a file with this suffix (lower case) is no image that is read, and whether nobody misses it."""
+def is_unread_image(suffix: str) -> bool:
+    """Return whether a file with this suffix (lower case) is an image that this installation doesn't read."""
+    known = _OTHER_IMAGES.union(_HEIF, *_OPTIONAL.values())
+    return suffix in known - image_suffixes()
+
+
+def why_no_item(suffix: str, kind: Kind) -> tuple[str, bool]:
+    """Say why a file with this suffix (lower case) is no item that is read, and whether nobody misses it."""
+    if kind == "texts":
+        return f"no text ({suffix or 'no suffix'})", suffix in _EXPECTED or not suffix
     if suffix in _HEIF:
         return "HEIC, which needs `pip install pillow-heif`, or conversion to JPEG", False
     if suffix in _OTHER_IMAGES or suffix in frozenset().union(*_OPTIONAL.values()):

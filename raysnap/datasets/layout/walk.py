@@ -1,4 +1,6 @@
-"""Every file below a folder: images by folder, and what else there is, each with the reason why it is not an image.
+"""Every file below a folder: items by folder, and what else there is, each with the reason why it is not an item.
+
+Items are images or texts, whichever is asked for; what is said of images below is true of texts as well.
 
 Links are followed at every level, as torchvision follows them; one that leads back to a folder that contains it is
 left out, and named.
@@ -11,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from raysnap.datasets.layout.account import LeftOut
-from raysnap.datasets.layout.suffixes import image_suffixes, why_no_image
+from raysnap.datasets.layout.suffixes import Kind, suffixes_of, why_no_item
 from raysnap.errors import DataError
 
 CACHE_NAME = ".raysnap"  # of what raysnap itself keeps in a dataset's folder
@@ -62,13 +64,13 @@ class Folder:
         return sorted(paths, key=lambda path: path.split("/"))
 
 
-def walk(root: Path) -> tuple[Folder, list[LeftOut]]:
-    """Return the folder with all images below it, and all other files, sorted by path.
+def walk(root: Path, kind: Kind = "images") -> tuple[Folder, list[LeftOut]]:
+    """Return the folder with all items of a kind below it, and all other files, sorted by path.
 
     Raises:
         DataError: a folder can't be listed, or it is far too large for a dataset.
     """
-    walker = _Walker(root)
+    walker = _Walker(root, kind)
     folder = walker.read("", (_identity(root),))
     return folder, sorted(walker.left_out)
 
@@ -84,10 +86,11 @@ def join(folder: str, name: str) -> str:
 
 
 class _Walker:
-    def __init__(self, root: Path):
+    def __init__(self, root: Path, kind: Kind):
         self.left_out: list[LeftOut] = []
         self._root = root
-        self._suffixes = image_suffixes()
+        self._kind = kind
+        self._suffixes = suffixes_of(kind)
         self._num_folders = 0
         self._num_by_links = 0
         self._has_image = False
@@ -107,7 +110,7 @@ class _Walker:
             elif os.path.splitext(entry.name)[1].lower() in self._suffixes and _is_file(entry):  # noqa: PTH122 - fast
                 images.append(entry.name)
             else:
-                self.left_out.append(_why_left_out(entry, place))
+                self.left_out.append(_why_left_out(entry, place, self._kind))
         self._has_image = self._has_image or bool(images)
         return Folder(path, tuple(images), tuple(folders), len(images) + sum(one.num_images for one in folders))
 
@@ -174,12 +177,12 @@ def _is_file(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def _why_left_out(entry: os.DirEntry[str], place: str) -> LeftOut:
+def _why_left_out(entry: os.DirEntry[str], place: str, kind: Kind) -> LeftOut:
     if not _is_file(entry):
         return LeftOut(place, "a link that leads nowhere" if entry.is_symlink() else "a pipe, socket or device")
     if place in RECORD_NAMES:
         return LeftOut(place, "a record of raysnap", is_expected=True)
-    reason, is_expected = why_no_image(os.path.splitext(entry.name)[1].lower())  # noqa: PTH122 - fast
+    reason, is_expected = why_no_item(os.path.splitext(entry.name)[1].lower(), kind)  # noqa: PTH122 - fast
     return LeftOut(place, reason, is_expected=is_expected)
 
 
