@@ -25,7 +25,7 @@ from raysnap.models.blocks import build_model, random_tensors
 from raysnap.models.numerics import Numerics
 from raysnap.models.tensor_bytes import block_digest
 from raysnap.store.preprocessing import Preprocessing
-from raysnap.training.feeds import LabelledPixels
+from raysnap.training.feeds import LabelledItems
 from raysnap.training.finetune import finetune
 from raysnap.training.freezing import StartModel
 from raysnap.training.prefix_cache import PrefixCache
@@ -129,13 +129,13 @@ def measure(options: argparse.Namespace, num_frozen: int, folder: Path) -> dict[
     }
 
 
-def random_items(num_items: int, image_size: int, seed: int) -> LabelledPixels:
+def random_items(num_items: int, image_size: int, seed: int) -> LabelledItems:
     """Make items of noise in memory, where the pixel cache's are once read."""
     generator = torch.Generator().manual_seed(seed)
     shape = (num_items, 3, image_size, image_size)
     pixels = torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
     labels = torch.randint(0, NUM_CLASSES, (num_items,), generator=generator)
-    return LabelledPixels(lambda positions, crop_size: pixels[positions], labels, digest=f"noise-{seed}")
+    return LabelledItems(lambda positions, crop_size: pixels[positions], labels, digest=f"noise-{seed}")
 
 
 def spread(times_s: list[float]) -> float:

@@ -157,19 +157,25 @@ def inputs_line(result: Mapping[str, Any]) -> str:
     groups = result["inputs"]
     size_only = len({group["image_size"] for group in groups}) == len(groups)
     ways = [
-        f"{plural(group['num_candidates'], 'candidate')} at {group['image_size']}\u00a0px"
-        + ("" if size_only else f" ({_resizing_text(group)}, mean {list(group['mean'])})")
+        f"{plural(group['num_candidates'], 'candidate')} at {_size_text(group)}"
+        + ("" if size_only else f" ({_way_text(group)})")
         for group in groups[:MAX_INPUTS]
     ]
     ways += [f"{len(groups) - MAX_INPUTS} more"] if len(groups) > MAX_INPUTS else []
     even = result["even_image_size"]
     advice = f"; --image-size {even} evens them" if even else "; no --image-size evens them, --where picks one kind"
-    return f"Candidates saw images in different ways and share no blocks across these: {', '.join(ways)}{advice}"
+    return f"Candidates saw items in different ways and share no blocks across these: {', '.join(ways)}{advice}"
 
 
-def _resizing_text(group: Mapping[str, Any]) -> str:
+def _size_text(group: Mapping[str, Any]) -> str:
+    return plural(group["image_size"], "token") if group["mean"] is None else f"{group['image_size']}\u00a0px"
+
+
+def _way_text(group: Mapping[str, Any]) -> str:
+    if group["mean"] is None:
+        return str(group["text"])
     side = "shorter side" if group["resize_mode"] == "shorter_side" else "both sides"
-    return f"{side} {group['resize_size']}\u00a0px, {group['interpolation']}"
+    return f"{side} {group['resize_size']}\u00a0px, {group['interpolation']}, mean {list(group['mean'])}"
 
 
 def rungs_table(rungs: Sequence[Mapping[str, Any]]) -> Table:

@@ -166,7 +166,8 @@ def store_add(
             metavar="PIXELS",
             min=1,
             show_default="that of --weights, the folder or --base, or 224",
-            help="Side length of its input images; alone, it keeps the crop's share of the resized image.",
+            help="Side length of its input images; alone, it keeps the crop's share of the resized image. Of texts, "
+            "the number of tokens.",
         ),
     ] = None,
     resize: Annotated[
@@ -183,6 +184,15 @@ def store_add(
     std: Annotated[
         str | None, typer.Option("--std", metavar="N[,N,N]", help="Deviation that pixels are divided by after that.")
     ] = None,
+    tokenizer: Annotated[
+        Path | None,
+        typer.Option(
+            "--tokenizer",
+            metavar="FILE",
+            parser=any_path,
+            help="Of weights that see texts: tokenizer.json, where it isn't beside them.",
+        ),
+    ] = None,
     entry: Annotated[
         str | None,
         typer.Option(
@@ -198,7 +208,8 @@ def store_add(
 
     Checkpoints of trainers will do: entries such as `state_dict` and what names begin with, such as `module.`, are
     recognised by the names of the architecture's tensors. Folders are those of transformers, timm and accelerate; how
-    their model sees images is taken from the files there. Several snapshots are named after their files.
+    their model sees images, or the tokenizer of one that sees texts, is taken from the files there. Several snapshots
+    are named after their files.
     """
     from raysnap.store.exchange import InputOptions, add_path
     from raysnap.store.manifest import DatasetRecord, check_ref_name
@@ -223,6 +234,7 @@ def store_add(
             interpolation,
             parse_channels("--mean", mean) if mean else None,
             parse_channels("--std", std) if std else None,
+            tokenizer,
         ),
     )
     done, failed = [], {}

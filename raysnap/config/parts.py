@@ -78,6 +78,10 @@ class BaseWeights(Section):
     weights: NameOrFolder = Field(
         "random", description="A torchvision weights name, `random`, a snapshot's id or name, or a file."
     )
+    tokenizer: NameOrFolder | None = Field(
+        None,
+        description="A tokenizer.json, or `words` for the built-in one, for weights that see texts and come without.",
+    )
 
 
 class BaseConfig(BaseWeights):

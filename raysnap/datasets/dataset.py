@@ -161,6 +161,13 @@ def find_dataset(name_or_path: str, data_dir: Path, shapes: ShapesConfig | None 
     raise DataError(f"dataset {name_or_path!r}: expected a folder in {data_dir} or a known name, found neither{hint}")
 
 
+def kind_of_dataset(name: str, root: Path | None) -> Kind:
+    """Return what a dataset's items are; `root` is None for one that raysnap makes on first use."""
+    if root is None:
+        return "texts" if name in WORDS else "images"
+    return read_folder(root).kind
+
+
 def read_folder(root: Path) -> Dataset:
     """List the dataset in the folder `root`.
 

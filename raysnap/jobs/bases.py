@@ -13,13 +13,13 @@ from raysnap.errors import WeightsError
 from raysnap.jobs.data import JobData
 from raysnap.jobs.job import Job
 from raysnap.jobs.stage import Stage, run_stage
-from raysnap.models.architecture import TORCHVISION, parse, shown
+from raysnap.models.architecture import TORCHVISION, label, parse
 from raysnap.models.blocks import num_classes_of, random_tensors, split_state_dict
 from raysnap.models.lean_torchvision import models
 from raysnap.models.weight_files import read_weights
 from raysnap.planning.generate import RANDOM, check_weights
 from raysnap.store.manifest import DatasetRecord
-from raysnap.store.preprocessing import Preprocessing
+from raysnap.store.preprocessing import AnyPreprocessing
 from raysnap.store.store import Store
 from raysnap.training.trial import Trial, slug
 from raysnap.tune.resources import spread_cpus
@@ -55,7 +55,7 @@ def _start_of(job: Job, base: Trial, num_classes: int) -> str | None:
 
 
 def store_base(
-    store: Store, weights: str, architecture: str, num_classes: int, seed: int, preprocessing: Preprocessing
+    store: Store, weights: str, architecture: str, num_classes: int, seed: int, preprocessing: AnyPreprocessing
 ) -> str:
     """Return the id of the base snapshot, storing it if needed; `num_classes` and `seed` are for random ones.
 
@@ -64,17 +64,17 @@ def store_base(
     """
     check_weights(weights, architecture, store)
     entry = _torchvision_weights(weights, architecture)
-    dataset, label = None, shown(architecture).replace("/", "-")
+    dataset, prefix = None, label(architecture)
     if weights == RANDOM:
-        blocks, name = random_tensors(architecture, num_classes, seed), f"{label}-random-{seed}"
+        blocks, name = random_tensors(architecture, num_classes, seed), f"{prefix}-random-{seed}"
     elif Path(weights).is_file():
         found = read_weights(Path(weights), architecture)
         if found.remark:
             logger.warning("base.weights %s: %s", weights, found.remark)
         blocks = found.blocks
-        name = f"{label}-{Path(weights).stem}"
+        name = f"{prefix}-{Path(weights).stem}"
     elif entry is not None:
-        blocks, name = split_state_dict(architecture, _download(entry)), f"{label}-{entry.name}"
+        blocks, name = split_state_dict(architecture, _download(entry)), f"{prefix}-{entry.name}"
         dataset = DatasetRecord(name="imagenet-1k", classes=tuple(entry.meta["categories"]))
     else:
         return store.manifest(weights).id

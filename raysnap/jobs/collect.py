@@ -15,7 +15,7 @@ from raysnap.models.blocks import block_names
 from raysnap.models.tensor_bytes import decode
 from raysnap.runs.trial_rows import TrialRow
 from raysnap.store.manifest import BlockEntry, DatasetRecord
-from raysnap.store.preprocessing import Preprocessing
+from raysnap.store.preprocessing import AnyPreprocessing
 from raysnap.store.store import Block, Store
 from raysnap.system import utc_timestamp
 from raysnap.training.savepoints import Savepoint
@@ -45,7 +45,7 @@ RECORDED = (
 """What a savepoint's record and a row both say."""
 
 
-def collect(store: Store | None, outcome: TrialOutcome, preprocessing: Preprocessing) -> TrialRow:
+def collect(store: Store | None, outcome: TrialOutcome, preprocessing: AnyPreprocessing) -> TrialRow:
     """Store what a trial trained on top of its frozen blocks, and return the trial's row.
 
     Without a store only the row is made.
@@ -99,7 +99,7 @@ def planned_row(trial: Trial, status: Status, error: str | None = None) -> Trial
     )
 
 
-def _put_snapshot(store: Store, trial: Trial, savepoint: Savepoint, preprocessing: Preprocessing) -> dict[str, Any]:
+def _put_snapshot(store: Store, trial: Trial, savepoint: Savepoint, preprocessing: AnyPreprocessing) -> dict[str, Any]:
     """Store a trial's snapshot, and return what its row says of it."""
     record = savepoint.record
     blocks: list[tuple[str, Block]] = [(block.name, block.digest) for block in _frozen_blocks(store, trial, record)]

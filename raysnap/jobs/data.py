@@ -1,4 +1,4 @@
-"""The datasets of a job: generated or opened, decoded into the pixel cache, and described to the trials."""
+"""The datasets of a job: generated or opened, decoded or tokenised into a cache, and described to the trials."""
 
 from __future__ import annotations
 
@@ -9,6 +9,10 @@ from dataclasses import dataclass
 from raysnap.datasets.dataset import Dataset, open_dataset
 from raysnap.datasets.layout.account import Account
 from raysnap.jobs.job import Job
+from raysnap.models.block_facts import text_facts
+from raysnap.planning.generate import tokenizer_content
+from raysnap.store.preprocessing import AnyPreprocessing, TextPreprocessing, tokenizer_object
+from raysnap.store.store import Store
 from raysnap.training.trial import slug
 from raysnap.training.trial_loop import TrainJob, labelled_splits
 
@@ -30,13 +34,14 @@ class JobData:
 
 
 def prepare_data(job: Job) -> JobData:
-    """Generate the built-in datasets that are missing, and decode every dataset into the pixel cache.
+    """Generate the built-in datasets that are missing, and decode, or tokenise, every dataset into its cache.
 
     What is left out of a dataset, or is bad, is logged and becomes part of the run's record.
 
     Raises:
         DataError: a dataset can't be read or is too small.
     """
+    put_tokenizers(job)
     datasets: dict[str, Dataset] = {}
     num_items: dict[str, dict[str, int]] = {}
     accounts: list[Account] = []
@@ -56,6 +61,22 @@ def prepare_data(job: Job) -> JobData:
             log.warning("%s", line)
     job.on_progress("data", len(names), len(names), "decoded")
     return JobData(datasets, num_items, tuple(accounts))
+
+
+def put_tokenizers(job: Job) -> None:
+    """Put the tokenizers of the job's bases into its store, where they are not there yet: all else needs them."""
+    for base in job.plan.bases:
+        put_tokenizer(job.store, job.config.base.tokenizer, base.architecture, job.plan.inputs.get(base.base_key))
+
+
+def put_tokenizer(store: Store, named: str | None, architecture: str, preprocessing: AnyPreprocessing | None) -> None:
+    """Put the tokenizer that `base.tokenizer` names into the store, if this preprocessing has it."""
+    facts = text_facts(architecture)
+    if facts is None or named is None or not isinstance(preprocessing, TextPreprocessing):
+        return
+    content = tokenizer_content(named, facts)
+    if tokenizer_object(content)[0] == preprocessing.tokenizer:
+        store.put_tokenizer(content)
 
 
 def make_train_job(

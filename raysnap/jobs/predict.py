@@ -1,4 +1,4 @@
-"""Use a stored model: its transform for images, its predictions for image files, and its metrics on a dataset."""
+"""Use a stored model: its transform for images, its predictions for files of items, and its metrics on a dataset."""
 
 from __future__ import annotations
 
@@ -16,12 +16,16 @@ from torch import Tensor
 
 from raysnap.datasets.dataset import Dataset, Item
 from raysnap.datasets.image_file import read_image, resize
-from raysnap.datasets.layout.suffixes import image_suffixes
+from raysnap.datasets.layout.suffixes import Kind, suffixes_of
 from raysnap.datasets.resizing import crop_start
+from raysnap.datasets.text.text_file import read_text
+from raysnap.datasets.text.token_cache import Tokeniser
 from raysnap.errors import DataError, UsageError
 from raysnap.humanize import plural, suggest
+from raysnap.models.architecture import parse
+from raysnap.models.families.family import family_of
 from raysnap.store.manifest import Manifest
-from raysnap.store.preprocessing import Preprocessing
+from raysnap.store.preprocessing import AnyPreprocessing, Preprocessing, TextPreprocessing
 from raysnap.store.store import Store
 from raysnap.system import num_cpus
 from raysnap.training.evaluation import count_confusion, macro_f1
@@ -35,7 +39,7 @@ Transform = Callable[[Image.Image | Path | str], Tensor]
 
 @dataclass(frozen=True)
 class Predictions:
-    """What a model predicts for some images.
+    """What a model predicts for some images or texts.
 
     >>> found = raysnap.predict("store", "base", "data/shapes-shape-a/test")
     >>> print(found.to_csv().splitlines()[0])
@@ -43,9 +47,9 @@ class Predictions:
 
     Attributes:
         classes: the model's classes in label order; numbers where the store doesn't know their names.
-        files: the images, in the order asked for.
-        probabilities_NC: the probability of each class for each image, float64.
-        bad: images that could not be read, each with the reason; they are in no other attribute.
+        files: the items, in the order asked for.
+        probabilities_NC: the probability of each class for each item, float64.
+        bad: items that could not be read, each with the reason; they are in no other attribute.
     """
 
     classes: tuple[str, ...]
@@ -55,11 +59,11 @@ class Predictions:
 
     @property
     def labels(self) -> list[str]:
-        """The most probable class of each image."""
+        """The most probable class of each item."""
         return [self.classes[index] for index in self.probabilities_NC.argmax(axis=1).tolist()]
 
     def to_csv(self, root: Path | None = None) -> str:
-        """Return a line per image: its file (below `root`, where given), its class, each class's probability."""
+        """Return a line per item: its file (below `root`, where given), its class, each class's probability."""
         written = io.StringIO()
         table = csv.writer(written, lineterminator="\n")
         table.writerow(["file", "class", *(f"probability of {name}" for name in self.classes)])
@@ -69,7 +73,7 @@ class Predictions:
         return written.getvalue()
 
 
-def transform_of(model: Manifest | Preprocessing) -> Transform:
+def transform_of(model: Manifest | AnyPreprocessing) -> Transform:
     """Return how a snapshot's model sees images: what turns one into its input, as in training and search.
 
     >>> store = raysnap.Store.open("store")
@@ -77,8 +81,13 @@ def transform_of(model: Manifest | Preprocessing) -> Transform:
     >>> image = raysnap.open_dataset("shapes-shape-a", "data").image_paths[0]
     >>> store.load_model("base")(transform(image)[None]).shape
     torch.Size([1, 4])
+
+    Raises:
+        UsageError: the model sees texts.
     """
     preprocessing = model.preprocessing if isinstance(model, Manifest) else model
+    if isinstance(preprocessing, TextPreprocessing):
+        raise UsageError("transform_of: expected a model that sees images, found one that sees texts; use predict()")
     mean_311 = torch.tensor(preprocessing.mean).view(3, 1, 1)
     std_311 = torch.tensor(preprocessing.std).view(3, 1, 1)
     edge = preprocessing.image_size
@@ -95,7 +104,7 @@ def transform_of(model: Manifest | Preprocessing) -> Transform:
 
 
 def predict(store: Store | Path | str, name_or_id: str, images: Path | str | Sequence[Path]) -> Predictions:
-    """Return what a stored model predicts for images: files, or all that are in a folder and in folders below it.
+    """Return what a stored model predicts for images or texts: files, or all that are in a folder or below it.
 
     >>> found = raysnap.predict("store", "base", "data/shapes-shape-a/test")
     >>> found.probabilities_NC.shape, len(found.labels)
@@ -103,26 +112,29 @@ def predict(store: Store | Path | str, name_or_id: str, images: Path | str | Seq
 
     Raises:
         SnapshotNotFound: there is no such model.
-        DataError: there are no images, or none that can be read.
+        DataError: there are no items of the model's kind, or none that can be read.
     """
     store = store if isinstance(store, Store) else Store.open(Path(store))
     manifest = store.manifest(name_or_id)
-    files = images_in(Path(images)) if isinstance(images, str | Path) else list(images)
+    kind: Kind = "texts" if isinstance(manifest.preprocessing, TextPreprocessing) else "images"
+    files = items_in(Path(images), kind) if isinstance(images, str | Path) else list(images)
     model = store.load_model(manifest.id)
+    family = family_of(parse(manifest.architecture))
+    read = _reading(_reader(store, manifest.preprocessing))
     rows, good, bad = [], [], []
     with torch.inference_mode(), ThreadPoolExecutor(num_cpus()) as pool:
         for batch in _batches(files):
             inputs = []
-            for file, found in zip(batch, pool.map(_reading(transform_of(manifest)), batch), strict=True):
+            for file, found in zip(batch, pool.map(read, batch), strict=True):
                 if isinstance(found, str):
                     bad.append(found)
                 else:
                     inputs.append(found)
                     good.append(file)
             if inputs:
-                rows.append(model(torch.stack(inputs)).double().softmax(dim=1).numpy())
+                rows.append(family.run(model, torch.stack(inputs)).double().softmax(dim=1).numpy())
     if not good:
-        raise DataError(f"expected images that can be read, found none of {plural(len(files), 'file')}: {bad[0]}")
+        raise DataError(f"expected {kind} that can be read, found none of {plural(len(files), 'file')}: {bad[0]}")
     return Predictions(_classes_of(manifest), tuple(good), np.concatenate(rows), tuple(bad))
 
 
@@ -161,23 +173,32 @@ def _metrics(probabilities_NC: Tensor, targets_N: Tensor) -> dict[str, float]:
     }
 
 
-def images_in(folder: Path) -> list[Path]:
-    """Return the image files in a folder and in folders below it, sorted; a single file is itself.
+def items_in(folder: Path, kind: Kind) -> list[Path]:
+    """Return the images or texts in a folder and in folders below it, sorted; a single file is itself.
 
     Raises:
         DataError: there are none.
     """
     if folder.is_file():
         return [folder]
-    suffixes = image_suffixes()
+    suffixes = suffixes_of(kind)
     hidden = (path for path in sorted(folder.rglob("*")) if path.suffix.lower() in suffixes and path.is_file())
     found = [path for path in hidden if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
     if not found:
-        raise DataError(f"{folder}: expected images ({', '.join(sorted(suffixes))}), found none")
+        raise DataError(f"{folder}: expected {kind} ({', '.join(sorted(suffixes))}), found none")
     return found
 
 
-def _reading(transform: Transform) -> Callable[[Path], Tensor | str]:
+def _reader(store: Store, preprocessing: AnyPreprocessing) -> Callable[[Path], Tensor]:
+    """Return what reads a file as the model's input, as in training and search."""
+    if isinstance(preprocessing, Preprocessing):
+        return transform_of(preprocessing)
+    content = store.read_tokenizer(preprocessing.tokenizer.digest)
+    tokenise = Tokeniser(content, preprocessing.max_length, preprocessing.padding)
+    return lambda file: tokenise([read_text(file)])[0]
+
+
+def _reading(transform: Callable[[Path], Tensor]) -> Callable[[Path], Tensor | str]:
     def read(file: Path) -> Tensor | str:
         try:
             return transform(file)

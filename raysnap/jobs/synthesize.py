@@ -12,7 +12,9 @@ from collections.abc import Sequence
 from raysnap.config.choices import Role, Status
 from raysnap.config.jobs import SynthesizeConfig
 from raysnap.jobs.bases import store_base
+from raysnap.jobs.data import put_tokenizer
 from raysnap.jobs.summary import JobSummary
+from raysnap.models.architecture import label
 from raysnap.models.block_facts import num_body_blocks
 from raysnap.models.blocks import random_tensors
 from raysnap.planning.generate import weights_preprocessing
@@ -89,14 +91,16 @@ def _synthesize(
 
 
 def _name(descent: Descent) -> str:
+    name = label(descent.architecture)
     if descent.parent is None:
-        return f"base-{descent.architecture}-synthetic"
-    return f"{descent.number + 1:03d}-{descent.architecture}-synthetic-r{descent.retrain_index}"
+        return f"base-{name}-synthetic"
+    return f"{descent.number + 1:03d}-{name}-synthetic-r{descent.retrain_index}"
 
 
 def _base(store: Store, config: SynthesizeConfig, architecture: str) -> Manifest:
     seed = derive_seed(config.seed, "base", architecture)
-    own = weights_preprocessing(config.base.weights, architecture, store)
+    own = weights_preprocessing(config.base.weights, architecture, store, config.base.tokenizer)
+    put_tokenizer(store, config.base.tokenizer, architecture, own)
     preprocessing = own.sized(config.image_size) if own else Preprocessing.cropping(config.image_size)
     return store.manifest(store_base(store, config.base.weights, architecture, config.num_classes, seed, preprocessing))
 

@@ -115,6 +115,11 @@ def shown(text: str) -> str:
         return text
 
 
+def label(text: str) -> str:
+    """Return an architecture's string as part of a file's name: `hf-vit-1a2b3c`."""
+    return shown(text).replace("/", "-")
+
+
 def _canonical(text: str, configuration: str) -> str:
     """Return a configuration in canonical JSON, empty where it says nothing."""
     if not configuration:

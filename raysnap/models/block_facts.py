@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import Any, TypeVar
 
@@ -18,7 +18,7 @@ from blake3 import blake3
 
 from raysnap.atomic import write_atomically
 from raysnap.errors import ArchitectureError
-from raysnap.models.architecture import TORCHVISION, package_of, parse
+from raysnap.models.architecture import HF, TORCHVISION, package_of, parse
 from raysnap.models.block_shape import BlockShape
 from raysnap.system import package_version, user_cache_dir
 
@@ -42,6 +42,40 @@ def num_body_blocks(architecture: str) -> int:
         return len(block_names(architecture)) - 2
 
     return _cached(architecture, "num-body-blocks", measure)
+
+
+@dataclass(frozen=True)
+class TextFacts:
+    """What a model of texts takes.
+
+    Attributes:
+        padding: the token that fills up short texts.
+        vocab_size: how many tokens it knows.
+        longest: how many tokens a text may have; None for any number.
+    """
+
+    padding: int
+    vocab_size: int
+    longest: int | None
+
+
+@lru_cache
+def text_facts(architecture: str) -> TextFacts | None:
+    """Return what an architecture takes whose items are texts; None where they are images.
+
+    Raises:
+        ArchitectureError: the architecture is unknown.
+    """
+    if parse(architecture).family != HF:
+        return None
+
+    def look_up() -> dict[str, int | None] | None:
+        from raysnap.models.families import family
+
+        return family.text_facts(architecture)
+
+    found: Any = _cached(architecture, "text", look_up)
+    return None if found is None else TextFacts(**found)
 
 
 @lru_cache

@@ -26,6 +26,7 @@ from raysnap.models.block_facts import block_shapes, weights_files
 from raysnap.models.block_shape import WIDTH_OF_MEASURED_HEADS, BlockShape
 from raysnap.planning.generate import RANDOM, TrialsPlan
 from raysnap.planning.gpu_memory import GpuKind, TrainingItems, gpu_kinds
+from raysnap.store.preprocessing import TextPreprocessing
 from raysnap.system import num_cpus
 from raysnap.training.prefix_plan import plan_trials
 from raysnap.training.trial import Trial
@@ -263,11 +264,14 @@ def _untrained_bytes(config: TrialsConfig, plan: TrialsPlan, sizes: dict[str, _D
 
 
 def _inputs(plan: TrialsPlan) -> tuple[str, ...]:
-    """Say how bases are trained whose weights see images in another than the usual way."""
+    """Say how bases are trained whose weights see texts, or images in another than the usual way."""
     lines = []
     for base in plan.bases:
         if (own := plan.inputs.get(base.base_key)) is not None:
             used, name = plan.preprocessing_of(base), f"{plan.weights[base.base_key]} of {shown(base.architecture)}"
+            if isinstance(used, TextPreprocessing):
+                lines.append(f"{name}: its texts are {used.text}")
+                continue
             size = "" if used == own else f"; image_size makes the crop {used.image_size} px, of {used.resize_size} px"
             lines.append(f"{name}: its images are {own.text}{size}")
     return tuple(dict.fromkeys(lines))

@@ -12,6 +12,7 @@ from raysnap.config.choices import Role
 from raysnap.config.jobs import GenerateConfig
 from raysnap.config.parts import RetrainConfig
 from raysnap.errors import ConfigError
+from raysnap.models.architecture import label
 from raysnap.models.block_facts import num_body_blocks
 from raysnap.training.trial import Trial, derive_seed, slug
 
@@ -41,7 +42,7 @@ def sample_trials(config: GenerateConfig) -> list[Trial]:
         trains_all = config.retrain.stem and drawn == num_body_blocks(architecture)
         trials.append(
             Trial(
-                id=f"{number:03d}-{architecture}-{slug(dataset)}-r{'all' if trains_all else drawn}",
+                id=f"{number:03d}-{label(architecture)}-{slug(dataset)}-r{'all' if trains_all else drawn}",
                 role=Role.FINETUNE,
                 architecture=architecture,
                 dataset=dataset,
@@ -58,7 +59,7 @@ def base_trials(config: GenerateConfig) -> list[Trial]:
     pretraining = config.base.pretraining
     return [
         Trial(
-            id=f"base-{architecture}" + (f"-{slug(pretraining.dataset)}" if pretraining else ""),
+            id=f"base-{label(architecture)}" + (f"-{slug(pretraining.dataset)}" if pretraining else ""),
             role=Role.BASE,
             architecture=architecture,
             dataset=pretraining.dataset if pretraining else None,

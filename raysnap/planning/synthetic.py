@@ -7,8 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from raysnap.config.jobs import SynthesizeConfig
-from raysnap.models.block_facts import block_shapes
-from raysnap.planning.generate import check_weights
+from raysnap.planning.generate import check_input_size, check_weights, weights_preprocessing
 from raysnap.planning.sampling import draw_retrain_indices
 from raysnap.store.store import Store
 from raysnap.training.trial import derive_seed
@@ -41,8 +40,9 @@ def plan_synthesize(config: SynthesizeConfig) -> list[Descent]:
     descents = draw_descents(config)
     store = Store.open(config.store) if config.store.exists() else None
     for architecture in config.architectures:
-        block_shapes(architecture, config.image_size)
+        check_input_size(architecture, config.image_size)
         check_weights(config.base.weights, architecture, store)
+        weights_preprocessing(config.base.weights, architecture, store, config.base.tokenizer)
     return descents
 
 

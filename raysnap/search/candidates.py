@@ -66,11 +66,15 @@ def count_parameters(architecture: str) -> int:
 
 
 def group_inputs(candidates: Collection[Candidate]) -> tuple[InputGroup, ...]:
-    """Return in which ways candidates see images, the most common first."""
-    counts = Counter(candidate.preprocessing for candidate in candidates)
+    """Return in which ways candidates see their items, the most common first."""
+    counts = Counter(candidate.preprocessing for candidate in candidates if candidate.misfit is None)
+    told = ("resize_size", "resize_mode", "mean", "std", "interpolation")
     return tuple(
         InputGroup(
-            one.image_size, one.resize_size, one.resize_mode, one.mean, one.std, one.interpolation, num_candidates
+            image_size=one.image_size,
+            num_candidates=num_candidates,
+            text=one.text,
+            **{name: getattr(one, name, None) for name in told},
         )
         for one, num_candidates in sorted(counts.items(), key=lambda item: (-item[1], item[0].image_size))
     )
@@ -84,7 +88,8 @@ def find_even_image_size(candidates: Collection[Candidate]) -> int | None:
     if len(groups := group_inputs(candidates)) < 2:
         return None
     for image_size in dict.fromkeys(group.image_size for group in groups):
-        scaled = [replace(one, preprocessing=one.preprocessing.sized(image_size)) for one in candidates]
+        fit = [one for one in candidates if one.misfit is None]
+        scaled = [replace(one, preprocessing=one.preprocessing.sized(image_size)) for one in fit]
         if len({one.preprocessing for one in scaled}) == 1 and not any(map(find_misfit, scaled)):
             return image_size
     return None

@@ -19,7 +19,7 @@ from raysnap.search.candidates import find_even_image_size, group_inputs, pick_s
 from raysnap.search.contest import Contest
 from raysnap.search.engine.cached_source import CachedSource
 from raysnap.search.engine.feature_cache import FeatureCache
-from raysnap.search.engine.items import ProbeItems
+from raysnap.search.engine.items import ProbeItems, fitted
 from raysnap.search.engine.setup import Setup, open_executor
 from raysnap.search.engine.source import FeatureSource, OnShare
 from raysnap.search.engine.work import Work
@@ -113,6 +113,7 @@ def _hold_contest(
 ) -> tuple[Outlook, Contest, Account]:
     """Compare these candidates on the dataset, by the rungs of the method, as far as the time budget allows."""
     drawn = setup.draw_items(candidates)
+    candidates = fitted(candidates, drawn.dataset)
     planning_s = time.perf_counter()
     tree = build_tree(candidates, sharing=setup.is_sharing)
     cache = None

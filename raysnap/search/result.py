@@ -143,15 +143,19 @@ class Narrowing:
 
 @dataclass(frozen=True)
 class InputGroup:
-    """Candidates that see images in the same way: how, as in a `Preprocessing`, and how many they are."""
+    """Candidates that see items in the same way: how, as in a `Preprocessing`, and how many they are.
+
+    Of those that see texts, `image_size` is the number of tokens, and all else but `text` is None.
+    """
 
     image_size: int
-    resize_size: int
-    resize_mode: str
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    interpolation: str
+    resize_size: int | None
+    resize_mode: str | None
+    mean: tuple[float, ...] | None
+    std: tuple[float, ...] | None
+    interpolation: str | None
     num_candidates: int
+    text: str
 
 
 @dataclass(frozen=True)

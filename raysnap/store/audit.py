@@ -90,7 +90,7 @@ def _check_manifests(
         except StoreUnreadable as error:
             unreadable.append({"file": f"snapshots/{path.name}", "reason": str(error)})
             continue
-        for digest in {entry.digest for entry in manifest.blocks}:
+        for digest in {entry.digest for entry in manifest.objects}:
             holders.setdefault(digest, []).append(snapshot)
     return holders, faults, len(snapshots)
 

@@ -11,7 +11,7 @@ import contextlib
 import itertools
 import logging
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -22,9 +22,10 @@ from torch import Tensor
 from raysnap.atomic import plain_disk_errors, replacing
 from raysnap.config.folders import local_path
 from raysnap.datasets.resizing import Interpolation, ResizeMode
-from raysnap.errors import StoreError, WeightsError
+from raysnap.datasets.text.tokenizer_file import FILE_NAME, find_tokenizer, read_tokenizer
+from raysnap.errors import DataError, StoreError, WeightsError
 from raysnap.models.architecture import shown
-from raysnap.models.block_facts import weights_inputs
+from raysnap.models.block_facts import TextFacts, text_facts, weights_inputs
 from raysnap.models.blocks import num_classes_of
 from raysnap.models.checkpoints.folders import SAFETENSORS_SUFFIX, TORCH_SUFFIXES
 from raysnap.models.tensor_bytes import block_digest, encode
@@ -32,7 +33,14 @@ from raysnap.models.weight_files import Weights, read_weights
 from raysnap.store.catalog import ABSENT
 from raysnap.store.manifest import DatasetRecord, Manifest, check_ref_name, snapshot_id
 from raysnap.store.model_card import CARD_NAME, is_card_of, model_card
-from raysnap.store.preprocessing import Channels, Preprocessing, beside
+from raysnap.store.preprocessing import (
+    AnyPreprocessing,
+    Channels,
+    Preprocessing,
+    TextPreprocessing,
+    beside,
+    tokenizer_object,
+)
 from raysnap.store.store import SnapshotWrite, Store
 
 logger = logging.getLogger(__name__)
@@ -56,7 +64,7 @@ def import_snapshot(
     name: str | None = None,
     base: str | None = None,
     dataset: DatasetRecord | None = None,
-    preprocessing: Preprocessing | None = None,
+    preprocessing: AnyPreprocessing | None = None,
     metrics: Mapping[str, float] | None = None,
     entry: str | None = None,
 ) -> SnapshotWrite:
@@ -75,6 +83,8 @@ def import_snapshot(
     Of a file that has several sets of weights, such as averaged ones beside the raw ones, `entry` says which; by
     default it is the raw ones.
 
+    The tokenizer of a model of texts is taken from its folder, or is its base's.
+
     Raises:
         WeightsError: the file can't be read, doesn't fit the architecture or contains NaN or infinity.
         StoreError: `name` already refers to another snapshot, or the store can't be written.
@@ -82,6 +92,9 @@ def import_snapshot(
     weights = read_weights(local_path(path), architecture, entry)
     if weights.remark and entry is None:
         logger.warning("%s: %s", path, weights.remark)
+    if preprocessing is None and (facts := text_facts(weights.architecture)) is not None:
+        text = TextInput.find(local_path(path), facts, None if base is None else store.manifest(base))
+        preprocessing = text.put_into(store)
     return add_weights(store, weights, name, base, dataset, preprocessing, metrics)
 
 
@@ -91,7 +104,7 @@ def add_weights(
     name: str | None = None,
     base: str | None = None,
     dataset: DatasetRecord | None = None,
-    preprocessing: Preprocessing | None = None,
+    preprocessing: AnyPreprocessing | None = None,
     metrics: Mapping[str, float] | None = None,
 ) -> SnapshotWrite:
     """Store weights that were read from a file, as `import_snapshot` does."""
@@ -121,16 +134,56 @@ def add_weights(
 
 
 @dataclass(frozen=True)
+class TextInput:
+    """How imported weights see texts, and their tokenizer's bytes where it is not in the store yet."""
+
+    preprocessing: TextPreprocessing
+    content: bytes | None
+
+    @classmethod
+    def find(
+        cls, path: Path, facts: TextFacts, base: Manifest | None = None, tokenizer: Path | None = None
+    ) -> TextInput:
+        """Return how the weights at a path see texts: as a tokenizer says that is given, beside them or their base's.
+
+        Raises:
+            WeightsError: there is no tokenizer, or it isn't that of these weights.
+        """
+        try:
+            found = find_tokenizer(tokenizer or (path if path.is_dir() else path.parent))
+            if found is None and base is not None and isinstance(base.preprocessing, TextPreprocessing):
+                return cls(base.preprocessing, None)
+            if found is None:
+                raise DataError(
+                    f"{tokenizer or path}: expected a {FILE_NAME} with the weights, found none; give --tokenizer FILE"
+                )
+            read = read_tokenizer(found, padding=facts.padding, vocab_size=facts.vocab_size, longest=facts.longest)
+        except DataError as error:
+            raise WeightsError(str(error)) from None
+        entry, _ = tokenizer_object(read.content)
+        how = TextPreprocessing(tokenizer=entry, max_length=read.max_length, padding=facts.padding)
+        return cls(how, read.content)
+
+    def put_into(self, store: Store) -> TextPreprocessing:
+        """Store the tokenizer, if it is new, and return how the weights see texts."""
+        if self.content is not None:
+            store.put_tokenizer(self.content)
+        return self.preprocessing
+
+
+@dataclass(frozen=True)
 class InputOptions:
     """What is said of how imported weights see images; what is None follows from files beside them, or the base.
 
     Attributes:
         weights: torchvision's name of weights that see images in the same way.
-        image_size: edge of the crop in pixels; alone, it keeps the crop's share of the resized image.
+        image_size: edge of the crop in pixels; alone, it keeps the crop's share of the resized image. Of texts, the
+            number of tokens.
         resize: how images are resized, and to which size.
         interpolation: with which filter.
         mean: of pixels in 0..1, per channel.
         std: of pixels in 0..1, per channel.
+        tokenizer: of weights that see texts, a `tokenizer.json` or the folder that it is in.
     """
 
     weights: str | None = None
@@ -139,6 +192,24 @@ class InputOptions:
     interpolation: Interpolation | None = None
     mean: Channels | None = None
     std: Channels | None = None
+    tokenizer: Path | None = None
+
+    def text_input(self, path: Path, facts: TextFacts, base: Manifest | None) -> TextInput:
+        """Return how the weights at this path see texts.
+
+        Raises:
+            WeightsError: an option is one of images, or there is no tokenizer of these weights.
+        """
+        if any(one is not None for one in (self.weights, self.resize, self.interpolation, self.mean, self.std)):
+            raise WeightsError(f"{path}: expected no options of images, found weights that see texts; leave them out")
+        found = TextInput.find(path, facts, base, self.tokenizer)
+        if self.image_size is None:
+            return found
+        if facts.longest is not None and self.image_size > facts.longest:
+            raise WeightsError(
+                f"--image-size {self.image_size}: expected at most the {facts.longest} tokens that the weights take"
+            )
+        return replace(found, preprocessing=found.preprocessing.sized(self.image_size))
 
     def preprocessing(self, path: Path, architecture: str, base: Manifest | None) -> tuple[Preprocessing, list[str]]:
         """Return how the weights at this path see images, and lines on what was assumed or changed.
@@ -181,7 +252,9 @@ class InputOptions:
         found = beside(path) if self.resize is None else None
         if found is not None:
             return found
-        return base.preprocessing if base is not None else Preprocessing.cropping(ASSUMED_PX), None
+        if base is not None and isinstance(base.preprocessing, Preprocessing):
+            return base.preprocessing, None
+        return Preprocessing.cropping(ASSUMED_PX), None
 
 
 @dataclass(frozen=True)
@@ -227,15 +300,21 @@ def add_path(
     """
     weights = read_weights(path, architecture, entry)
     base_manifest = Store.open(store_dir).manifest(base) if base is not None else None
-    preprocessing, remarks = options.preprocessing(path, weights.architecture, base_manifest)
-    store = Store.open(store_dir, create=base is None)
+    preprocessing: AnyPreprocessing
+    if (facts := text_facts(weights.architecture)) is not None:
+        text, remarks = options.text_input(path, facts, base_manifest), list[str]()
+        store = Store.open(store_dir, create=base is None)
+        preprocessing = text.put_into(store)
+    else:
+        preprocessing, remarks = options.preprocessing(path, weights.architecture, base_manifest)
+        store = Store.open(store_dir, create=base is None)
     written = add_weights(store, weights, name, base, dataset, preprocessing, metrics)
     if suggested_name is not None:
         name = store.give_name(suggested_name, written.manifest.id)
     stored = written.manifest.preprocessing
     if stored != preprocessing:
         remarks = [
-            f"already stored, for images of {stored.image_size} px ({stored.text}); only a snapshot that is removed "
+            f"already stored, for inputs of size {stored.image_size} ({stored.text}); only a snapshot that is removed "
             "first can get another input"
         ]
     if weights.headless:
@@ -275,7 +354,9 @@ def export_snapshot(store: Store, name_or_id: str, to: Path | str, *, overwrite:
         raise WeightsError(f"{to}: expected a file called .safetensors or .pth, found {to.suffix or 'no suffix'!r}")
     manifest = store.manifest(name_or_id)
     card_path = _card_path(to)
-    for path in (to, card_path):
+    how = manifest.preprocessing
+    tokenizer = how.tokenizer if isinstance(how, TextPreprocessing) else None
+    for path in (to, card_path, *([to.with_name(FILE_NAME)] if tokenizer else [])):
         if not overwrite and path.exists() and not _is_card_of(path, to.name):
             raise WeightsError(
                 f"{path}: expected no such file yet, found one; choose another name, or replace it with --overwrite"
@@ -288,6 +369,9 @@ def export_snapshot(store: Store, name_or_id: str, to: Path | str, *, overwrite:
         else:
             with plain_disk_errors():
                 torch.save(state_dict, file)
+    if tokenizer is not None:
+        with _writing(to.with_name(FILE_NAME)) as file:
+            file.write(store.read_tokenizer(tokenizer.digest))
     with _writing(card_path) as file:
         file.write(model_card(manifest, store.lineage(manifest), store.names_of(manifest.id), to.name).encode())
     return Export(to, card_path, to.stat().st_size)

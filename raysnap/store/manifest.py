@@ -27,7 +27,16 @@ from raysnap.canonical_json import canonical_json, parse_json
 from raysnap.errors import ArchitectureError, StoreDamaged, UsageError
 from raysnap.models.architecture import MAX_CHARACTERS, TORCHVISION, parse
 from raysnap.models.block_shape import HEAD
-from raysnap.store.preprocessing import Preprocessing, Record
+from raysnap.store.preprocessing import (
+    MAX_COUNT,
+    AnyPreprocessing,
+    Count,
+    Digest,
+    Preprocessing,
+    Record,
+    TextPreprocessing,
+    TokenizerEntry,
+)
 
 FORMAT_1: Final = 1
 FORMAT_2: Final = 2
@@ -35,19 +44,14 @@ FORMATS: Final = (FORMAT_1, FORMAT_2)
 """All are read for ever. A manifest is of the oldest that can say it, a store of the newest of its manifests."""
 
 MAX_MANIFEST_BYTES = 16 * 2**20
-MAX_COUNT = 2**53
-
-_DIGEST_PATTERN = "[0-9a-f]{64}"
-_DIGEST = re.compile(_DIGEST_PATTERN)
+_DIGEST = re.compile("[0-9a-f]{64}")
 _REF_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 _CHECKSUM_MEMBER = re.compile(rb'"checksum":"([0-9a-f]{64})",')
 _BUILDER = re.compile(r"[A-Za-z0-9_]{1,200}")
 _ADDED = ("family", "configuration")
 _DIGEST_MEMBER = re.compile(rb'"digest":"([0-9a-f]{64})"')
 
-Digest: TypeAlias = Annotated[str, Field(pattern=f"^{_DIGEST_PATTERN}$")]
 Text: TypeAlias = Annotated[str, Field(min_length=1, max_length=4096)]
-Count: TypeAlias = Annotated[int, Field(ge=0, le=MAX_COUNT)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +93,7 @@ class Manifest(Record):
     base: Digest | None = None
     retrain_index: int | None = Field(None, ge=0, le=100_000)
     dataset: DatasetRecord | None = None
-    preprocessing: Preprocessing = Preprocessing()
+    preprocessing: AnyPreprocessing = Preprocessing()
     metrics: dict[str, float] = Field({}, max_length=10_000)
     train: dict[str, Any] = Field({}, description="The resolved training configuration; empty when unknown.")
     trial: Text | None = None
@@ -129,6 +133,12 @@ class Manifest(Record):
         return self
 
     @property
+    def objects(self) -> tuple[BlockEntry | TokenizerEntry, ...]:
+        """All that has to be in the store before the snapshot is: its blocks, and the tokenizer of a model of texts."""
+        how = self.preprocessing
+        return (*self.blocks, how.tokenizer) if isinstance(how, TextPreprocessing) else self.blocks
+
+    @property
     def num_bytes(self) -> int:
         """The number of bytes of all blocks, which is what a plain copy of the snapshot would take."""
         return sum(block.num_bytes for block in self.blocks)
@@ -140,7 +150,7 @@ class Manifest(Record):
 
     @property
     def body(self) -> str:
-        """A digest of all but the head: snapshots with equal ones turn equal images into equal features."""
+        """A digest of all but the head: snapshots with equal ones turn equal items into equal features."""
         below = [[block.name, block.digest] for block in self.blocks if block.name != HEAD]
         identity = [self.architecture, self.preprocessing.model_dump(mode="json"), below]
         return blake3(canonical_json(identity)).hexdigest(length=16)
@@ -170,7 +180,7 @@ def snapshot_id(architecture: str, blocks: Iterable[tuple[str, str]]) -> str:
     return blake3(canonical_json(identity)).hexdigest()
 
 
-def oldest_format(architecture: str, preprocessing: Preprocessing) -> Literal[1, 2]:
+def oldest_format(architecture: str, preprocessing: AnyPreprocessing) -> Literal[1, 2]:
     """Return the oldest format whose manifests can say this; older raysnaps then read it.
 
     Raises:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from raysnap.models.checkpoints.folders import SAFETENSORS_SUFFIX
 from raysnap.store.manifest import Manifest
+from raysnap.store.preprocessing import Preprocessing
 
 CARD_NAME = "README.md"
 CARD_MARK = "<!-- model card written by raysnap -->"
@@ -23,7 +24,7 @@ def model_card(manifest: Manifest, lineage: list[Manifest], names: list[str], fi
         f"| trained on | {_code(dataset.name) if dataset else 'unknown'} |",
         f"| retrained blocks | {_or_unknown(manifest.retrain_index)} below the head, and the head |",
         f"| created | {manifest.created}, raysnap {_code(manifest.raysnap_version)} |",
-        f"| input | RGB, {manifest.preprocessing.text} |",
+        f"| input | {_input(manifest)} |",
         "",
         "## Lineage",
         "",
@@ -51,6 +52,11 @@ def model_card(manifest: Manifest, lineage: list[Manifest], names: list[str], fi
 def is_card_of(text: str, file_name: str) -> bool:
     """Return whether a text is the card of an exported file of this name."""
     return CARD_MARK in text and f"model.load_state_dict({_load(file_name)}, strict=True)\n" in text
+
+
+def _input(manifest: Manifest) -> str:
+    how = manifest.preprocessing
+    return f"RGB, {how.text}" if isinstance(how, Preprocessing) else f"{how.text}, which is tokenizer.json"
 
 
 def _load(file_name: str) -> str:

@@ -15,7 +15,7 @@ from raysnap.store.manifest import (
     oldest_format,
     snapshot_id,
 )
-from raysnap.store.preprocessing import Preprocessing
+from raysnap.store.preprocessing import AnyPreprocessing
 from raysnap.system import package_version, utc_timestamp
 
 
@@ -44,7 +44,7 @@ class NewSnapshot:
 
     architecture: str
     num_classes: int
-    preprocessing: Preprocessing
+    preprocessing: AnyPreprocessing
     metrics: Mapping[str, float]
     origin: Origin
 

@@ -1,4 +1,6 @@
-"""How an image becomes a model's input, as its weights expect it: recorded with them, and read from libraries' records.
+"""How an item becomes a model's input, as its weights expect it: recorded with them, and read from libraries' records.
+
+An image is resized, cropped and normalised (`Preprocessing`); a text is cut into tokens (`TextPreprocessing`).
 
 torchvision says it in the enum of its weights, timm in `pretrained_cfg`, transformers in `preprocessor_config.json`.
 What none of raysnap's terms can say is refused, never approximated.
@@ -6,15 +8,18 @@ What none of raysnap's terms can say is refused, never approximated.
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, TypeAlias
+from typing import Annotated, Any, Final, Literal, TypeAlias
 
+from blake3 import blake3
 from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, ValidationError, model_serializer
 
 from raysnap.datasets.resizing import CropRounding, Interpolation, ResizeMode, Resizing
+from raysnap.datasets.text.tokenizing import Tokenizing
 from raysnap.errors import WeightsError
 from raysnap.models.checkpoints.folders import description
 
@@ -85,6 +90,13 @@ _PROCESSOR_NEEDS: Final[Mapping[str, Any]] = {
 
 PROCESSOR_FILE: Final = "preprocessor_config.json"
 CONFIG_FILE: Final = "config.json"
+
+
+TOKENIZER_TENSOR: Final = "tokenizer.json"
+MAX_COUNT: Final = 2**53
+
+Digest: TypeAlias = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+Count: TypeAlias = Annotated[int, Field(ge=0, le=MAX_COUNT)]
 
 
 class Record(BaseModel):
@@ -160,6 +172,11 @@ class Preprocessing(Record):
         return Resizing(self.resize_size, self.resize_mode, self.interpolation, padded_size)
 
     @property
+    def item_form(self) -> tuple[object, ...]:
+        """All that the pixels of an image depend on: the rest is done to them on the device."""
+        return self.resizing, self.image_size, self.crop_rounding
+
+    @property
     def is_narrow(self) -> bool:
         """Whether a manifest of format 1 can say it."""
         narrow = all(getattr(self, name) == value for name, value in _WIDER.items())
@@ -184,6 +201,72 @@ class Preprocessing(Record):
         """Leave out what format 1 takes for granted, so that what was written before keeps its bytes and digests."""
         document: dict[str, Any] = handler(self)
         return document if not self.is_narrow else {key: document[key] for key in document if key not in _WIDER}
+
+
+class TokenizerEntry(Record):
+    """The object of a store that holds a tokenizer."""
+
+    digest: Digest
+    num_bytes: Count
+
+
+class TextPreprocessing(Record):
+    """How a text becomes the model's input.
+
+    What plans and bounds with the size of images takes a text's number of tokens for it.
+    """
+
+    kind: Literal["text"] = "text"
+    tokenizer: TokenizerEntry = Field(description="The tokenizer, an object of the store.")
+    max_length: int = Field(ge=1, le=65_536, description="Number of tokens: more are cut off, fewer filled up.")
+    padding: int = Field(0, ge=0, le=2**31 - 1, description="The token that fills up short texts, on the right.")
+
+    @property
+    def image_size(self) -> int:
+        """The number of tokens."""
+        return self.max_length
+
+    def sized(self, image_size: int) -> TextPreprocessing:
+        """Return the same preprocessing with another number of tokens."""
+        return self.model_copy(update={"max_length": image_size})
+
+    @property
+    def resizing(self) -> Tokenizing:
+        """The form in which texts are cached for it."""
+        return Tokenizing(self.tokenizer.digest, self.max_length, self.padding)
+
+    @property
+    def item_form(self) -> tuple[object, ...]:
+        """All that the tokens of a text depend on."""
+        return (self.resizing,)
+
+    @property
+    def is_narrow(self) -> bool:
+        """Whether a manifest of format 1 can say it."""
+        return False
+
+    @property
+    def wider(self) -> dict[str, str]:
+        """What a manifest says of it from format 2 on, besides all else."""
+        return {}
+
+    @property
+    def text(self) -> str:
+        """How it is shown to people, in a few words."""
+        return f"{self.max_length} tokens of the tokenizer {self.tokenizer.digest[:12]}"
+
+
+AnyPreprocessing: TypeAlias = Preprocessing | TextPreprocessing
+
+
+def tokenizer_object(content: bytes) -> tuple[TokenizerEntry, bytes]:
+    """Return the object that keeps a `tokenizer.json` in a store: one tensor of its bytes, in canonical form."""
+    num_bytes = len(content)
+    header = {TOKENIZER_TENSOR: {"dtype": "U8", "shape": [num_bytes], "data_offsets": [0, num_bytes]}}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    stored = len(text).to_bytes(8, "little") + text + content
+    return TokenizerEntry(digest=blake3(stored).hexdigest(), num_bytes=len(stored)), stored
 
 
 def beside(path: Path) -> tuple[Preprocessing, str] | None:

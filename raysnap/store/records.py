@@ -25,8 +25,8 @@ from raysnap.canonical_json import canonical_json, parse_json
 from raysnap.errors import StoreDamaged, StoreError, StoreUnreadable
 from raysnap.store.files import Files, entries_in, read_bounded, read_error
 from raysnap.store.index import SETTLED_NS
-from raysnap.store.manifest import Count, Digest, Manifest, Text, is_digest
-from raysnap.store.preprocessing import Record
+from raysnap.store.manifest import Manifest, Text, is_digest
+from raysnap.store.preprocessing import Count, Digest, Record
 
 if TYPE_CHECKING:
     import numpy as np

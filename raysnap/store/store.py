@@ -33,7 +33,13 @@ from raysnap.store.garbage import collect_garbage
 from raysnap.store.index import Lineage, SnapshotSummary
 from raysnap.store.manifest import BlockEntry, DatasetRecord, Manifest, check_digest, check_ref_name
 from raysnap.store.new_snapshot import NewSnapshot, Origin
-from raysnap.store.preprocessing import Preprocessing
+from raysnap.store.preprocessing import (
+    TOKENIZER_TENSOR,
+    AnyPreprocessing,
+    Preprocessing,
+    TokenizerEntry,
+    tokenizer_object,
+)
 from raysnap.store.records import RecordTable, StartRecord
 from raysnap.store.store_file import check_or_create, raise_format
 from raysnap.store.usage import Freed, Usage
@@ -118,7 +124,9 @@ class Store:
         from raysnap.models import tensor_bytes  # imports torch, which listing a store can spare
 
         chunks = tensor_bytes.encode(tensors)
-        digest, num_bytes = tensor_bytes.digest(chunks), tensor_bytes.num_bytes(chunks)
+        return self._put_object(tensor_bytes.digest(chunks), tensor_bytes.num_bytes(chunks), chunks)
+
+    def _put_object(self, digest: str, num_bytes: int, chunks: Sequence[bytes | memoryview]) -> BlockWrite:
         for _ in range(MAX_ATTEMPTS):
             if self._files.refresh(digest, num_bytes):
                 return BlockWrite(digest, num_bytes, is_new=False)
@@ -147,6 +155,27 @@ class Store:
             return tensor_bytes.decode(self._files.read_object(digest, allocate), "its bytes", device)
         except (StoreDamaged, WeightsError) as error:
             raise self._damaged(digest, str(error)) from None
+
+    def put_tokenizer(self, content: bytes) -> TokenizerEntry:
+        """Store a `tokenizer.json`, once, and return what names it in a `TextPreprocessing`; `gc` treats it as a block.
+
+        Raises:
+            StoreError: the store can't be written.
+        """
+        entry, stored = tokenizer_object(content)
+        self._put_object(entry.digest, entry.num_bytes, [stored])
+        return entry
+
+    def read_tokenizer(self, digest: str) -> bytes:
+        """Return the bytes of a `tokenizer.json`.
+
+        Raises:
+            BlockDamaged: it is missing, or its bytes do not match its digest.
+        """
+        tensors = self.read_block(digest)
+        if list(tensors) != [TOKENIZER_TENSOR]:
+            raise self._damaged(digest, "expected a tokenizer, found another block")
+        return tensors[TOKENIZER_TENSOR].numpy().tobytes()
 
     def block_bytes(self, digest: str) -> int:
         """Return the length of the block's file.
@@ -186,7 +215,7 @@ class Store:
         base: str | None = None,
         retrain_index: int | None = None,
         dataset: DatasetRecord | None = None,
-        preprocessing: Preprocessing | None = None,
+        preprocessing: AnyPreprocessing | None = None,
         metrics: Mapping[str, float] | None = None,
         train: Mapping[str, Any] | None = None,
         trial: str | None = None,
@@ -215,7 +244,8 @@ class Store:
             base: name or id of the snapshot that it was fine-tuned from.
             retrain_index: number of blocks retrained below the head.
             dataset: the dataset that it was trained on.
-            preprocessing: how an image becomes its input; torchvision's for ImageNet when None.
+            preprocessing: how an item becomes its input, of texts with a tokenizer that is in the store;
+                torchvision's for ImageNet when None.
             metrics: metrics by name; snapshots are compared by `val_accuracy`.
             train: the resolved training configuration.
             trial: id of the trial that made it.
@@ -261,12 +291,13 @@ class Store:
         raise_format(self._files, manifest.format)
         for _ in range(MAX_ATTEMPTS):
             with self._files.staged("draft", [content]) as draft:
-                missing = [entry for entry in manifest.blocks if not self._files.refresh(entry.digest, entry.num_bytes)]
+                missing = [one for one in manifest.objects if not self._files.refresh(one.digest, one.num_bytes)]
                 for entry in missing:
-                    block = given[entry.digest]
+                    block = given.get(entry.digest, entry.digest)
                     if isinstance(block, str | BlockWrite):
+                        name = entry.name if isinstance(entry, BlockEntry) else "tokenizer"
                         raise StoreError(
-                            f"block {entry.digest} ({entry.name}): expected it in {self.path}, found it gone: a gc "
+                            f"block {entry.digest} ({name}): expected it in {self.path}, found it gone: a gc "
                             "with a grace shorter than this write deleted it; put block and snapshot again"
                         )
                     self.put_block(block)
@@ -276,7 +307,7 @@ class Store:
                     found = catalog.read_manifest(target)
                     self._files.sync(target)
                     return found
-                self._files.sync_shards(entry.digest for entry in manifest.blocks)
+                self._files.sync_shards(entry.digest for entry in manifest.objects)
                 if self._files.publish(draft, target):
                     return None
         raise gc_race_error(target)
@@ -533,3 +564,14 @@ class Store:
         if not 0 <= grace_s < 1e9:
             raise UsageError(f"grace: expected 0 seconds or more (at most 1e9), found {grace_s}")
         return collect_garbage(self._files, grace_s)
+
+
+@dataclass(frozen=True)
+class TokenizerReader:
+    """Reads tokenizers from a store that is opened only where one is needed."""
+
+    path: Path
+
+    def __call__(self, digest: str) -> bytes:
+        """Return the bytes of a `tokenizer.json`."""
+        return Store.open(self.path).read_tokenizer(digest)

@@ -10,8 +10,8 @@ from torch.nn import functional
 
 from raysnap.config.train import TrainConfig
 from raysnap.models.numerics import Numerics
-from raysnap.store.preprocessing import Preprocessing
-from raysnap.training.feeds import Feed, FrozenPrefix, LabelledPixels
+from raysnap.store.preprocessing import AnyPreprocessing
+from raysnap.training.feeds import Feed, FrozenPrefix, LabelledItems
 from raysnap.training.steps import num_outputs
 from raysnap.training.terms import Terms
 from raysnap.training.worker import ALONE, Worker
@@ -37,7 +37,7 @@ def predictions_of(outputs: list[Tensor], worker: Worker) -> Predictions | None:
     return Predictions(classes.long().tolist(), confidences.tolist())
 
 
-def evaluate(model: nn.Sequential, items: LabelledPixels, preprocessing: Preprocessing, batch_size: int) -> Scores:
+def evaluate(model: nn.Sequential, items: LabelledItems, preprocessing: AnyPreprocessing, batch_size: int) -> Scores:
     """Return mean loss, accuracy and top-5 accuracy of the model in eval mode; restore each block's mode afterwards."""
     numerics = Numerics(next(model.parameters()).device)
     feed = FrozenPrefix(model[:0], preprocessing, numerics).feed(items)

@@ -1,5 +1,7 @@
 """The inputs of the trained blocks: the items of a split in one view, after the frozen blocks.
 
+Items are images or texts: pixels become inputs by normalising them, and may be augmented; tokens are inputs.
+
 Frozen blocks run in eval mode without autograd. Where a cache has room, the outputs of the first of them are computed
 once and then read; those between the cached depth and the trained blocks run on every batch.
 """
@@ -10,29 +12,73 @@ import logging
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from raysnap.datasets.augmentation import augment_and_normalise, item_draws, normalise
+from raysnap.datasets.dataset import Dataset, Item
+from raysnap.datasets.pixel_cache import PixelCache
+from raysnap.datasets.text.token_cache import LoadTokenizer, TokenCache
 from raysnap.models.numerics import Numerics
-from raysnap.store.preprocessing import Preprocessing
+from raysnap.store.preprocessing import AnyPreprocessing, Preprocessing, TextPreprocessing
 from raysnap.training.prefix_cache import CachedOutputs, PrefixCache
 
 logger = logging.getLogger(__name__)
 
 
+ItemCache: TypeAlias = PixelCache | TokenCache
+
+
+def open_cache(
+    items: Sequence[Item], dataset: Dataset, preprocessing: AnyPreprocessing, load_tokenizer: LoadTokenizer
+) -> ItemCache:
+    """Open the cache of what models with this preprocessing see of a dataset's items.
+
+    Raises:
+        DataError: no place for the cache can be written.
+    """
+    if isinstance(preprocessing, TextPreprocessing):
+        return TokenCache.with_tokenizer(items, dataset, preprocessing.resizing, load_tokenizer)
+    return PixelCache.open(items, dataset, preprocessing.resizing)
+
+
+def read_items(
+    cache: ItemCache, indices: Sequence[int], preprocessing: AnyPreprocessing, edge: int | None = None
+) -> Tensor:
+    """Return items that the cache holds: uint8 `[n, 3, S, S]` of images, int64 `[n, T]` of texts.
+
+    Args:
+        edge: of the images' centre crops; None is that of the preprocessing.
+    """
+    if isinstance(cache, TokenCache):
+        return cache.read(indices)
+    assert isinstance(preprocessing, Preprocessing), "images have a preprocessing of images"
+    return cache.read(indices, edge or preprocessing.image_size, preprocessing.crop_rounding)
+
+
+def model_inputs(
+    items: Tensor, preprocessing: AnyPreprocessing, numerics: Numerics, dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """Return the input of a model's first block on the device: normalised pixels, or tokens as they are."""
+    items = items.to(numerics.device, non_blocking=True)
+    if isinstance(preprocessing, TextPreprocessing):
+        return items
+    return numerics.lay_out_images(normalise(items, preprocessing.mean, preprocessing.std, dtype))
+
+
 @dataclass(frozen=True)
-class LabelledPixels:
+class LabelledItems:
     """The items of one split.
 
     Attributes:
-        read: takes item positions and an edge S in pixels, returns their centre crops, uint8 `[n, 3, S, S]`.
+        read: takes item positions and an edge S in pixels, returns centre crops of images, uint8 `[n, 3, S, S]`, or
+            tokens of texts, int64 `[n, T]`.
         labels: class indices, int64 `[N]`.
         digest: identifies the items' content and order; without one nothing of them is cached.
         names: of the items, for reports of single ones.
-        bad: images of the split that could not be read and are no items, each with its file and the reason.
+        bad: items of the split that could not be read and are no items, each with its file and the reason.
     """
 
     read: Callable[[Sequence[int], int], Tensor]
@@ -86,7 +132,7 @@ class FrozenPrefix:
     def __init__(
         self,
         frozen: nn.Sequential,
-        preprocessing: Preprocessing,
+        preprocessing: AnyPreprocessing,
         numerics: Numerics,
         *,
         digests: Sequence[str] = (),
@@ -112,7 +158,7 @@ class FrozenPrefix:
         self._readers.clear()
         self._resources.close()
 
-    def feed(self, items: LabelledPixels, view: View | None = None, *, is_fixed: bool = True) -> Feed:
+    def feed(self, items: LabelledItems, view: View | None = None, *, is_fixed: bool = True) -> Feed:
         """Return the items in one view, which is cached where it is fixed and there is room."""
         labels = items.labels.to(self._numerics.device)
         if not self._depth or items.digest is None or not is_fixed:
@@ -125,7 +171,7 @@ class FrozenPrefix:
             return self.feed(items, view, is_fixed=False)
         return Feed(lambda positions: self._run(self._frozen[self._depth :], read(positions)), labels)
 
-    def mixed_feed(self, items: LabelledPixels, view: View | None, mix: Mix) -> Feed:
+    def mixed_feed(self, items: LabelledItems, view: View | None, mix: Mix) -> Feed:
         """Return the items in one view, their pixels mixed in every batch, so that nothing is cached."""
         plain = self.feed(items, view, is_fixed=False)
 
@@ -140,12 +186,13 @@ class FrozenPrefix:
         with self._numerics.autocast():
             return blocks(inputs)
 
-    def _images(self, items: LabelledPixels, view: View | None, positions: Tensor) -> Tensor:
+    def _images(self, items: LabelledItems, view: View | None, positions: Tensor) -> Tensor:
         shape = self._preprocessing
         edge = shape.image_size if view is None else shape.resizing.kept_size
-        pixels = items.read(positions.tolist(), edge).to(self._numerics.device)
-        if view is None:
-            return self._numerics.lay_out_images(normalise(pixels, shape.mean, shape.std))
+        found = items.read(positions.tolist(), edge)
+        if view is None or isinstance(shape, TextPreprocessing):
+            return model_inputs(found, shape, self._numerics)
+        pixels = found.to(self._numerics.device)
         images = augment_and_normalise(
             pixels,
             item_draws(view.seed, view.number, positions),
@@ -166,7 +213,7 @@ class FrozenPrefix:
             return None
         return before[:num_items]
 
-    def _cached(self, items: LabelledPixels, view: View | None) -> Callable[[Tensor], Tensor] | None:
+    def _cached(self, items: LabelledItems, view: View | None) -> Callable[[Tensor], Tensor] | None:
         """Return a reader of the first blocks' outputs, after caching them; None where they can't be cached."""
         if self._cache is None:
             return None
@@ -187,7 +234,7 @@ class FrozenPrefix:
 
         return read
 
-    def _open(self, cache: PrefixCache, items: LabelledPixels, view: View | None) -> CachedOutputs | None:
+    def _open(self, cache: PrefixCache, items: LabelledItems, view: View | None) -> CachedOutputs | None:
         """Return the cached outputs, complete; None where the cache has no room."""
         item_shape, dtype = self._stored_form()
         outputs = cache.open(self._key(items, view), len(items.labels), item_shape, dtype)
@@ -209,9 +256,12 @@ class FrozenPrefix:
     def _stored_form(self) -> tuple[tuple[int, ...], torch.dtype]:
         """Return shape and dtype of one item's cached output; channels-last images stay so in the cache."""
         if self._form is None:
-            edge = self._preprocessing.image_size
-            images = torch.zeros((1, 3, edge, edge), device=self._numerics.device)
-            shape = tuple(self._run(self._frozen[: self._depth], self._numerics.lay_out_images(images)).shape[1:])
+            size = self._preprocessing.image_size
+            is_text = isinstance(self._preprocessing, TextPreprocessing)
+            empty = torch.ones((1, size), dtype=torch.int64) if is_text else torch.zeros((1, 3, size, size))
+            empty = empty.to(self._numerics.device)
+            inputs = empty if is_text else self._numerics.lay_out_images(empty)
+            shape = tuple(self._run(self._frozen[: self._depth], inputs).shape[1:])
             if self._has_last_channels(shape):
                 shape = (*shape[1:], shape[0])
             self._form = shape, self._numerics.dtype
@@ -220,7 +270,7 @@ class FrozenPrefix:
     def _has_last_channels(self, item_shape: tuple[int, ...]) -> bool:
         return self._numerics.channels_last and len(item_shape) == 3
 
-    def _key(self, items: LabelledPixels, view: View | None) -> dict[str, Any]:
+    def _key(self, items: LabelledItems, view: View | None) -> dict[str, Any]:
         """Return everything that the outputs follow from."""
         return {
             "blocks": self._digests[: self._depth],

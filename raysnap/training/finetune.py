@@ -21,9 +21,9 @@ from raysnap.config.train import TrainConfig
 from raysnap.errors import OutOfMemory
 from raysnap.models.blocks import blocks_of
 from raysnap.models.numerics import Numerics
-from raysnap.store.preprocessing import Preprocessing
+from raysnap.store.preprocessing import AnyPreprocessing
 from raysnap.training.evaluation import Predictions, Scores, evaluate_with, predictions_of
-from raysnap.training.feeds import Feed, FrozenPrefix, LabelledPixels, View
+from raysnap.training.feeds import Feed, FrozenPrefix, LabelledItems, View
 from raysnap.training.freezing import StartModel
 from raysnap.training.prefix_cache import PrefixCache
 from raysnap.training.state import TrainingState, random_state
@@ -80,8 +80,8 @@ class FinetuneResult:
 
 def finetune(
     start: StartModel,
-    splits: dict[str, LabelledPixels],
-    preprocessing: Preprocessing,
+    splits: dict[str, LabelledItems],
+    preprocessing: AnyPreprocessing,
     config: TrainConfig,
     *,
     seed: int,
@@ -147,7 +147,7 @@ def finetune(
 def _run(
     trained: nn.Sequential,
     frozen: FrozenPrefix,
-    splits: dict[str, LabelledPixels],
+    splits: dict[str, LabelledItems],
     terms: Terms,
     resume_dir: Path | None,
     on_epoch: EpochCallback,
@@ -176,7 +176,7 @@ def _run(
 def _train(
     state: TrainingState,
     frozen: FrozenPrefix,
-    splits: dict[str, LabelledPixels],
+    splits: dict[str, LabelledItems],
     terms: Terms,
     on_epoch: EpochCallback,
 ) -> dict[str, float]:
@@ -210,7 +210,7 @@ def _train(
 
 
 def _training_feed(
-    frozen: FrozenPrefix, items: LabelledPixels, view: View | None, step: UpdateStep, config: TrainConfig
+    frozen: FrozenPrefix, items: LabelledItems, view: View | None, step: UpdateStep, config: TrainConfig
 ) -> Feed:
     """Return the training items as an epoch sees them: in a fixed view, a fresh one, or mixed with each other."""
     if step.mix is not None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from raysnap.atomic import replacing
 from raysnap.datasets.dataset import Dataset
 from raysnap.training.evaluation import Predictions
-from raysnap.training.feeds import LabelledPixels
+from raysnap.training.feeds import LabelledItems
 from raysnap.training.trial import Trial
 
 FILE_NAME = "predictions.json"
@@ -17,7 +17,7 @@ FOLDER_NAME = "predictions"
 
 
 def write_predictions(
-    directory: Path, trial: Trial, dataset: Dataset, items: LabelledPixels, predictions: Predictions
+    directory: Path, trial: Trial, dataset: Dataset, items: LabelledItems, predictions: Predictions
 ) -> None:
     """Write the predictions of the dataset's test items into the folder of a finished trial."""
     document = {

@@ -30,7 +30,7 @@ from torch import Tensor
 
 from raysnap.atomic import create_zeros, sync_data, write_all_at
 from raysnap.datasets.disk_cache import DiskCache, hold, mark_used, remove
-from raysnap.datasets.pixel_cache import PixelCache
+from raysnap.datasets.pixel_cache import SlotCache
 from raysnap.system import cache_place
 from raysnap.training.prefix_plan import CHUNK_ITEMS
 
@@ -162,8 +162,8 @@ def prefix_place(dataset_root: Path) -> Path:
     return cache_place(dataset_root, "prefixes")
 
 
-def items_digest(cache: PixelCache, indices: Sequence[int]) -> str:
-    """Return a digest of the content and order of a pixel cache's items at `indices`, labels ignored."""
+def items_digest(cache: SlotCache, indices: Sequence[int]) -> str:
+    """Return a digest of the content and order of a cache's items at `indices`, labels ignored."""
     digest = blake3(cache.directory.name.encode())
     for index in indices:
         digest.update(os.fsencode("/".join(cache.items[index].path.parts[-3:])) + b"\0")

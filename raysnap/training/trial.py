@@ -12,7 +12,7 @@ from raysnap.config.choices import Role
 from raysnap.config.strict import Config
 from raysnap.config.train import TrainConfig
 from raysnap.models.block_facts import num_body_blocks
-from raysnap.store.preprocessing import Preprocessing
+from raysnap.store.preprocessing import AnyPreprocessing, Preprocessing
 
 MAX_SLUG_CHARACTERS = 80
 
@@ -26,7 +26,7 @@ class Trial(Config):
         retrain_index: how many of the last body blocks are trained with the head; None trains everything.
         seed: for the new head, the order of the items and fresh views; fixed views follow from the job's seed.
         base: the base it starts from, where a job has several for an architecture.
-        image_size: edge of its square inputs, in pixels; None is the job's.
+        image_size: edge of its square inputs, in pixels, or number of tokens of its texts; None is the job's.
         point: what a sweep sampled for it, by dotted key, as shown to people; None outside sweeps.
         sample: which of the sweep's `num_samples` it belongs to, from 1.
     """
@@ -61,12 +61,12 @@ class Trial(Config):
         assert self.dataset is not None
         return self.dataset
 
-    def preprocessing(self, of_job: Preprocessing, of_bases: Mapping[str, Preprocessing]) -> Preprocessing:
-        """Return how the trial sees images: as its base's weights do, at its own size or the job's.
+    def preprocessing(self, of_job: Preprocessing, of_bases: Mapping[str, AnyPreprocessing]) -> AnyPreprocessing:
+        """Return how the trial sees its items: as its base's weights do, at its own size or the job's.
 
         Args:
             of_job: of trials without a size whose base is not among `of_bases`.
-            of_bases: how weights see images, by `base_key`; a size of another's changes that alone.
+            of_bases: how weights see their items, by `base_key`; a size of another's changes that alone.
         """
         own = of_bases.get(self.base_key)
         if own is not None:

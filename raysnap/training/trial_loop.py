@@ -19,14 +19,13 @@ from torch import nn
 from raysnap.cluster.gpus import device_name
 from raysnap.config.choices import Status
 from raysnap.datasets.dataset import Dataset, Item, read_folder
-from raysnap.datasets.pixel_cache import PixelCache
 from raysnap.datasets.splits import training_splits
 from raysnap.models.blocks import build_model, in_float32, random_head, random_tensors
 from raysnap.models.numerics import Numerics
 from raysnap.models.tensor_bytes import block_digest
-from raysnap.store.preprocessing import Preprocessing
-from raysnap.store.store import Store
-from raysnap.training.feeds import LabelledPixels
+from raysnap.store.preprocessing import AnyPreprocessing, Preprocessing
+from raysnap.store.store import Store, TokenizerReader
+from raysnap.training.feeds import LabelledItems, open_cache, read_items
 from raysnap.training.finetune import Save, finetune
 from raysnap.training.freezing import StartModel
 from raysnap.training.prediction_files import write_predictions
@@ -57,7 +56,7 @@ class TrainJob:
         prefix_cache_bytes: limit of those outputs, for all datasets together.
         keeps_predictions: whether the prediction for each test item is kept with the finished trial.
         mark: a file that the driver left in the run directory, which every process of a trial must see; None for none.
-        inputs: how the weights of bases see images, by `base_key`, where that is not the usual way.
+        inputs: how the weights of bases see their items, by `base_key`, where that is not the usual way.
     """
 
     store_dir: Path
@@ -72,7 +71,7 @@ class TrainJob:
     prefix_cache_bytes: int = 0
     keeps_predictions: bool = False
     mark: Path | None = None
-    inputs: Mapping[str, Preprocessing] = field(default_factory=dict)
+    inputs: Mapping[str, AnyPreprocessing] = field(default_factory=dict)
 
 
 def run_trial(
@@ -221,23 +220,24 @@ def _prefix_cache(trial: Trial, job: TrainJob) -> PrefixCache | None:
     return PrefixCache.beside(job.dataset_dirs[trial.trained_on], depth, job.prefix_cache_bytes, roots)
 
 
-def labelled_splits(dataset: Dataset, job: TrainJob, preprocessing: Preprocessing) -> dict[str, LabelledPixels]:
-    """Return the train, val and, where there is one, test items of a fine-tune, decoded into the machine's pixel cache.
+def labelled_splits(dataset: Dataset, job: TrainJob, preprocessing: AnyPreprocessing) -> dict[str, LabelledItems]:
+    """Return the train, val and, where there is one, test items of a fine-tune, in the machine's cache of them.
 
     Raises:
-        DataError: the dataset is too small, or too many of its images are bad.
+        DataError: the dataset is too small, or too many of its items are bad.
     """
     items = training_splits(dataset, job.seed, job.num_train, job.num_val, job.num_test)
-    return {split: _labelled(split_items, dataset, preprocessing) for split, split_items in items.items()}
+    tokenizers = TokenizerReader(job.store_dir)
+    return {split: _labelled(split_items, dataset, preprocessing, tokenizers) for split, split_items in items.items()}
 
 
-def _labelled(items: tuple[Item, ...], dataset: Dataset, preprocessing: Preprocessing) -> LabelledPixels:
-    cache = PixelCache.open(items, dataset, preprocessing.resizing)
+def _labelled(
+    items: tuple[Item, ...], dataset: Dataset, preprocessing: AnyPreprocessing, tokenizers: TokenizerReader
+) -> LabelledItems:
+    cache = open_cache(items, dataset, preprocessing, tokenizers)
     good = cache.load(range(len(items)))
-    return LabelledPixels(
-        read=lambda positions, crop_size: cache.read(
-            [good[position] for position in positions], crop_size, preprocessing.crop_rounding
-        ),
+    return LabelledItems(
+        read=lambda positions, edge: read_items(cache, [good[position] for position in positions], preprocessing, edge),
         labels=torch.tensor([items[position].label for position in good]),
         digest=items_digest(cache, good),
         names=tuple(items[position].path.relative_to(dataset.root).as_posix() for position in good),

@@ -10,7 +10,7 @@ from raysnap.models import blocks
 from raysnap.models.tensor_bytes import block_digest
 from raysnap.store.preprocessing import Preprocessing
 from raysnap.training import finetune
-from raysnap.training.feeds import LabelledPixels
+from raysnap.training.feeds import LabelledItems
 from raysnap.training.freezing import StartModel
 from raysnap.training.prefix_cache import PrefixCache
 
@@ -27,7 +27,7 @@ FAMILIES = [  # BatchNorm, dropout, stochastic depth, and none of them
 ]
 
 
-def coloured_squares(num_items: int, seed: int) -> LabelledPixels:
+def coloured_squares(num_items: int, seed: int) -> LabelledItems:
     """Items of two classes that differ in colour, under noise; larger crops repeat their pixels."""
     generator = torch.Generator().manual_seed(seed)
     labels = torch.arange(num_items) % 2
@@ -40,10 +40,10 @@ def coloured_squares(num_items: int, seed: int) -> LabelledPixels:
         edge = (36 - crop_size) // 2
         return pixels[positions][:, :, edge : edge + crop_size, edge : edge + crop_size]
 
-    return LabelledPixels(read, labels, digest=f"{num_items} coloured squares {seed}")
+    return LabelledItems(read, labels, digest=f"{num_items} coloured squares {seed}")
 
 
-def splits(num_train: int = 24) -> dict[str, LabelledPixels]:
+def splits(num_train: int = 24) -> dict[str, LabelledItems]:
     return {"train": coloured_squares(num_train, 0), "val": coloured_squares(10, 1), "test": coloured_squares(10, 2)}
 
 
@@ -64,7 +64,7 @@ def run(model, num_frozen, config=None, data=None, on_epoch=lambda entry, save: 
     return finetune.finetune(StartModel(model, num_frozen, digests), data or splits(), preprocessing, config, **options)
 
 
-def one_step(num_items=4) -> dict[str, LabelledPixels]:
+def one_step(num_items=4) -> dict[str, LabelledItems]:
     return {"train": coloured_squares(num_items, 0), "val": coloured_squares(2, 1)}
 
 

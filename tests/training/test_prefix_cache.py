@@ -17,7 +17,7 @@ from raysnap.errors import FrozenBlockChanged
 from raysnap.models.numerics import Numerics
 from raysnap.store.preprocessing import Preprocessing
 from raysnap.training import prefix_cache as prefixes
-from raysnap.training.feeds import FrozenPrefix, LabelledPixels, View
+from raysnap.training.feeds import FrozenPrefix, LabelledItems, View
 from raysnap.training.prefix_cache import PrefixCache, prefix_place
 from raysnap.training.prefix_plan import CHUNK_ITEMS
 
@@ -50,7 +50,7 @@ def noise(num_items=NUM_ITEMS, digest="noise"):
         edge = (10 - crop_size) // 2
         return pixels[positions][:, :, edge : edge + crop_size, edge : edge + crop_size]
 
-    return LabelledPixels(read, torch.zeros(num_items, dtype=torch.int64), digest)
+    return LabelledItems(read, torch.zeros(num_items, dtype=torch.int64), digest)
 
 
 class Counting(nn.Module):

@@ -15,7 +15,7 @@ from raysnap.config.train import TrainConfig
 from raysnap.models import blocks
 from raysnap.models.numerics import Numerics
 from raysnap.training import finetune
-from raysnap.training.feeds import Feed, FrozenPrefix, LabelledPixels
+from raysnap.training.feeds import Feed, FrozenPrefix, LabelledItems
 from raysnap.training.prefix_cache import PrefixCache
 from raysnap.training.state import TrainingState
 from raysnap.training.steps import UpdateStep, balanced_weights, split_batches
@@ -25,9 +25,9 @@ from tests.support.small_finetunes import PREPROCESSING, coloured_squares, diges
 CPU = Numerics(torch.device("cpu"))
 
 
-def blank(num_items: int = 8) -> LabelledPixels:
+def blank(num_items: int = 8) -> LabelledItems:
     """Items without pixels, for what trains on features."""
-    return LabelledPixels(
+    return LabelledItems(
         lambda positions, edge: torch.zeros(len(positions), 3, edge, edge), torch.arange(num_items) % 2
     )
 
@@ -217,9 +217,7 @@ def test_test_metrics_agree_with_scikit_learn(monkeypatch):
     def items(num_items, seed):
         generator = torch.Generator().manual_seed(seed)
         pixels = torch.randint(0, 255, (num_items, 3, 36, 36), generator=generator, dtype=torch.uint8)
-        return LabelledPixels(
-            lambda positions, edge: pixels[positions][:, :, :edge, :edge], torch.arange(num_items) % 6
-        )
+        return LabelledItems(lambda positions, edge: pixels[positions][:, :, :edge, :edge], torch.arange(num_items) % 6)
 
     model = blocks.build_model("resnet18", [tensors for _, tensors in blocks.random_tensors("resnet18", 6, 0)])
     test = items(31, 2)

@@ -210,7 +210,9 @@ def predict(
     model: Annotated[str, typer.Option("--model", metavar="SNAPSHOT", help="Name or id of the model in the store.")],
     data: Annotated[
         Path,
-        typer.Option("--data", metavar="FOLDER", parser=any_path, help="Folder of images, with or without classes."),
+        typer.Option(
+            "--data", metavar="FOLDER", parser=any_path, help="Folder of images or texts, with or without classes."
+        ),
     ],
     store_dir: StoreDir = Path("store"),
     data_dir: DataDir = Path("data"),
@@ -223,7 +225,7 @@ def predict(
     ] = False,
     as_json: AsJson = False,
 ) -> int:
-    """Apply a stored model to images: a CSV file of classes and probabilities.
+    """Apply a stored model to images or texts: a CSV file of classes and probabilities.
 
     With --evaluate, --data is a dataset (or the name of one), and the metrics on its test split are printed.
     """

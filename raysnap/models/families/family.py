@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from raysnap.errors import ArchitectureError
 from raysnap.humanize import suggest
-from raysnap.models.architecture import FAMILIES, TORCHVISION, Architecture, package_of, parse
+from raysnap.models.architecture import FAMILIES, HF, TORCHVISION, Architecture, package_of, parse
 from raysnap.models.block import Block
 from raysnap.models.block_shape import WIDTH_OF_MEASURED_HEADS
 from raysnap.models.families.cutting import CutModel, Subject, cut_model, makes_calls
@@ -126,7 +126,8 @@ def _subject(architecture: Architecture, family: Family, model: nn.Module) -> Su
     def make_items(num_items: int, image_size: int | None) -> Tensor:
         return _empty_items(architecture, family, num_items, image_size)
 
-    sizes = [factor * shape[-1] // 4 for factor in (8, 6, 5)]
+    factors = (8, 6, 5) if len(shape) > 1 else (2, 3)  # texts may be short, and not longer than a model's positions
+    sizes = [factor * shape[-1] // 4 for factor in factors]
     return Subject(model, frozenset(per_class), family.run, make_items, sizes)
 
 
@@ -168,6 +169,16 @@ def item_shape(text: str, image_size: int | None = None) -> tuple[int, ...]:
     """Return the shape of one item of the model's input, by default of the size that it was designed for."""
     architecture = parse(text)
     return family_of(architecture).item_shape(architecture, image_size)
+
+
+def text_facts(text: str) -> dict[str, int | None] | None:
+    """Return the fields of `block_facts.TextFacts` of a model of texts; None of any other."""
+    architecture = parse(text)
+    if architecture.family != HF:
+        return None
+    family_of(architecture)
+    facts: dict[str, int | None] | None = import_module("raysnap.models.families.hf").text_facts(architecture)
+    return facts
 
 
 def empty_items(text: str, num_items: int, image_size: int | None = None) -> Tensor:

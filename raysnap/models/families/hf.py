@@ -60,7 +60,8 @@ def make(architecture: Architecture, num_classes: int) -> nn.Module:
 def item_shape(architecture: Architecture, image_size: int | None) -> tuple[int, ...]:
     """Return the shape of one item of the model's input, by default of the size that it was designed for."""
     if is_text(architecture):
-        return (image_size or TEXT_LENGTH,)
+        longest = (text_facts(architecture) or {}).get("longest")
+        return (image_size or min(TEXT_LENGTH, longest or TEXT_LENGTH),)
     config = _config(architecture, 2)
     config = getattr(config, "vision_config", config)
     edge = image_size or getattr(config, "image_size", None) or _DEFAULT_IMAGE_SIZE
@@ -74,6 +75,17 @@ def run(model: nn.Module, items: Tensor) -> Tensor:
         return cast(Tensor, model(pixel_values=items).logits)
     mask = carry(items != _padding(model.config))
     return cast(Tensor, model(input_ids=items, attention_mask=mask.to(torch.int64)).logits)
+
+
+def text_facts(architecture: Architecture) -> dict[str, int | None] | None:
+    """Return what a model of texts takes: its `padding`, its `vocab_size` and its `longest` text; None for images."""
+    if not is_text(architecture):
+        return None
+    config = _config(architecture, 2).get_text_config()
+    padding, longest = _padding(config), getattr(config, "max_position_embeddings", None)
+    if longest is not None and padding == 1:
+        longest -= 2  # RoBERTa and its kin count positions from 2
+    return {"padding": padding, "vocab_size": config.vocab_size, "longest": longest}
 
 
 def padding_of(architecture: Architecture) -> int:

@@ -18,13 +18,12 @@ import torch
 from blake3 import blake3
 from torch import Tensor
 
-from raysnap.datasets.resizing import CropRounding, Resizing
 from raysnap.models.block_facts import block_shapes
 from raysnap.search.engine.border import Border, from_array, to_array
 from raysnap.search.engine.feature_cache import FeatureCache, Segment
 from raysnap.search.engine.source import FeatureSource, Gathered, ItemSource
 from raysnap.search.plan.tree import PrefixTree, needed_nodes
-from raysnap.store.preprocessing import Preprocessing
+from raysnap.store.preprocessing import AnyPreprocessing
 
 # Activations are kept where reading and writing them at a disk's pace takes less than computing them on one core.
 DISK_BYTES_PER_S = 5e8
@@ -87,7 +86,7 @@ class CachedSource:
         self._num_items = num_items
         self._cache = cache
         self._keys = NodeKeys(tree, source.fingerprint)
-        self._item_digests: dict[tuple[Resizing, int, CropRounding, int], str] = {}
+        self._item_digests: dict[tuple[object, ...], str] = {}
 
     def keep(self, candidates: Collection[int]) -> None:
         """Drop what only other candidates need."""
@@ -104,7 +103,7 @@ class CachedSource:
         """Return the candidates' features of the items at these positions."""
         positions = list(positions)
         known: dict[int, dict[int, np.ndarray]] = {}
-        missing: dict[tuple[Preprocessing, tuple[int, ...]], list[int]] = defaultdict(list)
+        missing: dict[tuple[AnyPreprocessing, tuple[int, ...]], list[int]] = defaultdict(list)
         for number in candidates:
             preprocessing = self._tree.candidates[number].preprocessing
             known[number] = self._known_features(number, positions)
@@ -136,7 +135,7 @@ class CachedSource:
         return dict(zip(known, rows, strict=True)) if rows is not None else {}
 
     def _compute(
-        self, numbers: list[int], positions: Sequence[int], preprocessing: Preprocessing, *, is_last: bool
+        self, numbers: list[int], positions: Sequence[int], preprocessing: AnyPreprocessing, *, is_last: bool
     ) -> Gathered:
         """Compute features, starting from cached activations where there are any; keep them for later searches."""
         digests = self._digests(positions, preprocessing)
@@ -202,9 +201,9 @@ class CachedSource:
                 room -= num_bytes
         return wanted
 
-    def _digests(self, positions: Sequence[int], preprocessing: Preprocessing) -> list[str]:
-        """Return a digest of each item's pixels."""
-        pixels_of = (preprocessing.resizing, preprocessing.image_size, preprocessing.crop_rounding)
+    def _digests(self, positions: Sequence[int], preprocessing: AnyPreprocessing) -> list[str]:
+        """Return a digest of each item's pixels or tokens."""
+        pixels_of = preprocessing.item_form
         unknown = [position for position in positions if (*pixels_of, position) not in self._item_digests]
         with self.work.timed("decode"):
             for start in range(0, len(unknown), DIGEST_ITEMS):

@@ -1,4 +1,4 @@
-"""Measure how long each kind of block takes on this machine, with zeros as weights and as items."""
+"""Measure how long each kind of block takes on this machine, with zeros as weights and ones as items."""
 
 from __future__ import annotations
 
@@ -63,7 +63,8 @@ def _measure(
         for name, tensor in block_skeleton(architecture, index).tensors().items()
     }
     block = build_inference_block(architecture, image_size, index, tensors, numerics)
-    inputs = torch.zeros(input_shape, dtype=numerics.dtype, device=numerics.device)
+    is_tokens = index == 0 and len(input_shape) == 2
+    inputs = torch.ones(input_shape, dtype=torch.int64 if is_tokens else numerics.dtype, device=numerics.device)
     if inputs.dim() == 4:
         inputs = numerics.lay_out_images(inputs)
     threads_before = torch.get_num_threads()

@@ -19,7 +19,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from raysnap.datasets.augmentation import normalise
 from raysnap.errors import BlockDamaged, RaysnapError, StoreUnreadable, WeightsError, describe_failure
 from raysnap.models.blocks import as_features
 from raysnap.models.numerics import Numerics
@@ -33,6 +32,7 @@ from raysnap.search.plan.costs import BlockKey, block_key, kind_of, model_share,
 from raysnap.search.plan.memory import Bound, plan_schedule
 from raysnap.search.plan.tree import Node, PrefixTree, candidates_below, needed_nodes
 from raysnap.search.plan.walk import Room, Walk
+from raysnap.training.feeds import model_inputs
 
 Activations: TypeAlias = dict[int | None, Tensor]
 
@@ -328,18 +328,16 @@ class Executor:
         return outcome
 
     def _inputs(self, top: Node, batch: Sequence[int], border: Border | None, work: Work) -> Tensor:
-        """Return the input of a walk's first block: normalised pixels, or given outputs."""
+        """Return the input of a walk's first block: normalised pixels, tokens, or given outputs."""
         device = self._numerics.device
         if top.parent is not None:
             assert border is not None, "a walk from an inner node has given outputs"
             with work.timed("inference"):
                 return border.read(top.parent, batch).to(device, non_blocking=True)
         with work.timed("decode"):
-            pixels = self._items.read(batch, top.preprocessing)
+            items = self._items.read(batch, top.preprocessing)
         with work.timed("inference"):
-            pixels = pixels.to(device, non_blocking=True)
-            inputs = normalise(pixels, top.preprocessing.mean, top.preprocessing.std, self._numerics.dtype)
-            return self._numerics.lay_out_images(inputs)
+            return model_inputs(items, top.preprocessing, self._numerics, self._numerics.dtype)
 
     def _run_block(self, node: Node, batch: range, held: Activations, work: Work) -> Tensor:
         """Run the node's block on its input, which is among what is `held`, and count it."""

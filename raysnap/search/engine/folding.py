@@ -197,7 +197,7 @@ def _watch_convolutions(
         else item_shape(architecture, image_size)
     )
     with torch.no_grad(), uses:
-        block(torch.zeros(1, *above))
+        block(torch.zeros(1, *above, dtype=torch.float32 if index or len(above) > 1 else torch.int64))
     alone = [(conv, norm) for conv, norm in pairs if uses.num_uses[conv] == calls[conv] == calls[norm] == 1]
     return alone, image_sizes
 

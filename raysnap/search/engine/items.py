@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from torch import Tensor
 
 from raysnap.config.search_options import SearchOptions
 from raysnap.datasets.dataset import Dataset, Item
-from raysnap.datasets.pixel_cache import PixelCache
-from raysnap.datasets.resizing import Resizing
+from raysnap.datasets.pixel_cache import Form
 from raysnap.datasets.splits import probe_splits
-from raysnap.errors import DataError
+from raysnap.datasets.text.token_cache import LoadTokenizer
+from raysnap.errors import DataError, UsageError
+from raysnap.humanize import plural
 from raysnap.search.plan.tree import Candidate
-from raysnap.store.preprocessing import Preprocessing
+from raysnap.store.preprocessing import AnyPreprocessing, TextPreprocessing
+from raysnap.training.feeds import ItemCache, open_cache, read_items
 
 
 @dataclass(frozen=True)
@@ -26,16 +28,21 @@ class DrawnItems:
     dataset: Dataset
     train: tuple[Item, ...]
     test: tuple[Item, ...]
-    caches: dict[Resizing, PixelCache]
+    caches: dict[Form, ItemCache]
     draw_s: float
 
     @classmethod
-    def draw(cls, dataset: Dataset, candidates: Sequence[Candidate], options: SearchOptions) -> DrawnItems:
-        """Draw the items that the options ask for, and open the caches of their pixels."""
+    def draw(
+        cls, dataset: Dataset, candidates: Sequence[Candidate], options: SearchOptions, load_tokenizer: LoadTokenizer
+    ) -> DrawnItems:
+        """Draw the items that the options ask for, and open the caches of their pixels or tokens."""
         started_s = time.perf_counter()
         train, test = probe_splits(dataset, options.seed, options.num_train, options.num_test)
-        resizings = sorted({candidate.preprocessing.resizing for candidate in candidates})
-        caches = {resizing: PixelCache.open([*train, *test], dataset, resizing) for resizing in resizings}
+        fit = [one for one in fitted(candidates, dataset) if one.misfit is None]
+        ways = {one.preprocessing.resizing: one.preprocessing for one in fit}
+        caches: dict[Form, ItemCache] = {
+            form: open_cache([*train, *test], dataset, ways[form], load_tokenizer) for form in sorted(ways)
+        }
         return cls(dataset, train, test, caches, time.perf_counter() - started_s)
 
     def num_undecoded(self, num_train: int, num_test: int) -> int:
@@ -68,11 +75,29 @@ class DrawnItems:
         return [*range(num_train), *range(len(self.train), len(self.train) + num_test)]
 
 
+def fitted(candidates: Sequence[Candidate], dataset: Dataset) -> list[Candidate]:
+    """Return the candidates, those marked as misfits that see items of another kind than the dataset's.
+
+    Raises:
+        UsageError: all do.
+    """
+    kinds = ["texts" if isinstance(one.preprocessing, TextPreprocessing) else "images" for one in candidates]
+    if dataset.kind not in kinds:
+        raise UsageError(
+            f"dataset {dataset.root}: expected snapshots that see {dataset.kind} as the dataset has, found "
+            f"{plural(len(candidates), 'snapshot')} that see {kinds[0]}"
+        )
+    return [
+        one if kind == dataset.kind else replace(one, misfit=f"it sees {kind}, and the dataset has {dataset.kind}")
+        for one, kind in zip(candidates, kinds, strict=True)
+    ]
+
+
 @dataclass(frozen=True)
 class ProbeItems:
     """The items of a search: train, then test, decoded once for each way in which candidates resize."""
 
-    caches: dict[Resizing, PixelCache]
+    caches: dict[Form, ItemCache]
     positions: tuple[int, ...]
     train_labels: np.ndarray
     test_labels: np.ndarray
@@ -80,7 +105,7 @@ class ProbeItems:
 
     @property
     def bad(self) -> list[str]:
-        """The images that could not be read, each with its file and the reason."""
+        """The items that could not be read, each with its file and the reason."""
         return [fault for cache in self.caches.values() for _, fault in sorted(cache.bad.items())]
 
     @property
@@ -88,11 +113,10 @@ class ProbeItems:
         """How many images this search decoded, as no earlier one had."""
         return sum(cache.num_decoded for cache in self.caches.values())
 
-    def read(self, positions: Sequence[int], preprocessing: Preprocessing) -> Tensor:
-        """Return the items at these positions, uint8 `[n, 3, S, S]`."""
+    def read(self, positions: Sequence[int], preprocessing: AnyPreprocessing) -> Tensor:
+        """Return the items at these positions: uint8 `[n, 3, S, S]` of images, int64 `[n, T]` of texts."""
         indices = [self.positions[position] for position in positions]
-        cache = self.caches[preprocessing.resizing]
-        return cache.read(indices, preprocessing.image_size, preprocessing.crop_rounding)
+        return read_items(self.caches[preprocessing.resizing], indices, preprocessing)
 
     def release(self) -> None:
         """Let go of the memory that the pixels read so far take in this process."""

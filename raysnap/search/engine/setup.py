@@ -21,7 +21,7 @@ from raysnap.search.engine.work import Work
 from raysnap.search.plan.choice import Choice
 from raysnap.search.plan.rungs import shares_prefixes
 from raysnap.search.plan.tree import Candidate, PrefixTree
-from raysnap.store.store import Store
+from raysnap.store.store import Store, TokenizerReader
 from raysnap.system import free_memory_bytes
 
 FREE_SHARE = 0.8  # the rest is for libraries, and for what else begins to run on the machine
@@ -54,7 +54,8 @@ class Setup:
     def draw_items(self, candidates: Sequence[Candidate]) -> DrawnItems:
         """Open the dataset and draw the items of it that the search uses."""
         dataset = open_dataset(self.data, self.options.data_dir, self.options.shapes)
-        return DrawnItems.draw(dataset, candidates, self.options)
+        tokenizers = TokenizerReader(self.store)
+        return DrawnItems.draw(dataset, candidates, self.options, tokenizers)
 
     def open_items(self, candidates: Sequence[Candidate]) -> ProbeItems:
         """Open the items that the search uses; the first process to do so decodes them."""

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from raysnap.search.engine.border import Border
 from raysnap.search.engine.work import Work
-from raysnap.store.preprocessing import Preprocessing
+from raysnap.store.preprocessing import AnyPreprocessing
 
 
 @dataclass(frozen=True)
@@ -61,10 +61,10 @@ class FeatureSource(Protocol):
 
 
 class ItemSource(Protocol):
-    """Where a search's pixels come from."""
+    """Where a search's pixels or tokens come from."""
 
-    def read(self, positions: Sequence[int], preprocessing: Preprocessing) -> Tensor:
-        """Return the items at these positions, uint8 `[n, 3, S, S]`."""
+    def read(self, positions: Sequence[int], preprocessing: AnyPreprocessing) -> Tensor:
+        """Return the items at these positions: uint8 `[n, 3, S, S]` of images, int64 `[n, T]` of texts."""
 
     def release(self) -> None:
         """Let go of the memory that reading took."""

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from raysnap.errors import ArchitectureError
-from raysnap.models.block_facts import block_shapes
+from raysnap.models.block_facts import block_shapes, text_facts
 from raysnap.store.manifest import BlockEntry
-from raysnap.store.preprocessing import Preprocessing
+from raysnap.store.preprocessing import AnyPreprocessing
 
 
 @dataclass(frozen=True)
@@ -23,17 +23,19 @@ class Candidate:
     Attributes:
         snapshot: the snapshot's id.
         name: the name that people know it by.
-        preprocessing: how pixels become its input.
+        preprocessing: how items become its input.
         blocks: its blocks from the stem to the last body block.
         is_base: whether it derives from no other snapshot.
+        misfit: why it can't run on the dataset, where that is known already.
     """
 
     snapshot: str
     name: str
     architecture: str
-    preprocessing: Preprocessing
+    preprocessing: AnyPreprocessing
     blocks: tuple[BlockEntry, ...]
     is_base: bool = False
+    misfit: str | None = None
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,8 @@ class Node:
 
     Attributes:
         index: position in the tree's `nodes`.
-        parent: index of the node whose output is this block's input; None for a stem, whose input is pixels.
+        parent: index of the node whose output is this block's input; None for a stem, whose input is pixels or
+            tokens.
         block_index: position of the block in its architecture.
         children: indices of the nodes that take this block's output.
         candidates: indices of the candidates whose features this block's output is.
@@ -51,7 +54,7 @@ class Node:
     index: int
     parent: int | None
     architecture: str
-    preprocessing: Preprocessing
+    preprocessing: AnyPreprocessing
     block_index: int
     block: BlockEntry
     children: tuple[int, ...] = ()
@@ -78,16 +81,21 @@ class PrefixTree:
 
     @cached_property
     def roots(self) -> tuple[Node, ...]:
-        """The nodes whose input is pixels."""
+        """The nodes whose input is pixels or tokens."""
         return tuple(node for node in self.nodes if node.parent is None)
 
 
 def find_misfit(candidate: Candidate) -> str | None:
     """Return why the candidate can't run, judging by its manifest; None when it can."""
+    if candidate.misfit is not None:
+        return candidate.misfit
     try:
         shapes = block_shapes(candidate.architecture, candidate.preprocessing.image_size)
     except ArchitectureError as error:
         return str(error)
+    facts, num_tokens = text_facts(candidate.architecture), candidate.preprocessing.image_size
+    if facts is not None and facts.longest is not None and num_tokens > facts.longest:
+        return f"snapshot {candidate.snapshot}: expected at most {facts.longest} tokens, found {num_tokens}"
     expected, found = [shape.name for shape in shapes[:-1]], [block.name for block in candidate.blocks]
     if expected != found:
         return f"snapshot {candidate.snapshot}: expected {candidate.architecture}'s blocks {expected}, found {found}"

@@ -12,7 +12,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from raysnap.errors import UsageError
-from raysnap.models.block_facts import block_shapes
+from raysnap.models.block_facts import block_shapes, text_facts
 from raysnap.search.plan.tree import Node, PrefixTree
 
 # What a batch's largest block may hold of input and output: within a CPU's cache, or enough to keep a GPU busy.
@@ -168,9 +168,10 @@ def usual_batch_items(architecture: str, image_size: int, device: str) -> int:
 
 
 def _activation_bytes(architecture: str, image_size: int, value_bytes: int) -> list[int]:
-    """Return the bytes of one item's input pixels, and of each block's output."""
-    float32_bytes = [12 * image_size**2, *(shape.output_bytes for shape in block_shapes(architecture, image_size))]
-    return [num_bytes * value_bytes // 4 for num_bytes in float32_bytes]
+    """Return the bytes of one item's input, pixels or tokens of 8 bytes, and of each block's output."""
+    outputs = [shape.output_bytes * value_bytes // 4 for shape in block_shapes(architecture, image_size)]
+    is_text = text_facts(architecture) is not None
+    return [8 * image_size if is_text else 3 * image_size**2 * value_bytes, *outputs]
 
 
 def _depth_first(root: int, children: dict[int, list[int]]) -> tuple[WalkStep, ...]:
