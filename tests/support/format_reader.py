@@ -13,6 +13,7 @@ KEYS = {
 ADDED = {"family", "configuration"}
 WAYS = {"resize_size", "image_size", "mean", "std", "interpolation"}
 ADDED_WAYS = {"resize_mode", "crop_rounding"}
+TEXT_WAYS = {"kind", "tokenizer", "max_length", "padding"}
 HEXADECIMAL = set("0123456789abcdef")
 
 
@@ -44,7 +45,7 @@ def read_manifest(store: Path, snapshot: str) -> dict:
     manifest = json.loads(raw)
     assert manifest["format"] in (1, 2)
     assert set(manifest) == KEYS | (ADDED if manifest["format"] == 2 else set())
-    assert set(manifest["preprocessing"]) == WAYS | (ADDED_WAYS if manifest["format"] == 2 else set())
+    check_preprocessing(manifest)
     check_architecture(manifest)
     assert canonical(manifest) == raw
     checksum = manifest["checksum"]
@@ -59,6 +60,17 @@ def read_manifest(store: Path, snapshot: str) -> dict:
     return manifest
 
 
+def check_preprocessing(manifest: dict) -> None:
+    """Check that it says what images, or texts, need, and no more."""
+    how = manifest["preprocessing"]
+    if manifest["format"] == 2 and "kind" in how:
+        assert set(how) == TEXT_WAYS and how["kind"] == "text"
+        assert how["max_length"] >= 1 and how["padding"] >= 0
+        assert set(how["tokenizer"]) == {"digest", "num_bytes"} and is_digest(how["tokenizer"]["digest"])
+    else:
+        assert set(how) == WAYS | (ADDED_WAYS if manifest["format"] == 2 else set())
+
+
 def check_architecture(manifest: dict) -> None:
     """Check that the parts of the architecture's name are those that it has, and its format the oldest that will do."""
     name, brace, rest = manifest["architecture"].partition("{")
@@ -70,6 +82,9 @@ def check_architecture(manifest: dict) -> None:
     configuration = json.loads(brace + rest) if brace else {}
     assert brace + rest == (canonical(configuration).decode() if configuration else "")
     how = manifest["preprocessing"]
+    if "kind" in how:
+        assert (manifest["format"], manifest["family"], manifest["configuration"]) == (2, family, configuration)
+        return
     is_plain = how["interpolation"] in ("bilinear", "bicubic")
     if manifest["format"] == 1:
         assert family == "torchvision" and is_plain

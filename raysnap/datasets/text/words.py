@@ -3,7 +3,7 @@
 Every text reports what one person told another of some thing, and varies in all factors (who tells whom, the thing's
 topic, what is said of it, whether that is denied); a task's name says which factor decides the class. Tasks `-a` and
 `-b` of one factor ask different questions of the same words, so features transfer between them while their heads have
-nothing in common.
+nothing in common. `words-mixed` asks for two factors at once, which makes it one to pretrain on.
 """
 
 from __future__ import annotations
@@ -54,12 +54,17 @@ _ALL: Choice = {
 }
 
 TASKS: dict[str, dict[str, tuple[Choice, ...]]] = {
+    "words-mixed": {
+        f"{topic}-{tone}": ({"topic": (topic,), "judgement": (tone,)},)
+        for topic in _THINGS
+        for tone in ("positive", "negative")
+    },
     "words-topic-a": {topic: ({"topic": (topic,)},) for topic in _THINGS},
     "words-topic-b": {"indoors": ({"topic": ("food", "music")},), "outdoors": ({"topic": ("sport", "weather")},)},
     "words-sentiment-a": {tone: ({"judgement": (tone,), "denial": _STRESSES},) for tone in ("positive", "negative")},
     "words-sentiment-b": {
-        "fact": ({"judgement": ("neutral",)},),
-        "opinion": ({"judgement": ("positive", "negative")},),
+        "content": ({"judgement": ("positive", "neutral"), "denial": _STRESSES},),
+        "unhappy": ({"judgement": ("negative",), "denial": _STRESSES},),
     },
     "words-order-a": {name: ({"teller": (name,)},) for name in _NAMES},
     "words-order-b": {name: ({"listener": (name,)},) for name in _NAMES},

@@ -7,7 +7,7 @@ from raysnap.datasets.dataset import open_dataset
 from raysnap.datasets.text.token_cache import Tokeniser
 from raysnap.datasets.text.words import TASKS, vocabulary_of_words, words_tokenizer, write_text
 
-SIZE = ShapesConfig(num_train=8, num_val=4, num_test=4)
+SIZE = ShapesConfig(num_train=48, num_val=4, num_test=4)
 
 
 @pytest.mark.parametrize("name", TASKS)
@@ -15,8 +15,9 @@ def test_a_task_is_written_balanced_and_read_as_texts(tmp_path, name):
     dataset = open_dataset(name, tmp_path, SIZE)
     assert dataset.kind == "texts"
     assert dataset.classes == tuple(sorted(TASKS[name]))
-    assert {split: len(items) for split, items in dataset.splits.items()} == {"train": 8, "val": 4, "test": 4}
+    assert {split: len(items) for split, items in dataset.splits.items()} == {"train": 48, "val": 4, "test": 4}
     labels = [item.label for item in dataset.splits["train"]]
+    assert set(labels) == set(range(len(dataset.classes)))
     assert len({labels.count(label) for label in labels}) == 1
 
 
@@ -28,9 +29,9 @@ def test_equal_seeds_write_equal_texts_and_others_do_not(tmp_path):
 
 def test_another_size_is_written_beside_the_first(tmp_path):
     first = open_dataset("words-order-a", tmp_path, SIZE)
-    other = open_dataset("words-order-a", tmp_path, SIZE.model_copy(update={"num_train": 12}))
-    assert (first.name, len(first.splits["train"])) == ("words-order-a", 8)
-    assert (other.name, len(other.splits["train"])) == ("words-order-a", 12)
+    other = open_dataset("words-order-a", tmp_path, SIZE.model_copy(update={"num_train": 60}))
+    assert (first.name, len(first.splits["train"])) == ("words-order-a", 48)
+    assert (other.name, len(other.splits["train"])) == ("words-order-a", 60)
     assert first.root != other.root
 
 
