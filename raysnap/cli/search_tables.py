@@ -123,7 +123,9 @@ def read_line(account: Mapping[str, Any]) -> str:
     num_missed = sum(one["num_files"] for one in account["left_out"] if not one["is_expected"])
     left_out = f"; {plural(num_missed, 'file')} left out" if num_missed else ""
     bad = f"; {plural(len(account['bad']), 'bad image')}" if account["bad"] else ""
-    return f"{plural(sum(account['num_images'].values()), 'image')} of {account['dataset']}: {counts}{left_out}{bad}"
+    noun = account.get("kind", "images")[:-1]
+    num_items = plural(sum(account["num_images"].values()), noun)
+    return f"{num_items} of {account['dataset']}: {counts}{left_out}{bad}"
 
 
 def loss_line(result: Mapping[str, Any]) -> str:

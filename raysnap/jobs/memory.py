@@ -71,6 +71,7 @@ class Memory:
     def _target_facts(self, trial: Trial) -> TargetFacts:
         dataset, num_items = self.data.datasets[trial.trained_on], self.data.num_items[trial.trained_on]
         return TargetFacts(
+            kind="text_classification" if dataset.kind == "texts" else "image_classification",
             name=dataset.name,
             digest=dataset.fingerprint,
             num_classes=len(dataset.classes),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,6 +24,8 @@ from raysnap.store.store import Store
 from raysnap.training.trial import Trial
 
 RANDOM = "random"
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -183,14 +186,14 @@ def weights_preprocessing(
     return None if own == Preprocessing.cropping(own.image_size) else own
 
 
-def check_kinds(trials: Iterable[Trial], kinds: Mapping[str, Kind]) -> None:
-    """Check that architectures and datasets fit each other, and what is asked of texts can be done.
+def check_kinds(trials: Sequence[Trial], kinds: Mapping[str, Kind]) -> None:
+    """Check that architectures and datasets fit each other, and what is asked of texts can be done; log what can't.
 
     Args:
         kinds: of the items of each dataset that trials name.
 
     Raises:
-        ConfigError: images would be given to a model of texts, or texts to one of images, or augmented.
+        ConfigError: images would be given to a model of texts, or texts to one of images, or mixed.
     """
     for trial in trials:
         if trial.dataset is None:
@@ -201,11 +204,14 @@ def check_kinds(trials: Iterable[Trial], kinds: Mapping[str, Kind]) -> None:
                 f"architecture {shown(trial.architecture)}: expected a dataset of {expected}, found {trial.dataset} of "
                 f"{found}; a job has datasets and architectures of one kind"
             )
-        if expected == "texts" and (trial.train.is_mixing or trial.train.views != 1):
+        if expected == "texts" and trial.train.is_mixing:
             raise ConfigError(
-                f"dataset {trial.dataset}: texts are not augmented: expected train.views 1 and no mixup_alpha or "
-                "cutmix_alpha, found others"
+                f"dataset {trial.dataset}: expected no train.mixup_alpha or train.cutmix_alpha, as texts can't be mixed, "
+                "found one above 0"
             )
+    viewed = [trial.dataset for trial in trials if trial.dataset and trial.train.views != 1]
+    if texts := sorted({name for name in viewed if kinds[name] == "texts"}):
+        logger.warning("%s: train.views is ignored: texts are not augmented", ", ".join(texts))
 
 
 def _text_preprocessing(

@@ -9,7 +9,7 @@ from markupsafe import Markup
 from raysnap.humanize import plural
 from raysnap.report.charts.sweeps import confusion_matrix
 from raysnap.report.tables import Column, DataTable, Row
-from raysnap.report.thumbnails import thumbnails
+from raysnap.report.thumbnails import pictures
 from raysnap.runs.predictions import Prediction, Predictions, read_predictions
 from raysnap.runs.run import Run
 from raysnap.runs.sweep_results import sweep_of
@@ -52,21 +52,21 @@ def _section(trial: TrialRow, predictions: Predictions) -> dict[str, Any]:
 
 def _matrix(trial: TrialRow, predictions: Predictions) -> Markup:
     totals = [predictions.num_images(index) for index in range(len(predictions.classes))]
-    title = f"Confusion matrix of {trial.name} on {plural(len(predictions.items), 'test image')}"
+    title = f"Confusion matrix of {trial.name} on {plural(len(predictions.items), 'test item')}"
     return Markup(confusion_matrix(predictions.classes, predictions.confusion, totals, title))
 
 
 def _pictures(items: list[Prediction], classes: tuple[str, ...]) -> list[dict[str, Any]]:
     return [
         {
-            "uri": uri,
+            "picture": picture,
             "label": classes[item.label],
             "predicted": classes[item.predicted],
             "confidence": item.confidence,
             "is_right": item.is_right,
         }
-        for item, uri in zip(items, thumbnails([item.path for item in items]), strict=True)
-        if uri
+        for item, picture in zip(items, pictures([item.path for item in items]), strict=True)
+        if picture
     ]
 
 
@@ -80,9 +80,9 @@ def _classes_table(predictions: Predictions) -> DataTable:
     )
     columns = (
         Column("class", "class", "name"),
-        Column("num_images", "test images", "count"),
-        Column("recall", "recall", "score", "share of the class's images that were predicted as this class"),
-        Column("precision", "precision", "score", "share of the images predicted as this class that belong to it"),
+        Column("num_images", "test items", "count"),
+        Column("recall", "recall", "score", "share of the class's items that were predicted as this class"),
+        Column("precision", "precision", "score", "share of the items predicted as this class that belong to it"),
         Column("f1", "F1", "score", "harmonic mean of recall and precision"),
     )
     return DataTable("classes", "Recall, precision and F1 of each class", columns, rows, num_shown=MAX_CLASSES_SHOWN)
@@ -101,7 +101,7 @@ def _confusions_table(predictions: Predictions) -> DataTable | None:
     columns = (
         Column("label", "true class", "name"),
         Column("predicted", "predicted as", "name"),
-        Column("count", "images", "count"),
+        Column("count", "items", "count"),
         Column("share", "share of the class", "share"),
     )
     caption = "Which classes are confused"

@@ -1,4 +1,4 @@
-"""Images inside a page, as small JPEGs in data URIs: samples of datasets, and single files."""
+"""Items inside a page, of datasets and single files: images as small JPEGs in data URIs, texts as their beginnings."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import shorten
 
 from pydantic import ValidationError
 
@@ -15,6 +16,8 @@ from raysnap.config.parts import ShapesConfig
 from raysnap.datasets.contact_sheet import evenly_chosen, square_tile
 from raysnap.datasets.dataset import Dataset, find_dataset, read_folder
 from raysnap.datasets.image_file import for_each_image
+from raysnap.datasets.layout.suffixes import TEXT_SUFFIXES, Kind
+from raysnap.datasets.text.text_file import read_text
 from raysnap.errors import DataError
 from raysnap.runs.questions import short_dataset
 from raysnap.runs.run import Run
@@ -24,21 +27,34 @@ logger = logging.getLogger(__name__)
 NUM_PER_DATASET = 10
 MAX_DATASETS = 8
 JPEG_QUALITY = 82
+MAX_CHARACTERS = 240
+
+
+@dataclass(frozen=True)
+class Picture:
+    """What a page shows of an item: the data URI of an image, or some words of a text."""
+
+    uri: str | None = None
+    words: str | None = None
 
 
 @dataclass(frozen=True)
 class DatasetStrip:
-    """Samples of a dataset: its counts per split, and (data URI, class) of an image of each of some classes."""
+    """Samples of a dataset: its counts per split, and the pictures of some classes' items, each with its class."""
 
     name: str
     num_classes: int
-    num_images: dict[str, int]
-    images: tuple[tuple[str, str], ...]
+    kind: Kind
+    num_items: dict[str, int]
+    items: tuple[tuple[Picture, str], ...]
 
 
-def thumbnails(paths: Sequence[Path]) -> list[str | None]:
-    """Return a data URI of each file's central square; None for files that are missing or no images."""
-    return for_each_image(lambda index: _data_uri(paths[index]), range(len(paths)))
+def pictures(paths: Sequence[Path]) -> list[Picture | None]:
+    """Return what a page shows of each file: an image's central square, or a text's beginning.
+
+    None for files that are missing or damaged.
+    """
+    return for_each_image(lambda index: _picture(paths[index]), range(len(paths)))
 
 
 def dataset_strips(run: Run) -> list[DatasetStrip]:
@@ -51,7 +67,7 @@ def dataset_strips(run: Run) -> list[DatasetStrip]:
         dataset = _find(name, run)
         if dataset is not None:
             found.append(_strip(name, dataset))
-    return [strip for strip in found if strip.images]
+    return [strip for strip in found if strip.items]
 
 
 def _find(name: str, run: Run) -> Dataset | None:
@@ -79,10 +95,20 @@ def _strip(name: str, dataset: Dataset) -> DatasetStrip:
     others = [item for item in dataset.splits["train"] if item not in chosen]
     wanted = NUM_PER_DATASET - len(chosen)
     chosen += [others[index] for index in evenly_chosen(len(others), wanted)] if 1 < wanted <= len(others) else []
-    uris = thumbnails([item.path for item in chosen])
-    images = [(uri, dataset.classes[item.label]) for uri, item in zip(uris, chosen, strict=True) if uri]
+    shown = pictures([item.path for item in chosen])
+    items = [(one, dataset.classes[item.label]) for one, item in zip(shown, chosen, strict=True) if one]
     counts = {split: len(items) for split, items in dataset.splits.items()}
-    return DatasetStrip(short_dataset(name), len(dataset.classes), counts, tuple(images))
+    return DatasetStrip(short_dataset(name), len(dataset.classes), dataset.kind, counts, tuple(items))
+
+
+def _picture(path: Path) -> Picture | None:
+    if path.suffix.lower() in TEXT_SUFFIXES:
+        try:
+            return Picture(words=shorten(read_text(path), MAX_CHARACTERS, placeholder=" …"))
+        except DataError:
+            return None
+    uri = _data_uri(path)
+    return Picture(uri) if uri else None
 
 
 def _data_uri(path: Path) -> str | None:

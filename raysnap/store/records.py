@@ -51,7 +51,7 @@ class StartFacts(Record):
 class TargetFacts(Record):
     """The dataset of a fine-tune, and how many items of it were used."""
 
-    kind: Literal["image_classification"] = "image_classification"
+    kind: Literal["image_classification", "text_classification"] = "image_classification"
     name: Text
     digest: Text
     num_classes: Count

@@ -161,6 +161,8 @@ class FrozenPrefix:
     def feed(self, items: LabelledItems, view: View | None = None, *, is_fixed: bool = True) -> Feed:
         """Return the items in one view, which is cached where it is fixed and there is room."""
         labels = items.labels.to(self._numerics.device)
+        if isinstance(self._preprocessing, TextPreprocessing):
+            view, is_fixed = None, True  # texts are not augmented
         if not self._depth or items.digest is None or not is_fixed:
             return Feed(lambda positions: self._run(self._frozen, self._images(items, view, positions)), labels)
         key = (items.digest, view)

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
-from raysnap.models.block_facts import block_shapes
+from raysnap.models.block_facts import block_shapes, text_facts
 from raysnap.training.trial import Trial
 
 # More choices are thinned to the best among those of similar bytes; with fewer, a plan is optimal.
@@ -111,6 +111,7 @@ def plan_trials(
         train, counts = trial.train, num_items[trial.dataset]
         num_val, num_test = counts["val"], counts.get("test", 0)
         num_views = 0 if train.views is None or train.is_mixing else min(train.views, train.epochs)
+        num_views = num_views if text_facts(trial.architecture) is None else 1  # texts are not augmented
         num_train_passes = counts["train"] * train.epochs if num_views else 0
         edge = trial.image_size or image_size
         group = f"{trial.base_key}/{trial.architecture}/{trial.dataset}/{edge}/{num_views}"

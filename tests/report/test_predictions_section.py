@@ -18,7 +18,7 @@ def test_the_most_confident_mistakes_are_shown_first(tmp_path):
         "A test image of cat, predicted as dog",
     ]
     assert len(described) == 3 + 12
-    assert "classifies 15 of 18 test images correctly: accuracy 0.833, macro-F1 0.833" in page.text
+    assert "classifies 15 of 18 test items correctly: accuracy 0.833, macro-F1 0.833" in page.text
     header, *rows = tables(tmp_path / "run")["classes"]
     assert [row[header.index("recall")] for row in rows] == ["0.8333333333333334"] * 3
 
@@ -31,7 +31,7 @@ def test_predictions_show_no_file_outside_their_dataset(tmp_path):
     document["paths"][0] = "../secret/test/x/0.png"
     document["paths"][1] = str(tmp_path / "secret" / "test" / "x" / "0.png")
     path.write_text(json.dumps(document))
-    assert "of 16 test images correctly" in render(run_dir).text
+    assert "of 16 test items correctly" in render(run_dir).text
 
 
 def test_predictions_without_their_images_keep_figures(tmp_path):

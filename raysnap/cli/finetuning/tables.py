@@ -137,4 +137,4 @@ def recommendation_lines(result: Recommendation, store_dir: Path, data: str) -> 
 def metrics_line(metrics: Mapping[str, float], num_images: int) -> str:
     """Return the metrics of a model on a split."""
     shown = ", ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in metrics.items())
-    return f"{plural(num_images, 'test image')}: {shown}"
+    return f"{plural(num_images, 'test item')}: {shown}"
