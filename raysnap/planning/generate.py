@@ -97,13 +97,13 @@ def check_input_size(architecture: str, image_size: int) -> None:
     Raises:
         ArchitectureError: it is unknown or takes none of that size.
     """
-    block_shapes(architecture, image_size)
     facts = text_facts(architecture)
     if facts is not None and facts.longest is not None and image_size > facts.longest:
         raise ArchitectureError(
             f"architecture {shown(architecture)}: expected an image_size of at most the {facts.longest} tokens that it "
             f"takes, found {image_size}"
         )
+    block_shapes(architecture, image_size)
 
 
 def _find_datasets(names: list[str], config: TrialsConfig) -> dict[str, Path | None]:
@@ -206,8 +206,8 @@ def check_kinds(trials: Sequence[Trial], kinds: Mapping[str, Kind]) -> None:
             )
         if expected == "texts" and trial.train.is_mixing:
             raise ConfigError(
-                f"dataset {trial.dataset}: expected no train.mixup_alpha or train.cutmix_alpha, as texts can't be mixed, "
-                "found one above 0"
+                f"dataset {trial.dataset}: expected no train.mixup_alpha or train.cutmix_alpha, as texts aren't "
+                "mixed, found one above 0"
             )
     viewed = [trial.dataset for trial in trials if trial.dataset and trial.train.views != 1]
     if texts := sorted({name for name in viewed if kinds[name] == "texts"}):

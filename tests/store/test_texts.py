@@ -1,5 +1,6 @@
 """The tokenizer belongs to the weights: it is stored once, kept, checked, and goes in and out with them."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -120,6 +121,13 @@ def test_the_tokenizer_of_a_folder_comes_with_its_weights(tmp_path, saved):
     assert store.read_tokenizer(how.tokenizer.digest) == (saved / "tokenizer.json").read_bytes()
 
 
+def transformers_tokens(folder: Path, text: str, length: int) -> list[int]:
+    import transformers
+
+    own = transformers.AutoTokenizer.from_pretrained(folder)
+    return own(text, padding="max_length", truncation=True, max_length=length)["input_ids"]
+
+
 def test_texts_get_the_tokens_that_transformers_gives(saved):
     import transformers
 
@@ -127,6 +135,20 @@ def test_texts_get_the_tokens_that_transformers_gives(saved):
     fast = transformers.AutoTokenizer.from_pretrained(saved)
     own = fast(texts, padding="max_length", truncation=True, max_length=20, return_tensors="pt")["input_ids"]
     assert torch.equal(Tokeniser((saved / "tokenizer.json").read_bytes(), 20, 0)(texts), own)
+
+
+@pytest.mark.parametrize("lower", [True, False])
+def test_settings_beside_a_tokenizer_have_the_last_word(tmp_path, saved, lower):
+    folder = without(saved, tmp_path / "set")
+    settings = {"tokenizer_class": "BertTokenizer", "do_lower_case": lower, "pad_token": "[PAD]", "strip_accents": None}
+    marks = {"cls_token": "[CLS]", "sep_token": "[SEP]", "unk_token": "[UNK]", "tokenize_chinese_chars": True}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings | marks))
+    (folder / "tokenizer.json").write_bytes(words_tokenizer())
+    manifest = add_path(tmp_path / "store", folder, architecture=BERT).written.manifest
+    content = Store.open(tmp_path / "store").read_tokenizer(manifest.preprocessing.tokenizer.digest)
+    unknown, known = Tokeniser(content, 6, 0)(["The Soup", "the soup"]).tolist()
+    assert (unknown == known) is lower
+    assert unknown == transformers_tokens(folder, "The Soup", 6)
 
 
 def test_an_export_is_imported_with_its_tokenizer(tmp_path, store):

@@ -1,4 +1,8 @@
-"""Find the tokenizer that belongs to weights: `tokenizer.json` beside them, as transformers saves it."""
+"""Find the tokenizer that belongs to weights: `tokenizer.json` beside them, as transformers saves and reads it.
+
+What transformers reads is not always what the file says: `tokenizer_config.json` beside it may have the last word, on
+lower case for one. So where there is one, transformers is asked.
+"""
 
 from __future__ import annotations
 
@@ -59,7 +63,8 @@ def read_tokenizer(path: Path, *, padding: int, vocab_size: int, longest: int | 
     Raises:
         DataError: it can't be read, or isn't that of these weights.
     """
-    content = _read(path)
+    settings = _settings(path.parent / SETTINGS_NAME) if path.name == FILE_NAME else {}
+    content = _as_transformers_reads(path, _read(path)) if settings else _read(path)
     tokenizer = parse_tokenizer(content, str(path))
     last = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=0)
     if last >= vocab_size:
@@ -67,7 +72,6 @@ def read_tokenizer(path: Path, *, padding: int, vocab_size: int, longest: int | 
             f"{path}: expected tokens below the weights' vocab_size {vocab_size}, found {last}; give the weights' own "
             "tokenizer"
         )
-    settings = _settings(path.parent / SETTINGS_NAME)
     for key in _RIGHT:
         if settings.get(key, "right") != "right":
             raise DataError(f"{path.parent / SETTINGS_NAME}: {key}: expected right, found {settings[key]!r:.40}")
@@ -81,6 +85,21 @@ def read_tokenizer(path: Path, *, padding: int, vocab_size: int, longest: int | 
     length = settings.get("model_max_length")
     limits = [USUAL_LENGTH, *(limit for limit in (length, longest) if isinstance(limit, int) and limit > 0)]
     return TokenizerFile(content, min(limits))
+
+
+def _as_transformers_reads(path: Path, content: bytes) -> bytes:
+    """Return the tokenizer that transformers makes of a file and its settings: the file's own bytes where it is that."""
+    own = parse_tokenizer(content, str(path))
+    try:
+        from transformers import AutoTokenizer
+
+        folder = str(path.parent)
+        made = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        settled: str = made.backend_tokenizer.to_str()
+    except Exception as error:  # noqa: BLE001 - a library of another library's files may raise anything
+        reason = " ".join(str(error).split())[:200]
+        raise DataError(f"{path}: expected a tokenizer that transformers reads, found: {reason}") from None
+    return content if settled == own.to_str() else settled.encode()
 
 
 def _read(path: Path) -> bytes:

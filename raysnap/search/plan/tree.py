@@ -90,12 +90,12 @@ def find_misfit(candidate: Candidate) -> str | None:
     if candidate.misfit is not None:
         return candidate.misfit
     try:
+        facts, num_tokens = text_facts(candidate.architecture), candidate.preprocessing.image_size
+        if facts is not None and facts.longest is not None and num_tokens > facts.longest:
+            return f"snapshot {candidate.snapshot}: expected at most {facts.longest} tokens, found {num_tokens}"
         shapes = block_shapes(candidate.architecture, candidate.preprocessing.image_size)
     except ArchitectureError as error:
         return str(error)
-    facts, num_tokens = text_facts(candidate.architecture), candidate.preprocessing.image_size
-    if facts is not None and facts.longest is not None and num_tokens > facts.longest:
-        return f"snapshot {candidate.snapshot}: expected at most {facts.longest} tokens, found {num_tokens}"
     expected, found = [shape.name for shape in shapes[:-1]], [block.name for block in candidate.blocks]
     if expected != found:
         return f"snapshot {candidate.snapshot}: expected {candidate.architecture}'s blocks {expected}, found {found}"
