@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from torchvision.models import get_model
 
 from raysnap.cli.app import main
+from raysnap.datasets.text.token_cache import Tokeniser
 from raysnap.report.page import write_report
 from raysnap.runs.run import read_run
 from raysnap.store.exchange import export_snapshot
@@ -25,6 +26,7 @@ from raysnap.store.store import Store
 DATA = Path(__file__).parent / "data"
 EXPECTED = json.loads((DATA / "expected.json").read_text(encoding="utf-8"))
 SNAPSHOTS = EXPECTED["snapshots"]
+TEXT = json.loads((DATA / "expected_2_text.json").read_text(encoding="utf-8"))
 NAMES = sorted(name for snapshot in SNAPSHOTS.values() for name in snapshot["names"])
 
 
@@ -185,3 +187,32 @@ def test_a_store_of_format_2_is_sound_and_listed(store_2):
     listed = {one.id: sorted(one.names) for one in store_2.summaries()}
     assert listed == {snapshot: expected["names"] for snapshot, expected in FORMAT_2.items()}
     assert {manifest.format for manifest in store_2.manifests()} == {1, 2}
+
+
+@pytest.fixture(scope="module")
+def text_store(tmp_path_factory) -> Store:
+    """Return a store of format 2 whose model sees texts; tests only read there."""
+    directory = tmp_path_factory.mktemp("texts")
+    with tarfile.open(DATA / "format_2_text_store.tar.xz") as tar:
+        tar.extractall(directory, filter="data")
+    return Store.open(directory / "store")
+
+
+def test_a_model_of_texts_is_read_and_written_byte_for_byte(text_store):
+    manifest = text_store.manifest("words")
+    assert manifest.id == TEXT["snapshot"]
+    assert manifest.model_dump(mode="json") | {"checksum": TEXT["manifest"]["checksum"]} == TEXT["manifest"]
+    assert blake3(manifest.to_bytes()).hexdigest() == TEXT["manifest_blake3"]
+    found = {name: value for block in manifest.blocks for name, value in text_store.read_block(block.digest).items()}
+    assert {name: [list(value.shape), blake3(bytes_of(value)).hexdigest()] for name, value in found.items()} == {
+        name: [shape, digest] for name, (_, shape, digest) in TEXT["tensors"].items()
+    }
+
+
+def test_the_tokenizer_of_an_old_store_still_makes_tokens(text_store):
+    how = text_store.manifest("words").preprocessing
+    content = text_store.read_tokenizer(how.tokenizer.digest)
+    assert blake3(content).hexdigest() == TEXT["tokenizer_blake3"]
+    tokens = Tokeniser(content, how.max_length, how.padding)(["The soup was great!", "zoo"])
+    assert tokens[:, :8].tolist() == [[2, 181, 171, 190, 126, 9, 3, 0], [2, 41, 66, 66, 3, 0, 0, 0]]
+    assert text_store.verify()["ok"]

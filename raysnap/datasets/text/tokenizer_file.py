@@ -88,7 +88,7 @@ def read_tokenizer(path: Path, *, padding: int, vocab_size: int, longest: int | 
 
 
 def _as_transformers_reads(path: Path, content: bytes) -> bytes:
-    """Return the tokenizer that transformers makes of a file and its settings: the file's own bytes where it is that."""
+    """Return the tokenizer that transformers makes of a file and its settings; the file's bytes where it is that."""
     own = parse_tokenizer(content, str(path))
     try:
         from transformers import AutoTokenizer
