@@ -54,7 +54,7 @@ if TYPE_CHECKING:
     from raysnap.search.result import SearchResult
     from raysnap.store.exchange import export_snapshot, import_snapshot
     from raysnap.store.manifest import DatasetRecord, Manifest
-    from raysnap.store.preprocessing import Preprocessing
+    from raysnap.store.preprocessing import Preprocessing, TextPreprocessing
     from raysnap.store.store import Store
 
     __version__: str
@@ -85,6 +85,7 @@ __all__ = [
     "StoreUnreadable",
     "SweepConfig",
     "SynthesizeConfig",
+    "TextPreprocessing",
     "UsageError",
     "WeightsError",
     "__version__",
@@ -114,6 +115,7 @@ _HOMES = {
     "Manifest": "raysnap.store.manifest",
     "Predictions": "raysnap.jobs.predict",
     "Preprocessing": "raysnap.store.preprocessing",
+    "TextPreprocessing": "raysnap.store.preprocessing",
     "QuickstartConfig": "raysnap.config.quickstart",
     "SearchOptions": "raysnap.config.search_options",
     "SearchResult": "raysnap.search.result",

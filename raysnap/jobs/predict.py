@@ -19,7 +19,7 @@ from raysnap.datasets.image_file import read_image, resize
 from raysnap.datasets.layout.suffixes import Kind, suffixes_of
 from raysnap.datasets.resizing import crop_start
 from raysnap.datasets.text.text_file import read_text
-from raysnap.datasets.text.token_cache import Tokeniser
+from raysnap.datasets.text.tokeniser import Tokeniser
 from raysnap.errors import DataError, UsageError
 from raysnap.humanize import plural, suggest
 from raysnap.models.architecture import parse

@@ -78,6 +78,14 @@ def text_facts(architecture: str) -> TextFacts | None:
     return None if found is None else TextFacts(**found)
 
 
+def sees_texts(architecture: str) -> bool:
+    """Return whether an architecture's items are texts; not where nothing is known of it here."""
+    try:
+        return text_facts(architecture) is not None
+    except ArchitectureError:
+        return False
+
+
 @lru_cache
 def num_body_parameters(architecture: str) -> int:
     """Return how many parameters an architecture has below the head.

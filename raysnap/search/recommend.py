@@ -11,6 +11,7 @@ import numpy as np
 from raysnap.config.parts import ShapesConfig
 from raysnap.datasets.dataset import open_dataset
 from raysnap.errors import UsageError
+from raysnap.models.block_facts import sees_texts
 from raysnap.search.placing import root_of
 from raysnap.search.standings import expect
 from raysnap.store.store import Store
@@ -97,11 +98,13 @@ def recommend(
         raise UsageError(f"limit: expected at least 1 snapshot, found {limit}")
     store = store if isinstance(store, Store) else Store.open(Path(store))
     dataset = open_dataset(str(data), data_dir, shapes)
-    lineages = store.lineages(where)
-    chosen = [one for one in lineages if one.is_match]
+    lineages, is_text = store.lineages(where), dataset.kind == "texts"
+    chosen = [one for one in lineages if one.is_match and sees_texts(one.architecture) == is_text]
     if not chosen:
         wanted = f" that match where {where!r}" if where else ""
-        raise UsageError(f"{store.path}: expected at least one snapshot to rank, found none{wanted}")
+        raise UsageError(
+            f"{store.path}: expected at least one snapshot to rank that sees {dataset.kind}, found none{wanted}"
+        )
     bases = {one.id: one.base for one in lineages}
     snapshots = [(one.id, one.architecture, root_of(one.id, bases)) for one in chosen]
     expected = expect(store.record_table(), dataset.fingerprint, snapshots)

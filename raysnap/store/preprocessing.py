@@ -214,6 +214,11 @@ class TextPreprocessing(Record):
     """How a text becomes the model's input.
 
     What plans and bounds with the size of images takes a text's number of tokens for it.
+
+    >>> tokenizer = raysnap.Store.open("texts", create=True).put_tokenizer(b"{}")
+    >>> how = raysnap.TextPreprocessing(tokenizer=tokenizer, max_length=64)
+    >>> how.sized(32).max_length, how.image_size
+    (32, 64)
     """
 
     kind: Literal["text"] = "text"

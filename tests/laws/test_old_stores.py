@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from torchvision.models import get_model
 
 from raysnap.cli.app import main
-from raysnap.datasets.text.token_cache import Tokeniser
+from raysnap.datasets.text.tokeniser import Tokeniser
 from raysnap.report.page import write_report
 from raysnap.runs.run import read_run
 from raysnap.store.exchange import export_snapshot

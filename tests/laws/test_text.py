@@ -6,7 +6,7 @@ import torch
 
 from raysnap.config.search_options import SearchOptions
 from raysnap.datasets.dataset import open_dataset
-from raysnap.datasets.text.token_cache import Tokeniser
+from raysnap.datasets.text.tokeniser import Tokeniser
 from raysnap.datasets.text.words import words_tokenizer
 from raysnap.errors import UsageError
 from raysnap.jobs.predict import evaluate, predict

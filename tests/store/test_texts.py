@@ -8,7 +8,7 @@ import pytest
 import torch
 from blake3 import blake3
 
-from raysnap.datasets.text.token_cache import Tokeniser
+from raysnap.datasets.text.tokeniser import Tokeniser
 from raysnap.datasets.text.words import words_tokenizer
 from raysnap.errors import BlockDamaged, StoreError, WeightsError
 from raysnap.models.blocks import random_tensors

@@ -120,9 +120,9 @@ def items(architecture: str, num_items: int, image_size: int | None = None) -> T
     if len(shape) > 1:
         return torch.randn(num_items, *shape, generator=generator)
     tokens = torch.randint(5, 30, (num_items, *shape), generator=generator)
-    from raysnap.models.families.hf import padding_of  # the family that has texts
+    from raysnap.models.families.hf import text_facts  # the family that has texts
 
-    tokens[1, -shape[0] // 4 :] = padding_of(parse(architecture))
+    tokens[1, -shape[0] // 4 :] = text_facts(parse(architecture))["padding"]
     return tokens
 
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -16,11 +15,9 @@ from raysnap.datasets.dataset import Dataset, Item
 from raysnap.datasets.decoding import DecodeJob, Outcome
 from raysnap.datasets.pixel_cache import SlotCache
 from raysnap.datasets.text.text_file import read_text
+from raysnap.datasets.text.tokeniser import Tokeniser
 from raysnap.datasets.text.tokenizing import Tokenizing
 from raysnap.errors import DataError
-
-if TYPE_CHECKING:
-    from tokenizers import Tokenizer
 
 TEXTS_AT_ONCE = 256
 
@@ -80,53 +77,3 @@ class TokenCache(SlotCache):
             for job, tokens_T in zip(texts, tokenise(list(texts.values())).numpy(), strict=True):
                 write_all_at(file, tokens_T.astype(np.int32).tobytes(), job.offset)
                 yield job, (1, form.max_length)
-
-
-class Tokeniser:
-    """Turns texts into tokens as the tokenizer of some weights does.
-
-    Args:
-        content: the bytes of its `tokenizer.json`.
-        max_length: how many tokens each text gets.
-        padding: the token that fills up short texts, on the right.
-    """
-
-    def __init__(self, content: bytes, max_length: int, padding: int):
-        self._tokenizer = parse_tokenizer(content, "tokenizer")
-        self._tokenizer.no_padding()
-        self._tokenizer.enable_truncation(max_length)
-        self._max_length, self._padding = max_length, padding
-
-    def __call__(self, texts: Sequence[str]) -> torch.Tensor:
-        """Return the tokens of texts, int64 `[len(texts), max_length]`."""
-        tokens = torch.full((len(texts), self._max_length), self._padding, dtype=torch.int64)
-        for row, encoding in zip(tokens, self._tokenizer.encode_batch(list(texts)), strict=True):
-            ids = torch.tensor(encoding.ids or [self._padding], dtype=torch.int64)
-            row[: len(ids)] = ids
-        return tokens
-
-
-def tokenizers_package(where: str) -> ModuleType:
-    """Return Hugging Face's library of tokenizers.
-
-    Raises:
-        DataError: it is not installed.
-    """
-    try:
-        import tokenizers
-    except ImportError:
-        raise DataError(f"{where}: expected the package tokenizers, found none; `pip install 'raysnap[hf]'`") from None
-    return tokenizers
-
-
-def parse_tokenizer(content: bytes, where: str) -> Tokenizer:
-    """Return the tokenizer of a `tokenizer.json`.
-
-    Raises:
-        DataError: the package is missing, or it makes nothing of these bytes.
-    """
-    library = tokenizers_package(where)
-    try:
-        return library.Tokenizer.from_buffer(content)
-    except Exception as error:  # noqa: BLE001 - the library raises nothing more special
-        raise DataError(f"{where}: expected a tokenizer.json, found what tokenizers rejects: {error}") from None

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from raysnap.canonical_json import parse_json
-from raysnap.datasets.text.token_cache import parse_tokenizer
+from raysnap.datasets.text.tokeniser import parse_tokenizer
 from raysnap.errors import DataError
 
 FILE_NAME = "tokenizer.json"

@@ -88,11 +88,6 @@ def text_facts(architecture: Architecture) -> dict[str, int | None] | None:
     return {"padding": padding, "vocab_size": config.vocab_size, "longest": longest}
 
 
-def padding_of(architecture: Architecture) -> int:
-    """Return the token that fills up short texts."""
-    return _padding(_config(architecture, 2))
-
-
 def _padding(config: Any) -> int:
     padding = getattr(config, "pad_token_id", None)
     return 0 if padding is None else padding

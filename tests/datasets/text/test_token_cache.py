@@ -8,7 +8,8 @@ import torch
 from raysnap.config.parts import ShapesConfig
 from raysnap.datasets.dataset import Dataset, open_dataset, read_folder
 from raysnap.datasets.disk_cache import clear_cache, find_caches
-from raysnap.datasets.text.token_cache import TokenCache, Tokeniser
+from raysnap.datasets.text.token_cache import TokenCache
+from raysnap.datasets.text.tokeniser import Tokeniser
 from raysnap.datasets.text.tokenizing import Tokenizing
 from raysnap.datasets.text.words import words_tokenizer
 from raysnap.errors import DataError

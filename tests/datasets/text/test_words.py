@@ -4,7 +4,7 @@ import pytest
 
 from raysnap.config.parts import ShapesConfig
 from raysnap.datasets.dataset import open_dataset
-from raysnap.datasets.text.token_cache import Tokeniser
+from raysnap.datasets.text.tokeniser import Tokeniser
 from raysnap.datasets.text.words import TASKS, vocabulary_of_words, words_tokenizer, write_text
 
 SIZE = ShapesConfig(num_train=48, num_val=4, num_test=4)
