@@ -50,7 +50,9 @@ class BenchGrid(Section):
     num_test: Axis[Count | None] = Field(
         (None,), description="Items to score on, null is all; one value for all of `num_train`, or one for each."
     )
-    image_size: Axis[EdgePx] = Field((224,), description="Edge of the square input image, in pixels; an axis.")
+    image_size: Axis[EdgePx] = Field(
+        (224,), description="Edge of the square input image, in pixels, or tokens of a text; an axis."
+    )
     budget_bytes: Axis[Count | None] = Field(
         (None,), description="Bound on the activations held, null is no limit; an axis."
     )

@@ -41,7 +41,9 @@ class SyntheticRecipe(Section):
         36, ge=1, le=1_000_000, description="Number of snapshots, including each architecture's base."
     )
     num_classes: int = Field(1000, ge=2, le=1_000_000, description="Number of classes of the heads.")
-    image_size: int = Field(224, ge=16, le=4096, description="Edge of the square input image, in pixels.")
+    image_size: int = Field(
+        224, ge=16, le=4096, description="Edge of the square input image, in pixels, or tokens of a text."
+    )
     parent: Literal["random", "base"] = Field(
         "random", description="What a snapshot derives from: a random earlier snapshot, or always the base."
     )
@@ -74,7 +76,9 @@ class JobConfig(RunConfig):
 
     data_dir: Folder = Field(Path("data"), description="Folder of the named datasets.")
     datasets: tuple[NameOrFolder, ...] = Field(min_length=1, description="Dataset names or paths of ImageFolders.")
-    image_size: int = Field(224, ge=16, le=4096, description="Edge of the square input image, in pixels.")
+    image_size: int = Field(
+        224, ge=16, le=4096, description="Edge of the square input image, in pixels, or tokens of a text."
+    )
     num_train: int | None = Field(None, ge=1, description="Training items used per dataset; null is all.")
     num_test: int | None = Field(None, ge=1, description="Test items used per dataset; null is all.")
     shapes: ShapesConfig = Field(ShapesConfig(), description="Size of the built-in datasets.")

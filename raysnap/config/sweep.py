@@ -25,7 +25,9 @@ class PointConfig(Section):
 
     architecture: str = Field(min_length=1, description="Name of a torchvision model builder.")
     dataset: NameOrFolder = Field(description="A dataset name or the path of an ImageFolder.")
-    image_size: int = Field(ge=16, le=4096, description="Edge of the square input image, in pixels.")
+    image_size: int = Field(
+        ge=16, le=4096, description="Edge of the square input image, in pixels, or tokens of a text."
+    )
     train: TrainConfig = Field(description="How the snapshot is fine-tuned.")
     retrain: RetrainDepth = Field(description="How many blocks are retrained.")
     base: BaseConfig = Field(description="Where the fine-tune starts from.")

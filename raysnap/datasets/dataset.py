@@ -20,7 +20,7 @@ from raysnap.datasets.image_folder import read_record
 from raysnap.datasets.layout.account import Account, LeftOut
 from raysnap.datasets.layout.recognise import Listing, recognise
 from raysnap.datasets.layout.splits import SPLITS
-from raysnap.datasets.layout.suffixes import Kind, suffixes_of
+from raysnap.datasets.layout.suffixes import TEXT_TABLE_SUFFIXES, Kind, suffixes_of
 from raysnap.datasets.published import SOURCES
 from raysnap.datasets.shapes import TASKS as SHAPES
 from raysnap.datasets.shapes import draw_task, drawing_digest, drawing_record
@@ -144,7 +144,11 @@ def find_dataset(name_or_path: str, data_dir: Path, shapes: ShapesConfig | None 
             if path.is_dir():
                 return path
             if path.exists():
-                raise DataError(f"dataset {path}: expected a folder with train/<class>/<image>, found a file")
+                is_table = path.suffix.lower() in TEXT_TABLE_SUFFIXES
+                hint = (
+                    f"; `raysnap data prepare NAME --source {path}` makes one of a table of texts" if is_table else ""
+                )
+                raise DataError(f"dataset {path}: expected a folder with train/<class>/<image>, found a file{hint}")
     except OSError as error:
         raise DataError(f"dataset {name_or_path!r}: can't be opened: {error.strerror}") from None
     if name_or_path in BUILT_IN:

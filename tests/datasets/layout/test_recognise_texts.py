@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from raysnap.datasets.dataset import read_folder
+from raysnap.datasets.dataset import open_dataset, read_folder
 from raysnap.errors import DataError
 from tests.support.image_folders import make_folder
 from tests.support.official_sources import imdb, write_folder
@@ -62,6 +62,12 @@ def test_a_table_alone_is_refused_with_the_command(tmp_path, name):
         DataError, match=rf"found 1\stable, such as {name}; if it holds texts.*`raysnap data prepare NAME"
     ):
         read_folder(tmp_path)
+
+
+def test_a_table_in_place_of_a_folder_is_refused_with_the_command(tmp_path):
+    (tmp_path / "reviews.csv").write_text("text,label\n")
+    with pytest.raises(DataError, match=r"found a file; `raysnap data prepare NAME --source .*reviews\.csv`"):
+        open_dataset(str(tmp_path / "reviews.csv"), tmp_path)
 
 
 def test_a_class_with_one_text_is_refused(tmp_path):
