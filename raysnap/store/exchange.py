@@ -314,12 +314,16 @@ def add_path(
     stored = written.manifest.preprocessing
     if stored != preprocessing:
         remarks = [
-            f"already stored, for inputs of size {stored.image_size} ({stored.text}); only a snapshot that is removed "
+            f"already stored, for {_sizes(stored)} ({stored.text}); only a snapshot that is removed "
             "first can get another input"
         ]
     if weights.headless:
         remarks.append("it has no head; one of a single class was drawn at random")
     return Added(path, name, weights, written, tuple(remarks))
+
+
+def _sizes(how: AnyPreprocessing) -> str:
+    return f"{how.max_length} tokens" if isinstance(how, TextPreprocessing) else f"images of {how.image_size} px"
 
 
 def _retrain_index(base: Manifest, architecture: str, blocks: list[tuple[str, dict[str, Tensor]]]) -> int | None:

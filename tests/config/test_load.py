@@ -112,7 +112,7 @@ def test_every_default_is_valid_and_finite():
 
 
 def test_a_configuration_that_does_not_ship_is_named():
-    with pytest.raises(ConfigError, match=r"quickstar: .*\(caltech101_layerwise, .*\), found neither.*'quickstart'"):
+    with pytest.raises(ConfigError, match=r"quickstar: .*\(bert_synthetic, .*\), found neither.*'quickstart'"):
         find_config("quickstar")
 
 
