@@ -76,7 +76,7 @@ def test_the_format_says_all_that_a_reader_needs(store):
     assert store.manifest("bert") == written
 
 
-def test_gc_keeps_the_tokenizer_as_long_as_a_snapshot_needs_it(store):
+def test_gc_keeps_the_tokenizer_while_a_snapshot_needs_it(store):
     digest = put(store).preprocessing.tokenizer.digest
     assert store.gc(0)["num_blocks_deleted"] == 0
     assert store.snapshots_with([digest])[digest] == [store.resolve("bert")]

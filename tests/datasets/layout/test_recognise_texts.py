@@ -64,7 +64,7 @@ def test_a_table_alone_is_refused_with_the_command(tmp_path, name):
         read_folder(tmp_path)
 
 
-def test_a_table_in_place_of_a_folder_is_refused_with_the_command(tmp_path):
+def test_a_table_in_place_of_a_folder_is_refused(tmp_path):
     (tmp_path / "reviews.csv").write_text("text,label\n")
     with pytest.raises(DataError, match=r"found a file; `raysnap data prepare NAME --source .*reviews\.csv`"):
         open_dataset(str(tmp_path / "reviews.csv"), tmp_path)
