@@ -315,21 +315,29 @@ def parse_metrics(given: list[str]) -> dict[str, float]:
 def store_export(
     snapshot: SnapshotName,
     to: Annotated[
-        Path, typer.Option("--to", metavar="FILE", parser=any_path, help="File to write, .safetensors or .pth.")
+        Path,
+        typer.Option(
+            "--to",
+            metavar="PATH",
+            parser=any_path,
+            help="File to write, .safetensors or .pth, or a folder for models of timm and transformers.",
+        ),
     ],
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there already.")] = False,
     store_dir: StoreDir = Path("store"),
     as_json: AsJson = False,
 ) -> int:
-    """Write a snapshot as a torchvision state dict.
+    """Write a snapshot as the library of its model reads it.
 
-    A model card is written beside it: README.md, or FILE.md where there is another README.md.
+    A file is a plain state dict; a folder has the configuration and how the model sees images as well. A model card is
+    written beside it, which says how to load it: README.md, or FILE.md where there is another README.md.
     """
     from raysnap.store.exchange import export_snapshot
     from raysnap.store.store import Store
 
     store = Store.open(store_dir)
     export = export_snapshot(store, store.resolve(snapshot, by_prefix=True), to, overwrite=overwrite)
+    print_failures([{"line": line} for line in export.remarks])
     if as_json:
         print_json(asdict(export))
     else:

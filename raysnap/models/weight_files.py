@@ -15,15 +15,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from raysnap.errors import WeightsError
+from raysnap.errors import ArchitectureError, WeightsError
 from raysnap.models.block import Shape, Tensors
 from raysnap.models.blocks import INTEGER_BUFFERS, block_names, random_head, split_state_dict
 from raysnap.models.checkpoints.distributed import DistributedFolder, DistributedTensor
-from raysnap.models.checkpoints.folders import SAFETENSORS_SUFFIX, WeightFiles, description, find_files
+from raysnap.models.checkpoints.folders import (
+    CONFIG_FILE,
+    SAFETENSORS_SUFFIX,
+    WeightFiles,
+    description,
+    find_files,
+)
 from raysnap.models.checkpoints.inert_pickles import InertFile, TensorOutline, items_of, tensors_of
-from raysnap.models.checkpoints.recognition import choose, named_in
+from raysnap.models.checkpoints.recognition import find_architecture
 from raysnap.models.foreign_pickles import check_checkpoint
-from raysnap.models.tensor_bytes import DTYPES, TensorSpan, decode, read_header
+from raysnap.models.tensor_bytes import DTYPES, TensorSpan, decode, read_header, read_metadata
 from raysnap.models.weight_sets import (
     WRAPPERS,
     WeightSet,
@@ -130,8 +136,7 @@ def read_weights(path: Path, architecture: str | None = None, entry: str | None 
     shapes = {key: {name: tuple(one.shape) for name, one in outline.items()} for key, outline in entries.items()}
     try:
         if architecture is None:
-            named = [*named_in(description(path, "config.json") or {}), *named_in(content.facts)]
-            architecture = choose(named, shapes)
+            architecture = find_architecture(content.facts, description(path, CONFIG_FILE), shapes)
         sets, headless = _find_sets(architecture, shapes)
         chosen = choose_set(sets, entry)
         names = own_names(architecture, chosen, shapes[chosen.entry], headless=headless)
@@ -140,8 +145,8 @@ def read_weights(path: Path, architecture: str | None = None, entry: str | None 
         _check_kinds(state_dict)
         state_dict = _with_batch_counts(state_dict) | (random_head(architecture, 1, seed=0) if headless else {})
         blocks = split_state_dict(architecture, state_dict)
-    except WeightsError as error:
-        raise WeightsError(f"{path}: {error}") from None
+    except (WeightsError, ArchitectureError) as error:
+        raise type(error)(f"{path}: {error}") from None
     others = tuple(one.label for one in sets if one != chosen)
     return Weights(architecture, blocks, chosen.label, others, headless)
 
@@ -184,7 +189,8 @@ def _joined(files: WeightFiles) -> _Content:
             found |= content.read(entry, [name for name in names if where[name] is content])
         return found
 
-    return _Content({"": {name: content.entries[""][name] for name, content in where.items()}}, read)
+    outline = {name: content.entries[""][name] for name, content in where.items()}
+    return _Content({"": outline}, read, contents[0].facts)
 
 
 def _content(path: Path) -> _Content:
@@ -229,7 +235,7 @@ def _distributed(path: Path) -> _Content:
 
 def _safetensors(path: Path) -> _Content:
     try:
-        spans = read_header(path)
+        spans, metadata = read_header(path), read_metadata(path)
     except OSError as error:
         raise WeightsError(f"{path}: can't be read: {error.strerror}") from None
     fault = next(filter(None, map(_name_fault, spans)), None)
@@ -243,7 +249,7 @@ def _safetensors(path: Path) -> _Content:
             raise WeightsError(f"can't be read: {error}") from None
         return {name: tensors[name] for name in names if name in tensors}
 
-    return _Content({"": spans}, read)
+    return _Content({"": spans}, read, metadata)
 
 
 def _inert(path: Path) -> _Content | None:

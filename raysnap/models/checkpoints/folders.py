@@ -23,7 +23,11 @@ MAX_JSON_BYTES = 64 * 2**20
 MAX_SHARDS = 10_000
 
 # What libraries call the weights in a folder, the newest first.
-_NAMES = ("model.safetensors", "pytorch_model.bin", "diffusion_pytorch_model.safetensors")
+FOLDER_WEIGHTS = "model.safetensors"
+_NAMES = (FOLDER_WEIGHTS, "pytorch_model.bin", "diffusion_pytorch_model.safetensors")
+CONFIG_FILE = "config.json"
+"""Where timm and transformers describe the model of a folder."""
+
 DISTRIBUTED_INDEX = ".metadata"
 """What torch.distributed.checkpoint calls the index of its folders."""
 
@@ -114,13 +118,16 @@ def read_json(path: Path) -> Any:
 
 
 def description(path: Path, name: str) -> dict[str, Any] | None:
-    """Return the JSON object in the file of this name in a folder; None where `path` is none or lacks the file.
+    """Return the JSON object in the file of this name in the folder of a model; None where there is none.
+
+    A file of weights with a name that libraries give it in such a folder stands for the folder.
 
     Raises:
         WeightsError: the file is there and holds something else.
     """
-    file = path / name
-    if not (path.is_dir() and file.is_file()):
+    folder = path.parent if path.name in _NAMES or path.name.endswith(INDEX_SUFFIX) else path
+    file = folder / name
+    if not file.is_file():
         return None
     document = read_json(file)
     if not isinstance(document, dict):
