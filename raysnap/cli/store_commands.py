@@ -144,7 +144,12 @@ def store_add(
     ] = None,
     name: Annotated[str | None, typer.Option("--name", metavar="NAME", help="Name for the snapshot.")] = None,
     base: Annotated[
-        str | None, typer.Option("--base", metavar="SNAPSHOT", help="Stored snapshot that it was fine-tuned from.")
+        str | None,
+        typer.Option(
+            "--base",
+            metavar="SNAPSHOT",
+            help="Stored snapshot that it was fine-tuned from; a LoRA adapter is merged into it, or into a file.",
+        ),
     ] = None,
     dataset: Annotated[
         str | None, typer.Option("--dataset", metavar="NAME", help="Dataset that it was trained on.")
@@ -198,7 +203,8 @@ def store_add(
 
     Checkpoints of trainers will do: entries such as `state_dict` and what names begin with, such as `module.`, are
     recognised by the names of the architecture's tensors. Folders are those of transformers, timm and accelerate; how
-    their model sees images is taken from the files there. Several snapshots are named after their files.
+    their model sees images is taken from the files there. A folder of a LoRA adapter is merged into its --base. Several
+    snapshots are named after their files.
     """
     from raysnap.store.exchange import InputOptions, add_path
     from raysnap.store.manifest import DatasetRecord, check_ref_name

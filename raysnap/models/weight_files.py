@@ -18,6 +18,7 @@ from torch import Tensor
 from raysnap.errors import ArchitectureError, WeightsError
 from raysnap.models.block import Shape, Tensors
 from raysnap.models.blocks import INTEGER_BUFFERS, block_names, random_head, split_state_dict
+from raysnap.models.checkpoints.adapters import adapter_file, merged
 from raysnap.models.checkpoints.distributed import DistributedFolder, DistributedTensor
 from raysnap.models.checkpoints.folders import (
     CONFIG_FILE,
@@ -28,6 +29,7 @@ from raysnap.models.checkpoints.folders import (
 )
 from raysnap.models.checkpoints.inert_pickles import InertFile, TensorOutline, items_of, tensors_of
 from raysnap.models.checkpoints.recognition import find_architecture
+from raysnap.models.families import family
 from raysnap.models.foreign_pickles import check_checkpoint
 from raysnap.models.tensor_bytes import DTYPES, TensorSpan, decode, read_header, read_metadata
 from raysnap.models.weight_sets import (
@@ -149,6 +151,26 @@ def read_weights(path: Path, architecture: str | None = None, entry: str | None 
         raise type(error)(f"{path}: {error}") from None
     others = tuple(one.label for one in sets if one != chosen)
     return Weights(architecture, blocks, chosen.label, others, headless)
+
+
+def merge_adapter(folder: Path, architecture: str, base: Mapping[str, Tensor]) -> Weights:
+    """Return an architecture's weights with the LoRA adapter in a folder merged into them.
+
+    Raises:
+        WeightsError: the adapter can't be read or merged, is of another base, or has values that aren't finite.
+    """
+    try:
+        file = adapter_file(folder)
+        content = _content(folder if file is None else file)
+        if set(content.entries) != {""}:
+            raise WeightsError(f"expected an adapter's named tensors, found entries {', '.join(content.entries)}")
+        outline = content.entries[""]
+        tensors = _values(content, "", {name: name for name in outline})
+        tensors = merged(folder, tensors, base, family.stored_names(architecture))
+        _check_kinds({name: tensor for name, tensor in tensors.items() if tensor is not base.get(name)})
+        return Weights(architecture, split_state_dict(architecture, tensors), "", ())
+    except WeightsError as error:
+        raise WeightsError(f"{folder}: {error}") from None
 
 
 def _find_sets(architecture: str, shapes: Mapping[str, Mapping[str, Shape]]) -> tuple[list[WeightSet], bool]:

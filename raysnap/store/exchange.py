@@ -23,14 +23,15 @@ from torch import Tensor
 from raysnap.atomic import plain_disk_errors, replacing
 from raysnap.config.folders import local_path
 from raysnap.datasets.resizing import Interpolation, ResizeMode
-from raysnap.errors import StoreError, WeightsError
+from raysnap.errors import SnapshotNotFound, StoreError, WeightsError
 from raysnap.models.architecture import TIMM, TORCHVISION, package_of, parse, shown
 from raysnap.models.block_facts import weights_inputs
 from raysnap.models.blocks import num_classes_of
+from raysnap.models.checkpoints.adapters import adapter_folder
 from raysnap.models.checkpoints.folders import CONFIG_FILE, FOLDER_WEIGHTS, SAFETENSORS_SUFFIX, TORCH_SUFFIXES
 from raysnap.models.families.family import config_document, item_shape
 from raysnap.models.tensor_bytes import block_digest, encode
-from raysnap.models.weight_files import Weights, read_weights
+from raysnap.models.weight_files import Weights, merge_adapter, read_weights
 from raysnap.store.catalog import ABSENT
 from raysnap.store.manifest import DatasetRecord, Manifest, check_ref_name, snapshot_id
 from raysnap.store.model_card import CARD_NAME, is_card_of, model_card
@@ -92,16 +93,33 @@ def import_snapshot(
     Given its `base`, its retrain index follows from the blocks: how many below the head differ from the base's.
 
     Of a file that has several sets of weights, such as averaged ones beside the raw ones, `entry` says which; by
-    default it is the raw ones.
+    default it is the raw ones. A LoRA adapter, a folder of peft's, is merged into its `base`.
 
     Raises:
         WeightsError: the file can't be read, doesn't fit the architecture or contains NaN or infinity.
         StoreError: `name` already refers to another snapshot, or the store can't be written.
     """
-    weights = read_weights(local_path(path), architecture, entry)
+    weights = _read(store, local_path(path), architecture, entry, base)
     if weights.remark and entry is None:
         logger.warning("%s: %s", path, weights.remark)
     return add_weights(store, weights, name, base, dataset, preprocessing, metrics)
+
+
+def _read(store: Store | None, path: Path, architecture: str | None, entry: str | None, base: str | None) -> Weights:
+    """Return the weights at a path; an adapter is merged into its base, a snapshot or else a file or folder."""
+    folder = adapter_folder(path)
+    if folder is None:
+        return read_weights(path, architecture, entry)
+    if base is None:
+        raise WeightsError(
+            f"{path}: expected --base with a LoRA adapter, the snapshot or file that it was trained on, found none"
+        )
+    if store is not None:
+        manifest = store.manifest(base)
+        return merge_adapter(folder, manifest.architecture, store.read_state_dict(manifest.id))
+    weights = read_weights(Path(base), architecture, entry)
+    tensors = {name: tensor for _, block in weights.blocks for name, tensor in block.items()}
+    return merge_adapter(folder, weights.architecture, tensors)
 
 
 def add_weights(
@@ -238,15 +256,19 @@ def add_path(
     The store is created only once the weights were read, unless they have a base in it.
 
     Args:
+        base: a snapshot in the store; for a LoRA adapter, a file or folder of weights will do.
         name: for the snapshot; refused where another one has it.
         suggested_name: for the snapshot where it is free, else with a number.
 
     Raises:
         RaysnapError: the weights can't be read or stored; a file that doesn't fit leaves no new store behind.
     """
-    weights = read_weights(path, architecture, entry)
-    base_manifest = Store.open(store_dir).manifest(base) if base is not None else None
-    preprocessing, remarks = options.preprocessing(path, weights.architecture, base_manifest)
+    base_path = _base_path(store_dir, path, base)
+    base_store = Store.open(store_dir) if base is not None and base_path is None else None
+    weights = _read(base_store, path, architecture, entry, base)
+    base = base if base_path is None else None
+    base_manifest = base_store.manifest(base) if base_store is not None and base is not None else None
+    preprocessing, remarks = options.preprocessing(base_path or path, weights.architecture, base_manifest)
     store = Store.open(store_dir, create=base is None)
     written = add_weights(store, weights, name, base, dataset, preprocessing, metrics)
     if suggested_name is not None:
@@ -260,6 +282,17 @@ def add_path(
     if weights.headless:
         remarks.append("it has no head; one of a single class was drawn at random")
     return Added(path, name, weights, written, tuple(remarks))
+
+
+def _base_path(store_dir: Path, path: Path, base: str | None) -> Path | None:
+    """Return the file or folder that `base` is for the adapter at a path; None where it names a snapshot."""
+    if base is None or adapter_folder(path) is None or not Path(base).exists():
+        return None
+    try:
+        Store.open(store_dir).resolve(base)
+    except (StoreError, SnapshotNotFound):
+        return Path(base)
+    return None
 
 
 def _retrain_index(base: Manifest, architecture: str, blocks: list[tuple[str, dict[str, Tensor]]]) -> int | None:

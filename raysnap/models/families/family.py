@@ -139,6 +139,11 @@ def skeleton(text: str) -> tuple[Block, ...]:
     return _cut(text).blocks
 
 
+def stored_names(text: str) -> Mapping[str, str]:
+    """Return the names under which the library saves tensors, by their names in the model, where those differ."""
+    return skeleton(text)[-1].stored_names
+
+
 def check_image_size(text: str, image_size: int) -> None:
     """Check that the blocks do for images of this size what the model does.
 
