@@ -279,9 +279,7 @@ def add_path(
             f"already stored, for images of {stored.image_size} px ({stored.text}); only a snapshot that is removed "
             "first can get another input"
         ]
-    if weights.headless:
-        remarks.append("it has no head; one of a single class was drawn at random")
-    return Added(path, name, weights, written, tuple(remarks))
+    return Added(path, name, weights, written, (*remarks, *weights.head_remarks))
 
 
 def _base_path(store_dir: Path, path: Path, base: str | None) -> Path | None:

@@ -16,7 +16,12 @@ from raysnap.errors import SYSTEM_LIMITS, WeightsError
 
 SAFETENSORS_SUFFIX = ".safetensors"
 TORCH_SUFFIXES = (".pth", ".pt", ".bin")
-SUFFIXES = (SAFETENSORS_SUFFIX, *TORCH_SUFFIXES, ".ckpt", ".tar")  # the last two are Lightning's and `.pth.tar`
+SUFFIXES = (SAFETENSORS_SUFFIX, *TORCH_SUFFIXES, ".ckpt", ".tar", ".th", ".pkl")
+"""Beside torch's own, those of Lightning, of `.pth.tar` and of fastai."""
+
+_EXPORTED_SUFFIX = ".pt2"
+SAVE_WEIGHTS = "save the weights of the PyTorch model: torch.save(model.state_dict(), 'weights.pth')"
+"""What helps where a file has a program or another framework's model."""
 INDEX_SUFFIX = ".index.json"
 
 MAX_JSON_BYTES = 64 * 2**20
@@ -58,7 +63,12 @@ def find_files(path: Path) -> WeightFiles:
         if path.name.endswith(INDEX_SUFFIX):
             return _sharded(path, path)
         if path.suffix not in SUFFIXES:
-            raise WeightsError(f"{path}: expected a file ending in {', '.join(SUFFIXES)}, found {path.suffix!r}")
+            step = SAVE_WEIGHTS
+            if path.suffix == _EXPORTED_SUFFIX:
+                step = f"torch.save(torch.export.load({path.name!r}).state_dict, 'weights.pth') writes one"
+            raise WeightsError(
+                f"{path}: expected a file ending in {', '.join(SUFFIXES)}, found {path.suffix!r}; {step}"
+            )
         return WeightFiles(path, (path,))
     if not path.is_dir():
         raise WeightsError(f"{path}: expected a file or folder of weights, found nothing there")

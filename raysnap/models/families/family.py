@@ -144,6 +144,16 @@ def stored_names(text: str) -> Mapping[str, str]:
     return skeleton(text)[-1].stored_names
 
 
+def base_prefix(text: str) -> str:
+    """Return what transformers puts before the names of a model without a head where it gets one; empty for others."""
+    architecture = parse(text)
+    if architecture.family != HF:
+        return ""
+    from raysnap.models.families import hf
+
+    return hf.base_prefix(architecture)
+
+
 def check_image_size(text: str, image_size: int) -> None:
     """Check that the blocks do for images of this size what the model does.
 

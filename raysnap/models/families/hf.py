@@ -104,6 +104,12 @@ def loader_of(architecture: Architecture, *, is_folder: bool) -> str:
     return "AutoModelForSequenceClassification" if is_text(architecture) else "AutoModelForImageClassification"
 
 
+def base_prefix(architecture: Architecture) -> str:
+    """Return what the names of the model without a head have before them in the one with a head."""
+    prefix = getattr(_class_of(architecture), "base_model_prefix", "")
+    return f"{prefix}." if prefix else ""
+
+
 def _class_of(architecture: Architecture) -> type[nn.Module]:
     names = (_TEXT if is_text(architecture) else _VISION)[architecture.name]
     return cast(type[nn.Module], getattr(transformers, names if isinstance(names, str) else names[0]))
