@@ -28,7 +28,13 @@ from raysnap.models.architecture import TIMM, TORCHVISION, package_of, parse, sh
 from raysnap.models.block_facts import weights_inputs
 from raysnap.models.blocks import num_classes_of
 from raysnap.models.checkpoints.adapters import adapter_folder
-from raysnap.models.checkpoints.folders import CONFIG_FILE, FOLDER_WEIGHTS, SAFETENSORS_SUFFIX, TORCH_SUFFIXES
+from raysnap.models.checkpoints.folders import (
+    CONFIG_FILE,
+    FOLDER_WEIGHTS,
+    SAFETENSORS_SUFFIX,
+    TORCH_SUFFIXES,
+    class_names,
+)
 from raysnap.models.families.family import config_document, item_shape
 from raysnap.models.tensor_bytes import block_digest, encode
 from raysnap.models.weight_files import Weights, merge_adapter, read_weights
@@ -269,6 +275,12 @@ def add_path(
     base = base if base_path is None else None
     base_manifest = base_store.manifest(base) if base_store is not None and base is not None else None
     preprocessing, remarks = options.preprocessing(base_path or path, weights.architecture, base_manifest)
+    classes = class_names(path)
+    if len(classes) == num_classes_of(weights.blocks[-1][1]):
+        if dataset is None:
+            remarks.append(f"{CONFIG_FILE} names its {len(classes)} classes; --dataset NAME keeps them with it")
+        elif not dataset.classes:
+            dataset = dataset.model_copy(update={"classes": classes})
     store = Store.open(store_dir, create=base is None)
     written = add_weights(store, weights, name, base, dataset, preprocessing, metrics)
     if suggested_name is not None:

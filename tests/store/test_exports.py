@@ -87,6 +87,10 @@ def test_transformers_finds_all_names_of_an_export(tmp_path):
     )
     assert not any(report.values())
     assert list(model.config.id2label.values()) == list(CLASSES)
+    added = add_path(tmp_path / "other", tmp_path / "out")
+    assert "names its 3 classes; --dataset NAME keeps them" in added.remarks[-1]
+    add_path(tmp_path / "third", tmp_path / "out", dataset=DatasetRecord(name="pets"), name="mine")
+    assert Store.open(tmp_path / "third").manifest("mine").dataset.classes == CLASSES
 
 
 def test_a_file_of_transformers_names_is_loaded_as_its_card_says(tmp_path, monkeypatch):

@@ -143,3 +143,19 @@ def description(path: Path, name: str) -> dict[str, Any] | None:
     if not isinstance(document, dict):
         raise WeightsError(f"{file}: expected a JSON object, found {type(document).__name__}")
     return document
+
+
+def class_names(path: Path) -> tuple[str, ...]:
+    """Return the names of the classes that a folder's `config.json` has, in label order; none where it has none.
+
+    Raises:
+        WeightsError: the file can't be read.
+    """
+    config = description(path, CONFIG_FILE) or {}
+    names, known = config.get("label_names"), config.get("id2label")
+    if isinstance(known, dict) and set(known) == set(map(str, range(len(known)))):
+        names = [known[str(index)] for index in range(len(known))]
+    if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
+        return ()
+    is_usual = names == [f"LABEL_{index}" for index in range(len(names))]
+    return () if is_usual else tuple(names)
