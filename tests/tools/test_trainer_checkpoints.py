@@ -17,13 +17,10 @@ OFTEN = (
     "imagenet_example",
     "reference_script",
     "fully_sharded_distributed",
-    "brain_float",
-    "copied_average",
     "with_metadata",
     "hub_mixin",
     "ray_train",
     "timm_raw",
-    "timm_averaged",
     "hf_base",
     "hf_timm",
 )
