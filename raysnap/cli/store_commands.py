@@ -144,7 +144,12 @@ def store_add(
     ] = None,
     name: Annotated[str | None, typer.Option("--name", metavar="NAME", help="Name for the snapshot.")] = None,
     base: Annotated[
-        str | None, typer.Option("--base", metavar="SNAPSHOT", help="Stored snapshot that it was fine-tuned from.")
+        str | None,
+        typer.Option(
+            "--base",
+            metavar="SNAPSHOT",
+            help="Stored snapshot that it was fine-tuned from; a LoRA adapter is merged into it, or into a file.",
+        ),
     ] = None,
     dataset: Annotated[
         str | None, typer.Option("--dataset", metavar="NAME", help="Dataset that it was trained on.")
@@ -208,8 +213,8 @@ def store_add(
 
     Checkpoints of trainers will do: entries such as `state_dict` and what names begin with, such as `module.`, are
     recognised by the names of the architecture's tensors. Folders are those of transformers, timm and accelerate; how
-    their model sees images, or the tokenizer of one that sees texts, is taken from the files there. Several snapshots
-    are named after their files.
+    their model sees images, or the tokenizer of one that sees texts, is taken from the files there. A folder of a LoRA
+    adapter is merged into its --base. Several snapshots are named after their files.
     """
     from raysnap.store.exchange import InputOptions, add_path
     from raysnap.store.manifest import DatasetRecord, check_ref_name
@@ -327,21 +332,29 @@ def parse_metrics(given: list[str]) -> dict[str, float]:
 def store_export(
     snapshot: SnapshotName,
     to: Annotated[
-        Path, typer.Option("--to", metavar="FILE", parser=any_path, help="File to write, .safetensors or .pth.")
+        Path,
+        typer.Option(
+            "--to",
+            metavar="PATH",
+            parser=any_path,
+            help="File to write, .safetensors or .pth, or a folder for models of timm and transformers.",
+        ),
     ],
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there already.")] = False,
     store_dir: StoreDir = Path("store"),
     as_json: AsJson = False,
 ) -> int:
-    """Write a snapshot as a torchvision state dict.
+    """Write a snapshot as the library of its model reads it.
 
-    A model card is written beside it: README.md, or FILE.md where there is another README.md.
+    A file is a plain state dict; a folder has the configuration and how the model sees images as well. A model card is
+    written beside it, which says how to load it: README.md, or FILE.md where there is another README.md.
     """
     from raysnap.store.exchange import export_snapshot
     from raysnap.store.store import Store
 
     store = Store.open(store_dir)
     export = export_snapshot(store, store.resolve(snapshot, by_prefix=True), to, overwrite=overwrite)
+    print_failures([{"line": line} for line in export.remarks])
     if as_json:
         print_json(asdict(export))
     else:

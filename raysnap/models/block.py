@@ -20,6 +20,7 @@ class Block(nn.Module):
     Attributes:
         name: `stem`, `head`, or the library's path of the residual, MBConv or encoder block.
         paths: for each step the path of the module, `""` where it has no parameters or names them in full.
+        stored_names: of tensors that the library saves under other names than those of its modules, by the latter.
     """
 
     def __init__(self, name: str, steps: Sequence[tuple[str, nn.Module]]):
@@ -27,6 +28,7 @@ class Block(nn.Module):
         self.name = name
         self.paths = tuple(path for path, _ in steps)
         self.steps = nn.ModuleList(module for _, module in steps)
+        self.stored_names: Mapping[str, str] = {}
 
     def forward(self, x: Tensor) -> Tensor:
         for step in self.steps:
@@ -34,12 +36,16 @@ class Block(nn.Module):
         return x
 
     def tensors(self) -> Tensors:
-        """Return parameters and buffers under the library's full names, detached, not copied."""
+        """Return parameters and buffers under the full names that the library saves, detached, not copied."""
         return {
-            (f"{path}.{key}" if path else key): value.detach()
+            self._stored_name(path, key): value.detach()
             for path, step in zip(self.paths, self.steps, strict=True)
             for key, value in step.state_dict().items()
         }
+
+    def _stored_name(self, path: str, key: str) -> str:
+        name = f"{path}.{key}" if path else key
+        return self.stored_names.get(name, name)
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """Adopt `tensors` as the parameters and buffers, without copying them.
@@ -52,8 +58,8 @@ class Block(nn.Module):
         if expected != found:
             raise WeightsError(f"block {self.name}: {difference(expected, found)}")
         for path, step in zip(self.paths, self.steps, strict=True):
-            prefix = f"{path}." if path else ""
-            step.load_state_dict({key: tensors[prefix + key] for key in step.state_dict()}, strict=True, assign=True)
+            own = {key: tensors[self._stored_name(path, key)] for key in step.state_dict()}
+            step.load_state_dict(own, strict=True, assign=True)
 
 
 def difference(expected: Mapping[str, Shape], found: Mapping[str, Shape]) -> str:

@@ -22,8 +22,13 @@ from raysnap.models.architecture import HF, TORCHVISION, package_of, parse
 from raysnap.models.block_shape import BlockShape
 from raysnap.system import package_version, user_cache_dir
 
-FACTS_VERSION = 2
+FACTS_VERSION = 3
 """Increase it with every change to how `models.blocks` cuts, names or measures blocks; then all are measured again."""
+
+RENORMALISING = ("googlenet", "inception_v3")
+"""With weights given, torchvision's builder makes these turn ImageNet's mean and deviation into 0.5 before the stem."""
+
+_HALF = {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}
 
 Facts = TypeVar("Facts")
 
@@ -167,7 +172,8 @@ def weights_files(architecture: str) -> dict[str, str]:
 def weights_inputs(architecture: str) -> dict[str, dict[str, Any]]:
     """Return how each of torchvision's weights for the architecture sees images, by each of its names.
 
-    The values are the fields of a store's `Preprocessing`. Of another library's architecture there are none.
+    The values are the fields of a store's `Preprocessing`. Of another library's architecture there are none. Blocks are
+    those of a model that was built without weights, so the fields of `RENORMALISING` ones say what their weights take.
     """
     if parse(architecture).family != TORCHVISION:
         return {}
@@ -176,7 +182,8 @@ def weights_inputs(architecture: str) -> dict[str, dict[str, Any]]:
         from raysnap.models.lean_torchvision import models
 
         known = models.get_model_weights(architecture)
-        found = {name: input_fields(entry.transforms()) for name, entry in known.__members__.items()}
+        changes = _HALF if architecture in RENORMALISING else {}
+        found = {name: input_fields(entry.transforms()) | changes for name, entry in known.__members__.items()}
         return found | {f"{known.__name__}.{name}": fields for name, fields in found.items()}
 
     return _cached(architecture, "weights-inputs", look_up)

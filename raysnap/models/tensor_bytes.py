@@ -173,6 +173,23 @@ def read_header(path: Path) -> dict[str, TensorSpan]:
         return parse_header(memoryview(head), str(path), os.fstat(file.fileno()).st_size)
 
 
+def read_metadata(path: Path) -> dict[str, str]:
+    """Return the texts that a safetensors file has beside its tensors.
+
+    Raises:
+        WeightsError: the header is not valid.
+        OSError: the file can't be read.
+    """
+    with path.open("rb") as file:
+        head = file.read(8)
+        head += file.read(min(int.from_bytes(head, "little"), MAX_HEADER_BYTES))
+        try:
+            metadata = parse_json(head[8:]).get("__metadata__", {})
+        except (ValueError, RecursionError, AttributeError):
+            raise WeightsError(f"{path}: not a valid safetensors file: its header is no JSON object") from None
+    return {str(key): str(value) for key, value in metadata.items()} if isinstance(metadata, dict) else {}
+
+
 def parse_header(buffer: memoryview, where: str, file_bytes: int | None = None) -> dict[str, TensorSpan]:
     """Return where each tensor is in a safetensors file; the spans tile its data without hole or overlap.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import pickle
 import struct
 import warnings
@@ -15,15 +16,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from raysnap.errors import WeightsError
+from raysnap.errors import ArchitectureError, WeightsError
 from raysnap.models.block import Shape, Tensors
-from raysnap.models.blocks import INTEGER_BUFFERS, block_names, random_head, split_state_dict
+from raysnap.models.blocks import INTEGER_BUFFERS, block_names, random_head, shapes_of, split_state_dict
+from raysnap.models.checkpoints.adapters import adapter_file, merged
 from raysnap.models.checkpoints.distributed import DistributedFolder, DistributedTensor
-from raysnap.models.checkpoints.folders import SAFETENSORS_SUFFIX, WeightFiles, description, find_files
+from raysnap.models.checkpoints.folders import (
+    CONFIG_FILE,
+    SAFETENSORS_SUFFIX,
+    SAVE_WEIGHTS,
+    WeightFiles,
+    description,
+    find_files,
+)
 from raysnap.models.checkpoints.inert_pickles import InertFile, TensorOutline, items_of, tensors_of
-from raysnap.models.checkpoints.recognition import choose, named_in
+from raysnap.models.checkpoints.recognition import find_architecture
+from raysnap.models.families import family
 from raysnap.models.foreign_pickles import check_checkpoint
-from raysnap.models.tensor_bytes import DTYPES, TensorSpan, decode, read_header
+from raysnap.models.tensor_bytes import DTYPES, TensorSpan, decode, read_header, read_metadata
 from raysnap.models.weight_sets import (
     WRAPPERS,
     WeightSet,
@@ -34,6 +44,8 @@ from raysnap.models.weight_sets import (
 )
 
 MAX_NAME_CHARACTERS = 500
+
+_POOLER = "pooler."  # of transformers' models without a head
 
 # What torch.load raises on bytes that are not a checkpoint of tensors; BLE001 forbids catching all exceptions.
 _UNREADABLE = (
@@ -68,6 +80,8 @@ class Weights:
         entry: which of the file's sets of tensors they are; empty for a plain state dict.
         others: the file's other sets that have the same names, such as averaged weights.
         headless: whether there was no head, so that one of a single class was drawn.
+        head_name: what the file calls the head, where that is not the architecture's name for it.
+        left_out: the names of tensors in the file that the architecture has no use for.
     """
 
     architecture: str
@@ -75,6 +89,8 @@ class Weights:
     entry: str
     others: tuple[str, ...]
     headless: bool = False
+    head_name: str | None = None
+    left_out: tuple[str, ...] = ()
 
     @property
     def remark(self) -> str | None:
@@ -85,9 +101,17 @@ class Weights:
             remarks.append(
                 f"took {self.entry!r} from the file; {others} would fit, too: `raysnap store add --entry` takes it"
             )
-        if self.headless:
-            remarks.append("it has no head; one of a single class was drawn at random")
-        return "; ".join(remarks) or None
+        return "; ".join([*remarks, *self.head_remarks]) or None
+
+    @property
+    def head_remarks(self) -> list[str]:
+        """What to know of the head."""
+        remarks = ["it has no head; one of a single class was drawn at random"] if self.headless else []
+        if self.head_name:
+            remarks.append(f"took the layer {self.head_name!r} for its head, as nothing else was left")
+        if self.left_out:
+            remarks.append(f"left out {', '.join(self.left_out[:3])}, which only the model without a head has")
+        return remarks
 
 
 @dataclass(frozen=True)
@@ -126,24 +150,71 @@ def read_weights(path: Path, architecture: str | None = None, entry: str | None 
         block_names(architecture)
     files = find_files(path)
     content = _joined(files)
-    entries = content.entries
-    shapes = {key: {name: tuple(one.shape) for name, one in outline.items()} for key, outline in entries.items()}
     try:
         if architecture is None:
-            named = [*named_in(description(path, "config.json") or {}), *named_in(content.facts)]
-            architecture = choose(named, shapes)
+            config = description(path, CONFIG_FILE)
+            architecture = find_architecture(content.facts, config, _shapes(content.entries))
+        content, left_out = _with_base_names(architecture, content)
+        entries = content.entries
+        shapes = _shapes(entries)
         sets, headless = _find_sets(architecture, shapes)
         chosen = choose_set(sets, entry)
-        names = own_names(architecture, chosen, shapes[chosen.entry], headless=headless)
+        headless_names, headless = headless, headless and not chosen.head
+        names = own_names(architecture, chosen, shapes[chosen.entry], headless=headless_names)
         _check_kinds({name: entries[chosen.entry][full] for name, full in names.items()})
         state_dict = _values(content, chosen.entry, names)
         _check_kinds(state_dict)
         state_dict = _with_batch_counts(state_dict) | (random_head(architecture, 1, seed=0) if headless else {})
         blocks = split_state_dict(architecture, state_dict)
-    except WeightsError as error:
-        raise WeightsError(f"{path}: {error}") from None
+    except (WeightsError, ArchitectureError) as error:
+        raise type(error)(f"{path}: {error}") from None
     others = tuple(one.label for one in sets if one != chosen)
-    return Weights(architecture, blocks, chosen.label, others, headless)
+    return Weights(architecture, blocks, chosen.label, others, headless, chosen.head_name, left_out)
+
+
+def merge_adapter(folder: Path, architecture: str, base: Mapping[str, Tensor]) -> Weights:
+    """Return an architecture's weights with the LoRA adapter in a folder merged into them.
+
+    Raises:
+        WeightsError: the adapter can't be read or merged, is of another base, or has values that aren't finite.
+    """
+    try:
+        file = adapter_file(folder)
+        content = _content(folder if file is None else file)
+        if set(content.entries) != {""}:
+            raise WeightsError(f"expected an adapter's named tensors, found entries {', '.join(content.entries)}")
+        outline = content.entries[""]
+        tensors = _values(content, "", {name: name for name in outline})
+        tensors = merged(folder, tensors, base, family.stored_names(architecture))
+        _check_kinds({name: tensor for name, tensor in tensors.items() if tensor is not base.get(name)})
+        return Weights(architecture, split_state_dict(architecture, tensors), "", ())
+    except WeightsError as error:
+        raise WeightsError(f"{folder}: {error}") from None
+
+
+def _shapes(entries: Mapping[str, Outline]) -> dict[str, dict[str, Shape]]:
+    return {key: {name: tuple(one.shape) for name, one in outline.items()} for key, outline in entries.items()}
+
+
+def _with_base_names(architecture: str, content: _Content) -> tuple[_Content, tuple[str, ...]]:
+    """Return the tensors of transformers' model without a head under the names of the one with a head.
+
+    What only the former has, its pooler, is left out and named.
+    """
+    prefix, outline = family.base_prefix(architecture), content.entries.get("", {})
+    expected = shapes_of(architecture)
+    if not prefix or any(name.startswith(prefix) for name in outline) or set(outline) & expected.keys():
+        return content, ()
+    kept = [name for name in outline if prefix + name in expected]
+    left = tuple(name for name in outline if name not in kept)
+    if not kept or not all(name.startswith(_POOLER) for name in left):
+        return content, ()
+
+    def read(entry: str, names: list[str]) -> Mapping[str, Tensor]:
+        tensors = content.read(entry, [name.removeprefix(prefix) for name in names])
+        return {prefix + name: tensor for name, tensor in tensors.items()}
+
+    return _Content({"": {prefix + name: outline[name] for name in kept}}, read, content.facts), left
 
 
 def _find_sets(architecture: str, shapes: Mapping[str, Mapping[str, Shape]]) -> tuple[list[WeightSet], bool]:
@@ -184,7 +255,8 @@ def _joined(files: WeightFiles) -> _Content:
             found |= content.read(entry, [name for name in names if where[name] is content])
         return found
 
-    return _Content({"": {name: content.entries[""][name] for name, content in where.items()}}, read)
+    outline = {name: content.entries[""][name] for name, content in where.items()}
+    return _Content({"": outline}, read, contents[0].facts)
 
 
 def _content(path: Path) -> _Content:
@@ -194,10 +266,10 @@ def _content(path: Path) -> _Content:
         return _safetensors(path)
     try:
         loaded = _read_torch(path, "meta" if zipfile.is_zipfile(path) else "cpu")
-    except WeightsError:
+    except WeightsError as error:
         content = _inert(path)
         if content is None:
-            raise
+            raise WeightsError(f"{error}{_step(path)}") from None
         return content
 
     def read(entry: str, names: list[str]) -> Mapping[str, Tensor]:
@@ -205,6 +277,17 @@ def _content(path: Path) -> _Content:
         return {name: tensors[name].detach() for name in names if name in tensors}
 
     return _Content(_entries(loaded, path), read, loaded)
+
+
+def _step(path: Path) -> str:
+    """Return what makes weights of a file that can't be read: a program of TorchScript, or a pickle not of torch."""
+    if path.suffix == ".pkl":
+        return f"; {SAVE_WEIGHTS}"
+    with contextlib.suppress(*_UNREADABLE), zipfile.ZipFile(path) as archive:
+        if any(name.endswith("/constants.pkl") for name in archive.namelist()):
+            name = path.name
+            return f"; it is a program of TorchScript: torch.save(torch.jit.load({name!r}).state_dict(), 'weights.pth')"
+    return ""
 
 
 def _distributed(path: Path) -> _Content:
@@ -229,7 +312,7 @@ def _distributed(path: Path) -> _Content:
 
 def _safetensors(path: Path) -> _Content:
     try:
-        spans = read_header(path)
+        spans, metadata = read_header(path), read_metadata(path)
     except OSError as error:
         raise WeightsError(f"{path}: can't be read: {error.strerror}") from None
     fault = next(filter(None, map(_name_fault, spans)), None)
@@ -243,7 +326,7 @@ def _safetensors(path: Path) -> _Content:
             raise WeightsError(f"can't be read: {error}") from None
         return {name: tensors[name] for name in names if name in tensors}
 
-    return _Content({"": spans}, read)
+    return _Content({"": spans}, read, metadata)
 
 
 def _inert(path: Path) -> _Content | None:

@@ -31,16 +31,23 @@ class WeightSet:
         entry: the file's entry that they are in; empty where the file is nothing but named tensors.
         prefix: what their names begin with before the architecture's own.
         left: the names of the entry's tensors that belong to no such set.
+        head: the names in the file of a head that trainers call otherwise, each after the architecture's own name.
     """
 
     entry: str
     prefix: str
     left: tuple[str, ...] = ()
+    head: tuple[tuple[str, str], ...] = ()
 
     @property
     def label(self) -> str:
         """How people choose this set; empty for a plain state dict."""
         return "/".join(filter(None, (self.entry, self.prefix.rstrip("."))))
+
+    @property
+    def head_name(self) -> str | None:
+        """What the file calls a head that trainers call otherwise than the architecture does."""
+        return self.head[0][1].rpartition(".")[0] if self.head else None
 
     @property
     def order(self) -> tuple[bool, int, int, str]:
@@ -70,7 +77,8 @@ def find_sets(
         prefixes = [prefix for prefix, count in counts[entry].items() if count == num_required]
         known = {prefix + name for prefix in prefixes for name in expected}
         left = [name for name in shapes if name not in known and not _is_count_of(prefixes, name, shapes[name])]
-        found += [WeightSet(entry, prefix, tuple(left)) for prefix in prefixes]
+        head = _other_head(architecture, left, shapes) if headless else ()
+        found += [WeightSet(entry, prefix, () if head else tuple(left), head) for prefix in prefixes]
     if found:
         return sorted(found, key=lambda one: one.order)
     nearest = max(
@@ -82,6 +90,19 @@ def find_sets(
     shapes = {name.removeprefix(nearest.prefix): shape for name, shape in entries[nearest.entry].items()}
     check_fit(architecture, _with_batch_counts(shapes), nearest.label)
     raise WeightsError(f"weights for {architecture}: two of the names in {nearest.label!r} are one without its prefix")
+
+
+def _other_head(architecture: str, left: list[str], shapes: Mapping[str, Shape]) -> tuple[tuple[str, str], ...]:
+    """Return the head among the tensors that are left, if they are one linear layer of its width and nothing else."""
+    head = {name: tuple(value.shape) for name, value in block_skeleton(architecture, -1).tensors().items()}
+    own = {name.rpartition(".")[2]: name for name in head}
+    found = {name.rpartition(".")[2]: name for name in left}
+    is_layer = len({name.rpartition(".")[0] for name in left}) == 1 and own.keys() == found.keys() == {"weight", "bias"}
+    if not is_layer or len(left) != len(found):
+        return ()
+    rows = {shapes[name][:1] for name in left}
+    fits = all(shapes[found[key]][1:] == head[own[key]][1:] and shapes[found[key]] for key in own)
+    return tuple((own[key], found[key]) for key in own) if fits and len(rows) == 1 else ()
 
 
 def choose_set(sets: list[WeightSet], wanted: str | None) -> WeightSet:
@@ -118,9 +139,9 @@ def own_names(
     own = {full.removeprefix(chosen.prefix): full for full in shapes if full.startswith(chosen.prefix)}
     expected = shapes_of(architecture)
     body = _without_head(architecture)
-    names = {name: own[name] for name in (body if headless else expected) if name in own}
+    names = {name: own[name] for name in (body if headless else expected) if name in own} | dict(chosen.head)
     found = _with_batch_counts({name: shapes[full] for name, full in names.items()})
-    heads = {name: shape for name, shape in expected.items() if headless and name not in body}
+    heads = {name: shape for name, shape in expected.items() if headless and not chosen.head and name not in body}
     check_fit(architecture, found | heads, chosen.label)
     return names
 

@@ -1,4 +1,4 @@
-"""Weights in and out of the store: files that other tools wrote, and plain torchvision state dicts for them to read.
+"""Weights in and out of the store: files that other tools wrote, and files and folders for them to read.
 
 Nothing but tensors is ever unpickled: `.pth` files go through `torch.load(weights_only=True)`, or through a reader that
 makes nothing but tensors where there are foreign classes in them; safetensors files through the strict parser of
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import json
 import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -23,22 +24,35 @@ from raysnap.atomic import plain_disk_errors, replacing
 from raysnap.config.folders import local_path
 from raysnap.datasets.resizing import Interpolation, ResizeMode
 from raysnap.datasets.text.tokenizer_file import FILE_NAME, find_tokenizer, read_tokenizer
-from raysnap.errors import DataError, StoreError, WeightsError
-from raysnap.models.architecture import shown
+from raysnap.errors import DataError, SnapshotNotFound, StoreError, WeightsError
+from raysnap.models.architecture import TIMM, TORCHVISION, package_of, parse, shown
 from raysnap.models.block_facts import TextFacts, text_facts, weights_inputs
 from raysnap.models.blocks import num_classes_of
-from raysnap.models.checkpoints.folders import SAFETENSORS_SUFFIX, TORCH_SUFFIXES
+from raysnap.models.checkpoints.adapters import adapter_folder
+from raysnap.models.checkpoints.folders import (
+    CONFIG_FILE,
+    FOLDER_WEIGHTS,
+    SAFETENSORS_SUFFIX,
+    TORCH_SUFFIXES,
+    class_names,
+)
+from raysnap.models.families.family import config_document
 from raysnap.models.tensor_bytes import block_digest, encode
-from raysnap.models.weight_files import Weights, read_weights
+from raysnap.models.weight_files import Weights, merge_adapter, read_weights
 from raysnap.store.catalog import ABSENT
 from raysnap.store.manifest import DatasetRecord, Manifest, check_ref_name, snapshot_id
 from raysnap.store.model_card import CARD_NAME, is_card_of, model_card
 from raysnap.store.preprocessing import (
+    PROCESSOR_FILE,
     AnyPreprocessing,
     Channels,
     Preprocessing,
     TextPreprocessing,
     beside,
+    of_processor,
+    of_timm,
+    to_processor,
+    to_timm,
     tokenizer_object,
 )
 from raysnap.store.store import SnapshotWrite, Store
@@ -50,11 +64,19 @@ ASSUMED_PX = 224  # what most published weights of torchvision were trained with
 
 @dataclass(frozen=True)
 class Export:
-    """The files that an export wrote."""
+    """The files that an export wrote.
+
+    Attributes:
+        weights_path: the file of tensors.
+        card_path: the model card.
+        num_bytes: the length of the file of tensors.
+        remarks: what the files can't say of the model, a line each.
+    """
 
     weights_path: Path
     card_path: Path
     num_bytes: int
+    remarks: tuple[str, ...] = ()
 
 
 def import_snapshot(
@@ -81,7 +103,7 @@ def import_snapshot(
     Given its `base`, its retrain index follows from the blocks: how many below the head differ from the base's.
 
     Of a file that has several sets of weights, such as averaged ones beside the raw ones, `entry` says which; by
-    default it is the raw ones.
+    default it is the raw ones. A LoRA adapter, a folder of peft's, is merged into its `base`.
 
     The tokenizer of a model of texts is taken from its folder, or is its base's.
 
@@ -89,13 +111,30 @@ def import_snapshot(
         WeightsError: the file can't be read, doesn't fit the architecture or contains NaN or infinity.
         StoreError: `name` already refers to another snapshot, or the store can't be written.
     """
-    weights = read_weights(local_path(path), architecture, entry)
+    weights = _read(store, local_path(path), architecture, entry, base)
     if weights.remark and entry is None:
         logger.warning("%s: %s", path, weights.remark)
     if preprocessing is None and (facts := text_facts(weights.architecture)) is not None:
         text = TextInput.find(local_path(path), facts, None if base is None else store.manifest(base))
         preprocessing = text.put_into(store)
     return add_weights(store, weights, name, base, dataset, preprocessing, metrics)
+
+
+def _read(store: Store | None, path: Path, architecture: str | None, entry: str | None, base: str | None) -> Weights:
+    """Return the weights at a path; an adapter is merged into its base, a snapshot or else a file or folder."""
+    folder = adapter_folder(path)
+    if folder is None:
+        return read_weights(path, architecture, entry)
+    if base is None:
+        raise WeightsError(
+            f"{path}: expected --base with a LoRA adapter, the snapshot or file that it was trained on, found none"
+        )
+    if store is not None:
+        manifest = store.manifest(base)
+        return merge_adapter(folder, manifest.architecture, store.read_state_dict(manifest.id))
+    weights = read_weights(Path(base), architecture, entry)
+    tensors = {name: tensor for _, block in weights.blocks for name, tensor in block.items()}
+    return merge_adapter(folder, weights.architecture, tensors)
 
 
 def add_weights(
@@ -292,22 +331,33 @@ def add_path(
     The store is created only once the weights were read, unless they have a base in it.
 
     Args:
+        base: a snapshot in the store; for a LoRA adapter, a file or folder of weights will do.
         name: for the snapshot; refused where another one has it.
         suggested_name: for the snapshot where it is free, else with a number.
 
     Raises:
         RaysnapError: the weights can't be read or stored; a file that doesn't fit leaves no new store behind.
     """
-    weights = read_weights(path, architecture, entry)
-    base_manifest = Store.open(store_dir).manifest(base) if base is not None else None
+    base_path = _base_path(store_dir, path, base)
+    base_store = Store.open(store_dir) if base is not None and base_path is None else None
+    weights = _read(base_store, path, architecture, entry, base)
+    base = base if base_path is None else None
+    base_manifest = base_store.manifest(base) if base_store is not None and base is not None else None
+    origin, remarks, text = base_path or path, list[str](), None
     preprocessing: AnyPreprocessing
     if (facts := text_facts(weights.architecture)) is not None:
-        text, remarks = options.text_input(path, facts, base_manifest), list[str]()
-        store = Store.open(store_dir, create=base is None)
-        preprocessing = text.put_into(store)
+        text = options.text_input(origin, facts, base_manifest)
     else:
-        preprocessing, remarks = options.preprocessing(path, weights.architecture, base_manifest)
-        store = Store.open(store_dir, create=base is None)
+        preprocessing, remarks = options.preprocessing(origin, weights.architecture, base_manifest)
+    classes = class_names(path)
+    if len(classes) == num_classes_of(weights.blocks[-1][1]):
+        if dataset is None:
+            remarks.append(f"{CONFIG_FILE} names its {len(classes)} classes; --dataset NAME keeps them with it")
+        elif not dataset.classes:
+            dataset = dataset.model_copy(update={"classes": classes})
+    store = Store.open(store_dir, create=base is None)
+    if text is not None:
+        preprocessing = text.put_into(store)
     written = add_weights(store, weights, name, base, dataset, preprocessing, metrics)
     if suggested_name is not None:
         name = store.give_name(suggested_name, written.manifest.id)
@@ -317,9 +367,18 @@ def add_path(
             f"already stored, for {_sizes(stored)} ({stored.text}); only a snapshot that is removed "
             "first can get another input"
         ]
-    if weights.headless:
-        remarks.append("it has no head; one of a single class was drawn at random")
-    return Added(path, name, weights, written, tuple(remarks))
+    return Added(path, name, weights, written, (*remarks, *weights.head_remarks))
+
+
+def _base_path(store_dir: Path, path: Path, base: str | None) -> Path | None:
+    """Return the file or folder that `base` is for the adapter at a path; None where it names a snapshot."""
+    if base is None or adapter_folder(path) is None or not Path(base).exists():
+        return None
+    try:
+        Store.open(store_dir).resolve(base)
+    except (StoreError, SnapshotNotFound):
+        return Path(base)
+    return None
 
 
 def _sizes(how: AnyPreprocessing) -> str:
@@ -336,17 +395,20 @@ def _retrain_index(base: Manifest, architecture: str, blocks: list[tuple[str, di
 
 
 def export_snapshot(store: Store, name_or_id: str, to: Path | str, *, overwrite: bool = False) -> Export:
-    """Write a snapshot as a plain torchvision state dict, `.safetensors` or `.pth`, and a model card beside it.
+    """Write a snapshot as the library of its model reads it, and a model card beside it.
 
     >>> export = raysnap.export_snapshot(raysnap.Store.open("store"), "base", "exported/base.safetensors")
     >>> str(export.weights_path), str(export.card_path)
     ('exported/base.safetensors', 'exported/README.md')
 
-    Files appear whole or not at all. The card is README.md; if that exists and is not the card of a file of this name,
-    it is left alone and the card is named after the weights.
+    A file, `.safetensors` or `.pth`, is a plain state dict. A folder, for models of timm and transformers, has the
+    configuration as well, and how the model sees images. The card says which line loads it.
+
+    Files appear whole or not at all. The card is README.md; if that exists and is not the card of an export of this
+    name, it is left alone and the card is named after the weights.
 
     Args:
-        overwrite: whether to replace a file of weights, or a text of the card's name, that is there already.
+        overwrite: whether to replace files, or a text of the card's name, that are there already.
 
     Raises:
         SnapshotNotFound: there is no such snapshot.
@@ -354,42 +416,93 @@ def export_snapshot(store: Store, name_or_id: str, to: Path | str, *, overwrite:
         WeightsError: `to` has another suffix, is there already or can't be written.
     """
     to = local_path(to)
-    if to.suffix != SAFETENSORS_SUFFIX and to.suffix not in TORCH_SUFFIXES:
-        raise WeightsError(f"{to}: expected a file called .safetensors or .pth, found {to.suffix or 'no suffix'!r}")
     manifest = store.manifest(name_or_id)
-    card_path = _card_path(to)
-    how = manifest.preprocessing
-    tokenizer = how.tokenizer if isinstance(how, TextPreprocessing) else None
-    for path in (to, card_path, *([to.with_name(FILE_NAME)] if tokenizer else [])):
+    is_folder = _is_folder(to, parse(manifest.architecture).family)
+    weights_path = to / FOLDER_WEIGHTS if is_folder else to
+    card_path = _card_path(weights_path, to.name)
+    documents, remarks = _documents(manifest) if is_folder else ({}, ())
+    if isinstance(manifest.preprocessing, TextPreprocessing):
+        documents[FILE_NAME] = store.read_tokenizer(manifest.preprocessing.tokenizer.digest)
+    for path in (weights_path, card_path, *(weights_path.parent / name for name in documents)):
         if not overwrite and path.exists() and not _is_card_of(path, to.name):
             raise WeightsError(
                 f"{path}: expected no such file yet, found one; choose another name, or replace it with --overwrite"
             )
     state_dict = store.read_state_dict(manifest.id)
-    with _writing(to) as file:
-        if to.suffix == SAFETENSORS_SUFFIX:
+    with _writing(weights_path) as file:
+        if weights_path.suffix == SAFETENSORS_SUFFIX:
             for chunk in encode(state_dict, metadata={"format": "pt", "architecture": manifest.architecture}):
                 file.write(chunk)
         else:
             with plain_disk_errors():
                 torch.save(state_dict, file)
-    if tokenizer is not None:
-        with _writing(to.with_name(FILE_NAME)) as file:
-            file.write(store.read_tokenizer(tokenizer.digest))
-    with _writing(card_path) as file:
-        file.write(model_card(manifest, store.lineage(manifest), store.names_of(manifest.id), to.name).encode())
-    return Export(to, card_path, to.stat().st_size)
+    names = store.names_of(manifest.id)
+    card = model_card(manifest, store.lineage(manifest), names, to.name, is_folder=is_folder)
+    documents[card_path.name] = card.encode()
+    for name, content in documents.items():
+        with _writing(weights_path.parent / name) as file:
+            file.write(content)
+    return Export(weights_path, card_path, weights_path.stat().st_size, remarks)
 
 
-def _card_path(to: Path) -> Path:
-    """Return where the card of an export goes: not where there is a text that isn't the card of a file of this name."""
-    path = to.with_name(CARD_NAME)
-    return path if not path.exists() or _is_card_of(path, to.name) else to.with_name(f"{to.name}.md")
+def _is_folder(to: Path, family: str) -> bool:
+    """Return whether an export to this path is a folder of a library's own form.
+
+    Raises:
+        WeightsError: it is neither that nor a file of weights.
+    """
+    if to.suffix in (SAFETENSORS_SUFFIX, *TORCH_SUFFIXES) and not to.is_dir():
+        return False
+    if family == TORCHVISION:
+        raise WeightsError(f"{to}: expected a file called .safetensors or .pth, found {to.suffix or 'no suffix'!r}")
+    if to.suffix and not to.is_dir() and not to.suffix[1:].isdigit():
+        raise WeightsError(f"{to}: expected a folder, or a file called .safetensors or .pth, found {to.suffix!r}")
+    return True
 
 
-def _is_card_of(path: Path, file_name: str) -> bool:
+def _documents(manifest: Manifest) -> tuple[dict[str, bytes], tuple[str, ...]]:
+    """Return the files of a library's folder beside the weights, and what they can't say."""
+    architecture, own = parse(manifest.architecture), manifest.preprocessing
+    classes = manifest.dataset.classes if manifest.dataset else ()
+    classes = classes if len(classes) == manifest.num_classes else ()
+    if isinstance(own, TextPreprocessing):
+        return _as_json({CONFIG_FILE: config_document(manifest.architecture, manifest.num_classes, classes)}), ()
+    if architecture.family == TIMM:
+        said = to_timm(own)
+        config = {"architecture": architecture.name, "num_classes": manifest.num_classes}
+        config |= {"model_args": architecture.options} if architecture.options else {}
+        config |= {"label_names": list(classes)} if classes else {}
+        documents = {CONFIG_FILE: config | {"pretrained_cfg": said | {"num_classes": manifest.num_classes}}}
+        again = of_timm(said)
+    else:
+        documents = {CONFIG_FILE: config_document(manifest.architecture, manifest.num_classes, classes)}
+        documents[PROCESSOR_FILE] = to_processor(own)
+        again = of_processor(documents[PROCESSOR_FILE])
+    remarks: tuple[str, ...] = ()
+    if own.has_uneven_crops and again.crop_rounding != own.crop_rounding:
+        remarks = (
+            f"{package_of(architecture.family)} crops images whose borders differ by a pixel one pixel beside where "
+            "this model was trained to see them",
+        )
+    return _as_json(documents), remarks
+
+
+def _as_json(documents: Mapping[str, object]) -> dict[str, bytes]:
+    return {
+        name: f"{json.dumps(document, indent=2, sort_keys=True)}\n".encode() for name, document in documents.items()
+    }
+
+
+def _card_path(weights_path: Path, name: str) -> Path:
+    """Return where the card of an export goes: not where there is a text that isn't the card of one of this name."""
+    path = weights_path.with_name(CARD_NAME)
+    is_free = not path.exists() or _is_card_of(path, name)
+    return path if is_free else weights_path.with_name(f"{weights_path.name}.md")
+
+
+def _is_card_of(path: Path, name: str) -> bool:
     try:
-        return path.suffix == ".md" and is_card_of(path.read_text(encoding="utf-8", errors="replace"), file_name)
+        return path.suffix == ".md" and is_card_of(path.read_text(encoding="utf-8", errors="replace"), name)
     except FileNotFoundError:
         return False
     except OSError as error:

@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler
 from raysnap.datasets.resizing import CropRounding, Interpolation, ResizeMode, Resizing
 from raysnap.datasets.text.tokenizing import Tokenizing
 from raysnap.errors import WeightsError
-from raysnap.models.checkpoints.folders import description
+from raysnap.models.checkpoints.folders import CONFIG_FILE, description
 
 Channels: TypeAlias = tuple[float, float, float]
 
@@ -89,7 +89,6 @@ _PROCESSOR_NEEDS: Final[Mapping[str, Any]] = {
 
 
 PROCESSOR_FILE: Final = "preprocessor_config.json"
-CONFIG_FILE: Final = "config.json"
 
 
 TOKENIZER_TENSOR: Final = "tokenizer.json"
@@ -175,6 +174,11 @@ class Preprocessing(Record):
     def item_form(self) -> tuple[object, ...]:
         """All that the pixels of an image depend on: the rest is done to them on the device."""
         return self.resizing, self.image_size, self.crop_rounding
+
+    @property
+    def has_uneven_crops(self) -> bool:
+        """Whether the two borders of a crop may differ by a pixel, so that rounding decides where it begins."""
+        return self.resize_mode == "shorter_side" or (self.resize_size - self.image_size) % 2 == 1
 
     @property
     def is_narrow(self) -> bool:
@@ -364,6 +368,53 @@ def of_processor(config: Mapping[str, Any], where: str = "preprocessor_config.js
         resize_mode=mode,
         crop_rounding="even" if is_central else "down",
     )
+
+
+def to_timm(preprocessing: Preprocessing) -> dict[str, Any]:
+    """Return what a `pretrained_cfg` of timm says of it; where a crop begins is said by no key.
+
+    >>> to_timm(Preprocessing())["crop_pct"]
+    0.875
+    """
+    size, resized = preprocessing.image_size, preprocessing.resize_size
+    share = size / resized
+    while math.floor(size / share) < resized:
+        share = math.nextafter(share, 0)
+    return {
+        "input_size": [3, size, size],
+        "crop_pct": share,
+        "crop_mode": "squash" if preprocessing.resize_mode == "squash" else "center",
+        "interpolation": preprocessing.interpolation,
+        "mean": list(preprocessing.mean),
+        "std": list(preprocessing.std),
+    }
+
+
+def to_processor(preprocessing: Preprocessing) -> dict[str, Any]:
+    """Return the `preprocessor_config.json` of a processor of transformers; where a crop begins is said by no key.
+
+    >>> to_processor(Preprocessing())["image_processor_type"]
+    'CLIPImageProcessor'
+    """
+    size, resized = preprocessing.image_size, preprocessing.resize_size
+    document = {
+        "do_resize": True,
+        "resample": next(key for key, name in _PILLOW_INTERPOLATIONS.items() if name == preprocessing.interpolation),
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(preprocessing.mean),
+        "image_std": list(preprocessing.std),
+    }
+    if preprocessing.resize_mode == "squash":
+        document["size"] = {"height": resized, "width": resized}
+        if size == resized:
+            return document | {"image_processor_type": "ViTImageProcessor"}
+    else:
+        document["size"] = {"shortest_edge": resized}
+    kind = "DeiT" if preprocessing.resize_mode == "squash" else "CLIP"
+    crop = {"do_center_crop": True, "crop_size": {"height": size, "width": size}}
+    return document | crop | {"image_processor_type": f"{kind}ImageProcessor"}
 
 
 def _processor_sizes(kind: str, known: Mapping[str, Any], where: str) -> tuple[ResizeMode, int, int]:

@@ -3,10 +3,13 @@
 import json
 
 import pytest
+import torch
+from torchvision import models
+from torchvision.transforms import v2
 
 from raysnap.datasets.resizing import Resizing
 from raysnap.errors import WeightsError
-from raysnap.models.block_facts import weights_inputs
+from raysnap.models.block_facts import RENORMALISING, weights_inputs
 from raysnap.store.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing, of_processor, of_timm
 
 HALF = (0.5, 0.5, 0.5)
@@ -65,6 +68,23 @@ def test_another_size_keeps_the_share_of_the_crop():
 )
 def test_torchvisions_weights_say_how_they_see(architecture, weights, expected):
     assert Preprocessing(**weights_inputs(architecture)[weights]) == expected
+
+
+@pytest.mark.parametrize("architecture", RENORMALISING)
+def test_nets_that_renormalise_see_what_their_weights_saw(architecture):
+    """Torchvision's builder makes them renormalise their input where it is given weights, and not otherwise."""
+    preprocessing = Preprocessing(**weights_inputs(architecture)["DEFAULT"])
+    torch.manual_seed(0)
+    plain = models.get_model(architecture, num_classes=3, init_weights=False).eval()
+    with_weights = models.get_model(architecture, num_classes=3, init_weights=False, transform_input=True).eval()
+    with_weights.load_state_dict(plain.state_dict())
+    pixels = torch.rand(2, 3, 96, 96)
+    normalise = v2.functional.normalize
+    asked = models.get_model_weights(architecture).DEFAULT.transforms()
+    with torch.inference_mode():
+        theirs = with_weights(normalise(pixels, asked.mean, asked.std))
+        ours = plain(normalise(pixels, list(preprocessing.mean), list(preprocessing.std)))
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(

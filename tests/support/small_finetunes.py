@@ -7,12 +7,14 @@ from torch import nn
 
 from raysnap.config.train import TrainConfig
 from raysnap.models import blocks
+from raysnap.models.architecture import architecture
 from raysnap.models.tensor_bytes import block_digest
 from raysnap.store.preprocessing import Preprocessing
 from raysnap.training import finetune
 from raysnap.training.feeds import LabelledItems
 from raysnap.training.freezing import StartModel
 from raysnap.training.prefix_cache import PrefixCache
+from tests.support.hf_architectures import VISION
 
 PREPROCESSING = Preprocessing(resize_size=36, image_size=32)
 FAMILIES = [  # BatchNorm, dropout, stochastic depth, and none of them
@@ -24,6 +26,11 @@ FAMILIES = [  # BatchNorm, dropout, stochastic depth, and none of them
     "convnext_tiny",
     "swin_t",
     "vit_b_32",
+]
+OF_OTHER_LIBRARIES = [
+    "timm/mobilenetv3_small_050",
+    str(architecture("hf", "vit", VISION["vit"])),
+    str(architecture("hf", "resnet", VISION["resnet"])),
 ]
 
 

@@ -22,6 +22,7 @@ from raysnap.training.steps import UpdateStep
 from tests.support import ROOT
 from tests.support.small_finetunes import (
     FAMILIES,
+    OF_OTHER_LIBRARIES,
     PREPROCESSING,
     Killed,
     cache_in,
@@ -44,7 +45,7 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(num_threads)
 
 
-@pytest.mark.parametrize("architecture", FAMILIES)
+@pytest.mark.parametrize("architecture", [*FAMILIES, *OF_OTHER_LIBRARIES])
 def test_frozen_blocks_of_every_family_keep_their_digests(architecture):
     model = model_of(architecture)
     num_frozen = num_body_blocks(architecture)

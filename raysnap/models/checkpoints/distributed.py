@@ -86,7 +86,7 @@ class DistributedFolder:
             if isinstance(name, str) and "chunks" in state:
                 path = paths.get(name) if isinstance(paths, dict) else None
                 is_path = isinstance(path, tuple) and len(path) > 1 and all(isinstance(part, str) for part in path)
-                entry, own = (path[0], ".".join(path[1:])) if isinstance(path, tuple) and is_path else ("", name)
+                entry, own = ("/".join(path[:-1]), path[-1]) if isinstance(path, tuple) and is_path else ("", name)
                 self.entries.setdefault(entry, {})[own] = self._tensor(folder, name, state)
 
     def _tensor(self, folder: Path, name: str, state: Mapping[Any, Any]) -> DistributedTensor:

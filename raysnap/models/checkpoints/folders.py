@@ -16,14 +16,23 @@ from raysnap.errors import SYSTEM_LIMITS, WeightsError
 
 SAFETENSORS_SUFFIX = ".safetensors"
 TORCH_SUFFIXES = (".pth", ".pt", ".bin")
-SUFFIXES = (SAFETENSORS_SUFFIX, *TORCH_SUFFIXES, ".ckpt", ".tar")  # the last two are Lightning's and `.pth.tar`
+SUFFIXES = (SAFETENSORS_SUFFIX, *TORCH_SUFFIXES, ".ckpt", ".tar", ".th", ".pkl")
+"""Beside torch's own, those of Lightning, of `.pth.tar` and of fastai."""
+
+_EXPORTED_SUFFIX = ".pt2"
+SAVE_WEIGHTS = "save the weights of the PyTorch model: torch.save(model.state_dict(), 'weights.pth')"
+"""What helps where a file has a program or another framework's model."""
 INDEX_SUFFIX = ".index.json"
 
 MAX_JSON_BYTES = 64 * 2**20
 MAX_SHARDS = 10_000
 
 # What libraries call the weights in a folder, the newest first.
-_NAMES = ("model.safetensors", "pytorch_model.bin", "diffusion_pytorch_model.safetensors")
+FOLDER_WEIGHTS = "model.safetensors"
+_NAMES = (FOLDER_WEIGHTS, "pytorch_model.bin", "diffusion_pytorch_model.safetensors")
+CONFIG_FILE = "config.json"
+"""Where timm and transformers describe the model of a folder."""
+
 DISTRIBUTED_INDEX = ".metadata"
 """What torch.distributed.checkpoint calls the index of its folders."""
 
@@ -54,7 +63,12 @@ def find_files(path: Path) -> WeightFiles:
         if path.name.endswith(INDEX_SUFFIX):
             return _sharded(path, path)
         if path.suffix not in SUFFIXES:
-            raise WeightsError(f"{path}: expected a file ending in {', '.join(SUFFIXES)}, found {path.suffix!r}")
+            step = SAVE_WEIGHTS
+            if path.suffix == _EXPORTED_SUFFIX:
+                step = f"torch.save(torch.export.load({path.name!r}).state_dict, 'weights.pth') writes one"
+            raise WeightsError(
+                f"{path}: expected a file ending in {', '.join(SUFFIXES)}, found {path.suffix!r}; {step}"
+            )
         return WeightFiles(path, (path,))
     if not path.is_dir():
         raise WeightsError(f"{path}: expected a file or folder of weights, found nothing there")
@@ -114,15 +128,34 @@ def read_json(path: Path) -> Any:
 
 
 def description(path: Path, name: str) -> dict[str, Any] | None:
-    """Return the JSON object in the file of this name in a folder; None where `path` is none or lacks the file.
+    """Return the JSON object in the file of this name in the folder of a model; None where there is none.
+
+    A file of weights with a name that libraries give it in such a folder stands for the folder.
 
     Raises:
         WeightsError: the file is there and holds something else.
     """
-    file = path / name
-    if not (path.is_dir() and file.is_file()):
+    folder = path.parent if path.name in _NAMES or path.name.endswith(INDEX_SUFFIX) else path
+    file = folder / name
+    if not file.is_file():
         return None
     document = read_json(file)
     if not isinstance(document, dict):
         raise WeightsError(f"{file}: expected a JSON object, found {type(document).__name__}")
     return document
+
+
+def class_names(path: Path) -> tuple[str, ...]:
+    """Return the names of the classes that a folder's `config.json` has, in label order; none where it has none.
+
+    Raises:
+        WeightsError: the file can't be read.
+    """
+    config = description(path, CONFIG_FILE) or {}
+    names, known = config.get("label_names"), config.get("id2label")
+    if isinstance(known, dict) and set(known) == set(map(str, range(len(known)))):
+        names = [known[str(index)] for index in range(len(known))]
+    if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
+        return ()
+    is_usual = names == [f"LABEL_{index}" for index in range(len(names))]
+    return () if is_usual else tuple(names)

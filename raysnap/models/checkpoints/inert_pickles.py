@@ -201,8 +201,30 @@ def tensors_of(value: Any) -> Entries:
     own = search.state_dict(value)
     if own:
         return {"": own}
-    found = ((key, search.state_dict(inner)) for key, inner in items_of(value).items() if isinstance(key, str))
-    return {key: tensors for key, tensors in found if tensors}
+    entries: Entries = {}
+    for key, inner in _parts_of(value):
+        if tensors := search.state_dict(inner):
+            entries.setdefault(key, tensors)
+    return entries
+
+
+def _parts_of(value: Any) -> Iterator[tuple[str, Any]]:
+    """Yield what a file's value holds by name: items of a dictionary, or attributes of an object, such as a learner."""
+    for key, inner in items_of(value).items():
+        name = _text_of(key.value) if isinstance(key, OddKey) else key
+        if isinstance(name, str):
+            yield name, inner
+    if isinstance(value, Made) and isinstance(value.state, dict):
+        yield from ((key, inner) for key, inner in value.state.items() if isinstance(key, str))
+
+
+def _text_of(value: Any) -> str | None:
+    """Return the only text that a stand-in holds, such as that of a key of a class of its own."""
+    if not isinstance(value, Made):
+        return None
+    held = [value.arguments, *(value.state.values() if isinstance(value.state, dict) else [value.state])]
+    texts = [one for part in held for one in (part if isinstance(part, tuple) else (part,)) if isinstance(one, str)]
+    return texts[0] if len(set(texts)) == 1 else None
 
 
 def items_of(value: Any) -> Mapping[Any, Any]:

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import warnings
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from functools import lru_cache
 from importlib import import_module
 from importlib.util import find_spec
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
 
 from raysnap.errors import ArchitectureError
 from raysnap.humanize import suggest
-from raysnap.models.architecture import FAMILIES, HF, TORCHVISION, Architecture, package_of, parse
+from raysnap.models.architecture import FAMILIES, HF, TIMM, TORCHVISION, Architecture, package_of, parse
 from raysnap.models.block import Block
 from raysnap.models.block_shape import WIDTH_OF_MEASURED_HEADS
 from raysnap.models.families.cutting import CutModel, Subject, cut_model, makes_calls
@@ -44,6 +44,9 @@ class Family(Protocol):
     def cut_by_hand(self, model: nn.Module) -> tuple[Block, ...] | None:
         """Return the blocks of a model of a kind that is cut by hand."""
 
+    def stored_names(self, model: nn.Module) -> Mapping[str, str]:
+        """Return the names under which the library saves tensors, by their names in the model, where those differ."""
+
 
 def family_of(architecture: Architecture) -> Family:
     """Return the library of a known architecture.
@@ -62,6 +65,63 @@ def family_of(architecture: Architecture) -> Family:
     return family
 
 
+def is_known(text: str) -> bool:
+    """Return whether an architecture's library is here and has it."""
+    architecture = parse(text)
+    return _is_installed(architecture.family) and architecture.name in _module(architecture.family).known()
+
+
+def described(config: dict[str, Any]) -> str | None:
+    """Return the architecture that a `config.json` of transformers says; None for models that raysnap doesn't know.
+
+    Raises:
+        ArchitectureError: transformers is missing, or can't build it from these values.
+    """
+    if not _is_installed(HF):
+        raise ArchitectureError(
+            f"model type {str(config.get('model_type'))[:80]!r}: expected the package {package_of(HF)}, found none; "
+            f"`pip install 'raysnap[{HF}]'`"
+        )
+    from raysnap.models.families import hf
+
+    architecture = hf.described(config)
+    return None if architecture is None else str(architecture)
+
+
+def config_document(text: str, num_classes: int, classes: Sequence[str] = ()) -> dict[str, Any]:
+    """Return the `config.json` that transformers writes for an architecture of its family.
+
+    Args:
+        text: names the architecture.
+        num_classes: number of outputs of the head.
+        classes: their names, or none.
+    """
+    from raysnap.models.families import hf
+
+    return hf.config_document(parse(text), num_classes, classes)
+
+
+def loader_of(text: str, *, is_folder: bool) -> str:
+    """Return the name of the class of transformers that loads an exported folder, or a file's tensors."""
+    from raysnap.models.families import hf
+
+    return hf.loader_of(parse(text), is_folder=is_folder)
+
+
+def timm_architecture(name: str, options: Mapping[str, Any]) -> str | None:
+    """Return the architecture of a name of timm's and what a trainer told its builder; None where timm has none.
+
+    Raises:
+        ArchitectureError: timm can't build it.
+    """
+    if not _is_installed(TIMM):
+        return None
+    from raysnap.models.families import timm
+
+    architecture = timm.named(name, options)
+    return None if architecture is None else str(architecture)
+
+
 def known_names(family: str) -> list[str]:
     """Return the names of a family's architectures as they are given; none where its package is missing."""
     names = _module(family).known() if _is_installed(family) else ()
@@ -77,6 +137,21 @@ def skeleton(text: str) -> tuple[Block, ...]:
         ArchitectureError: the architecture is unknown or can't be split.
     """
     return _cut(text).blocks
+
+
+def stored_names(text: str) -> Mapping[str, str]:
+    """Return the names under which the library saves tensors, by their names in the model, where those differ."""
+    return skeleton(text)[-1].stored_names
+
+
+def base_prefix(text: str) -> str:
+    """Return what transformers puts before the names of a model without a head where it gets one; empty for others."""
+    architecture = parse(text)
+    if architecture.family != HF:
+        return ""
+    from raysnap.models.families import hf
+
+    return hf.base_prefix(architecture)
 
 
 def check_image_size(text: str, image_size: int) -> None:
@@ -108,11 +183,14 @@ def _cut(text: str) -> CutModel:
     if (blocks := family.cut_by_hand(model)) is not None:
         return CutModel(blocks, ())
     try:
-        return cut_model(_subject(architecture, family, model))
+        cut = cut_model(_subject(architecture, family, model))
     except ArchitectureError as error:
         raise ArchitectureError(
             f"architecture {architecture.shown!r}: raysnap can't split a {type(model).__name__} into blocks: {error}"
         ) from error
+    for block in cut.blocks:
+        block.stored_names = family.stored_names(model)
+    return cut
 
 
 def _subject(architecture: Architecture, family: Family, model: nn.Module) -> Subject:
@@ -143,13 +221,15 @@ def build(text: str, num_classes: int, state_dict: Mapping[str, Tensor]) -> nn.M
     Args:
         text: names the architecture.
         num_classes: number of outputs of the head.
-        state_dict: exactly the model's parameters and buffers, under the library's names.
+        state_dict: exactly the model's parameters and buffers, under the names that the library saves.
 
     Raises:
         RuntimeError: a tensor is missing, unknown or of another shape.
     """
-    model = weightless(parse(text), num_classes)
-    tensors = OrderedDict(state_dict)
+    architecture = parse(text)
+    model = weightless(architecture, num_classes)
+    own_names = {stored: name for name, stored in family_of(architecture).stored_names(model).items()}
+    tensors = OrderedDict((own_names.get(name, name), tensor) for name, tensor in state_dict.items())
     vars(tensors)["_metadata"] = vars(model.state_dict())["_metadata"]  # MNASNet asks it for the version of its layers
     model.load_state_dict(tensors, strict=True, assign=True)
     return model
@@ -162,7 +242,9 @@ def random_state_dict(text: str, num_classes: int, seed: int) -> dict[str, Tenso
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # inception_v3 and googlenet announce another initialisation
         torch.manual_seed(seed)
-        return dict(family.make(architecture, num_classes).state_dict())
+        model = family.make(architecture, num_classes)
+    stored = family.stored_names(model)
+    return {stored.get(name, name): tensor for name, tensor in model.state_dict().items()}
 
 
 def item_shape(text: str, image_size: int | None = None) -> tuple[int, ...]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
+from contextlib import suppress
 from functools import cache
 from typing import Any, cast
 
@@ -10,8 +12,9 @@ from torch import Tensor, nn
 
 from raysnap.errors import ArchitectureError
 from raysnap.models import lean_torchvision  # noqa: F401 - timm imports torchvision, here without torch's compiler
-from raysnap.models.architecture import Architecture
+from raysnap.models.architecture import TIMM, Architecture, architecture
 from raysnap.models.block import Block
+from raysnap.models.families.weightless import build_weightless
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -20,6 +23,7 @@ with warnings.catch_warnings():
 _NOT_OF_A_NETWORK = frozenset(
     ("cache_dir", "checkpoint_path", "features_only", "model_name", "num_classes", "pretrained", "pretrained_cfg")
 )
+_PLAIN = (int, float, str, tuple, type(None))
 _DEFAULT_INPUT = (3, 224, 224)
 
 
@@ -44,6 +48,48 @@ def make(architecture: Architecture, num_classes: int) -> nn.Module:
         ) from None
 
 
+def named(name: str, options: Mapping[str, Any]) -> Architecture | None:
+    """Return the architecture of a name, perhaps with a tag, and of what its builder was told; None for unknown names.
+
+    Its configuration is the least that builds the same: trainers and `config.json` repeat the defaults.
+
+    Raises:
+        ArchitectureError: timm can't build it.
+    """
+    plain = name.rpartition("/")[2].rpartition(":")[2].partition(".")[0]
+    if plain not in known():
+        return None
+    chosen = {key: value for key, value in options.items() if key not in _NOT_OF_A_NETWORK and value is not None}
+    if not chosen:
+        return architecture(TIMM, plain, {})
+    wanted = _outline(plain, chosen)
+    for key in sorted(chosen):
+        edges = chosen[key]
+        is_square = isinstance(edges, list | tuple) and len(edges) == 2 and edges[0] == edges[1]
+        fewer = {other: value for other, value in chosen.items() if other != key}
+        for simpler in (fewer, chosen | {key: edges[0] if is_square else edges}):
+            with suppress(ArchitectureError):
+                if _outline(plain, simpler) == wanted:
+                    chosen = simpler
+                    break
+    return architecture(TIMM, plain, chosen)
+
+
+def _outline(name: str, options: Mapping[str, Any]) -> list[tuple[Any, ...]]:
+    """Return what a model consists of: equal ones have the same names, shapes and plain attributes."""
+    model = build_weightless(lambda: make(architecture(TIMM, name, options), 2))
+    shapes = [(key, tuple(tensor.shape)) for key, tensor in model.state_dict().items()]
+    parts = [
+        (
+            path,
+            type(module).__name__,
+            [(key, value) for key, value in vars(module).items() if isinstance(value, _PLAIN)],
+        )
+        for path, module in model.named_modules()
+    ]
+    return [*shapes, *parts]
+
+
 def item_shape(architecture: Architecture, image_size: int | None) -> tuple[int, ...]:
     """Return the shape of one item of the model's input, by default of the size that it was designed for."""
     configured = timm.get_pretrained_cfg(architecture.name)
@@ -62,3 +108,8 @@ def run(model: nn.Module, items: Tensor) -> Tensor:
 def cut_by_hand(model: nn.Module) -> tuple[Block, ...] | None:  # noqa: ARG001
     """Return None: all are cut at waists."""
     return None
+
+
+def stored_names(model: nn.Module) -> dict[str, str]:  # noqa: ARG001
+    """Return nothing: tensors are saved under the names that they have in the model."""
+    return {}

@@ -59,6 +59,11 @@ def cut_by_hand(model: nn.Module) -> tuple[Block, ...] | None:
     )
 
 
+def stored_names(model: nn.Module) -> dict[str, str]:  # noqa: ARG001
+    """Return nothing: tensors are saved under the names that they have in the model."""
+    return {}
+
+
 class _VisionTransformerStem(nn.Module):
     """Patches to tokens, the class token and the position embedding, as in `VisionTransformer.forward`."""
 

@@ -1,6 +1,7 @@
 """Folders of weights: one model's files are found, shards are joined, and what is not one model is refused."""
 
 import json
+import zipfile
 
 import pytest
 import safetensors.torch
@@ -129,3 +130,46 @@ def test_a_missing_head_is_drawn_with_one_class(tmp_path, state_dict):
     assert [tuple(value.shape) for value in weights.blocks[-1][1].values()] == [(1, 1024), (1,)]
     found = {name: value for _, block in weights.blocks[:-1] for name, value in block.items()}
     assert same(found, body | counts)
+
+
+@pytest.mark.parametrize("num_classes", [3, 1])
+def test_a_head_of_another_name_is_found(tmp_path, state_dict, num_classes):
+    body = {f"backbone.{name}": value for name, value in state_dict.items() if not name.startswith("classifier.3")}
+    head = {"head.fc.weight": torch.rand(num_classes, 1024), "head.fc.bias": torch.rand(num_classes)}
+    torch.save({"state_dict": body | head}, tmp_path / "body.pth")
+    weights = read_weights(tmp_path / "body.pth", ARCHITECTURE)
+    assert not weights.headless and "took the layer 'head.fc' for its head" in weights.remark
+    assert all(map(torch.equal, weights.blocks[-1][1].values(), head.values()))
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"proj.weight": torch.rand(3, 512), "proj.bias": torch.rand(3)},
+        {"proj.weight": torch.rand(3, 1024), "proj.bias": torch.rand(4)},
+        {"one.weight": torch.rand(3, 1024), "two.bias": torch.rand(3)},
+        {"a.weight": torch.rand(3, 1024), "a.bias": torch.rand(3), "b.weight": torch.rand(3, 1024)},
+    ],
+)
+def test_other_tensors_are_no_head(tmp_path, state_dict, more):
+    body = {name: value for name, value in state_dict.items() if not name.startswith("classifier.3")}
+    torch.save(body | more, tmp_path / "body.pth")
+    with pytest.raises(WeightsError, match="expected no other tensors beside them"):
+        read_weights(tmp_path / "body.pth", ARCHITECTURE)
+
+
+@pytest.mark.parametrize(
+    ("name", "step"), [("a.onnx", "torch.save"), ("a.keras", "torch.save"), ("a.pt2", "torch.export.load")]
+)
+def test_files_of_other_forms_are_refused_with_a_step(tmp_path, name, step):
+    (tmp_path / name).write_bytes(b"x")
+    with pytest.raises(WeightsError, match=step):
+        find_files(tmp_path / name)
+
+
+def test_a_program_of_torchscript_is_refused_with_a_step(tmp_path):
+    with zipfile.ZipFile(tmp_path / "model.pt", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("model/constants.pkl", b"x" * 1000)
+    with pytest.raises(WeightsError, match="torch.jit.load") as caught:
+        read_weights(tmp_path / "model.pt", ARCHITECTURE)
+    assert "\n" not in str(caught.value)

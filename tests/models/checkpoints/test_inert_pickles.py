@@ -190,3 +190,32 @@ def test_a_refusal_still_says_what_is_wrong(tmp_path):
     path.write_bytes(pickle.dumps([1]))
     with pytest.raises(WeightsError, match="tensors only"):
         read_weights(path, ARCHITECTURE)
+
+
+class Key:
+    def __init__(self, name: str):
+        self.key = self.name = name
+
+    def __hash__(self) -> int:
+        return hash(self.key)
+
+
+class Learner:
+    def __init__(self, model: torch.nn.Module):
+        self.model, self.dls = model, None
+
+
+def test_keys_of_a_class_of_their_own_are_read_by_their_text(tmp_path):
+    tensors = torch.nn.Linear(2, 3).state_dict()
+    torch.save({Key("model"): tensors, Key("history"): []}, tmp_path / "x.pt")
+    file = InertFile(tmp_path / "x.pt")
+    entries = tensors_of(file.value)
+    assert list(entries) == ["model"] and equal(file.tensors(entries["model"]), tensors)
+
+
+def test_a_module_in_an_object_is_found(tmp_path):
+    module = torch.nn.Linear(2, 3)
+    torch.save(Learner(module), tmp_path / "x.pkl")
+    file = InertFile(tmp_path / "x.pkl")
+    entries = tensors_of(file.value)
+    assert list(entries) == ["model"] and equal(file.tensors(entries["model"]), module.state_dict())

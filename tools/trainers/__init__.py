@@ -1,0 +1,1 @@
+"""What trainers write, made by the trainers themselves; `tools/trainer_checkpoints.py` imports each of it."""
