@@ -19,7 +19,7 @@ from raysnap.datasets.image_file import read_image, resize
 from raysnap.datasets.layout.suffixes import Kind, suffixes_of
 from raysnap.datasets.resizing import crop_start
 from raysnap.datasets.text.text_file import read_text
-from raysnap.datasets.text.tokeniser import Tokeniser
+from raysnap.datasets.text.tokenizer import PaddedTokenizer
 from raysnap.errors import DataError, UsageError
 from raysnap.humanize import plural, suggest
 from raysnap.models.architecture import parse
@@ -194,8 +194,8 @@ def _reader(store: Store, preprocessing: AnyPreprocessing) -> Callable[[Path], T
     if isinstance(preprocessing, Preprocessing):
         return transform_of(preprocessing)
     content = store.read_tokenizer(preprocessing.tokenizer.digest)
-    tokenise = Tokeniser(content, preprocessing.max_length, preprocessing.padding)
-    return lambda file: tokenise([read_text(file)])[0]
+    tokenize = PaddedTokenizer(content, preprocessing.max_length, preprocessing.padding)
+    return lambda file: tokenize([read_text(file)])[0]
 
 
 def _reading(transform: Callable[[Path], Tensor]) -> Callable[[Path], Tensor | str]:

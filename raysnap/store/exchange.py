@@ -23,7 +23,7 @@ from torch import Tensor
 from raysnap.atomic import plain_disk_errors, replacing
 from raysnap.config.folders import local_path
 from raysnap.datasets.resizing import Interpolation, ResizeMode
-from raysnap.datasets.text.tokenizer_file import FILE_NAME, find_tokenizer, read_tokenizer
+from raysnap.datasets.text.tokenizer_file import FILE_NAME, SETTINGS_NAME, find_tokenizer, read_tokenizer, settings_of
 from raysnap.errors import DataError, SnapshotNotFound, StoreError, WeightsError
 from raysnap.models.architecture import TIMM, TORCHVISION, package_of, parse, shown
 from raysnap.models.block_facts import TextFacts, text_facts, weights_inputs
@@ -421,8 +421,11 @@ def export_snapshot(store: Store, name_or_id: str, to: Path | str, *, overwrite:
     weights_path = to / FOLDER_WEIGHTS if is_folder else to
     card_path = _card_path(weights_path, to.name)
     documents, remarks = _documents(manifest) if is_folder else ({}, ())
-    if isinstance(manifest.preprocessing, TextPreprocessing):
-        documents[FILE_NAME] = store.read_tokenizer(manifest.preprocessing.tokenizer.digest)
+    if isinstance(how := manifest.preprocessing, TextPreprocessing):
+        documents[FILE_NAME] = content = store.read_tokenizer(how.tokenizer.digest)
+        if is_folder:
+            settings = settings_of(content, padding=how.padding, max_length=how.max_length)
+            documents |= _as_json({SETTINGS_NAME: settings})
     for path in (weights_path, card_path, *(weights_path.parent / name for name in documents)):
         if not overwrite and path.exists() and not _is_card_of(path, to.name):
             raise WeightsError(

@@ -108,13 +108,12 @@ def _timm_code(architecture: Architecture, num_classes: int, name: str, *, is_fo
 def _hf_code(architecture: Architecture, num_classes: int, name: str, *, is_folder: bool) -> list[str]:
     loader, is_text = loader_of(str(architecture), is_folder=is_folder), len(item_shape(str(architecture))) == 1
     if is_folder:
-        processor = [] if is_text else [f"processor = AutoImageProcessor.from_pretrained({name!r})"]
-        names = loader if is_text else f"AutoImageProcessor, {loader}"
+        variable, reader = ("tokenizer", "AutoTokenizer") if is_text else ("processor", "AutoImageProcessor")
         return [
-            f"from transformers import {names}",
+            f"from transformers import {', '.join(sorted((reader, loader)))}",
             "",
             f"model = {loader}.from_pretrained({name!r})",
-            *processor,
+            f"{variable} = {reader}.from_pretrained({name!r})",
         ]
     options = f", **{architecture.options!r}" if architecture.options else ""
     return [

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from torchvision.models import get_model
 
 from raysnap.cli.app import main
-from raysnap.datasets.text.tokeniser import Tokeniser
+from raysnap.datasets.text.tokenizer import PaddedTokenizer
 from raysnap.report.page import write_report
 from raysnap.runs.run import read_run
 from raysnap.store.exchange import export_snapshot
@@ -213,6 +213,6 @@ def test_the_tokenizer_of_an_old_store_still_makes_tokens(text_store):
     how = text_store.manifest("words").preprocessing
     content = text_store.read_tokenizer(how.tokenizer.digest)
     assert blake3(content).hexdigest() == TEXT["tokenizer_blake3"]
-    tokens = Tokeniser(content, how.max_length, how.padding)(["The soup was great!", "zoo"])
+    tokens = PaddedTokenizer(content, how.max_length, how.padding)(["The soup was great!", "zoo"])
     assert tokens[:, :8].tolist() == [[2, 181, 171, 190, 126, 9, 3, 0], [2, 41, 66, 66, 3, 0, 0, 0]]
     assert text_store.verify()["ok"]

@@ -6,7 +6,7 @@ import torch
 
 from raysnap.config.search_options import SearchOptions
 from raysnap.datasets.dataset import open_dataset
-from raysnap.datasets.text.tokeniser import Tokeniser
+from raysnap.datasets.text.tokenizer import PaddedTokenizer
 from raysnap.datasets.text.words import words_tokenizer
 from raysnap.errors import UsageError
 from raysnap.jobs.predict import evaluate, predict
@@ -71,7 +71,7 @@ def test_blocks_compose_to_the_models_own_forward(store, folder):
     manifest = store.manifests()[0]
     blocks = build_model(BERT, [store.read_block(block.digest) for block in manifest.blocks])
     texts = [item.path.read_text() for item in texts_of(folder)]
-    tokens = Tokeniser(words_tokenizer(), TOKENS, 0)([*texts, ""])
+    tokens = PaddedTokenizer(words_tokenizer(), TOKENS, 0)([*texts, ""])
     model = store.load_model(manifest.id)
     with torch.inference_mode():
         own = model(input_ids=tokens, attention_mask=(tokens != 0).long()).logits

@@ -5,6 +5,7 @@ import json
 import pytest
 import safetensors.torch
 import timm
+import tokenizers
 import torch
 import transformers
 
@@ -22,6 +23,8 @@ TIMM_NAME = "vit_tiny_patch16_224"
 TIMM_OPTIONS = {"img_size": 32, "depth": 3}
 TIMM_MODEL = str(architecture("timm", TIMM_NAME, TIMM_OPTIONS))
 CLASSES = ("cat", "dog", "fox")
+WORDS = {"[PAD]": 0, "[UNK]": 1, "the": 2, "soup": 3, "good": 4}
+TOKENIZER = tokenizers.Tokenizer(tokenizers.models.WordLevel(WORDS, unk_token="[UNK]")).to_str()
 
 
 @pytest.fixture(autouse=True)
@@ -63,7 +66,10 @@ def equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
 def test_a_folder_of_transformers_comes_in_and_goes_out(tmp_path, monkeypatch, kind):
     model = hf_model(kind)
     model.save_pretrained(tmp_path / "in", max_shard_size="20KB")
-    transformers.ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(tmp_path / "in")
+    if kind in TEXT:
+        (tmp_path / "in" / "tokenizer.json").write_text(TOKENIZER)
+    else:
+        transformers.ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(tmp_path / "in")
     added = add_path(tmp_path / "store", tmp_path / "in", name="mine")
     assert added.written.manifest.architecture == str(architecture("hf", kind, {**VISION, **TEXT}[kind]))
     assert added.written.manifest.num_classes == 3
@@ -74,6 +80,10 @@ def test_a_folder_of_transformers_comes_in_and_goes_out(tmp_path, monkeypatch, k
     export_snapshot(store, "mine", tmp_path / "out" / "mine")
     loaded = run_card(tmp_path / "out", monkeypatch)
     assert equal(loaded["model"].state_dict(), model.state_dict())
+    if kind in TEXT:
+        text = "soup"
+        tokens = tokenizers.Tokenizer.from_str(TOKENIZER).encode(text).ids
+        assert loaded["tokenizer"](text)["input_ids"] == tokens
     again = add_path(tmp_path / "store", tmp_path / "out" / "mine").written
     assert (again.is_new, again.new_blocks, again.manifest) == (False, 0, store.manifest("mine"))
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from blake3 import blake3
 
-from raysnap.datasets.text.tokeniser import Tokeniser
+from raysnap.datasets.text.tokenizer import PaddedTokenizer
 from raysnap.datasets.text.words import words_tokenizer
 from raysnap.errors import BlockDamaged, StoreError, WeightsError
 from raysnap.models.blocks import random_tensors
@@ -134,7 +134,7 @@ def test_texts_get_the_tokens_that_transformers_gives(saved):
     texts = ["Yesterday ANN told bob: the soup was great.", "zebra " * 40, "", "naïve café"]
     fast = transformers.AutoTokenizer.from_pretrained(saved)
     own = fast(texts, padding="max_length", truncation=True, max_length=20, return_tensors="pt")["input_ids"]
-    assert torch.equal(Tokeniser((saved / "tokenizer.json").read_bytes(), 20, 0)(texts), own)
+    assert torch.equal(PaddedTokenizer((saved / "tokenizer.json").read_bytes(), 20, 0)(texts), own)
 
 
 @pytest.mark.parametrize("lower", [True, False])
@@ -146,7 +146,7 @@ def test_settings_beside_a_tokenizer_have_the_last_word(tmp_path, saved, lower):
     (folder / "tokenizer.json").write_bytes(words_tokenizer())
     manifest = add_path(tmp_path / "store", folder, architecture=BERT).written.manifest
     content = Store.open(tmp_path / "store").read_tokenizer(manifest.preprocessing.tokenizer.digest)
-    unknown, known = Tokeniser(content, 6, 0)(["The Soup", "the soup"]).tolist()
+    unknown, known = PaddedTokenizer(content, 6, 0)(["The Soup", "the soup"]).tolist()
     assert (unknown == known) is lower
     assert unknown == transformers_tokens(folder, "The Soup", 6)
 

@@ -15,7 +15,7 @@ from raysnap.datasets.dataset import Dataset, Item
 from raysnap.datasets.decoding import DecodeJob, Outcome
 from raysnap.datasets.pixel_cache import SlotCache
 from raysnap.datasets.text.text_file import read_text
-from raysnap.datasets.text.tokeniser import Tokeniser
+from raysnap.datasets.text.tokenizer import PaddedTokenizer
 from raysnap.datasets.text.tokenizing import Tokenizing
 from raysnap.errors import DataError
 
@@ -64,7 +64,7 @@ class TokenCache(SlotCache):
         form = self.form
         assert isinstance(form, Tokenizing)
         assert self.load_tokenizer is not None, "a cache that isn't full yet is opened with a tokenizer"
-        tokenise = Tokeniser(self.load_tokenizer(form.tokenizer), form.max_length, form.padding)
+        tokenize = PaddedTokenizer(self.load_tokenizer(form.tokenizer), form.max_length, form.padding)
         for start in range(0, len(jobs), TEXTS_AT_ONCE):
             texts: dict[DecodeJob, str] = {}
             for job in jobs[start : start + TEXTS_AT_ONCE]:
@@ -74,6 +74,6 @@ class TokenCache(SlotCache):
                     texts[job] = read_text(Path(job.path))
                 except DataError as error:
                     yield job, str(error)
-            for job, tokens_T in zip(texts, tokenise(list(texts.values())).numpy(), strict=True):
+            for job, tokens_T in zip(texts, tokenize(list(texts.values())).numpy(), strict=True):
                 write_all_at(file, tokens_T.astype(np.int32).tobytes(), job.offset)
                 yield job, (1, form.max_length)

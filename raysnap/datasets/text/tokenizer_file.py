@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from raysnap.canonical_json import parse_json
-from raysnap.datasets.text.tokeniser import parse_tokenizer
+from raysnap.datasets.text.tokenizer import parse_tokenizer
 from raysnap.errors import DataError
 
 FILE_NAME = "tokenizer.json"
@@ -85,6 +85,19 @@ def read_tokenizer(path: Path, *, padding: int, vocab_size: int, longest: int | 
     length = settings.get("model_max_length")
     limits = [USUAL_LENGTH, *(limit for limit in (length, longest) if isinstance(limit, int) and limit > 0)]
     return TokenizerFile(content, min(limits))
+
+
+def settings_of(content: bytes, *, padding: int, max_length: int) -> dict[str, Any]:
+    """Return the settings with which transformers reads a `tokenizer.json` exactly as it is.
+
+    Args:
+        content: the bytes of the `tokenizer.json`.
+        padding: the token that fills up short texts.
+        max_length: how many tokens of a text the weights usually see.
+    """
+    token = parse_tokenizer(content, FILE_NAME).id_to_token(padding)
+    known = {} if token is None else {"pad_token": token}
+    return {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": max_length} | known
 
 
 def _as_transformers_reads(path: Path, content: bytes) -> bytes:

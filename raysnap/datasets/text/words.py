@@ -141,7 +141,7 @@ def words_tokenizer() -> bytes:
     Raises:
         DataError: the package tokenizers is missing.
     """
-    from raysnap.datasets.text.tokeniser import tokenizers_package
+    from raysnap.datasets.text.tokenizer import tokenizers_package
 
     library = tokenizers_package("the tokenizer of the words datasets")
     vocabulary = {token: number for number, token in enumerate(vocabulary_of_words())}

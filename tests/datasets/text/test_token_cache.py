@@ -9,7 +9,7 @@ from raysnap.config.parts import ShapesConfig
 from raysnap.datasets.dataset import Dataset, open_dataset, read_folder
 from raysnap.datasets.disk_cache import clear_cache, find_caches
 from raysnap.datasets.text.token_cache import TokenCache
-from raysnap.datasets.text.tokeniser import Tokeniser
+from raysnap.datasets.text.tokenizer import PaddedTokenizer
 from raysnap.datasets.text.tokenizing import Tokenizing
 from raysnap.datasets.text.words import words_tokenizer
 from raysnap.errors import DataError
@@ -35,7 +35,7 @@ def test_cached_tokens_are_those_of_the_tokenizer(dataset):
     assert cache.num_missing(range(12)) == 12
     tokens = cache.read(range(12))
     texts = [item.path.read_text() for item in dataset.splits["train"]]
-    assert torch.equal(tokens, Tokeniser(words_tokenizer(), 24, 0)(texts))
+    assert torch.equal(tokens, PaddedTokenizer(words_tokenizer(), 24, 0)(texts))
     assert (tokens.dtype, tokens.shape, cache.num_decoded) == (torch.int64, (12, 24), 12)
 
 

@@ -4,7 +4,7 @@ import pytest
 
 from raysnap.config.parts import ShapesConfig
 from raysnap.datasets.dataset import open_dataset
-from raysnap.datasets.text.tokeniser import Tokeniser
+from raysnap.datasets.text.tokenizer import PaddedTokenizer
 from raysnap.datasets.text.words import TASKS, vocabulary_of_words, words_tokenizer, write_text
 
 SIZE = ShapesConfig(num_train=48, num_val=4, num_test=4)
@@ -54,13 +54,13 @@ def test_the_factor_decides_the_class(name, class_name, words):
 
 def test_the_tokenizer_knows_all_words_and_letters_of_others():
     content = words_tokenizer()
-    tokenise = Tokeniser(content, 32, padding=0)
+    tokenize = PaddedTokenizer(content, 32, padding=0)
     texts = [write_text(name, "val", index, 0)[1] for name in TASKS for index in range(8)]
-    ids = tokenise(texts)
+    ids = tokenize(texts)
     vocabulary = vocabulary_of_words()
     assert vocabulary.index("[UNK]") not in ids
     for text, row in zip(texts, ids.tolist(), strict=True):
         tokens = [vocabulary[number] for number in row if number]
         assert tokens == ["[CLS]", *text.split(), "[SEP]"]
-    other = [vocabulary[number] for number in tokenise(["Zebra!"])[0].tolist() if number]
+    other = [vocabulary[number] for number in tokenize(["Zebra!"])[0].tolist() if number]
     assert other == ["[CLS]", "z", "##e", "##b", "##r", "##a", "!", "[SEP]"]

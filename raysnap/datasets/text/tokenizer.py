@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 
-class Tokeniser:
+class PaddedTokenizer:
     """Turns texts into tokens as the tokenizer of some weights does.
 
     Args:
