@@ -16,6 +16,7 @@ from pathlib import Path
 from blake3 import blake3
 
 from raysnap.atomic import write_atomically
+from raysnap.errors import RaysnapError
 from raysnap.models.numerics import Numerics
 from raysnap.search.engine.pace import Laps
 from raysnap.search.plan.costs import BlockSpeed, Kind, shape_of_kind
@@ -41,6 +42,7 @@ def read_pace(numerics: Numerics) -> DevicePace:
             (str(architecture), int(image_size), int(index)): BlockSpeed(float(call_s), float(item_s))
             for architecture, image_size, index, call_s, item_s in facts["speeds"]
         }
+        speeds = {kind: speed for kind, speed in speeds.items() if _can_be_run(kind)}
         corrections = {str(stage): float(factor) for stage, factor in facts["corrections"].items()}
         return replace(pace, speeds=speeds, corrections=corrections)
     return pace
@@ -77,6 +79,15 @@ def learn_corrections(pace: DevicePace, usual_s: Mapping[str, float], took_s: Ma
             found = min(LARGEST_CORRECTION, max(1 / LARGEST_CORRECTION, took_s[stage] / expected_s))
             corrections[stage] = corrections.get(stage, found) ** (1 - TRUST) * found**TRUST
     return replace(pace, corrections=corrections)
+
+
+def _can_be_run(kind: Kind) -> bool:
+    """Return whether the block can be built here: another version, or environment of this user, may have measured it."""
+    try:
+        shape_of_kind(kind)
+    except (RaysnapError, IndexError):
+        return False
+    return True
 
 
 def _differs(before: DevicePace, after: DevicePace) -> bool:

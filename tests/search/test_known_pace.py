@@ -52,6 +52,12 @@ def test_a_damaged_file_is_as_good_as_none(numerics, tmp_path, content):
     assert read_pace(numerics).corrections == {"inference": 2.0}
 
 
+@pytest.mark.parametrize("foreign", [("timm/of_another_version", 224, 0), ("resnet18", 32, 99)])
+def test_what_another_version_measured_is_left_out(numerics, foreign):
+    write_pace(numerics, pace_with(speeds={KIND: SPEED, foreign: SPEED}))
+    assert read_pace(numerics).speeds == {KIND: SPEED}
+
+
 def test_what_hardly_changed_is_not_written(numerics, tmp_path):
     write_pace(numerics, pace_with(corrections={"inference": 1.0}))
     (path,) = (tmp_path / "raysnap" / "pace").iterdir()

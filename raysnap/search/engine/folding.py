@@ -40,7 +40,8 @@ def build_inference_block(
     recipe = _recipe(architecture, image_size, index, numerics.dtype if numerics.is_fused else None)
     if {name: tuple(tensor.shape) for name, tensor in tensors.items()} != recipe.shapes:
         block_skeleton(architecture, index).load(tensors)  # raises, and says how they differ
-    weights = in_float32(tensors)
+    own_names = {stored: own for own, stored in recipe.block.stored_names.items()}
+    weights = in_float32({own_names.get(name, name): tensor for name, tensor in tensors.items()})
     for fold in recipe.folds:
         weights[fold.weight], weights[fold.bias] = fold.apply(weights)
     block = _copy_module(recipe.block)
@@ -107,7 +108,7 @@ class _Recipe:
 
     Attributes:
         block: its modules without weights, an identity in place of each folded batch norm.
-        shapes: the shapes of the tensors it is made from, by name.
+        shapes: the shapes of the tensors it is made from, by the names under which they are stored.
     """
 
     block: Block
@@ -142,7 +143,7 @@ def _recipe(architecture: str, image_size: int, index: int, fused_dtype: torch.d
 
 
 def _full_name(block: Block, path: str, *key: str) -> str:
-    """Return the library's name of a module at `path` in the block, or of a tensor in it."""
+    """Return the model's name of a module at `path` in the block, or of a tensor in it."""
     _, step, *below = path.split(".")
     return ".".join([*filter(None, [block.paths[int(step)]]), *below, *key])
 

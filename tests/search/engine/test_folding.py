@@ -10,6 +10,8 @@ from raysnap.search.engine.folding import build_inference_block, prepared_bytes
 from tests.support.search_stores import body_with_used_batch_norms
 
 CPU = torch.device("cpu")
+# Its tensors are stored under other names than its modules have.
+HF_VIT = 'hf/vit{"hidden_size":32,"image_size":64,"intermediate_size":64,"num_attention_heads":2,"num_hidden_layers":2}'
 FAMILIES = (
     "resnet18",
     "resnet50",
@@ -22,6 +24,7 @@ FAMILIES = (
     "convnext_tiny",
     "swin_t",
     "vit_b_32",
+    HF_VIT,
 )
 
 
@@ -42,7 +45,7 @@ def build_body(architecture, size, body, numerics):
     [(family, "float32") for family in FAMILIES]
     + [(family, "fast_float32") for family in ("resnet18", "mobilenet_v2", "regnet_y_400mf", "convnext_tiny")],
 )
-def test_folded_models_give_torchvisions_features(architecture, precision):
+def test_folded_models_give_their_libraries_features(architecture, precision):
     body = body_with_used_batch_norms(architecture)
     before = [{name: tensor.clone() for name, tensor in tensors.items()} for tensors in body]
     numerics = Numerics.for_inference(precision, CPU)
