@@ -116,12 +116,23 @@ _FOLLOWING: dict[str, Callable[[ShortlistedStart], Any]] = {
 
 
 def _fitted(space: dict[str, Any], num_blocks: int) -> dict[str, Any]:
-    """Return the space with no more learning rates than the smallest net has blocks to give them to."""
+    """Return the space with no more learning rates than the smallest net has trained blocks to give them to."""
     entries = space.get("train.layer_lrs")
     if entries is None:
         return space
     listed = entries if isinstance(entries, list) else [entries]
-    return space | {"train.layer_lrs": [_fitted_entry(entry, num_blocks + 1) for entry in listed]}
+    fitted = [_fitted_entry(entry, 1 + _fewest_trained(space, entry, num_blocks)) for entry in listed]
+    return space | {"train.layer_lrs": fitted}
+
+
+def _fewest_trained(space: dict[str, Any], entry: dict[str, Any], num_blocks: int) -> int:
+    """Return how many of the blocks between stem and head are trained, where an entry is for one depth of a grid."""
+    depths = space.get("retrain")
+    depths = depths.get("grid") if isinstance(depths, dict) else None
+    label = (entry.get("when") or {}).get("retrain")
+    depth = depths.get(label) if isinstance(depths, dict) and isinstance(label, str) else None
+    frozen = depth.get("freeze_fraction") if isinstance(depth, dict) else None
+    return num_blocks if frozen is None else round((1 - frozen) * num_blocks)
 
 
 def _fitted_entry(entry: dict[str, Any], most: int) -> dict[str, Any]:

@@ -60,6 +60,16 @@ def test_small_nets_get_no_more_rates_than_blocks(tmp_path, folder, starts, monk
     assert all(len(rates) <= 2 for entry in space["train.layer_lrs"] for rates in entry["grid"].values())
 
 
+@pytest.mark.parametrize("preset", ["quick", "good", "best"])
+def test_a_net_of_two_blocks_fits_every_recipe(tmp_path, folder, starts, monkeypatch, preset):
+    monkeypatch.setattr(module, "num_body_blocks", lambda _: 2)
+    space = sweep_config(config_of(tmp_path, folder, preset=preset), folder, starts, 3).model_dump(mode="json")["space"]
+    most = {"all": 3, "half": 2, "quarter": 1, "head": 1}
+    entries = space["train.layer_lrs"]
+    entries = entries if isinstance(entries, list) else [entries]
+    assert all(len(rates) <= most[entry["when"]["retrain"]] for entry in entries for rates in entry["grid"].values())
+
+
 def test_less_time_means_fewer_epochs_recipes_and_starts(tmp_path, folder, starts, monkeypatch):
     def forecast_s(_config, _folder, some, epochs, recipes=None) -> float:
         return 10.0 * len(some) * epochs * (0.5 if recipes else 1)
