@@ -210,7 +210,9 @@ class _StageProgress:
 
     def show_end(self, trial: Trial, row: TrialRow) -> None:
         self.ended.add(trial.id)
-        shown = f" {row.status}: {row.error}" if row.val_accuracy is None else f" val {row.val_accuracy:.3f}"
+        why = f": {row.error}" if row.error else ""
+        shown = f" {row.status}{why}" if row.val_accuracy is None else f" val {row.val_accuracy:.3f}"
         num_epochs = trial.train.epochs
         self.job.on_progress(f"{self.stage.name}/{trial.id}", num_epochs, num_epochs, "")
-        self.show(trial.id + shown + (" stopped" if row.status == Status.STOPPED else ""))
+        is_cut = row.status == Status.STOPPED and row.val_accuracy is not None
+        self.show(trial.id + shown + (" stopped" if is_cut else ""))

@@ -82,7 +82,7 @@ def learn_corrections(pace: DevicePace, usual_s: Mapping[str, float], took_s: Ma
 
 
 def _can_be_run(kind: Kind) -> bool:
-    """Return whether the block can be built here: another version, or environment of this user, may have measured it."""
+    """Return whether the block can be built here: another version or environment may have measured it."""
     try:
         shape_of_kind(kind)
     except (RaysnapError, IndexError):

@@ -8,6 +8,7 @@ from typing import Any
 
 from raysnap.config.sweep import FinetuneConfig
 from raysnap.datasets.dataset import find_dataset, open_dataset
+from raysnap.errors import ArchitectureError, UsageError
 from raysnap.humanize import count_text, flops_text, plural, seconds_text
 from raysnap.models.block_facts import block_shapes
 from raysnap.planning.finetune import LEAST_RESERVE_S, RESERVE_SHARE, SEARCH_SHARE, sweep_config
@@ -56,8 +57,10 @@ def plan_finetune(config: FinetuneConfig) -> FinetunePlan:
         by_id = {summary.id: summary for summary in store.summaries()}
         chosen, tried = [by_id[store.resolve(start)] for start in config.starts], []
     else:
-        distinct = list({summary.body: summary for summary in summaries}.values())
-        tried = sorted(distinct, key=_flops, reverse=True)[:limit]
+        distinct = {summary.body: summary for summary in summaries}.values()
+        tried = sorted((summary for summary in distinct if _can_run(summary)), key=_flops, reverse=True)[:limit]
+        if not tried:
+            raise UsageError(f"{config.store}: expected a snapshot to start from, found none that can run")
         chosen = tried[: config.shortlist]
     num_items = None
     if folder is not None:
@@ -87,6 +90,15 @@ def divided_time(budget_s: float | None) -> dict[str, float] | None:
     reserve_s = max(LEAST_RESERVE_S, RESERVE_SHARE * budget_s)
     search_s = SEARCH_SHARE * budget_s
     return {"search": search_s, "reserve": reserve_s, "training": max(0.0, budget_s - search_s - reserve_s)}
+
+
+def _can_run(summary: SnapshotSummary) -> bool:
+    """Return whether a search can try the snapshot; it names those that it can't, and goes on."""
+    try:
+        block_shapes(summary.architecture, summary.image_size)
+    except ArchitectureError:
+        return False
+    return True
 
 
 def _flops(summary: SnapshotSummary) -> float:

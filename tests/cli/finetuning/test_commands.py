@@ -7,6 +7,9 @@ import sys
 import pytest
 
 from raysnap.cli.app import main
+from raysnap.cli.finetuning import plan
+from raysnap.errors import ArchitectureError
+from raysnap.models.block_facts import block_shapes
 from raysnap.store.store import Store
 from tests.support.cli_commands import listing, make_dataset, run_json, run_text
 from tests.support.search_stores import put, variant
@@ -35,6 +38,21 @@ def test_a_dry_run_says_what_a_finetune_takes_and_writes_nothing(place, capsys):
     assert (document["num_candidates"], document["starts"]) == (0, ["first"])
     assert {trial["train"]["epochs"] for trial in document["trials"]} == {3} and len(document["trials"]) == 4
     assert listing(place) == before
+
+
+def test_a_dry_run_leaves_out_what_no_search_can_run(place, capsys, monkeypatch):
+    put(Store.open("store"), "odd", variant("resnet18", 0, 0), "resnet18")
+
+    def shapes(architecture, image_size):
+        if architecture == "resnet18":
+            raise ArchitectureError("its forward takes another path")
+        return block_shapes(architecture, image_size)
+
+    monkeypatch.setattr(plan, "block_shapes", shapes)
+    document = run_json(capsys, "finetune", "--data", "photos", "--dry-run")
+    assert document["num_candidates"] == 2 and sorted(document["starts"]) == ["first", "second"]
+    assert main(["finetune", "--data", "photos", "--dry-run", "--where", "name == 'odd'"]) == 2
+    assert "found none that can run" in capsys.readouterr().err
 
 
 def test_a_file_and_overrides_change_the_job(place, capsys):
