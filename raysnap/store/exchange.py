@@ -36,7 +36,7 @@ from raysnap.models.checkpoints.folders import (
     TORCH_SUFFIXES,
     class_names,
 )
-from raysnap.models.families.family import config_document
+from raysnap.models.families.family import config_document, folder_options, item_shape
 from raysnap.models.tensor_bytes import block_digest, encode
 from raysnap.models.weight_files import Weights, merge_adapter, read_weights
 from raysnap.store.catalog import ABSENT
@@ -293,7 +293,8 @@ class InputOptions:
             return found
         if base is not None and isinstance(base.preprocessing, Preprocessing):
             return base.preprocessing, None
-        return Preprocessing.cropping(ASSUMED_PX), None
+        is_torchvision = parse(architecture).family == TORCHVISION
+        return Preprocessing.cropping(ASSUMED_PX if is_torchvision else item_shape(architecture)[-1]), None
 
 
 @dataclass(frozen=True)
@@ -473,7 +474,8 @@ def _documents(manifest: Manifest) -> tuple[dict[str, bytes], tuple[str, ...]]:
     if architecture.family == TIMM:
         said = to_timm(own)
         config = {"architecture": architecture.name, "num_classes": manifest.num_classes}
-        config |= {"model_args": architecture.options} if architecture.options else {}
+        options = folder_options(manifest.architecture)
+        config |= {"model_args": options} if options else {}
         config |= {"label_names": list(classes)} if classes else {}
         documents = {CONFIG_FILE: config | {"pretrained_cfg": said | {"num_classes": manifest.num_classes}}}
         again = of_timm(said)

@@ -135,6 +135,23 @@ def test_timm_loads_an_export_as_its_card_says(tmp_path, monkeypatch, to):
         assert loaded["transform"].transforms[0].size == 36
 
 
+@pytest.mark.parametrize("seen", [160, 96])
+def test_timm_builds_nets_of_one_size_as_they_were(tmp_path, monkeypatch, seen):
+    model = timm.create_model("test_vit", num_classes=3)  # of 160 px, where the class that it is of has 224
+    torch.save(model.state_dict(), tmp_path / "mine.pth")
+    size = None if seen == 160 else seen
+    options = InputOptions(image_size=size)
+    added = add_path(
+        tmp_path / "store", tmp_path / "mine.pth", architecture="timm/test_vit", name="mine", options=options
+    )
+    assert added.written.manifest.preprocessing.image_size == seen
+    export_snapshot(Store.open(tmp_path / "store"), "mine", tmp_path / "out" / "mine")
+    loaded = run_card(tmp_path / "out", monkeypatch)
+    assert equal(loaded["model"].state_dict(), model.state_dict())
+    again = add_path(tmp_path / "store", tmp_path / "out" / "mine").written
+    assert (again.is_new, again.manifest) == (False, added.written.manifest)
+
+
 def test_a_folder_that_timm_saved_comes_in(tmp_path):
     torch.manual_seed(0)
     model = timm.create_model(TIMM_NAME, num_classes=3, **TIMM_OPTIONS)

@@ -253,6 +253,14 @@ def item_shape(text: str, image_size: int | None = None) -> tuple[int, ...]:
     return family_of(architecture).item_shape(architecture, image_size)
 
 
+def folder_options(text: str) -> dict[str, Any]:
+    """Return the arguments of its builder that an exported folder of a model of timm says."""
+    architecture = parse(text)
+    family_of(architecture)
+    options: dict[str, Any] = import_module("raysnap.models.families.timm").folder_options(architecture)
+    return options
+
+
 def text_facts(text: str) -> dict[str, int | None] | None:
     """Return the fields of `block_facts.TextFacts` of a model of texts; None of any other."""
     architecture = parse(text)

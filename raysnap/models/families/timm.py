@@ -100,6 +100,17 @@ def item_shape(architecture: Architecture, image_size: int | None) -> tuple[int,
     return (options.get("in_chans", channels), edge, edge)
 
 
+def folder_options(architecture: Architecture) -> dict[str, Any]:
+    """Return what a `config.json` has to tell timm's builder so that `local-dir:` builds this very network.
+
+    A network of one size of images is built for the size that its preprocessing has there, unless this says another.
+    """
+    configured = timm.get_pretrained_cfg(architecture.name)
+    is_fixed = configured is not None and configured.fixed_input_size
+    size = {"img_size": item_shape(architecture, None)[-1]} if is_fixed else {}
+    return size | architecture.options
+
+
 def run(model: nn.Module, items: Tensor) -> Tensor:
     """Return the logits that a model gives for items."""
     return cast(Tensor, model(items))
