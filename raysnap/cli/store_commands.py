@@ -305,7 +305,8 @@ def parse_channels(option: str, text: str) -> tuple[float, float, float]:
         values = []
     values = values * 3 if len(values) == 1 else values
     if len(values) != 3 or not all(map(math.isfinite, values)) or (option == "--std" and not all(values)):
-        raise UsageError(f"{option} {text}: expected one number or three, such as 0.485,0.456,0.406")
+        kind = "number other than 0" if option == "--std" else "number"
+        raise UsageError(f"{option} {text}: expected one {kind} or three, such as 0.485,0.456,0.406")
     return values[0], values[1], values[2]
 
 

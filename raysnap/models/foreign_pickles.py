@@ -58,6 +58,8 @@ def check_checkpoint(path: Path) -> None:
         if isinstance(error, OSError) and error.errno in SYSTEM_LIMITS:
             raise WeightsError(f"{path}: {SYSTEM_LIMITS[error.errno]}") from None
         reason = " ".join(str(error).split())[:200] or type(error).__name__
+        if isinstance(error, KeyError | IndexError):  # what they say is a byte or a place, of no pickle
+            reason = "something else, or a damaged file"
         raise WeightsError(
             f"{path}: expected a checkpoint of tensors only (torch.save of a state_dict()), found: {reason}"
         ) from None

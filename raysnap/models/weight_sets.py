@@ -123,7 +123,9 @@ def choose_set(sets: list[WeightSet], wanted: str | None) -> WeightSet:
         )
     exact = [one for one in sets if one.label == wanted] or [one for one in sets if one.entry == wanted]
     if len(exact) != 1:
-        labels = ", ".join(repr(one.label) for one in sets)
+        labels = ", ".join(repr(one.label) for one in sets if one.label)
+        if not labels:
+            raise WeightsError(f"expected no --entry, as the file holds its tensors without one, found {wanted!r}")
         raise WeightsError(f"expected one of its entries that fit, {labels}, found {wanted!r}")
     return exact[0]
 

@@ -147,7 +147,7 @@ def _table(results: tuple[StartResult, ...], kept: TrialRow | None) -> DataTable
         Column("rank", "rank", "count", "by the search"),
         Column("name", "start", "name"),
         Column("dataset", "trained on", "name"),
-        Column("architecture", "architecture"),
+        Column("architecture", "architecture", "name"),
         Column("score", "predicted: score", "score"),
         Column("interval", "95 % interval", "text", "by the luck of the items that the score rests on"),
         Column("num_scored", "items", "count", "items that the score rests on"),
@@ -158,7 +158,9 @@ def _table(results: tuple[StartResult, ...], kept: TrialRow | None) -> DataTable
         Column("num_trials", "fine-tunes", "count"),
         Column("snapshot", "id", is_on_page=False),
     ]
-    caption = "Starts as the search ranked them, and the best fine-tune of each"
+    is_ranked = any(result.start.rank is not None for result in results)
+    order = "as the search ranked them" if is_ranked else "as they were named"
+    caption = f"Starts {order}, and the best fine-tune of each"
     return DataTable("starts", caption, without_empty(columns, rows), tuple(rows))
 
 

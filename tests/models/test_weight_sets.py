@@ -97,6 +97,8 @@ def test_a_set_is_chosen_by_its_label_or_its_entry():
     assert choose_set(sets, "model_ema").label == choose_set(sets, "model_ema/module").label == "model_ema/module"
     with pytest.raises(WeightsError, match="'model', 'model_ema/module', found 'optimizer'"):
         choose_set(sets, "optimizer")
+    with pytest.raises(WeightsError, match="expected no --entry, .* found 'optimizer'"):
+        choose_set(find_sets(ARCHITECTURE, {"": shapes()}), "optimizer")
 
 
 def test_batch_counts_may_be_missing():

@@ -169,6 +169,12 @@ def test_garbage_is_refused_in_one_line(tmp_path, raw, suffix):
     assert "\n" not in str(caught.value)
 
 
+def test_a_text_is_no_checkpoint_and_no_number(tmp_path):
+    (tmp_path / "notes.pth").write_text("hello")
+    with pytest.raises(WeightsError, match="tensors only .* found: something else, or a damaged file$"):
+        read_weights(tmp_path / "notes.pth", ARCHITECTURE)
+
+
 @pytest.mark.parametrize("name", ["missing.pth", ".", "weights.h5", "weights"])
 def test_a_file_that_is_no_file_of_weights_is_refused(tmp_path, name):
     (tmp_path / "weights.h5").write_bytes(b"x")
