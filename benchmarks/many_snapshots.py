@@ -250,7 +250,7 @@ def plan(path: Path) -> dict[str, Any]:
 
     imported_bytes = peak_rss_bytes()
     started_s, started_cpu_s = time.perf_counter(), time.process_time()
-    candidates = Field(Store.open(path), SearchOptions()).first_round()
+    candidates = Field(store := Store.open(path), SearchOptions(), store.summaries()).first_round()
     plan_rungs("nested", len(candidates), NUM_TRAIN, NUM_TEST)
     build_tree(candidates, sharing=True)
     return {

@@ -119,7 +119,7 @@ MUTANTS = [
     Mutant(
         "fsync of the folders of blocks that others wrote",
         "store/store.py",
-        "                self._files.sync_shards(entry.digest for entry in manifest.blocks)\n",
+        "                self._files.sync_shards(entry.digest for entry in manifest.objects)\n",
         "",
         "store/test_files.py::test_shards_are_synced_before_the_manifest",
         r"assert set\(\) ==|assert set\(synced",
@@ -263,7 +263,7 @@ MUTANTS = [
     Mutant(
         "no manifest before its blocks",
         "store/store.py",
-        "if not self._files.refresh(entry.digest, entry.num_bytes)]",
+        "if not self._files.refresh(one.digest, one.num_bytes)]",
         "if False]",
         "store/test_garbage.py::test_a_write_by_digest_that_came_too_late_leaves_no_manifest",
         NOT_RAISED,

@@ -113,7 +113,9 @@ def _count_items(cell: Cell) -> tuple[int, int]:
     options = cell.options
     if find_dataset(cell.data, options.data_dir, options.shapes) is not None:
         dataset = open_dataset(cell.data, options.data_dir, options.shapes)
-        train, test = probe_splits(dataset, options.seed, options.num_train, options.num_test)
+        train, test = probe_splits(
+            dataset, options.seed, options.num_train, options.num_test, spares_test=options.spares_test
+        )
         return len(train), len(test)
     shapes = options.shapes or ShapesConfig()
     num_train, num_test = shapes.num_train, shapes.num_val or shapes.num_test

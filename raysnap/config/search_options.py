@@ -50,6 +50,11 @@ class SearchOptions(Section):
         None, description="Training items to fit probes on, a stratified subset; None is all."
     )
     num_test: Count | None = Field(None, description="Items to score on, a stratified subset; None is all.")
+    spares_test: bool = Field(
+        False,
+        description="Whether test items are left for a later fine-tune to be tested on: where there is no val, a fifth "
+        "of train is scored on, which a fine-tune with the same seed holds out as well.",
+    )
     image_size: EdgePx | None = Field(
         None,
         description="Edge of the square that models see, in pixels; None is what each snapshot was trained with.",
@@ -125,6 +130,7 @@ class SearchKeywords(TypedDict, total=False):
     tolerance: float
     num_train: int | None
     num_test: int | None
+    spares_test: bool
     image_size: int | None
     time_budget_s: float | None
     budget_bytes: int | None

@@ -44,17 +44,24 @@ def training_splits(
 
 
 def probe_splits(
-    dataset: Dataset, seed: int, num_train: int | None = None, num_test: int | None = None
+    dataset: Dataset,
+    seed: int,
+    num_train: int | None = None,
+    num_test: int | None = None,
+    *,
+    spares_test: bool = False,
 ) -> tuple[tuple[Item, ...], tuple[Item, ...]]:
     """Return the items that probes fit and score on, in stratified order, so that every prefix is a fair subset.
 
-    Probes score on val, on test where there is no val, and on a fifth of train where there is neither.
+    Probes score on val, on test where there is no val, and on a fifth of train where there is neither. If test is
+    spared, that fifth, which `training_splits` holds out with the same seed, stands for a val that is missing.
 
     Raises:
         DataError: the training subset holds fewer than two classes, or the split to score on a class that train lacks.
     """
     train = dataset.splits["train"]
-    scored = next((split for split in ("val", "test") if split in dataset.splits), None)
+    may_score = ("val",) if spares_test else ("val", "test")
+    scored = next((split for split in may_score if split in dataset.splits), None)
     if scored is None:
         train, score = _hold_out_fifth(train, seed)
     else:

@@ -7,6 +7,7 @@ there. The sweep stores its best model and writes every fine-tune into the store
 from __future__ import annotations
 
 import json
+import logging
 import time
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -17,6 +18,7 @@ from raysnap.config.sweep import FinetuneConfig
 from raysnap.datasets.dataset import Dataset, open_dataset
 from raysnap.datasets.splits import check_classes
 from raysnap.errors import UsageError
+from raysnap.humanize import seconds_text
 from raysnap.jobs.sweep import SweepSummary, sweep
 from raysnap.planning.finetune import LEAST_RESERVE_S, RESERVE_SHARE, SEARCH_SHARE, fit_to_time, sweep_config
 from raysnap.planning.sweep import plan_sweep
@@ -30,6 +32,8 @@ from raysnap.store.records import SearchedFrom
 from raysnap.store.store import Store
 from raysnap.system import since_enter_s
 from raysnap.training.trial import slug
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -113,7 +117,7 @@ def finetune(
             _open(config).root,
             shortlist.starts,
             shortlist.epochs,
-            shortlist.time.training_s if shortlist.time else None,
+            shortlist.time,
             shortlist.recipes,
         )
         is_begun = (training.run_dir / "config.yaml").exists()
@@ -192,10 +196,10 @@ def _search(
 
 
 def search_options(config: FinetuneConfig) -> SearchOptions:
-    """Return how the store is searched; of a time budget, a quarter is for that at most."""
+    """Return how the store is searched: not by test items, and of a time budget in a quarter at most."""
     budget_s = None if config.time_budget_s is None else SEARCH_SHARE * config.time_budget_s
     given = {"seed": config.seed, "data_dir": config.data_dir, "shapes": config.shapes, "time_budget_s": budget_s}
-    return config.search.model_copy(update=given)
+    return config.search.model_copy(update=given | {"spares_test": True})
 
 
 def _shortlisted(line: RankedSnapshot, summary: SnapshotSummary) -> ShortlistedStart:
@@ -247,6 +251,13 @@ def _in_time(config: FinetuneConfig, dataset: Dataset, shortlist: Shortlist, too
     searched_s = took_s if shortlist.is_searched else 0.0
     plan = TimePlan(budget_s, SEARCH_SHARE * budget_s, searched_s, reserve_s, training_s, fit.forecast_s)
     starts = shortlist.starts[: fit.num_starts]
+    if plan.is_short:
+        logger.warning(
+            "time budget: the least training is forecast to take %s, and %s are left: each fine-tune ends after the "
+            "epoch in which its time is over",
+            seconds_text(fit.forecast_s),
+            seconds_text(training_s),
+        )
     return replace(shortlist, starts=starts, epochs=fit.epochs, recipes=fit.recipes, time=plan)
 
 

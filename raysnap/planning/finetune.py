@@ -18,7 +18,7 @@ from raysnap.config.sweep import PRESETS, FinetuneConfig, SweepConfig
 from raysnap.models.block_facts import num_body_blocks
 from raysnap.planning.forecast import TRIAL_OVERHEAD_S, forecast
 from raysnap.planning.sweep import plan_sweep
-from raysnap.runs.shortlist import TRAINING_DIR, ShortlistedStart
+from raysnap.runs.shortlist import TRAINING_DIR, ShortlistedStart, TimePlan
 from raysnap.system import num_cpus
 
 SEARCH_SHARE = 0.25  # of a time budget, at most, for the search
@@ -35,7 +35,7 @@ def sweep_config(
     dataset_dir: Path,
     starts: Sequence[ShortlistedStart],
     epochs: int,
-    training_s: float | None = None,
+    time: TimePlan | None = None,
     recipes: str | None = None,
 ) -> SweepConfig:
     """Return the sweep that fine-tunes from these starts.
@@ -44,7 +44,7 @@ def sweep_config(
         recipes: the preset whose recipes are tried in place of the configuration's own.
         dataset_dir: the dataset's folder.
         epochs: of each fine-tune, at most.
-        training_s: when the sweep stops.
+        time: for how long is trained; None is as long as it takes.
     """
     train = config.train.model_copy(update={"epochs": epochs}).model_dump(mode="json")
     architectures = list(dict.fromkeys(start.architecture for start in starts))
@@ -67,7 +67,7 @@ def sweep_config(
             "metric": config.metric,
             "grace_epochs": min(config.grace_epochs, epochs),
             "reduction_factor": config.reduction_factor,
-            "time_budget_s": training_s,
+            "time_budget_s": time.stop_s if time else None,
             "keep": "best",
             **{key: getattr(config, key) for key in ("num_train", "num_val", "num_test", "prefix_cache_bytes")},
             "trackers": config.trackers,
@@ -75,7 +75,7 @@ def sweep_config(
             **({"shapes": config.shapes} if config.shapes else {}),
         }
     )
-    return sweep if training_s is None else _sharing_time(sweep, training_s)
+    return sweep if time is None else _sharing_time(sweep, time.training_s)
 
 
 def _sharing_time(sweep: SweepConfig, training_s: float) -> SweepConfig:

@@ -72,6 +72,9 @@ class ShortlistedStart:
         )
 
 
+OVERRUN = 2.0
+
+
 @dataclass(frozen=True)
 class TimePlan:
     """How a time budget was divided, in seconds.
@@ -89,6 +92,16 @@ class TimePlan:
     reserve_s: float
     training_s: float
     forecast_s: float
+
+    @property
+    def is_short(self) -> bool:
+        """Whether even the least training is forecast to take longer than there is time."""
+        return self.forecast_s > self.training_s
+
+    @property
+    def stop_s(self) -> float:
+        """When training is stopped: later than planned where time is short, so that an epoch ends and can be kept."""
+        return max(self.training_s, OVERRUN * self.forecast_s) if self.is_short else self.training_s
 
 
 _TIMES = tuple(one.name for one in fields(TimePlan))

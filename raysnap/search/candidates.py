@@ -9,9 +9,10 @@ from pathlib import Path
 
 from raysnap.config.parts import ShapesConfig
 from raysnap.config.search_options import SearchOptions
-from raysnap.datasets.dataset import find_dataset, open_dataset
+from raysnap.datasets.dataset import Dataset, find_dataset, open_dataset
 from raysnap.errors import ArchitectureError, UsageError
-from raysnap.models.block_facts import num_body_parameters
+from raysnap.humanize import plural
+from raysnap.models.block_facts import num_body_parameters, sees_texts
 from raysnap.models.block_shape import HEAD
 from raysnap.search.plan.tree import Candidate, find_misfit
 from raysnap.search.result import InputGroup, RankedSnapshot
@@ -67,7 +68,7 @@ def count_parameters(architecture: str) -> int:
 
 def group_inputs(candidates: Collection[Candidate]) -> tuple[InputGroup, ...]:
     """Return in which ways candidates see their items, the most common first."""
-    counts = Counter(candidate.preprocessing for candidate in candidates if candidate.misfit is None)
+    counts = Counter(candidate.preprocessing for candidate in candidates)
     told = ("resize_size", "resize_mode", "mean", "std", "interpolation")
     return tuple(
         InputGroup(
@@ -88,8 +89,7 @@ def find_even_image_size(candidates: Collection[Candidate]) -> int | None:
     if len(groups := group_inputs(candidates)) < 2:
         return None
     for image_size in dict.fromkeys(group.image_size for group in groups):
-        fit = [one for one in candidates if one.misfit is None]
-        scaled = [replace(one, preprocessing=one.preprocessing.sized(image_size)) for one in fit]
+        scaled = [replace(one, preprocessing=one.preprocessing.sized(image_size)) for one in candidates]
         if len({one.preprocessing for one in scaled}) == 1 and not any(map(find_misfit, scaled)):
             return image_size
     return None
@@ -119,6 +119,22 @@ def find_summaries(store: Store, where: str | None) -> list[SnapshotSummary]:
             "generate` or `raysnap store add`"
         )
     return summaries
+
+
+def that_see(dataset: Dataset, summaries: Sequence[SnapshotSummary]) -> list[SnapshotSummary]:
+    """Return those of the snapshots that see items such as the dataset's, images or texts.
+
+    Raises:
+        UsageError: none does.
+    """
+    seeing = [one for one in summaries if sees_texts(one.architecture) == (dataset.kind == "texts")]
+    if not seeing:
+        other = "images" if dataset.kind == "texts" else "texts"
+        raise UsageError(
+            f"dataset {dataset.root}: expected snapshots that see {dataset.kind} as the dataset has, found "
+            f"{plural(len(summaries), 'snapshot')} that see {other}"
+        )
+    return seeing
 
 
 def read_candidates(store: Store, summaries: Iterable[SnapshotSummary], image_size: int | None) -> Iterator[Candidate]:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from raysnap.config.search_options import SearchOptions
-from raysnap.search.candidates import count_parameters, find_candidates, find_summaries, name_of, read_candidates
+from raysnap.search.candidates import count_parameters, name_of, read_candidates
 from raysnap.search.contest import Contest
 from raysnap.search.plan.strata import Body, find_bodies, order_evenly
 from raysnap.search.plan.tree import Candidate, find_misfit
@@ -43,15 +43,11 @@ class Field:
         rounds: the contests so far, and their rankings.
     """
 
-    def __init__(self, store: Store, options: SearchOptions):
-        """Find the snapshots; no manifest is read.
-
-        Raises:
-            UsageError: there is none.
-        """
+    def __init__(self, store: Store, options: SearchOptions, summaries: Sequence[SnapshotSummary]):
+        """Take note of the snapshots; no manifest is read."""
         self.store = store
         self.options = options
-        self.summaries = {summary.id: summary for summary in find_summaries(store, options.where)}
+        self.summaries = {summary.id: summary for summary in summaries}
         self._limit = options.max_candidates or len(self.summaries)
         self.bodies: list[Body] = []
         if len(self.summaries) > self._limit:
@@ -68,13 +64,10 @@ class Field:
             self.options = options.model_copy(update={"tolerance": options.tolerance / 2})
 
     def first_round(self) -> list[Candidate]:
-        """Return the candidates of the first round, by id: all, or some of every kind.
-
-        Raises:
-            UsageError: no manifest can be read.
-        """
+        """Return the candidates of the first round, by id: all, or some of every kind."""
         if not self.bodies:
-            return find_candidates(self.store, self.options.where, self.options.image_size)
+            found = read_candidates(self.store, self.summaries.values(), self.options.image_size)
+            return sorted(found, key=lambda candidate: candidate.snapshot)
         return self._admit(range(len(self.bodies)), self._limit - self._num_later)
 
     def record(self, contest: Contest) -> None:

@@ -12,14 +12,21 @@ from pathlib import Path
 from typing import Unpack
 
 from raysnap.config.search_options import SearchKeywords, SearchOptions
+from raysnap.datasets.dataset import Dataset
 from raysnap.datasets.layout.account import Account
 from raysnap.humanize import plural
 from raysnap.progress import OnProgress, ignore_progress
-from raysnap.search.candidates import find_even_image_size, group_inputs, pick_static_baseline
+from raysnap.search.candidates import (
+    find_even_image_size,
+    find_summaries,
+    group_inputs,
+    pick_static_baseline,
+    that_see,
+)
 from raysnap.search.contest import Contest
 from raysnap.search.engine.cached_source import CachedSource
 from raysnap.search.engine.feature_cache import FeatureCache
-from raysnap.search.engine.items import ProbeItems, fitted
+from raysnap.search.engine.items import ProbeItems
 from raysnap.search.engine.setup import Setup, open_executor
 from raysnap.search.engine.source import FeatureSource, OnShare
 from raysnap.search.engine.work import Work
@@ -72,14 +79,17 @@ def search(
     store = store if isinstance(store, Store) else Store.open(Path(store))
     work = Work()
     with work.timed("plan"):
-        field = Field(store, options)
+        summaries = find_summaries(store, options.where)
+        setup = Setup(store.path, str(data), options)
+        dataset = setup.open_dataset()
+        field = Field(store, options, that_see(dataset, summaries))
         candidates = field.first_round()
-    setup = Setup(store.path, str(data), field.options)
+    setup = replace(setup, options=field.options)
     outlooks: list[Outlook] = []
     accounts: list[Account] = []
     while candidates:
         outlook, contest, account = _hold_contest(
-            setup, store, candidates, started_s, on_progress, is_first=not outlooks
+            setup, store, dataset, candidates, started_s, on_progress, is_first=not outlooks
         )
         if not contest.reports:  # there was no time for another round
             break
@@ -105,6 +115,7 @@ def search(
 def _hold_contest(
     setup: Setup,
     store: Store,
+    dataset: Dataset,
     candidates: Sequence[Candidate],
     started_s: float,
     on_progress: OnProgress,
@@ -112,8 +123,7 @@ def _hold_contest(
     is_first: bool,
 ) -> tuple[Outlook, Contest, Account]:
     """Compare these candidates on the dataset, by the rungs of the method, as far as the time budget allows."""
-    drawn = setup.draw_items(candidates)
-    candidates = fitted(candidates, drawn.dataset)
+    drawn = setup.draw_items(dataset, candidates)
     planning_s = time.perf_counter()
     tree = build_tree(candidates, sharing=setup.is_sharing)
     cache = None

@@ -36,7 +36,7 @@ from raysnap.models.checkpoints.folders import (
     TORCH_SUFFIXES,
     class_names,
 )
-from raysnap.models.families.family import config_document, folder_options, item_shape
+from raysnap.models.families.family import config_document, folder_options, item_shape, timm_input
 from raysnap.models.tensor_bytes import block_digest, encode
 from raysnap.models.weight_files import Weights, merge_adapter, read_weights
 from raysnap.store.catalog import ABSENT
@@ -273,7 +273,7 @@ class InputOptions:
         if source is None:
             why = "as --image-size was not given" if base is None else "as its base does"
             if self.image_size is None and self.resize is None:
-                remarks.append(f"assumed to take images of {used.image_size} px, {why}")
+                remarks.append(f"assumed to take images so, {why}: {used.text}")
         elif used != own:
             remarks.append(f"takes images as {source} says ({own.text}), but: {used.text}")
         return used, remarks
@@ -293,8 +293,13 @@ class InputOptions:
             return found
         if base is not None and isinstance(base.preprocessing, Preprocessing):
             return base.preprocessing, None
-        is_torchvision = parse(architecture).family == TORCHVISION
-        return Preprocessing.cropping(ASSUMED_PX if is_torchvision else item_shape(architecture)[-1]), None
+        if parse(architecture).family == TORCHVISION:
+            return Preprocessing.cropping(ASSUMED_PX), None
+        edge, said = item_shape(architecture)[-1], timm_input(architecture)
+        with contextlib.suppress(WeightsError):  # some of timm's own see images in ways that raysnap doesn't
+            if said is not None:
+                return of_timm(said).sized(edge), None
+        return Preprocessing.cropping(edge), None
 
 
 @dataclass(frozen=True)

@@ -94,7 +94,8 @@ def test_an_assumed_image_size_is_said(here, capsys):
     add = ["store", "add", "w.pth", "--arch", "resnet18"]
     assert main([*add, "--store", "new"]) == 0
     assert capsys.readouterr().err == (
-        "raysnap: w.pth: assumed to take images of 224 px, as --image-size was not given\n"
+        "raysnap: w.pth: assumed to take images so, as --image-size was not given: shorter side 256\u00a0px "
+        "(bilinear), crop 224\u00a0px, mean [0.485, 0.456, 0.406], std [0.229, 0.224, 0.225]\n"
     )
     assert main([*add, "--image-size", "32", "--store", "new"]) == 0
     assert "already stored, for images of 224 px" in capsys.readouterr().err

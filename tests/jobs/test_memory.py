@@ -25,7 +25,9 @@ def memory(tmp_path) -> Memory:
     root = put(store, "root", variant(SMALL, 0, 0), SMALL)
     start = put(store, "start", variant(SMALL, 1, 1), SMALL, base=root)
     job = SimpleNamespace(store=store, config=SimpleNamespace(image_size=32))
-    dataset = SimpleNamespace(name="pets", fingerprint="digest of pets", classes=("cat", "dog"), root=Path("pets"))
+    dataset = SimpleNamespace(
+        name="pets", fingerprint="digest of pets", classes=("cat", "dog"), root=Path("pets"), kind="images"
+    )
     data = JobData({"pets": dataset}, {"pets": {"train": 8, "val": 4}})
     return Memory(job, data, {"start": start, "drawn": None}, {start: SEARCHED})
 

@@ -6,7 +6,7 @@ from raysnap.config.sweep import FinetuneConfig
 from raysnap.planning import finetune as module
 from raysnap.planning.finetune import fit_to_time, sweep_config
 from raysnap.planning.sweep import plan_sweep
-from raysnap.runs.shortlist import ShortlistedStart
+from raysnap.runs.shortlist import ShortlistedStart, TimePlan
 from raysnap.store.store import Store
 from tests.support.image_folders import make_folder
 from tests.support.search_stores import put, variant
@@ -96,8 +96,20 @@ def test_each_fine_tune_has_a_share_of_the_time(tmp_path, folder, starts, monkey
     monkeypatch.setattr(module, "num_cpus", lambda: 2)
     monkeypatch.setattr(module, "known_gpu_bytes", tuple)
     config = config_of(tmp_path, folder, preset="quick")
-    shares = {seconds: sweep_config(config, folder, starts, 3, seconds).train.time_limit_s for seconds in (100, 1)}
+    plans = {seconds: TimePlan(200, 50, 10, 15, seconds, forecast_s=1) for seconds in (100, 1)}
+    shares = {
+        seconds: sweep_config(config, folder, starts, 3, plan).train.time_limit_s for seconds, plan in plans.items()
+    }
     assert shares == {100: pytest.approx(0.9 * 100 * 2 / 4 - 1), 1: 1.0}
     assert sweep_config(config, folder, starts, 3).train.time_limit_s is None
     alone = config_of(tmp_path, folder, preset="quick", resources={"max_concurrent": 1})
-    assert sweep_config(alone, folder, starts, 3, 100).train.time_limit_s == pytest.approx(0.9 * 100 / 4 - 1)
+    assert sweep_config(alone, folder, starts, 3, plans[100]).train.time_limit_s == pytest.approx(0.9 * 100 / 4 - 1)
+
+
+def test_where_time_is_short_an_epoch_may_end_all_the_same(tmp_path, folder, starts):
+    config = config_of(tmp_path, folder, preset="quick")
+    long, short = (TimePlan(60, 15, 10, 15, 20, forecast_s=forecast_s) for forecast_s in (19, 45))
+    assert (long.is_short, short.is_short) == (False, True)
+    assert sweep_config(config, folder, starts, 2, long).time_budget_s == 20
+    assert sweep_config(config, folder, starts, 2, short).time_budget_s == 2 * 45
+    assert sweep_config(config, folder, starts, 2, short).train.time_limit_s < 20, "each ends with its next epoch"

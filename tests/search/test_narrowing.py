@@ -80,7 +80,7 @@ def test_twins_beyond_the_limit_leave_nothing_out(find, many):
 
 
 def test_kinds_are_covered_before_any_is_tried_twice(many):
-    field = Field(many, SearchOptions(max_candidates=4))
+    field = Field(many, SearchOptions(max_candidates=4), many.summaries())
     names = {candidate.name for candidate in field.first_round()}
     assert len(names & {"base-0", "base-1"}) >= 1
     assert any(name.startswith("0-") for name in names) and any(name.startswith("1-") for name in names)
@@ -101,7 +101,7 @@ def test_only_manifests_of_what_is_tried_are_read(many, monkeypatch):
     read = []
     own = Store.manifests_of
     monkeypatch.setattr(Store, "manifests_of", lambda self, ids: own(self, (read.append(one) or one for one in ids)))
-    candidates = Field(many, SearchOptions(max_candidates=5)).first_round()
+    candidates = Field(many, SearchOptions(max_candidates=5), many.summaries()).first_round()
     assert len(read) == len(candidates) == 5
     assert [candidate.snapshot for candidate in candidates] == sorted(read)
     assert set(read) <= {candidate.snapshot for candidate in find_candidates(many, None, None)}

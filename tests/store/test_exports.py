@@ -13,9 +13,10 @@ from raysnap.errors import ArchitectureError, WeightsError
 from raysnap.models.architecture import architecture
 from raysnap.models.blocks import random_tensors
 from raysnap.models.checkpoints import recognition
+from raysnap.models.families.family import random_state_dict
 from raysnap.store.exchange import InputOptions, add_path, export_snapshot
 from raysnap.store.manifest import DatasetRecord
-from raysnap.store.preprocessing import Preprocessing
+from raysnap.store.preprocessing import Preprocessing, of_timm
 from raysnap.store.store import Store
 from tests.support.hf_architectures import TEXT, VISION
 
@@ -196,3 +197,13 @@ def test_a_configuration_of_other_weights_is_refused(tmp_path, change, error, re
     with pytest.raises(error, match=reason) as caught:
         add_path(tmp_path / "store", tmp_path)
     assert str(tmp_path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_timm_net_without_files_beside_it_is_assumed_to_see_as_timms_own(tmp_path):
+    architecture_text = "timm/vit_tiny_patch16_384"
+    torch.save(dict(random_state_dict(architecture_text, 2, 0)), tmp_path / "vit.pth")
+    added = add_path(tmp_path / "store", tmp_path / "vit.pth", architecture=architecture_text)
+    own = added.written.manifest.preprocessing
+    assert own == of_timm(timm.get_pretrained_cfg("vit_tiny_patch16_384").to_dict())
+    assert (own.image_size, own.mean, own.interpolation) == (384, (0.5, 0.5, 0.5), "bicubic")
+    assert added.remarks == (f"assumed to take images so, as --image-size was not given: {own.text}",)

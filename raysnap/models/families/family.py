@@ -122,6 +122,16 @@ def timm_architecture(name: str, options: Mapping[str, Any]) -> str | None:
     return None if architecture is None else str(architecture)
 
 
+def timm_input(text: str) -> dict[str, Any] | None:
+    """Return how timm's own weights of an architecture see images, as its `pretrained_cfg`; None for other families."""
+    architecture = parse(text)
+    if architecture.family != TIMM:
+        return None
+    from raysnap.models.families import timm
+
+    return timm.input_config(architecture)
+
+
 def known_names(family: str) -> list[str]:
     """Return the names of a family's architectures as they are given; none where its package is missing."""
     names = _module(family).known() if _is_installed(family) else ()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import asdict
 from functools import cache
 from typing import Any, cast
 
@@ -98,6 +99,12 @@ def item_shape(architecture: Architecture, image_size: int | None) -> tuple[int,
     edge = image_size or options.get("img_size") or edges[-1]
     edge = edge[-1] if isinstance(edge, list | tuple) else edge
     return (options.get("in_chans", channels), edge, edge)
+
+
+def input_config(architecture: Architecture) -> dict[str, Any] | None:
+    """Return how timm's own weights of this name see images, as its `pretrained_cfg`; None where it has none."""
+    configured = timm.get_pretrained_cfg(architecture.name)
+    return None if configured is None else asdict(configured)
 
 
 def folder_options(architecture: Architecture) -> dict[str, Any]:

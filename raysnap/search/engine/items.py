@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from torch import Tensor
@@ -14,10 +14,9 @@ from raysnap.datasets.dataset import Dataset, Item
 from raysnap.datasets.pixel_cache import Form
 from raysnap.datasets.splits import probe_splits
 from raysnap.datasets.text.token_cache import LoadTokenizer
-from raysnap.errors import DataError, UsageError
-from raysnap.humanize import plural
+from raysnap.errors import DataError
 from raysnap.search.plan.tree import Candidate
-from raysnap.store.preprocessing import AnyPreprocessing, TextPreprocessing
+from raysnap.store.preprocessing import AnyPreprocessing
 from raysnap.training.feeds import ItemCache, open_cache, read_items
 
 
@@ -37,9 +36,10 @@ class DrawnItems:
     ) -> DrawnItems:
         """Draw the items that the options ask for, and open the caches of their pixels or tokens."""
         started_s = time.perf_counter()
-        train, test = probe_splits(dataset, options.seed, options.num_train, options.num_test)
-        fit = [one for one in fitted(candidates, dataset) if one.misfit is None]
-        ways = {one.preprocessing.resizing: one.preprocessing for one in fit}
+        train, test = probe_splits(
+            dataset, options.seed, options.num_train, options.num_test, spares_test=options.spares_test
+        )
+        ways = {one.preprocessing.resizing: one.preprocessing for one in candidates}
         caches: dict[Form, ItemCache] = {
             form: open_cache([*train, *test], dataset, ways[form], load_tokenizer) for form in sorted(ways)
         }
@@ -73,24 +73,6 @@ class DrawnItems:
     def _first(self, num_train: int, num_test: int) -> list[int]:
         """Return the indices of the first items of each kind in the list of all, train before test."""
         return [*range(num_train), *range(len(self.train), len(self.train) + num_test)]
-
-
-def fitted(candidates: Sequence[Candidate], dataset: Dataset) -> list[Candidate]:
-    """Return the candidates, those marked as misfits that see items of another kind than the dataset's.
-
-    Raises:
-        UsageError: all do.
-    """
-    kinds = ["texts" if isinstance(one.preprocessing, TextPreprocessing) else "images" for one in candidates]
-    if dataset.kind not in kinds:
-        raise UsageError(
-            f"dataset {dataset.root}: expected snapshots that see {dataset.kind} as the dataset has, found "
-            f"{plural(len(candidates), 'snapshot')} that see {kinds[0]}"
-        )
-    return [
-        one if kind == dataset.kind else replace(one, misfit=f"it sees {kind}, and the dataset has {dataset.kind}")
-        for one, kind in zip(candidates, kinds, strict=True)
-    ]
 
 
 @dataclass(frozen=True)

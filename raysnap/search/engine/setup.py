@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from raysnap.config.search_options import SearchOptions
-from raysnap.datasets.dataset import open_dataset
+from raysnap.datasets.dataset import Dataset, open_dataset
 from raysnap.models.numerics import Numerics
 from raysnap.search.engine.block_shelf import Shelf
 from raysnap.search.engine.executor import Executor
@@ -51,15 +51,18 @@ class Setup:
         chosen = {"method": choice.method, "num_train": choice.num_train, "num_test": choice.num_test}
         return replace(self, options=self.options.model_copy(update=chosen))
 
-    def draw_items(self, candidates: Sequence[Candidate]) -> DrawnItems:
-        """Open the dataset and draw the items of it that the search uses."""
-        dataset = open_dataset(self.data, self.options.data_dir, self.options.shapes)
+    def open_dataset(self) -> Dataset:
+        """Open the dataset that the search asks about."""
+        return open_dataset(self.data, self.options.data_dir, self.options.shapes)
+
+    def draw_items(self, dataset: Dataset, candidates: Sequence[Candidate]) -> DrawnItems:
+        """Draw the items of the dataset that the search uses."""
         tokenizers = TokenizerReader(self.store)
         return DrawnItems.draw(dataset, candidates, self.options, tokenizers)
 
     def open_items(self, candidates: Sequence[Candidate]) -> ProbeItems:
         """Open the items that the search uses; the first process to do so decodes them."""
-        drawn = self.draw_items(candidates)
+        drawn = self.draw_items(self.open_dataset(), candidates)
         return drawn.decode(len(drawn.train), len(drawn.test))
 
     def pick_device(self) -> torch.device:

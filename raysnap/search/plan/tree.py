@@ -26,7 +26,6 @@ class Candidate:
         preprocessing: how items become its input.
         blocks: its blocks from the stem to the last body block.
         is_base: whether it derives from no other snapshot.
-        misfit: why it can't run on the dataset, where that is known already.
     """
 
     snapshot: str
@@ -35,7 +34,6 @@ class Candidate:
     preprocessing: AnyPreprocessing
     blocks: tuple[BlockEntry, ...]
     is_base: bool = False
-    misfit: str | None = None
 
 
 @dataclass(frozen=True)
@@ -87,8 +85,6 @@ class PrefixTree:
 
 def find_misfit(candidate: Candidate) -> str | None:
     """Return why the candidate can't run, judging by its manifest; None when it can."""
-    if candidate.misfit is not None:
-        return candidate.misfit
     try:
         facts, num_tokens = text_facts(candidate.architecture), candidate.preprocessing.image_size
         if facts is not None and facts.longest is not None and num_tokens > facts.longest:
