@@ -25,7 +25,15 @@ from raysnap.planning.sweep import plan_sweep
 from raysnap.progress import OnProgress, ignore_progress
 from raysnap.runs.run_directory import RunDirectory, lock_run
 from raysnap.runs.run_lock import RunLock
-from raysnap.runs.shortlist import SEARCH_NAME, Shortlist, ShortlistedStart, StartResult, TimePlan, results_of
+from raysnap.runs.shortlist import (
+    MODEL_NAME,
+    SEARCH_NAME,
+    Shortlist,
+    ShortlistedStart,
+    StartResult,
+    TimePlan,
+    results_of,
+)
 from raysnap.search.result import RankedSnapshot
 from raysnap.store.index import SnapshotSummary
 from raysnap.store.records import SearchedFrom
@@ -189,7 +197,7 @@ def _search(
         epochs=config.train.epochs,
         method=result.method,
         proxy=result.proxy,
-        num_candidates=result.num_candidates,
+        num_candidates=len(result.ranking),
         expected_loss=result.expected_loss,
         records_share=result.records.share if result.records else 0.0,
     )
@@ -287,7 +295,7 @@ def _summarise(
     results: tuple[StartResult, ...],
     training: SweepSummary,
 ) -> FinetuneSummary:
-    best = None
+    best: dict[str, Any] | None = None
     if training.best and training.best["snapshot"]:
         won = next(result for result in results if result.trial and result.trial.trial == training.best["trial"])
         dataset_name = slug(config.dataset)
@@ -299,6 +307,8 @@ def _summarise(
             "recipe": _recipe_of(training.best["point"]),
             "metrics": training.best["metrics"],
         }
+        kept = {key: best[key] for key in ("name", "snapshot")}
+        write_atomically(config.run_dir / MODEL_NAME, json.dumps(kept) + "\n")
     return FinetuneSummary(
         run_dir=str(config.run_dir),
         dataset=config.dataset,

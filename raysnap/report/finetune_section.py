@@ -54,7 +54,7 @@ def finetune_sentences(run: Run, shortlist: Shortlist) -> list[Markup]:
     found = []
     if kept is not None:
         won = next((result for result in results if result.trial is kept), None)
-        stored = Markup(", stored as <b class='name'>{}</b>").format(kept.snapshot_name or kept.trial)
+        stored = Markup(", stored as <b class='name'>{}</b>").format(run.model_name or kept.snapshot_name or kept.trial)
         found.append(
             Markup("The best of {} started from <b class='name'>{}</b> ({}): val accuracy <b>{}</b>{}{}.").format(
                 plural(sum(result.num_trials for result in results), "fine-tune"),
@@ -201,7 +201,7 @@ def _next_lines(run: Run, kept: TrialRow | None) -> str:
     store = shlex.quote(str(run.config.get("store") or "store"))
     if kept is None or kept.snapshot is None:
         return "raysnap finetune … --resume"
-    model = kept.snapshot[:12]
+    model = run.model_name or kept.snapshot[:12]
     return (
         f"raysnap predict --model {model} --store {store} --data FOLDER --out predictions.csv\n"
         f"raysnap store export {model} --store {store} --to {model}.safetensors"

@@ -107,6 +107,7 @@ def render(run: Run) -> Report:
         "finetune": finetune_section(run),
         "rankings": ranking_section(run, stores[0]),
         "speed": speed_section(run),
+        "shows_speed": run.shortlist is None,
         "sweep": sweep_section(run),
         "predictions": predictions_section(run),
         "left_out": left_out_table(run),

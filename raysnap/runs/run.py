@@ -22,7 +22,7 @@ from raysnap.runs.json_fields import mapping, text
 from raysnap.runs.questions import Question, questions_of
 from raysnap.runs.rows import read_rows
 from raysnap.runs.search_rows import SearchRow
-from raysnap.runs.shortlist import SEARCH_NAME, TRAINING_DIR, Shortlist
+from raysnap.runs.shortlist import MODEL_NAME, SEARCH_NAME, TRAINING_DIR, Shortlist
 from raysnap.runs.trial_rows import TrialRow, latest_trial_rows
 
 logger = logging.getLogger(__name__)
@@ -38,6 +38,7 @@ class Run:
         remarks: sentences about files that could not be read.
         trial_of: trials by the id of their snapshot.
         shortlist: what a finetune chose to start from; None of other runs.
+        model_name: the name in the store of the model that a finetune kept; None where it kept none yet.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Run:
     bench_config_text: str = ""
     trial_of: dict[str, TrialRow] = field(default_factory=dict)
     shortlist: Shortlist | None = None
+    model_name: str | None = None
 
     @property
     def done_trials(self) -> list[TrialRow]:
@@ -151,9 +153,18 @@ def _read_finetune(run_dir: Path, shortlist: Shortlist) -> Run:
         name=shown(run_dir.resolve().name),
         searches=searches,
         shortlist=shortlist,
+        model_name=_model_name(run_dir),
         config=training.config | {key: config[key] for key in ("dataset", "name", "preset") if key in config},
         config_text=config_text,
     )
+
+
+def _model_name(run_dir: Path) -> str | None:
+    """Return the name of the model that a finetune kept; None where that can't be read."""
+    try:
+        return text(mapping(json.loads((run_dir / MODEL_NAME).read_text("utf-8"))).get("name"))
+    except (OSError, ValueError, RecursionError):
+        return None
 
 
 def _printed_searches(path: Path) -> list[dict[str, Any]]:

@@ -17,6 +17,9 @@ from raysnap.runs.trial_rows import TrialRow
 
 SHORTLIST_NAME = "shortlist.json"
 SEARCH_NAME = "search.json"
+MODEL_NAME = "model.json"
+"""The kept model: its `name` in the store and its `snapshot`; written last."""
+
 TRAINING_DIR = "training"
 
 

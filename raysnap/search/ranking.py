@@ -106,7 +106,7 @@ def search(
     result = _sum_up(field, narrowing, outlooks, work, account, time.perf_counter() - started_s)
     if result.ranking:
         first = result.ranking[0]
-        note = f"{plural(result.num_candidates, 'candidate')}, {first.name} first with {first.score:.3f}"
+        note = f"{plural(len(result.ranking), 'candidate')}, {first.name} first with {first.score:.3f}"
         on_progress("search", len(result.rungs), len(result.rungs), note)
     outlooks[0].learn(work, result.work["images_decoded"], result.forecast.came)
     return result

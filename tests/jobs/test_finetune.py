@@ -94,6 +94,9 @@ def test_the_report_shows_what_was_predicted_beside_what_came(finished):
     config, summary = finished
     page = write_report(config.run_dir).read_text()
     assert "What was predicted, and what came" in page and "of the test images of" in page
+    assert f"stored as <b class='name'>{summary.best['name']}</b>" in page
+    assert f"predict --model {summary.best['name']} " in page
+    assert "How long each search method takes" not in page, "it has one"
     tables = config.run_dir / "report_tables" / "starts.csv"
     assert len(tables.read_text().splitlines()) == 1 + len(summary.starts)
 
