@@ -87,7 +87,7 @@ def test_probes_score_on_val_else_test_else_a_fifth_of_train(tmp_path, splits, s
     assert probe_splits(dataset, seed=0, num_train=6, num_test=2) == (train[:6], score[:2])
 
 
-def test_a_spared_test_split_gives_way_to_what_a_fine_tune_holds_out(tmp_path):
+def test_a_spared_test_split_gives_way_to_a_fine_tunes_val(tmp_path):
     counts = {f"{split}/{name}": 10 for split in ("train", "test") for name in ("a", "b")}
     dataset = read_folder(make_folder(tmp_path / "it", counts))
     train, score = probe_splits(dataset, seed=3, spares_test=True)

@@ -199,7 +199,7 @@ def test_a_configuration_of_other_weights_is_refused(tmp_path, change, error, re
     assert str(tmp_path) in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_a_timm_net_without_files_beside_it_is_assumed_to_see_as_timms_own(tmp_path):
+def test_timm_nets_are_assumed_to_see_as_timms_own_weights(tmp_path):
     architecture_text = "timm/vit_tiny_patch16_384"
     torch.save(dict(random_state_dict(architecture_text, 2, 0)), tmp_path / "vit.pth")
     added = add_path(tmp_path / "store", tmp_path / "vit.pth", architecture=architecture_text)
