@@ -167,10 +167,8 @@ def read_header(path: Path) -> dict[str, TensorSpan]:
         WeightsError: the header is not valid.
         OSError: the file can't be read.
     """
-    with path.open("rb") as file:
-        head = file.read(8)
-        head += file.read(min(int.from_bytes(head, "little"), MAX_HEADER_BYTES))
-        return parse_header(memoryview(head), str(path), os.fstat(file.fileno()).st_size)
+    head, num_bytes = _read_head(path)
+    return parse_header(memoryview(head), str(path), num_bytes)
 
 
 def read_metadata(path: Path) -> dict[str, str]:
@@ -180,14 +178,20 @@ def read_metadata(path: Path) -> dict[str, str]:
         WeightsError: the header is not valid.
         OSError: the file can't be read.
     """
+    head, _ = _read_head(path)
+    try:
+        metadata = parse_json(head[8:]).get("__metadata__", {})
+    except (ValueError, RecursionError, AttributeError):
+        raise WeightsError(f"{path}: not a valid safetensors file: its header is no JSON object") from None
+    return {str(key): str(value) for key, value in metadata.items()} if isinstance(metadata, dict) else {}
+
+
+def _read_head(path: Path) -> tuple[bytes, int]:
+    """Read the length and the header of a safetensors file; return them, and the size of the whole file."""
     with path.open("rb") as file:
         head = file.read(8)
         head += file.read(min(int.from_bytes(head, "little"), MAX_HEADER_BYTES))
-        try:
-            metadata = parse_json(head[8:]).get("__metadata__", {})
-        except (ValueError, RecursionError, AttributeError):
-            raise WeightsError(f"{path}: not a valid safetensors file: its header is no JSON object") from None
-    return {str(key): str(value) for key, value in metadata.items()} if isinstance(metadata, dict) else {}
+        return head, os.fstat(file.fileno()).st_size
 
 
 def parse_header(buffer: memoryview, where: str, file_bytes: int | None = None) -> dict[str, TensorSpan]:
