@@ -35,11 +35,9 @@ SearchProxy = Annotated[
     ),
 ]
 NumTrain = Annotated[
-    int | None, typer.Option("--num-train", metavar="N", min=1, help="Train items to fit probes on; default: all.")
+    int, typer.Option("--num-train", metavar="N", min=0, help="Fit probes on at most N train items; 0: all.")
 ]
-NumTest = Annotated[
-    int | None, typer.Option("--num-test", metavar="N", min=1, help="Test items to score on; default: all.")
-]
+NumTest = Annotated[int, typer.Option("--num-test", metavar="N", min=0, help="Score on at most N test items; 0: all.")]
 ImageSize = Annotated[
     int | None,
     typer.Option("--image-size", metavar="PIXELS", min=16, help="Side length of images; default: each snapshot's own."),

@@ -55,7 +55,8 @@ if TYPE_CHECKING:
 FEATURE_CACHE_BYTES = 2**30
 DEFAULT_TOLERANCE = 0.01  # those of SearchOptions, which is imported late to keep `--help` fast
 DEFAULT_MAX_CANDIDATES = 64
-MANY_TEST_ITEMS = 2000  # of so many, the standard error of an accuracy is at most 0.011
+DEFAULT_NUM_TRAIN = 8000
+DEFAULT_NUM_TEST = 2000
 LEAST_TIME_S = 0.001  # of a time budget that the start of the command has used up; the first rung runs in any case
 
 
@@ -65,8 +66,8 @@ def search(
     data_dir: DataDir = Path("data"),
     method: SearchMethod = "auto",
     proxy: SearchProxy = "linear",
-    num_train: NumTrain = None,
-    num_test: NumTest = None,
+    num_train: NumTrain = DEFAULT_NUM_TRAIN,
+    num_test: NumTest = DEFAULT_NUM_TEST,
     image_size: ImageSize = None,
     time_budget_s: TimeBudget = None,
     budget_bytes: BudgetBytes = None,
@@ -95,8 +96,8 @@ def search(
     keywords = {
         "method": method,
         "proxy": proxy,
-        "num_train": num_train,
-        "num_test": num_test,
+        "num_train": num_train or None,
+        "num_test": num_test or None,
         "image_size": image_size,
         "time_budget_s": time_budget_s,
         "budget_bytes": budget_bytes,
@@ -154,14 +155,22 @@ def _show_result(store_dir: Path, data: str, result: SearchResult, options: Sear
         _explain(store_dir, result, options)
     print_result(ranking_table(result.to_dict()))
     print_result(f"\n{search_lines(result.to_dict())}")
-    if options.num_test is None and result.rungs and result.rungs[-1].num_test > MANY_TEST_ITEMS:
-        print_result(
-            f"Scores are over all {result.rungs[-1].num_test:,} test items; --num-test {MANY_TEST_ITEMS} takes a fair "
-            "sample, whose error is about 0.01"
-        )
+    if line := _limit_line(result):
+        print_result(line)
     if result.ranking:
         print_result(f"\n{next_lines(result.to_dict(), store_dir, data, options.data_dir)}")
     print_failures([{"snapshot": skipped.name, "error": skipped.error} for skipped in result.skipped])
+
+
+def _limit_line(result: SearchResult) -> str:
+    """Say that there may be more items than a search takes unasked; empty where it did not need so many."""
+    last = result.rungs[-1] if result.rungs else None
+    if last is None or (last.num_train != DEFAULT_NUM_TRAIN and last.num_test != DEFAULT_NUM_TEST):
+        return ""
+    return (
+        f"Of the dataset, {last.num_train:,} train and {last.num_test:,} test items were used, a fair sample; "
+        "--num-train and --num-test take more, 0 takes all"
+    )
 
 
 def _explain(store_dir: Path, result: SearchResult, options: SearchOptions) -> None:

@@ -114,8 +114,6 @@ def forecast_lines(needed: Forecast, num_finetunes: int, num_bases: int) -> str:
         f"{plural(num_finetunes, 'fine-tune')} and {plural(num_bases, 'base')}, {plural(needed.num_epochs, 'epoch')}, "
         f"{flops_text(needed.train_flops)}: roughly {seconds_text(needed.cpu_s)} on this machine's CPUs, or "
         f"{seconds_text(needed.gpu_s)} on one GPU that sustains {flops_text(GPU_FLOPS_PER_S)}/s.",
-        "Ray runs trials at nice 15, so that other processes go first; RAY_worker_niceness=0 before it starts changes "
-        "that.",
         f"Store: at most {bytes_text(needed.store_bytes)} of new blocks; copies would take "
         f"{bytes_text(needed.copied_bytes)} ({share_text(saved)} saved).",
         f"Also on disk: checkpoints at most {bytes_text(needed.checkpoint_bytes)} at a time, decoded images "

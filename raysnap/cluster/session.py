@@ -27,6 +27,8 @@ ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
     "RAY_task_events_max_num_task_in_gcs": "10000",  # of ended tasks, for a dashboard; 100,000 take 200 MB
+    # Ray's workers would run at nice 15 and get next to no time beside other processes; a job runs as its command does.
+    "RAY_worker_niceness": "0",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # left in place after a fit, it swallows a Ctrl-C
 }
 

@@ -21,6 +21,8 @@ Tolerance: TypeAlias = Annotated[float, Field(ge=0, le=1)]
 
 DEFAULT_TOLERANCE = 0.01
 DEFAULT_MAX_CANDIDATES = 64
+DEFAULT_NUM_TRAIN = 8000
+DEFAULT_NUM_TEST = 2000  # of so many, the standard error of an accuracy is at most 0.011
 MAX_BUDGET_S = 1e7
 
 
@@ -47,9 +49,13 @@ class SearchOptions(Section):
         "part of the difference between the best and the worst candidate.",
     )
     num_train: Count | None = Field(
-        None, description="Training items to fit probes on, a stratified subset; None is all."
+        DEFAULT_NUM_TRAIN,
+        description="Most training items to fit probes on; of more, a stratified subset is taken. None is all.",
     )
-    num_test: Count | None = Field(None, description="Items to score on, a stratified subset; None is all.")
+    num_test: Count | None = Field(
+        DEFAULT_NUM_TEST,
+        description="Most items to score on; of more, a stratified subset is taken. None is all.",
+    )
     spares_test: bool = Field(
         False,
         description="Whether test items are left for a later fine-tune to be tested on: where there is no val, a fifth "

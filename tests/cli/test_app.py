@@ -33,7 +33,7 @@ MISTAKES = [
     (["store", "ls", "extra"], "unexpected extra argument"),
     (["search", "--data", "pets", "--method", "alsation"], "'alsation' is not one of 'auto'"),
     (["search", "--data", "pets", "--num-train", "many"], "Invalid value for '--num-train'"),
-    (["search", "--data", "pets", "--num-train", "0"], "Invalid value for '--num-train'"),
+    (["search", "--data", "pets", "--num-train", "-1"], "Invalid value for '--num-train'"),
     (["search", "--data", "pets", "--image-size", "1"], "Invalid value for '--image-size'"),
     (["generate", "missing.yaml"], "missing.yaml: can't be read as a configuration file: No such file"),
     (["generate", "store"], "store: can't be read as a configuration file: Is a directory"),

@@ -5,6 +5,7 @@ import json
 
 import pytest
 
+from raysnap.cli import search_commands
 from raysnap.cli.app import main
 from raysnap.cli.search_commands import search
 from raysnap.config.search_options import SearchOptions
@@ -89,6 +90,21 @@ def test_a_second_search_reads_what_the_first_left(here, capsys):
     first, again = (run_json(capsys, "search", "--data", "pets", "--image-size", "24") for _ in range(2))
     assert first["ranking"] == again["ranking"]
     assert first["work"]["block_item_passes"] > 0 == again["work"]["block_item_passes"]
+
+
+def test_a_search_that_reaches_its_most_items_says_so(here, capsys, monkeypatch):
+    monkeypatch.setattr(search_commands, "DEFAULT_NUM_TRAIN", 8)
+    asked = ("search", "--data", "pets", "--method", "shared", "--image-size", "24")
+    said = run_text(capsys, *asked, "--num-train", "8")
+    assert "8 train and" in said and "0 takes all" in said
+    assert "takes all" not in run_text(capsys, *asked, "--num-train", "0")
+
+
+def test_no_limit_of_items_is_all_of_them(here, capsys):
+    asked = ["--num-train", "0", "--num-test", "0"]
+    found = run_json(capsys, "search", "--data", "pets", "--method", "shared", "--image-size", "24", *asked)
+    num_images = found["data"]["num_images"]
+    assert (found["rungs"][-1]["num_train"], found["rungs"][-1]["num_test"]) == (num_images["train"], num_images["val"])
 
 
 def test_defaults_are_those_of_search_options():

@@ -35,7 +35,7 @@ def look():
     path = Path(os.environ["RAY_AUTH_TOKEN_PATH"])
     rights = [stat.S_IMODE(place.stat().st_mode) for place in (path, path.parent)]
     mode, secret = os.environ["RAY_AUTH_MODE"], os.environ.get("MY_SECRET")
-    return {"mode": mode, "path": str(path), "rights": rights, "secret": secret}
+    return {"mode": mode, "path": str(path), "rights": rights, "secret": secret, "niceness": os.nice(0)}
 
 def listening():
     '''Return the addresses at which processes of this Ray listen, as the kernel writes them.'''
@@ -85,7 +85,7 @@ def test_a_call_that_takes_too_long_is_left_behind():
 @pytest.mark.slow
 @pytest.mark.xdist_group("ray_local")
 def test_a_private_ray_is_private_and_leaves_nothing(tmp_path):
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH")}
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_AUTH", "RAY_worker"))}
     home = tmp_path / "home"
     home.mkdir()
     command = [sys.executable, "-c", SESSION]
@@ -101,6 +101,7 @@ def test_a_private_ray_is_private_and_leaves_nothing(tmp_path):
     seen = json.loads(done.stdout)
     assert (seen["mode"], seen["rights"], seen["secret"]) == ("token", [0o600, 0o700], None)
     assert seen["is_inside"]
+    assert seen["niceness"] == os.nice(0)
     if sys.platform == "linux":
         assert seen["listening"]
         assert all(address.endswith("0100007F") for address in seen["listening"])  # 127.0.0.1, in IPv6 too
