@@ -27,6 +27,8 @@ os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 - how Ray spells it
 # Threads that wait for each other sleep: spinning, two that share one core with other work take ten times as long.
 os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+# Numpy's small products spin while another thread of theirs waits for a core; commands have one thread, too.
+os.environ["OPENBLAS_NUM_THREADS"] = "1"
 for name in ("RAY_ADDRESS", "OMP_NUM_THREADS"):  # the caller's are not those of the runs that are tested
     os.environ.pop(name, None)
 os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="raysnap-cache-")

@@ -1,6 +1,6 @@
 """The process of a command: it starts almost without collecting garbage, and leaves without freeing memory.
 
-Only a process that runs a command does either; who imports raysnap keeps Python's own ways.
+Only a process that runs a command does either, or chooses threads; who imports raysnap keeps Python's own ways.
 """
 
 from __future__ import annotations
@@ -22,6 +22,9 @@ COLLECTED_OBJECTS = 50_000
 def run(arguments: list[str] | None = None) -> NoReturn:
     """Run a command line, by default that of this process, and end the process."""
     note_entry()
+    # Numpy's matrices here are small. With more threads each product waits for all of them to get a core: on a machine
+    # with other work that takes a hundred times the processor time.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     gc.set_threshold(COLLECTED_OBJECTS)
     from raysnap.cli.app import main  # its imports are what this speeds up
 

@@ -40,6 +40,17 @@ def test_the_exit_code_is_the_commands(tmp_path, arguments, exit_code):
     assert process(*arguments, cwd=tmp_path).returncode == exit_code
 
 
+def test_numpy_computes_small_matrices_in_one_thread(tmp_path):
+    told = python("""
+        import os
+        import raysnap.cli.app
+        from raysnap.cli.process import run
+        raysnap.cli.app.main = lambda arguments: print(os.environ["OPENBLAS_NUM_THREADS"]) or 0
+        run([])
+    """)
+    assert told.stdout == "1\n"
+
+
 def test_a_search_needs_no_compiler_and_counts_from_its_start(here):
     process("search", "--data", "pets", "--json", cwd=here)  # the first one of an architecture measures its blocks
     before_s = time.perf_counter()
