@@ -1,21 +1,22 @@
 """The page cache: what is written is in memory, what is dropped is not, and what can't be dropped is found out."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from raysnap.bench.machine import Moment
 from raysnap.bench.page_cache import Residency, drop, filesystem, load, residency
+from tests.support.real_disk import folder_on_disk
 
 SHARED_MEMORY = Path("/dev/shm")
 
 
 @pytest.fixture
-def on_disk(tmp_path) -> Path:
-    if filesystem(tmp_path) in ("tmpfs", "ramfs"):
-        pytest.skip("the temporary folder is in memory; files there are never cold")
-    return tmp_path
+def on_disk() -> Iterator[Path]:
+    with folder_on_disk() as folder:
+        yield folder
 
 
 def written(path: Path, num_bytes: int) -> Path:

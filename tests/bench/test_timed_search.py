@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,37 +11,35 @@ import pytest
 from raysnap.bench import timed_search
 from raysnap.bench.block_reads import BlockReads
 from raysnap.bench.cells import Cell, expand
-from raysnap.bench.page_cache import filesystem
 from raysnap.bench.read_limit import ReadLimit
 from raysnap.bench.timed_search import time_search
 from raysnap.config.bench import BenchConfig
 from raysnap.store.files import Files
 from raysnap.store.store import Store
+from tests.support.real_disk import folder_on_disk
 from tests.support.search_stores import one_thread, put, variant
 
 SHARED_MEMORY = Path("/dev/shm")
 
 
 @pytest.fixture(scope="module")
-def cell(tmp_path_factory) -> Cell:
-    """Return a search over three snapshots that share blocks."""
-    directory = tmp_path_factory.mktemp("timed")
-    if filesystem(directory) in ("tmpfs", "ramfs"):
-        pytest.skip("the temporary folder is in memory; files there are never cold")
-    store = Store.open(directory / "store", create=True)
-    for seed, retrain_index in ((0, 0), (1, 2), (2, 4)):
-        put(store, "resnet18", variant("resnet18", seed, retrain_index))
-    config = BenchConfig(
-        store=directory / "store",
-        data_dir=directory / "data",
-        datasets="shapes-colour-a",
-        methods="shared",
-        image_size=32,
-        num_train=20,
-        num_test=10,
-        shapes={"image_size": 36, "num_train": 40, "num_val": 20, "num_test": 0},
-    )
-    return expand(config)[0]
+def cell() -> Iterator[Cell]:
+    """Return a search over three snapshots that share blocks, on a disk."""
+    with folder_on_disk() as directory:
+        store = Store.open(directory / "store", create=True)
+        for seed, retrain_index in ((0, 0), (1, 2), (2, 4)):
+            put(store, "resnet18", variant("resnet18", seed, retrain_index))
+        config = BenchConfig(
+            store=directory / "store",
+            data_dir=directory / "data",
+            datasets="shapes-colour-a",
+            methods="shared",
+            image_size=32,
+            num_train=20,
+            num_test=10,
+            shapes={"image_size": 36, "num_train": 40, "num_val": 20, "num_test": 0},
+        )
+        yield expand(config)[0]
 
 
 @pytest.fixture(autouse=True)
