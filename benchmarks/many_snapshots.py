@@ -34,6 +34,7 @@ from raysnap.store.store import Store
 from raysnap.system import utc_timestamp
 
 NUM_VARIED = 4  # blocks below the head
+NUM_NOISY = 3  # versions of a fine-tuned block: with one, a quickstart's pool has 9,345 snapshots and no more
 NOISE = 0.5  # of a tensor's standard deviation
 STITCHED_SHARE = 0.4
 SHAPES = ShapesConfig(image_size=40, num_train=200, num_val=600, num_test=20)
@@ -85,6 +86,18 @@ def say(text: str) -> None:
 # Stores
 
 
+def _with_noise(tensors: dict[str, Any], generator: Any) -> dict[str, Any]:
+    """Return the tensors, weights with noise."""
+    import torch
+
+    return {
+        name: tensor + NOISE * tensor.std() * torch.randn(tensor.shape, generator=generator)
+        if tensor.is_floating_point() and tensor.ndim > 1
+        else tensor
+        for name, tensor in tensors.items()
+    }
+
+
 class Pool:
     """Blocks that snapshots are combined from, in a copy of a quickstart's store."""
 
@@ -110,19 +123,13 @@ class Pool:
                 self.versions[number, position] = [old, new, *self._mix(old, new, generator)]
 
     def _mix(self, old: str, new: str, generator: Any) -> list[str]:
-        import torch
-
         before, after = self.store.read_block(old), self.store.read_block(new)
-        halves, noisy = {}, {}
-        for name, tensor in after.items():
-            if not tensor.is_floating_point():
-                halves[name] = noisy[name] = tensor
-                continue
-            halves[name] = (tensor + before[name]) / 2
-            noise = torch.randn(tensor.shape, generator=generator)
-            is_weight = tensor.ndim > 1
-            noisy[name] = tensor + NOISE * tensor.std() * noise if is_weight else tensor
-        return [self.store.put_block(halves).digest, self.store.put_block(noisy).digest]
+        halves = {
+            name: (tensor + before[name]) / 2 if tensor.is_floating_point() else tensor
+            for name, tensor in after.items()
+        }
+        noisy = [_with_noise(after, generator) for _ in range(NUM_NOISY)]
+        return [self.store.put_block(tensors).digest for tensors in (halves, *noisy)]
 
     def draw(self, rng: random.Random) -> tuple[Manifest, list[tuple[str, str]]]:
         """Draw a snapshot's blocks, below the last two from one fine-tune and these from the same or another."""
