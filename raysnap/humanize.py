@@ -125,6 +125,15 @@ def suggest(word: object, known: Iterable[str]) -> str:
     return f"; did you mean {folded[near[0]]!r}?" if near else ""
 
 
+def given_first(names: Iterable[str], trial: str | None) -> list[str]:
+    """Return a snapshot's names, those that somebody gave it before that of the trial that made it.
+
+    >>> given_first(["001-resnet18", "pets"], "001-resnet18")
+    ['pets', '001-resnet18']
+    """
+    return sorted(names, key=lambda name: trial is not None and name.startswith(trial))
+
+
 def _scaled(value: float | None, units: tuple[str, ...]) -> str:
     if not is_known(value):
         return NOTHING

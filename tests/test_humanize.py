@@ -126,3 +126,8 @@ def test_what_would_act_or_hide_is_written_out(text, expected):
 def test_ends_of_lines_and_tabs_stay_unless_it_is_one_line():
     assert q.shown("a\n\tb") == "a\n\tb"
     assert q.shown_line("a\n\tb") == r"a\n\tb"
+
+
+def test_given_names_come_before_that_of_the_trial():
+    assert q.given_first(["001-net", "001-net-2", "pets"], "001-net") == ["pets", "001-net", "001-net-2"]
+    assert q.given_first(["a", "b"], None) == ["a", "b"]

@@ -147,7 +147,14 @@ def _from_enter(result: SearchResult, start_s: float) -> SearchResult:
 
 def _show_result(store_dir: Path, data: str, result: SearchResult, options: SearchOptions, *, explain: bool) -> None:
     """Print the ranking and what the search cost; skipped candidates go to stderr."""
-    from raysnap.cli.search_tables import forecast_line, forecast_table, next_lines, ranking_table, search_lines
+    from raysnap.cli.search_tables import (
+        forecast_line,
+        forecast_table,
+        next_lines,
+        overrun_line,
+        ranking_table,
+        search_lines,
+    )
 
     if explain:
         print_result(forecast_table(result.to_dict()["forecast"], result.method))
@@ -155,6 +162,9 @@ def _show_result(store_dir: Path, data: str, result: SearchResult, options: Sear
         _explain(store_dir, result, options)
     print_result(ranking_table(result.to_dict()))
     print_result(f"\n{search_lines(result.to_dict())}")
+    budget_s = options.time_budget_s
+    if budget_s is not None and (line := overrun_line(result.timings_s["total"], budget_s)):
+        print_result(line)
     if line := _limit_line(result):
         print_result(line)
     if result.ranking:

@@ -105,8 +105,18 @@ def search_lines(result: Mapping[str, Any]) -> str:
         lines.append(inputs_line(result))
     if static:
         rank = f"rank {static['rank']} of {num_ranked}, score {score_text(static['score'])}"
-        lines.append(f"Without a search, the choice would be the largest pretrained model, {static['name']}: {rank}")
+        lines.append(f"Without a search, the choice would be the largest base snapshot, {static['name']}: {rank}")
     return "\n".join(lines)
+
+
+def overrun_line(total_s: float, budget_s: float) -> str:
+    """Say by how much a search took longer than its time budget; nothing where it did not."""
+    if total_s <= budget_s:
+        return ""
+    return (
+        f"The time budget of {seconds_text(budget_s)} was exceeded by {seconds_text(total_s - budget_s)}: a search "
+        "starts, reads blocks and tries every candidate once in any case"
+    )
 
 
 def records_line(records: Mapping[str, Any]) -> str:

@@ -12,11 +12,14 @@ import typer
 
 from raysnap.cli.console import AsJson, StoreDir, any_path, print_failures, print_json, print_result, print_text
 from raysnap.errors import RaysnapError, StoreDamaged, StoreUnreadable, UsageError
+from raysnap.humanize import given_first
 
 if TYPE_CHECKING:
     from raysnap.datasets.resizing import ResizeMode
     from raysnap.store.exchange import Added
     from raysnap.store.index import SnapshotSummary
+
+MIN_EDGE, MAX_EDGE = 16, 4096  # pixels, or tokens of a text, as in the configuration of jobs
 
 store_app = typer.Typer(help="Inspect, extend, verify and clean up a model store.")
 
@@ -113,7 +116,8 @@ def store_show(snapshot: SnapshotName, store_dir: StoreDir = Path("store"), as_j
         from raysnap.cli.store_tables import blocks_table, lineage_tree, manifest_table, searched_line
 
         names = {snapshot: name for name, snapshot in reversed(store.refs().items())}
-        print_result(manifest_table(manifest, store.names_of(manifest.id)))
+        given = given_first(store.names_of(manifest.id), manifest.trial)
+        print_result(manifest_table(manifest, given))
         print_result("")
         print_result(lineage_tree(bases, manifest, derived, names))
         if made_by is not None and made_by.searched is not None:
@@ -169,7 +173,8 @@ def store_add(
         typer.Option(
             "--image-size",
             metavar="PIXELS",
-            min=1,
+            min=MIN_EDGE,
+            max=MAX_EDGE,
             show_default="that of --weights, the folder or --base, or 224",
             help="Side length of its input images; alone, it keeps the crop's share of the resized image. Of texts, "
             "the number of tokens.",
@@ -290,6 +295,8 @@ def parse_resize(text: str) -> tuple[ResizeMode, int]:
     sides = text.split("x")
     if len(sides) > 2 or len(set(sides)) > 1 or not all(side.isascii() and side.isdigit() for side in sides):
         raise UsageError(f"--resize {text}: expected the shorter side, such as 256, or both, such as 224x224")
+    if not MIN_EDGE <= int(sides[0]) <= MAX_EDGE:
+        raise UsageError(f"--resize {text}: expected {MIN_EDGE} to {MAX_EDGE} pixels")
     return ("squash" if len(sides) == 2 else "shorter_side"), int(sides[0])
 
 

@@ -12,7 +12,7 @@ from rich.text import Text
 from rich.tree import Tree
 
 from raysnap.cli.console import MAX_NAMES, MAX_ROWS, simple_table
-from raysnap.humanize import bytes_text, plural, score_text, share_text
+from raysnap.humanize import bytes_text, given_first, plural, score_text, share_text
 
 if TYPE_CHECKING:
     from raysnap.store.exchange import Added
@@ -26,7 +26,7 @@ def snapshots_table(summaries: Iterable[SnapshotSummary]) -> Table:
     """Return a store's snapshots, one per line."""
     rows = [
         (
-            ", ".join(summary.names) or None,
+            ", ".join(given_first(summary.names, summary.trial)) or None,
             summary.id[:12],
             summary.architecture,
             summary.dataset,

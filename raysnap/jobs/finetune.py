@@ -10,6 +10,7 @@ import json
 import logging
 import time
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from raysnap.atomic import write_atomically
@@ -33,6 +34,7 @@ from raysnap.runs.shortlist import (
     StartResult,
     TimePlan,
     results_of,
+    take_starts,
 )
 from raysnap.search.result import RankedSnapshot
 from raysnap.store.index import SnapshotSummary
@@ -53,6 +55,7 @@ class StartOutcome:
         trial, recipe: the best of its fine-tunes, and what that one was sampled with.
         val_accuracy, test_accuracy: of that fine-tune; the latter of those that were trained to their end.
         num_trials: its fine-tunes that have ended.
+        is_base: whether it was fine-tuned from no other snapshot.
     """
 
     snapshot: str
@@ -67,6 +70,7 @@ class StartOutcome:
     val_accuracy: float | None
     test_accuracy: float | None
     num_trials: int
+    is_base: bool = False
 
 
 @dataclass(frozen=True)
@@ -146,14 +150,15 @@ def choose_starts(
 ) -> Shortlist:
     """Return the starts of a finetune, searched for unless the configuration names them, or an earlier run chose them.
 
-    Needs no Ray, unless the search has several workers.
+    Needs no Ray, unless the search has several workers. The run begins once they are chosen: a run that died in its
+    search left nothing, and needs no `resume`.
 
     Raises:
         RaysnapError: the store, the dataset or a start is missing.
     """
-    run_dir = RunDirectory.open(config, lock, resume=resume)
-    known = Shortlist.read(run_dir.path)
+    known = Shortlist.read(lock.run_dir)
     if known is not None:
+        RunDirectory.open(config, lock, resume=resume)
         return known
     began_s = time.monotonic() - since_enter_s()
     store, dataset = Store.open(config.store), _open(config)
@@ -161,10 +166,11 @@ def choose_starts(
     if config.starts:
         shortlist = Shortlist(tuple(_named(store, name) for name in config.starts), config.train.epochs)
     else:
-        shortlist = _search(config, store, dataset, run_dir, on_progress)
+        shortlist = _search(config, store, dataset, lock.run_dir, on_progress)
     if config.time_budget_s is not None:
         shortlist = _in_time(config, dataset, shortlist, time.monotonic() - began_s)
-    shortlist.write(run_dir.path)
+    RunDirectory.open(config, lock, resume=resume)
+    shortlist.write(lock.run_dir)
     return shortlist
 
 
@@ -173,13 +179,16 @@ def _open(config: FinetuneConfig) -> Dataset:
 
 
 def _search(
-    config: FinetuneConfig, store: Store, dataset: Dataset, run_dir: RunDirectory, on_progress: OnProgress
+    config: FinetuneConfig, store: Store, dataset: Dataset, run_dir: Path, on_progress: OnProgress
 ) -> Shortlist:
-    """Search the store, keep the result, and return the best starts, each with weights of its own below the head."""
+    """Search the store, keep the result, and return the best starts, a base among them.
+
+    Each has weights of its own below the head.
+    """
     from raysnap.search.ranking import search  # imports torch, which a resumed run can spare until it trains
 
     result = search(store, dataset.root, search_options(config), on_progress=on_progress)
-    write_atomically(run_dir.path / SEARCH_NAME, json.dumps(result.to_dict(), indent=2, allow_nan=False) + "\n")
+    write_atomically(run_dir / SEARCH_NAME, json.dumps(result.to_dict(), indent=2, allow_nan=False) + "\n")
     if not result.ranking:
         raise UsageError(
             f"{store.path}: expected a snapshot that can be searched, found none: {result.skipped[0].error}"
@@ -189,11 +198,13 @@ def _search(
     summaries = {summary.id: summary for summary in store.summaries()}
     chosen: dict[str, RankedSnapshot] = {}
     for line in result.ranking:
-        if len(chosen) < config.shortlist:
-            chosen.setdefault(summaries[line.snapshot].body, line)
-    starts = tuple(_shortlisted(line, summaries[line.snapshot]) for line in chosen.values())
+        chosen.setdefault(summaries[line.snapshot].body, line)
+    bases = {summary.body for summary in summaries.values() if summary.base is None}
+    starts = [
+        replace(_shortlisted(line, summaries[line.snapshot]), is_base=body in bases) for body, line in chosen.items()
+    ]
     return Shortlist(
-        starts=starts,
+        starts=take_starts(starts, config.shortlist),
         epochs=config.train.epochs,
         method=result.method,
         proxy=result.proxy,
@@ -241,6 +252,7 @@ def _named(store: Store, name: str) -> ShortlistedStart:
         image_size=manifest.preprocessing.image_size,
         dataset=manifest.dataset.name if manifest.dataset else None,
         retrain_index=manifest.retrain_index,
+        is_base=manifest.base is None,
     )
 
 
@@ -258,7 +270,7 @@ def _in_time(config: FinetuneConfig, dataset: Dataset, shortlist: Shortlist, too
     fit = fit_to_time(config, dataset.root, shortlist.starts, training_s)
     searched_s = took_s if shortlist.is_searched else 0.0
     plan = TimePlan(budget_s, SEARCH_SHARE * budget_s, searched_s, reserve_s, training_s, fit.forecast_s)
-    starts = shortlist.starts[: fit.num_starts]
+    starts = take_starts(shortlist.starts, fit.num_starts)
     if plan.is_short:
         logger.warning(
             "time budget: the least training is forecast to take %s, and %s are left: each fine-tune ends after the "
@@ -332,6 +344,7 @@ def _outcome(result: StartResult) -> StartOutcome:
         val_accuracy=result.val_accuracy,
         test_accuracy=result.test_accuracy,
         num_trials=result.num_trials,
+        is_base=start.is_base,
     )
 
 

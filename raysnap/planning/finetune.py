@@ -18,7 +18,7 @@ from raysnap.config.sweep import PRESETS, FinetuneConfig, SweepConfig
 from raysnap.models.block_facts import num_body_blocks
 from raysnap.planning.forecast import TRIAL_OVERHEAD_S, forecast
 from raysnap.planning.sweep import plan_sweep
-from raysnap.runs.shortlist import TRAINING_DIR, ShortlistedStart, TimePlan
+from raysnap.runs.shortlist import TRAINING_DIR, ShortlistedStart, TimePlan, take_starts
 from raysnap.system import num_cpus
 
 SEARCH_SHARE = 0.25  # of a time budget, at most, for the search
@@ -153,7 +153,7 @@ class Fit:
     """How much is trained so that it fits a time.
 
     Attributes:
-        num_starts: how many of the starts, the best first.
+        num_starts: how many of the starts, as `take_starts` takes them.
         epochs: of each fine-tune, at most.
         recipes: the preset whose recipes are tried in place of the configuration's own; None for its own.
         forecast_s: what that is forecast to take.
@@ -179,7 +179,7 @@ def fit_to_time(
     while low <= high:  # what a step takes falls from step to step
         middle = (low + high) // 2
         step = steps[middle]
-        needed_s = forecast_s(config, dataset_dir, starts[: step.num_starts], step.epochs, step.recipes)
+        needed_s = forecast_s(config, dataset_dir, take_starts(starts, step.num_starts), step.epochs, step.recipes)
         if needed_s <= training_s or middle == len(steps) - 1:
             chosen, high = replace(step, forecast_s=needed_s), middle - 1
         else:

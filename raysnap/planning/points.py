@@ -20,6 +20,7 @@ from raysnap.config.space_entry import SpaceEntry
 from raysnap.config.strict import Config
 from raysnap.config.sweep import PointConfig, SweepConfig
 from raysnap.errors import ConfigError
+from raysnap.models.architecture import label
 from raysnap.models.block_facts import num_body_blocks
 from raysnap.planning.sampling import truncated_normal
 from raysnap.training.schedules import block_lrs
@@ -130,7 +131,7 @@ def point_trial(config: SweepConfig, point: Point, number: int, num_trials: int)
     name = "-".join(_word(key, value) for key, value in point.shown.items())
     width = max(3, len(str(num_trials)))
     trial = Trial(
-        id=slug(f"{number:0{width}d}-{name or f'{point_config.architecture}-{slug(point_config.dataset)}'}"),
+        id=slug(f"{number:0{width}d}-{name or f'{label(point_config.architecture)}-{slug(point_config.dataset)}'}"),
         role=Role.FINETUNE,
         architecture=point_config.architecture,
         dataset=point_config.dataset,
@@ -323,7 +324,7 @@ def _word(key: str, value: Any) -> str:
     """Return a value as part of a trial's name: words as they are, numbers after their key."""
     name = key.rpartition(".")[2]
     if isinstance(value, str):
-        return slug(value)
+        return slug(label(value) if key == "architecture" else value)
     if isinstance(value, bool) or value is None:
         return f"{name}-{str(value).lower()}"
     if isinstance(value, (int, float)):

@@ -7,6 +7,7 @@ import json
 from raysnap.config.choices import Role
 from raysnap.config.sweep import PointConfig, SweepConfig
 from raysnap.errors import ConfigError
+from raysnap.models.architecture import label
 from raysnap.planning.extras import check_packages
 from raysnap.planning.generate import TrialsPlan, check_plan
 from raysnap.planning.points import point_trial, sample_points
@@ -45,7 +46,7 @@ def plan_sweep(config: SweepConfig) -> TrialsPlan:
 def _base_trial(config: SweepConfig, point_config: PointConfig, number: int) -> Trial:
     """Return the trial that makes a base which points start from; one without a dataset is stored untrained."""
     pretraining = point_config.base.pretraining
-    words = [f"base-{number}", point_config.architecture, *([slug(pretraining.dataset)] if pretraining else [])]
+    words = [f"base-{number}", label(point_config.architecture), *([slug(pretraining.dataset)] if pretraining else [])]
     name = slug("-".join(words))
     return Trial(
         id=name,

@@ -13,7 +13,7 @@ from raysnap.report.charts.lines import shared_range
 from raysnap.report.tables import Chip, Column, DataTable, Row, without_empty
 from raysnap.runs.questions import short_dataset
 from raysnap.runs.run import Run
-from raysnap.runs.shortlist import Shortlist, StartResult, TimePlan, results_of
+from raysnap.runs.shortlist import Shortlist, StartResult, TimePlan, base_text, expected_text, results_of
 from raysnap.runs.sweep_results import sweep_of
 from raysnap.runs.trial_rows import TrialRow
 
@@ -65,7 +65,19 @@ def finetune_sentences(run: Run, shortlist: Shortlist) -> list[Markup]:
                 stored if kept.snapshot else "",
             )
         )
+        found += _against_base(won, results)
     return [*found, *_prediction(results, shortlist)]
+
+
+def _against_base(won: StartResult | None, results: tuple[StartResult, ...]) -> list[Markup]:
+    """Say what the kept model gained over the best fine-tune of a base, where it started from another snapshot."""
+    bases = [one for one in results if one.start.is_base and one.test_accuracy is not None]
+    if won is None or won.test_accuracy is None or not bases:
+        return []
+    if won.start.is_base:
+        return [Markup("It started from a base: no fine-tuned start did better by validation.")]
+    base = max(bases, key=lambda one: one.val_accuracy or 0.0)
+    return [Markup("{}.").format(base_text(base.start.name, base.test_accuracy or 0.0, won.test_accuracy))]
 
 
 def _prediction(results: tuple[StartResult, ...], shortlist: Shortlist) -> list[Markup]:
@@ -76,7 +88,7 @@ def _prediction(results: tuple[StartResult, ...], shortlist: Shortlist) -> list[
     first = min(known, key=lambda result: result.start.rank or 0)
     best = max(known, key=lambda result: result.val_accuracy or 0.0)
     expected = shortlist.expected_loss
-    said = f"; the search expected {expected:.3f}" if expected is not None else ""
+    said = expected_text(expected)
     if first is best:
         return [Markup("The search's first start was also the best of the shortlist after fine-tuning{}.").format(said)]
     lost = (best.test_accuracy or 0.0) - (first.test_accuracy or 0.0)
@@ -140,6 +152,8 @@ def _table(results: tuple[StartResult, ...], kept: TrialRow | None) -> DataTable
             chips["dataset"] = (("this very one", "warn"),)
         if is_kept:
             chips["name"] = (("kept", ""),)
+        elif start.is_base:
+            chips["name"] = (("base", ""),)
         elif start.is_tied and start.rank != 1:
             chips["name"] = (("tied by score", ""),)
         rows.append(Row(values, chips, css="first" if is_kept else ""))
@@ -149,7 +163,7 @@ def _table(results: tuple[StartResult, ...], kept: TrialRow | None) -> DataTable
         Column("dataset", "trained on", "name"),
         Column("architecture", "architecture", "name"),
         Column("score", "predicted: score", "score"),
-        Column("interval", "95 % interval", "text", "by the luck of the items that the score rests on"),
+        Column("interval", "95 % interval", "span", "by the luck of the items that the score rests on"),
         Column("num_scored", "items", "count", "items that the score rests on"),
         Column("standing", "standing", "score", "expected place among starts, by records of other datasets"),
         Column("val_accuracy", "came: val acc.", "score"),

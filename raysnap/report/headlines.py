@@ -90,7 +90,7 @@ def sentences(run: Run, contents: StoreContents) -> list[Markup]:
     found += [_winner(question, run) for question in list(first_of.values())[:MAX_QUESTIONS]]
     if len(run.questions) > MAX_QUESTIONS:
         found += _overall_speed(run)
-    else:
+    elif run.shortlist is None:  # a finetune's search is one of its stages
         found += [_speed(question, is_only=len(run.questions) == 1) for question in run.questions]
     found.append(_savings(run, contents))
     return [sentence for sentence in found if sentence]

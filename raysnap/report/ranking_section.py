@@ -66,7 +66,7 @@ def _ranking_table(number: int, question: Question, run: Run) -> DataTable:
     columns = [
         Column("rank", "rank", "count"),
         Column("score", f"{question.proxy} score", "score", "bars compare scores on the same items only"),
-        Column("interval", "95 % interval", "text", "by the luck of the items that the score rests on"),
+        Column("interval", "95 % interval", "span", "by the luck of the items that the score rests on"),
         Column("num_scored", "items", "count", "items that the score rests on; other numbers can't be compared"),
         Column("standing", "standing", "score", "expected place among starts, by records of other datasets"),
         Column("name", "snapshot", "name"),

@@ -90,13 +90,19 @@ def _leaders(sweep: Sweep) -> DataTable:
         Column("best_epoch", "best epoch", "count", "the epoch whose weights were kept"),
         Column("epochs", "epochs", "count", "epochs that were trained"),
         Column("test_accuracy", "test acc.", "score"),
-        Column("test_top5_accuracy", "test top-5", "score"),
+        *([Column("test_top5_accuracy", "test top-5", "score")] if _is_top5_telling(sweep) else []),
         Column("test_macro_f1", "test macro-F1", "score"),
         Column("training_s", "training", "seconds"),
         Column("ending", "ended"),
     ]
     caption = f"Trials of the sweep by {sweep.metric_name}, best first"
     return DataTable("sweep_trials", caption, without_empty(columns, rows), tuple(rows), num_shown=MAX_TRIALS_SHOWN)
+
+
+def _is_top5_telling(sweep: Sweep) -> bool:
+    """Return whether the right class is not always among the five likeliest, as it is where there are five at most."""
+    values = [trial.metrics.get("test_top5_accuracy") for trial in sweep.ranked]
+    return any(value is not None and value < 1 for value in values)
 
 
 def _ending(trial: TrialRow) -> str:

@@ -45,7 +45,8 @@ class Column:
 
     Attributes:
         key: of its values in the rows.
-        kind: `text`, `name` (a long word that may be broken) or a key of `_FORMATTERS`, a kind of number.
+        kind: `text`, `name` (a long word that may be broken), `span` (a short text that stays in one line) or a key of
+            `_FORMATTERS`, a kind of number.
         hint: shown when the pointer is over the heading.
         is_on_page: whether the page shows it; the files hold every column.
     """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Self
@@ -31,6 +31,7 @@ class ShortlistedStart:
         dataset, retrain_index: what it was trained on, and how many of its blocks were.
         rank, score, low, high, num_train, num_test, num_scored, is_tied, standing, num_datasets, is_trained_on_it: as
             in a search's ranking.
+        is_base: whether its weights below the head were fine-tuned from no others: what is taken without a search.
     """
 
     snapshot: str
@@ -50,6 +51,7 @@ class ShortlistedStart:
     standing: float | None = None
     num_datasets: int | None = None
     is_trained_on_it: bool = False
+    is_base: bool = False
 
     @classmethod
     def read(cls, row: Mapping[str, Any]) -> Self:
@@ -62,6 +64,7 @@ class ShortlistedStart:
             dataset=text(row.get("dataset")),
             is_tied=row.get("is_tied") is True,
             is_trained_on_it=row.get("is_trained_on_it") is True,
+            is_base=row.get("is_base") is True,
             retrain_index=whole(row.get("retrain_index")),
             rank=whole(row.get("rank")),
             score=number(row.get("score")),
@@ -73,6 +76,18 @@ class ShortlistedStart:
             standing=number(row.get("standing")),
             num_datasets=whole(row.get("num_datasets")),
         )
+
+
+def take_starts(starts: Sequence[ShortlistedStart], num_starts: int) -> tuple[ShortlistedStart, ...]:
+    """Return the first of these starts, the last of them a base: the best base that there is, unless one is before it.
+
+    What is fine-tuned is then compared with a plain fine-tune of a base, and is kept only if it is better. One start
+    alone is the first.
+    """
+    taken = tuple(starts[:num_starts])
+    if num_starts < 2 or any(start.is_base for start in taken):
+        return taken
+    return taken[: num_starts - 1] + tuple([start for start in starts if start.is_base][:1] or taken[num_starts - 1 :])
 
 
 OVERRUN = 2.0
@@ -196,6 +211,21 @@ class StartResult:
     def test_accuracy(self) -> float | None:
         """Test accuracy of the best fine-tune; known of those that were trained to their end."""
         return self.trial.test_accuracy if self.trial else None
+
+
+def expected_text(expected_loss: float | None) -> str:
+    """Say what taking a search's first start was expected to lose; nothing where that is unknown."""
+    if expected_loss is None:
+        return ""
+    amount = "less than 0.001" if expected_loss < 0.001 else f"{expected_loss:.3f}"
+    return f"; by the scores alone, taking it was expected to lose {amount}"
+
+
+def base_text(base: str, base_accuracy: float, kept_accuracy: float) -> str:
+    """Say how the kept model compares with the best fine-tune of a base, by test accuracy."""
+    gain = kept_accuracy - base_accuracy
+    compared = f"{abs(gain):.3f} {'below' if gain > 0 else 'above'}" if round(gain, 3) else "the same as"
+    return f"Without a search, a fine-tune of the base {base} came to {base_accuracy:.3f}: {compared} the kept model's"
 
 
 def results_of(shortlist: Shortlist, trials: Iterable[TrialRow], *, is_max: bool = True) -> tuple[StartResult, ...]:

@@ -11,7 +11,7 @@ from raysnap.config.parts import ShapesConfig
 from raysnap.config.search_options import SearchOptions
 from raysnap.datasets.dataset import Dataset, find_dataset, open_dataset
 from raysnap.errors import ArchitectureError, UsageError
-from raysnap.humanize import plural
+from raysnap.humanize import given_first, plural
 from raysnap.models.block_facts import num_body_parameters, sees_texts
 from raysnap.models.block_shape import HEAD
 from raysnap.search.plan.tree import Candidate, find_misfit
@@ -44,7 +44,7 @@ def check_names(
 
 
 def pick_static_baseline(candidates: Sequence[Candidate], ranking: Sequence[RankedSnapshot]) -> RankedSnapshot | None:
-    """Return the ranking's line of the no-search baseline: the largest pretrained model.
+    """Return the ranking's line of the no-search baseline: the largest base snapshot.
 
     That is, of the ranked snapshots without a base (of all, where each has one), the one with the most parameters below
     the head; of several, the first by id.
@@ -154,4 +154,4 @@ def read_candidates(store: Store, summaries: Iterable[SnapshotSummary], image_si
 
 def name_of(summary: SnapshotSummary) -> str:
     """Return the name that people know a snapshot by: its first, or the beginning of its id."""
-    return summary.names[0] if summary.names else summary.id[:12]
+    return given_first(summary.names, summary.trial)[0] if summary.names else summary.id[:12]

@@ -175,7 +175,7 @@ class Field:
 
 
 def _largest_base(summaries: Iterable[SnapshotSummary]) -> str:
-    """Return the id of the no-search baseline, the largest pretrained model, which is always tried."""
+    """Return the id of the no-search baseline, the largest base snapshot, which is always tried."""
 
     def preference(summary: SnapshotSummary) -> tuple[bool, int, str]:
         return summary.base is not None, -count_parameters(summary.architecture), summary.id

@@ -201,7 +201,7 @@ class SearchResult:
         rungs: what each rung did.
         num_candidates: how many snapshots were tried.
         forecast: what was forecast, and what came.
-        static_baseline: rank of the no-search baseline, the largest pretrained model; None if nothing was ranked.
+        static_baseline: rank of the no-search baseline, the largest base snapshot; None if nothing was ranked.
         data: what was read of the dataset and what was not; of bad images those that the search met.
         narrowing: what was left out, where more snapshots matched than `max_candidates`.
         records: what came of fine-tunes on other datasets, and how much of the rank; None without such records.

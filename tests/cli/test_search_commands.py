@@ -36,7 +36,7 @@ def test_search_takes_a_path_and_shows_a_table(here, capsys):
     out = run_text(capsys, "search", "--data", "data/pets", "--method", "baseline", "--where", "retrain_index == 0")
     assert "tuned" in out and "best" in out
     assert "1\u00a0candidate by baseline" in out
-    assert "Without a search, the choice would be the largest pretrained model, tuned: rank 1 of 1" in out
+    assert "Without a search, the choice would be the largest base snapshot, tuned: rank 1 of 1" in out
 
 
 def test_explain_shows_shared_blocks_and_rungs(here, capsys):
@@ -45,7 +45,7 @@ def test_explain_shows_shared_blocks_and_rungs(here, capsys):
     assert (
         out.index("What candidates share")
         < out.index("block passes")
-        < out.index("choice would be the largest pretrained model, base")
+        < out.index("choice would be the largest base snapshot, base")
     )
 
 

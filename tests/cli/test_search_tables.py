@@ -2,7 +2,7 @@
 
 from types import SimpleNamespace
 
-from raysnap.cli.search_tables import cells_table, methods_table, noise_lines, read_line
+from raysnap.cli.search_tables import cells_table, methods_table, noise_lines, overrun_line, read_line
 
 
 def bench_cell(method: str, cache: str, median_s: float, **keys):
@@ -68,3 +68,8 @@ def test_only_files_that_someone_may_miss_are_told():
     record, photos = left_out(1, is_expected=True), left_out(3, is_expected=False)
     assert read_line(account | {"left_out": [record]}) == "10\u00a0images of pets: train 8, val 2"
     assert read_line(account | {"left_out": [record, photos]}).endswith("val 2; 3\u00a0files left out")
+
+
+def test_a_search_that_overran_its_time_says_by_how_much():
+    assert overrun_line(4.9, 5.0) == ""
+    assert "budget of 5.00\u00a0s was exceeded by 5.40\u00a0s" in overrun_line(10.4, 5.0)

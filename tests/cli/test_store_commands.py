@@ -128,7 +128,16 @@ def test_preprocessing_can_be_told(here, capsys, options, expected):
 
 
 @pytest.mark.parametrize(
-    "options", [["--resize", "4x5"], ["--resize", "x"], ["--mean", "1,2"], ["--std", "0"], ["--mean", "nan"]]
+    "options",
+    [
+        ["--resize", "4x5"],
+        ["--resize", "x"],
+        ["--resize", "0"],
+        ["--image-size", "1"],
+        ["--mean", "1,2"],
+        ["--std", "0"],
+        ["--mean", "nan"],
+    ],
 )
 def test_preprocessing_of_another_form_is_refused(here, capsys, options):
     run_text(capsys, "store", "export", "tuned", "--to", "w.pth")

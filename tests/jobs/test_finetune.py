@@ -10,9 +10,10 @@ from raysnap.config.parts import ShapesConfig
 from raysnap.config.sweep import FinetuneConfig
 from raysnap.datasets.dataset import open_dataset
 from raysnap.errors import ConfigError, SnapshotNotFound, UsageError
-from raysnap.jobs.finetune import finetune
+from raysnap.jobs.finetune import choose_starts, finetune
 from raysnap.report.page import write_report
 from raysnap.runs.rows import read_rows
+from raysnap.runs.run_directory import lock_run
 from raysnap.runs.shortlist import SEARCH_NAME, SHORTLIST_NAME, TRAINING_DIR
 from raysnap.store.store import Store
 from tests.support.search_stores import put, variant
@@ -66,6 +67,12 @@ def test_every_distinct_start_is_fine_tuned_by_every_recipe(finished):
     assert len(summary.starts) == 2, "snapshots that differ in their heads only are one start"
     assert {start.num_trials for start in summary.starts} == {2} and len(rows_of(config)) == 4
     assert all(start.low <= start.score <= start.high and start.num_scored >= 16 for start in summary.starts)
+
+
+def test_a_base_is_among_the_starts(finished):
+    _, summary = finished
+    assert [start.is_base for start in summary.starts] == [start.name in ("base", "twin") for start in summary.starts]
+    assert any(start.is_base for start in summary.starts)
 
 
 def test_the_best_is_in_the_store_under_the_datasets_name(finished):
@@ -137,6 +144,21 @@ def test_killed_in_search_between_training_and_store_and_resumed(ray_local, plac
     assert len(rows_of(config)) == 2 and all(len(row["history"]) <= 2 for row in rows_of(config).values())
     assert summary.best["name"] == "phoenix"
     assert len(list(Store.open(config.store).records())) == before + 2, "one record for each fine-tune"
+
+
+def test_a_run_that_died_in_its_search_begins_again(place, monkeypatch):
+    def die(*_, **__):
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ranking_module, "search", die)
+        with pytest.raises(Killed):
+            finetune(job(place, "begun"))
+    changed = job(place, "begun", shortlist=1)
+    with lock_run(changed, changed.run_dir, resume=False) as lock:
+        assert len(choose_starts(changed, resume=False, lock=lock).starts) == 1
+    with pytest.raises(ConfigError, match="add --resume"), lock_run(changed, changed.run_dir, resume=False):
+        pass
 
 
 def test_named_starts_need_no_search(ray_local, place):

@@ -314,3 +314,11 @@ def test_the_three_studies_are_told_as_published():
     layerwise = trials(load_config(find_config("caltech101_layerwise"), [], SweepConfig))
     assert layerwise[0].train.layer_lrs == (1e-3, 1e-4, 1e-5, 1e-6)
     assert {(one.train.patience, one.train.monitor) for one in layerwise} == {(3, "val_loss")}
+
+
+def test_a_trials_name_holds_no_configuration():
+    network = 'hf/vit{"hidden_size":32,"image_size":32,"intermediate_size":64,"num_attention_heads":2}'
+    for fields in ({"architectures": [network]}, {"space": {"architecture": {"grid": [network, "resnet18"]}}}):
+        config = job(**{"architectures": [network]} | fields)
+        names = [trial.id for trial in trials(config)]
+        assert names[0].startswith("001-hf-vit-") and all(len(name) < 40 for name in names)

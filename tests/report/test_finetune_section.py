@@ -15,6 +15,7 @@ def write_finetune(run_dir, *, searched: bool = True, status: str = "done"):
     for number, (score, accuracy) in enumerate(((0.8, 0.6), (0.7, 0.9), (0.6, 0.5)), start=1):
         said = {"rank": number, "score": score, "low": score - 0.1, "high": score + 0.1, "num_scored": 40}
         facts = said | {"num_train": 30, "num_test": 10} if searched else {}
+        facts |= {"is_base": number == 3}
         starts.append(ShortlistedStart(f"{number:064x}", f"start-{number}", "resnet18", 32, **facts))
         metrics = {"val_accuracy": accuracy, "test_accuracy": accuracy}
         point = {"base.weights": f"start-{number}", "retrain": "all"}
@@ -34,9 +35,25 @@ def test_the_model_is_the_headline(tmp_path):
     page = render(read_run(write_finetune(tmp_path / "run"))).page
     assert '90.0\u00a0% of the test images of <span class="name">my-photos</span> are right' in page
     assert "<b class='name'>start-2</b> (retrain all): val accuracy <b>0.900</b>, test accuracy 0.900" in page
-    assert "came to a test accuracy 0.300 below the best&#39;s; the search expected 0.020" in page.replace(
-        "'s", "&#39;s"
+    assert (
+        "came to a test accuracy 0.300 below the best&#39;s; by the scores alone, taking it was expected to lose 0.020"
+        in page.replace("'s", "&#39;s")
     )
+
+
+def test_the_kept_model_is_compared_with_a_base(tmp_path):
+    page = render(read_run(write_finetune(tmp_path / "run"))).page
+    assert "a fine-tune of the base start-3 came to 0.500: 0.400 below the kept model" in page
+
+
+def test_its_search_is_no_race_of_methods(tmp_path):
+    page = render(read_run(write_finetune(tmp_path / "run"))).page
+    assert "shared takes" not in page and "fastest search method" not in page
+
+
+def test_intervals_stay_in_one_line(tmp_path):
+    page = render(read_run(write_finetune(tmp_path / "run"))).page
+    assert '<td class="keep">0.700 to 0.900</td>' in page
 
 
 def test_predictions_stand_beside_what_came(tmp_path):
@@ -52,7 +69,7 @@ def test_predictions_stand_beside_what_came(tmp_path):
 
 def test_named_starts_have_no_prediction(tmp_path):
     report = render(read_run(write_finetune(tmp_path / "run", searched=False)))
-    assert "no search predicted anything" in report.page and "the search expected" not in report.page
+    assert "no search predicted anything" in report.page and "expected to lose" not in report.page
 
 
 def test_a_run_without_a_finished_fine_tune_says_so(tmp_path):

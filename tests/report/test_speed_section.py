@@ -43,7 +43,7 @@ def test_questions_are_titled_by_what_was_varied(tmp_path):
     assert sum(value.startswith("mark bound") for value in page.values("class")) == 4 * 4
     assert page.text.count("Rung by rung") == 4
     assert "12 candidates × 10 items, 6 kept" in page.text
-    assert "the largest pretrained model, 011-resnet18-shapes-shape-a-r2: rank 12, score 0.780" in page.text
+    assert "the largest base snapshot, 011-resnet18-shapes-shape-a-r2: rank 12, score 0.780" in page.text
 
 
 def test_rungs_are_split_by_phase_if_that_was_timed(tmp_path):

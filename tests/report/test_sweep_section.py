@@ -67,3 +67,11 @@ def test_a_metric_to_be_minimised_ranks_the_smallest_first(tmp_path):
     text = render(write_run(tmp_path / "run", rows, kind="sweep", metric="val_loss", mode="min")).text
     assert "Best of 3 trials: lr = 0.1" in text
     assert "lr: 0.1 beats 0.2 by 1.000 val loss in the only pair of otherwise identical trials" in text
+
+
+@pytest.mark.parametrize(("top5", "is_shown"), [(1.0, False), (0.99, True)])
+def test_top_5_accuracy_is_shown_where_it_tells_something(tmp_path, top5, is_shown):
+    rows = [sweep_trial(number, {"one": number}, 0.9) for number in range(2)]
+    for row in rows:
+        row["metrics"]["test_top5_accuracy"] = top5
+    assert ("test top-5" in render(write_run(tmp_path / "run", rows, kind="sweep")).text) == is_shown

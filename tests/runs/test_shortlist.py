@@ -3,7 +3,7 @@
 import pytest
 
 from raysnap.errors import DataError
-from raysnap.runs.shortlist import SHORTLIST_NAME, Shortlist, ShortlistedStart, TimePlan, results_of
+from raysnap.runs.shortlist import SHORTLIST_NAME, Shortlist, ShortlistedStart, TimePlan, results_of, take_starts
 from raysnap.runs.trial_rows import TrialRow
 
 STARTS = (
@@ -49,3 +49,21 @@ def test_of_each_start_the_best_fine_tune_counts():
     assert (second.trial.trial, second.num_trials, second.test_accuracy) == ("4", 2, None)
     assert results_of(SEARCHED, rows, is_max=False)[0].trial.trial == "2"
     assert results_of(SEARCHED, [])[0].trial is None
+
+
+def ranked(*bases: int, num_starts: int = 6) -> list[ShortlistedStart]:
+    """Return starts named by their ranks, of which some are bases."""
+    ranks = range(1, num_starts + 1)
+    return [ShortlistedStart(str(one), str(one), "resnet18", 32, rank=one, is_base=one in bases) for one in ranks]
+
+
+@pytest.mark.parametrize(
+    ("bases", "num_starts", "expected"),
+    [((5,), 3, "125"), ((5, 6), 3, "125"), ((2, 5), 3, "123"), ((), 3, "123"), ((5,), 1, "1"), ((6,), 9, "123456")],
+)
+def test_the_best_base_is_the_last_start_unless_one_is_before(bases, num_starts, expected):
+    assert "".join(start.name for start in take_starts(ranked(*bases), num_starts)) == expected
+
+
+def test_a_shortlist_that_is_cut_keeps_its_base():
+    assert [start.name for start in take_starts(take_starts(ranked(6), 5), 2)] == ["1", "6"]

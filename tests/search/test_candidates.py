@@ -114,3 +114,11 @@ def test_the_largest_pretrained_model_has_the_most_parameters():
     ranking = [RankedSnapshot(n, one, one, 0.5, 1, 1, False, False) for n, one in enumerate(names, start=1)]
     assert pick_static_baseline([heavy, *candidates[1:]], ranking).snapshot == "resnet34"
     assert pick_static_baseline([heavy, candidates[1]], ranking[:2]).snapshot == "resnet18"
+
+
+def test_a_given_name_comes_before_that_of_the_trial(tmp_path):
+    store = Store.open(tmp_path / "store", create=True)
+    snapshot = put(store, "001-net", random_blocks(SMALL, 0), SMALL, trial="001-net")
+    store.set_ref("pets", snapshot)
+    [found] = find_candidates(store, None, None)
+    assert found.name == "pets"

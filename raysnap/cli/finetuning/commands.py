@@ -265,7 +265,7 @@ def predict(
     elif is_evaluating:
         from raysnap.cli.finetuning.tables import metrics_line
 
-        print_result(metrics_line(metrics, len(found.files)))
+        print_result(metrics_line(metrics, len(found.files), len(found.classes)))
     elif out_path is None:
         from raysnap.cli.console import print_text
 

@@ -12,6 +12,7 @@ from rich.table import Table
 from raysnap.cli.console import simple_table
 from raysnap.cli.search_tables import interval_text
 from raysnap.humanize import plural, score_text, seconds_text
+from raysnap.runs.shortlist import base_text, expected_text
 
 if TYPE_CHECKING:
     from raysnap.config.sweep import FinetuneConfig
@@ -70,7 +71,7 @@ def outcome_lines(summary: FinetuneSummary, config: FinetuneConfig) -> str:
         f"Kept: {best['name']} ({best['snapshot'][:12]}), from {best['start']} by {recipe_text(best['recipe'])}: "
         f"{training.metric.replace('_', ' ')} {score_text(best['metrics'].get(training.metric))}{test}."
     )
-    lines += [line for line in (prediction_line(summary),) if line]
+    lines += [line for line in (base_line(summary), prediction_line(summary)) if line]
     store = shlex.quote(str(config.store))
     lines += [
         "Next:",
@@ -78,6 +79,16 @@ def outcome_lines(summary: FinetuneSummary, config: FinetuneConfig) -> str:
         f"  raysnap store export {best['name']} --store {store} --to {best['name']}.safetensors",
     ]
     return "\n".join(lines)
+
+
+def base_line(summary: FinetuneSummary) -> str:
+    """Say what the kept model gained over the best fine-tune of a base, where it started from another snapshot."""
+    bases = [start for start in summary.starts if start.is_base and start.test_accuracy is not None]
+    won = next((start for start in summary.starts if summary.best and start.trial == summary.best["trial"]), None)
+    if won is None or won.is_base or won.test_accuracy is None or not bases:
+        return ""
+    base = max(bases, key=lambda start: start.val_accuracy or 0.0)
+    return f"{base_text(base.name, base.test_accuracy or 0.0, won.test_accuracy)}."
 
 
 def prediction_line(summary: FinetuneSummary) -> str:
@@ -88,7 +99,7 @@ def prediction_line(summary: FinetuneSummary) -> str:
     first = min(ranked, key=lambda start: start.rank or 0)
     best = max(ranked, key=lambda start: start.val_accuracy or 0.0)
     lost = (best.test_accuracy or 0.0) - (first.test_accuracy or 0.0)
-    expected = "" if summary.expected_loss is None else f"; the search expected {summary.expected_loss:.3f}"
+    expected = expected_text(summary.expected_loss)
     if first is best:
         return f"The search's first start was the best of the shortlist: nothing was lost by taking it{expected}."
     return (
@@ -134,7 +145,8 @@ def recommendation_lines(result: Recommendation, store_dir: Path, data: str) -> 
     )
 
 
-def metrics_line(metrics: Mapping[str, float], num_images: int) -> str:
-    """Return the metrics of a model on a split."""
-    shown = ", ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in metrics.items())
+def metrics_line(metrics: Mapping[str, float], num_images: int, num_classes: int) -> str:
+    """Return the metrics of a model on a split; without top-5 accuracy where there are five classes at most."""
+    told = {name: value for name, value in metrics.items() if name != "top5_accuracy" or num_classes > 5}
+    shown = ", ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in told.items())
     return f"{plural(num_images, 'test item')}: {shown}"

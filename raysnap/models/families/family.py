@@ -23,6 +23,7 @@ from raysnap.models.families.cutting import CutModel, Subject, cut_model, makes_
 from raysnap.models.families.segment import Segment
 from raysnap.models.families.weightless import build_weightless
 
+_LIKE = 0.65  # spelt alike, what names the family left out
 _NEAR = 0.8  # spelt so much alike that no other library's names are asked for
 
 
@@ -309,7 +310,10 @@ def _unknown(architecture: Architecture) -> str:
     else:
         exact = next((known for other in FAMILIES for known in known_names(other) if _same(known, name)), None)
         missing = [other for other in FAMILIES if not _is_installed(other)]
-        hint = f"; did you mean {exact!r}?" if exact else suggest(name, own)
+        bare = {known.rpartition("/")[2]: known for known in own}
+        near = get_close_matches(architecture.name, bare, n=1, cutoff=_LIKE)
+        likely = exact or (bare[near[0]] if near else None)
+        hint = f"; did you mean {likely!r}?" if likely else ""
         hint = hint or f"; `raysnap.list_architectures({architecture.family!r})` lists them"
         if missing and not exact:
             extras = " and ".join(f"`pip install 'raysnap[{other}]'`" for other in missing)

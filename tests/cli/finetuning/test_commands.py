@@ -8,6 +8,7 @@ import pytest
 
 from raysnap.cli.app import main
 from raysnap.cli.finetuning import plan
+from raysnap.cli.finetuning.tables import metrics_line
 from raysnap.errors import ArchitectureError
 from raysnap.models.block_facts import block_shapes
 from raysnap.store.store import Store
@@ -119,3 +120,9 @@ def test_predictions_are_printed_written_and_judged(place, capsys):
     (place / "photos/val/cat/0.png").write_bytes(b"no image")
     assert main(["predict", "--data", "photos/val", "--model", "first", "--json"]) == 1
     assert json.loads(capsys.readouterr().out)["num_bad"] == 1
+
+
+def test_metrics_leave_out_top_5_of_few_classes():
+    metrics = {"accuracy": 0.5, "top5_accuracy": 1.0}
+    assert metrics_line(metrics, 8, 4) == "8\u00a0test items: accuracy 0.500"
+    assert metrics_line(metrics, 8, 6).endswith("top5 accuracy 1.000")

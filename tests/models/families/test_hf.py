@@ -58,6 +58,7 @@ def test_the_last_blocks_alone_are_trained(kind):
     ("text", "message"),
     [
         ("hf/vitt", "did you mean 'hf/vit'"),
+        ("hf/foo", r"classifies; `raysnap.list_architectures\('hf'\)` lists them"),
         ('hf/vit{"hidden_size":"x"}', "rejects this configuration"),
         ('hf/vit{"num_labels":3}', "num_labels can't be part"),
         ("hf/timm_wrapper", "no such model type"),
