@@ -9,7 +9,7 @@ targets, of which no snapshot has seen an image or a class. A target is drawn se
 training images per class, and tests on others. Three kinds of fine-tunes are run on each draw, each on one thread:
 
 - recipes: the two bases, by every recipe of RECIPES;
-- truth: every snapshot by one recipe, the first of the preset `good` of `raysnap finetune`;
+- truth: every snapshot by one recipe, that with which the bases come out best;
 - steps: every snapshot for a few epochs, from which proxies follow: what it scores after each of them.
 
 Results are kept in DIR as they come, so a run that was stopped goes on; `benchmarks/judge_populations.py DIR` reads
@@ -86,10 +86,7 @@ RECIPES = {
     "all/0.0003": Recipe(0.0, {"lr": 3e-4}),
     "head/0.003": Recipe(1.0, {"lr": 3e-3}),
 }
-STEPS = {
-    "few steps": Recipe(0.0, {"layer_lrs": GENTLE, "epochs": 3, "schedule": "constant"}),
-    "few steps of a quarter": Recipe(0.75, {"layer_lrs": GENTLE[:2], "epochs": 3, "schedule": "constant"}),
-}
+STEPS = {"few steps": Recipe(0.75, {"lr": 1e-3, "epochs": 3, "schedule": "constant"})}
 
 
 @dataclass(frozen=True)
@@ -111,7 +108,7 @@ def main() -> int:
     parser.add_argument("dir", type=Path, help="what is made stays here")
     parser.add_argument("--draws", type=int, default=2, help="draws of each target")
     parser.add_argument("--num-train", type=int, default=12, help="training images per class of a target")
-    parser.add_argument("--recipe", default="all/gentle", choices=RECIPES, help="of the truth")
+    parser.add_argument("--recipe", default="quarter/0.001", choices=RECIPES, help="of the truth")
     parser.add_argument("--kinds", nargs="*", default=["truth", "steps", "recipes"], help="fine-tunes to run")
     names = [published.architecture for published in PUBLISHED]
     parser.add_argument("--architectures", nargs="*", default=names, choices=names, help="of the starts")

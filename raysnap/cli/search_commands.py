@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -126,10 +126,24 @@ def search(
             found = run(store_dir, data, _with_time_left(options, start_s), on_progress=on_progress)
     result = _from_enter(found, start_s)
     if as_json:
-        print_json(result)
+        print_json(result.to_dict() | {"asked": _asked(store_dir, data, options)})
     else:
         _show_result(store_dir, data, result, options, explain=explain)
     return SOME_FAILED if result.skipped else 0
+
+
+def _asked(store_dir: Path, data: str, options: SearchOptions) -> dict[str, Any]:
+    """Return which store was asked about which dataset, where and when: what a report of the search says of it."""
+    from raysnap.datasets.dataset import find_dataset
+    from raysnap.runs.environment import describe_environment
+    from raysnap.system import utc_timestamp
+
+    root = find_dataset(data, options.data_dir, options.shapes)
+    return {
+        "store": str(store_dir.absolute()),
+        "data": str(root.absolute()) if root else data,
+        "environment": describe_environment() | {"finished": utc_timestamp()},
+    }
 
 
 def _with_time_left(options: SearchOptions, start_s: float) -> SearchOptions:

@@ -82,12 +82,12 @@ def sentences(run: Run, contents: StoreContents) -> list[Markup]:
     sweep = sweep_of(run)
     if sweep and run.shortlist is None:
         found += sweep_sentences(sweep)
-    if run.finetunes or run.num_unfinished:
-        found.append(_training(run))
     first_of: dict[str, Question] = {}
     for question in run.questions:
         first_of.setdefault(question.dataset, question)
     found += [_winner(question, run) for question in list(first_of.values())[:MAX_QUESTIONS]]
+    if run.finetunes or run.num_unfinished:
+        found.append(_training(run))
     if len(run.questions) > MAX_QUESTIONS:
         found += _overall_speed(run)
     elif run.shortlist is None:  # a finetune's search is one of its stages

@@ -171,7 +171,7 @@ def _script() -> dict[str, Any]:
 
 def _facts(run: Run) -> list[str]:
     """Return when and on which CPU the run ran, for the line above the headline."""
-    started, cpu = run.env.get("started"), run.env.get("cpu")
+    started, cpu = run.env.get("started") or run.env.get("finished"), run.env.get("cpu")
     when = [f"{started[:16].replace('T', ' ')} UTC"] if isinstance(started, str) and started else []
     return [*when, *([cpu] if isinstance(cpu, str) and cpu else [])]
 

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import Any
 
 from markupsafe import Markup
 
 from raysnap.config.choices import Role
-from raysnap.humanize import is_known, score_text
+from raysnap.humanize import is_known, plural, score_text
+from raysnap.models.architecture import shown as architecture_shown
 from raysnap.report.charts.dots import scatter
 from raysnap.report.charts.lines import shared_range
 from raysnap.report.tables import Chip, Column, DataTable, Row, without_empty
+from raysnap.runs.json_fields import mapping, sequence, whole
+from raysnap.runs.method_agreement import best_of
 from raysnap.runs.proxy_validation import ProxyValidation, validate_proxy
-from raysnap.runs.questions import Question, short_dataset
+from raysnap.runs.questions import MethodRuns, Question, short_dataset
 from raysnap.runs.run import Run
 from raysnap.runs.search_rows import RankingRow
 from raysnap.runs.store_contents import StoreContents
@@ -40,18 +44,57 @@ def _ranking(number: int, alike: list[Question], run: Run, contents: StoreConten
         "titles": [same.title for same in alike],
         "proxy": question.proxy,
         "reference": question.reference.method,
-        "num_others": len(question.methods) - 1,
+        "num_others": len(_other_rankings(question)),
+        "alike": [one.method for one in _others(question) if one not in _other_rankings(question)],
         "table": _ranking_table(number, question, run),
         "static_baseline": question.reference.median_run.static_baseline,
         "is_tied": any(ranked.is_tied for ranked in question.reference.median_run.ranking[1:]),
         "validation": validation,
+        "inputs": _inputs_text(question),
+        "next_lines": _next_lines(question, run),
         "validation_chart": Markup(_validation_chart(question, validation)) if validation else None,
     }
 
 
+def _inputs_text(question: Question) -> str:
+    """Say how large the items are that candidates see; nothing where that was not kept."""
+    groups = [mapping(one) for one in sequence(question.reference.median_run.search.get("inputs"))]
+    known = [(whole(one.get("image_size")), whole(one.get("num_candidates")), one.get("mean")) for one in groups]
+    texts = [
+        f"{size}\u00a0{'px' if mean else 'tokens'}"
+        + (f" ({plural(count or 0, 'candidate')})" if len(known) > 1 else "")
+        for size, count, mean in known
+    ]
+    ways = f"in {len(texts)} ways: " if len(texts) > 1 else "at "
+    return f" Candidates see items {ways}{', '.join(texts)}." if texts else ""
+
+
+def _next_lines(question: Question, run: Run) -> str:
+    """Return the commands that go on from one's own search; a benchmark's rankings have none."""
+    best, data = best_of(question), run.config.get("data")
+    if best is None or not isinstance(data, str):
+        return ""
+    store = f"--store {shlex.quote(str(run.config['store']))}"
+    return (
+        f"raysnap finetune --data {shlex.quote(data)} {store}\n"
+        f"raysnap store export {best.snapshot[:12]} {store} --to {best.snapshot[:12]}.safetensors"
+    )
+
+
+def _others(question: Question) -> list[MethodRuns]:
+    """Return the methods that the ranking shown is not by."""
+    return [runs for runs in question.methods if runs is not question.reference]
+
+
+def _other_rankings(question: Question) -> list[MethodRuns]:
+    """Return the methods that rank otherwise than the ranking shown, or not the same candidates."""
+    shown = {one.snapshot: one.rank for one in question.reference.median_run.ranking}
+    return [runs for runs in _others(question) if {one.snapshot: one.rank for one in runs.median_run.ranking} != shown]
+
+
 def _ranking_table(number: int, question: Question, run: Run) -> DataTable:
     ranking = sorted(question.reference.median_run.ranking, key=lambda ranked: ranked.rank)
-    others = [runs for runs in question.methods if runs is not question.reference]
+    others = _other_rankings(question)
     ranks = {runs.method: {ranked.snapshot: ranked.rank for ranked in runs.median_run.ranking} for runs in others}
     first_rung = ranking[0].rung if ranking else None
     scores = [ranked.score for ranked in ranking if ranked.score is not None and ranked.rung == first_rung]
@@ -70,8 +113,11 @@ def _ranking_table(number: int, question: Question, run: Run) -> DataTable:
         Column("num_scored", "items", "count", "items that the score rests on; other numbers can't be compared"),
         Column("standing", "standing", "score", "expected place among starts, by records of other datasets"),
         Column("name", "snapshot", "name"),
+        Column(
+            "architecture", "architecture", "name", is_on_page=len({row.values["architecture"] for row in rows}) > 1
+        ),
         Column("dataset", "fine-tuned on", "name"),
-        Column("retrain_index", "retrained", "count", "retrain index r: number of blocks retrained below the head"),
+        Column("retrain_index", "r", "count", "retrain index r: number of blocks retrained below the head"),
         *(Column(f"rank_{method}", method, "count", f"rank by {method}") for method in ranks),
         Column("snapshot", "id", is_on_page=False),
     ]
@@ -96,6 +142,7 @@ def _ranking_row(
         "num_scored": ranked.num_scored or ranked.num_test,
         "standing": ranked.standing,
         "name": ranked.name,
+        "architecture": architecture_shown(ranked.architecture) if ranked.architecture else None,
         "dataset": short_dataset(trial.dataset) if trial and trial.dataset else ranked.dataset,
         "retrain_index": trial.retrain_index if trial else ranked.retrain_index,
         "snapshot": ranked.snapshot,

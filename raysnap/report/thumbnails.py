@@ -95,6 +95,7 @@ def _strip(name: str, dataset: Dataset) -> DatasetStrip:
     others = [item for item in dataset.splits["train"] if item not in chosen]
     wanted = NUM_PER_DATASET - len(chosen)
     chosen += [others[index] for index in evenly_chosen(len(others), wanted)] if 1 < wanted <= len(others) else []
+    chosen.sort(key=lambda item: item.label)
     shown = pictures([item.path for item in chosen])
     items = [(one, dataset.classes[item.label]) for one, item in zip(shown, chosen, strict=True) if one]
     counts = {split: len(items) for split, items in dataset.splits.items()}

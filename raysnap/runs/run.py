@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -126,13 +127,13 @@ def read_run(run_dir: Path) -> Run:
     unfinished -= {search.cell for search in searches.values()}
     if not trials and not searches and not unfinished:
         raise DataError(f"{run_dir}/results.jsonl: expected a row per trial or search, found none; run the job first")
-    config, config_text = _read_config(parts[0]) if parts else ({}, "")
+    config, config_text = _read_config(parts[0]) if parts else (_config_of(searches.values()), "")
     return Run(
         name=shown(run_dir.resolve().name),
         run_dir=run_dir,
         config=config,
         config_text=config_text,
-        env=_read_env(parts, remarks) if parts else {},
+        env=_read_env(parts, remarks) if parts else _env_of(searches.values()),
         trials=trials,
         num_unfinished=len(unfinished),
         searches=tuple(searches.values()),
@@ -182,6 +183,20 @@ def _printed_searches(path: Path) -> list[dict[str, Any]]:
             facts = {"cell": file.stem, "method": document["method"], "status": Status.DONE}
             rows.append(_cleaned(facts | {"search": document}))
     return rows
+
+
+def _config_of(searches: Iterable[SearchRow]) -> dict[str, Any]:
+    """Return what printed searches say of their store and the folder of their dataset, where all say the same."""
+    asked = [mapping(search.search.get("asked")) for search in searches]
+    found = {(text(one.get("store")), text(one.get("data"))) for one in asked}
+    store, data = found.pop() if len(found) == 1 else (None, None)
+    return {"store": store, "data": data, "data_dir": str(Path(data).parent)} if store and data else {}
+
+
+def _env_of(searches: Iterable[SearchRow]) -> dict[str, Any]:
+    """Return the environment of printed searches, where they ran in one."""
+    found = [mapping(mapping(search.search.get("asked")).get("environment")) for search in searches]
+    return found[0] if len(found) == 1 else {}
 
 
 def _rows_with(rows: list[dict[str, Any]], key: str) -> list[dict[str, Any]]:

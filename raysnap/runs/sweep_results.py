@@ -9,13 +9,14 @@ import itertools
 import json
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from statistics import fmean, geometric_mean, median
 from typing import Any
 
 from raysnap.humanize import score_text
 from raysnap.runs.json_fields import mapping, number
+from raysnap.runs.questions import short_dataset
 from raysnap.runs.run import Run
 from raysnap.runs.trial_rows import TrialRow
 
@@ -109,7 +110,7 @@ def sweep_of(run: Run) -> Sweep | None:
     """Return the run as a sweep; None if it is none."""
     if not run.is_sweep:
         return None
-    trials = tuple(run.finetunes)
+    trials = _with_short_datasets(run.finetunes)
     space = mapping(run.config.get("space"))
     keys = list(dict.fromkeys([*space, *(key for trial in trials for key in trial.point)]))
     metric = run.config.get("metric")
@@ -118,6 +119,18 @@ def sweep_of(run: Run) -> Sweep | None:
     parameters = [_parameter(key, _label(key, keys), trials, space) for key in keys]
     is_max = mode == "max" or (mode != "min" and not metric.endswith("loss"))
     return Sweep(trials, tuple(parameter for parameter in parameters if len(parameter.values) > 1), metric, is_max)
+
+
+def _with_short_datasets(trials: Sequence[TrialRow]) -> tuple[TrialRow, ...]:
+    """Return the trials with the names of the datasets that a space has, without their folders, if these all differ."""
+    sampled = {one for trial in trials if isinstance(one := trial.point.get("dataset"), str)}
+    names = {one: short_dataset(one) for one in sampled}
+    if not names or len(set(names.values())) < len(names):
+        return tuple(trials)
+    return tuple(
+        replace(one, point=one.point | {"dataset": names[one.point["dataset"]]}) if "dataset" in one.point else one
+        for one in trials
+    )
 
 
 def objective_of(trial: TrialRow) -> float:

@@ -75,3 +75,11 @@ def test_top_5_accuracy_is_shown_where_it_tells_something(tmp_path, top5, is_sho
     for row in rows:
         row["metrics"]["test_top5_accuracy"] = top5
     assert ("test top-5" in render(write_run(tmp_path / "run", rows, kind="sweep")).text) == is_shown
+
+
+def test_datasets_are_named_without_their_folders(tmp_path):
+    rows = [sweep_trial(number, {"dataset": f"/data/{name}"}, 0.9) for number, name in enumerate(("cats", "dogs"))]
+    page = render(write_run(tmp_path / "run", rows, kind="sweep"))
+    assert "dataset = cats" in page.text and "/data/cats" not in page.text.split("All trials")[0]
+    rows = [sweep_trial(number, {"dataset": f"/{name}/pets"}, 0.9) for number, name in enumerate(("a", "b"))]
+    assert "/a/pets" in render(write_run(tmp_path / "other", rows, kind="sweep")).text, "their names alone are equal"

@@ -77,7 +77,7 @@ def text_width(text: str, font_px: float = FONT_PX) -> float:
 def ticks(low: float, high: float, num_ticks: int = 5) -> list[float]:
     """Return about `num_ticks` round values, the first at or below `low`, the last at or above `high`."""
     if not high > low:
-        high = low + 1
+        low, high = (max(0.0, low - 0.1), min(1.0, low + 0.1)) if 0 <= low <= 1 else (low, low + 1)
     raw_step = (high - low) / max(1, num_ticks - 1)
     power = 10.0 ** math.floor(math.log10(raw_step))
     step = next(power * factor for factor in (1, 2, 2.5, 5, 10) if power * factor >= raw_step * 0.999)

@@ -31,3 +31,9 @@ def test_ticks_are_evenly_spaced_and_enclose_the_range(low, span):
 def test_shortened_text_keeps_its_beginning_and_its_end():
     assert shorten("abcdefghij", 7) == "abc…hij"
     assert shorten("short", 7) == "short"
+
+
+@pytest.mark.parametrize("score", [0.0, 0.25, 1.0])
+def test_one_score_has_an_axis_of_scores(score):
+    values = ticks(score, score)
+    assert 0 <= values[0] <= score <= values[-1] <= 1 and len(values) > 1
