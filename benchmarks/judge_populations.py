@@ -59,17 +59,19 @@ def main() -> int:
     """Print a table per question, and the figures as JSON."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("dir", type=Path, help="the folder of `populations.py`")
-    folder = parser.parse_args().dir
+    parser.add_argument("--where", help="which snapshots are candidates, as in `raysnap search`")
+    options = parser.parse_args()
+    folder = options.dir
     rows = [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
     store = Store.open(folder / "store")
-    summaries = {summary.id: summary for summary in store.summaries()}
+    summaries = {summary.id: summary for summary in store.summaries(options.where)}
     truths = truth_of(rows, set(summaries))
     keys = [(target, draw) for target, draws in truths.items() for draw in draws]
     means = {target: mean_of(draws) for target, draws in truths.items()}
-    scores, seconds = score_all(folder, store, keys)
+    scores, seconds = score_all(folder, store, keys, options.where)
     rankers = {name: {key: scores[name][key] for key in keys} for name in scores}
     rankers |= combine(rankers, summaries, store, means)
-    rankers |= few_steps(rows, keys) | rules(summaries, keys) | other_draws(truths)
+    rankers |= few_steps(rows, keys, set(summaries)) | rules(summaries, keys) | other_draws(truths)
     rankers |= last_rung(rankers)
     figures = {name: judge(by_key, means, summaries) for name, by_key in rankers.items() if by_key}
     show(figures, means)
@@ -90,11 +92,11 @@ def say(text: str) -> None:
 
 
 def truth_of(rows: list[dict[str, Any]], snapshots: set[str]) -> dict[str, dict[int, Values]]:
-    """Return the test accuracies by target and draw, of draws on which every snapshot was fine-tuned."""
+    """Return the test accuracies of these snapshots by target and draw, of draws on which every one was fine-tuned."""
     found: dict[str, dict[int, Values]] = defaultdict(lambda: defaultdict(dict))
     for row in rows:
         run = row["run"]
-        if run["kind"] == "truth":
+        if run["kind"] == "truth" and run["start"] in snapshots:
             found[run["target"]][run["draw"]][run["start"]] = row["test_accuracy"]
     whole = {
         target: {draw: values for draw, values in found[target].items() if set(values) == snapshots}
@@ -109,7 +111,9 @@ def mean_of(draws: Mapping[int, Values]) -> Values:
     return {snapshot: float(np.mean([values[snapshot] for values in draws.values()])) for snapshot in first}
 
 
-def score_all(folder: Path, store: Store, keys: list[Key]) -> tuple[dict[str, dict[Key, Values]], dict[str, float]]:
+def score_all(
+    folder: Path, store: Store, keys: list[Key], where: str | None
+) -> tuple[dict[str, dict[Key, Values]], dict[str, float]]:
     """Return every proxy's scores on all training items, and the ranks of the default search; and their seconds.
 
     Test images are left alone, as in a finetune; scores are cross-validated on what is trained on and held out.
@@ -118,7 +122,13 @@ def score_all(folder: Path, store: Store, keys: list[Key]) -> tuple[dict[str, di
     took_s: dict[str, list[float]] = defaultdict(list)
     for key in keys:
         root = target_dir(folder, *key)
-        asked: dict[str, Any] = {"spares_test": True, "use_records": False, "seed": key[1], "method": "nested"}
+        asked: dict[str, Any] = {
+            "spares_test": True,
+            "use_records": False,
+            "seed": key[1],
+            "method": "nested",
+            "where": where,
+        }
         for proxy in get_args(Proxy):
             started_s = time.perf_counter()
             result = search(store, root, proxy=proxy, tolerance=0.0, feature_cache_bytes=2**30, **asked)
@@ -170,21 +180,20 @@ def joined(parts: list[Values]) -> Values:
     return dict(zip(parts[0], mean_S.tolist(), strict=True))
 
 
-def few_steps(rows: list[dict[str, Any]], keys: list[Key]) -> dict[str, dict[Key, Values]]:
+def few_steps(rows: list[dict[str, Any]], keys: list[Key], snapshots: set[str]) -> dict[str, dict[Key, Values]]:
     """Return what fine-tunes of one and three epochs say of starts: by accuracy and by loss on what was held out."""
     found: dict[str, dict[Key, Values]] = defaultdict(lambda: defaultdict(dict))
     for row in rows:
         run = row["run"]
         key = (run["target"], run["draw"])
-        if run["kind"] != "steps" or key not in keys:
+        if run["kind"] != "steps" or key not in keys or run["start"] not in snapshots:
             continue
         for epoch in (1, len(row["epochs"])):
             entry = row["epochs"][epoch - 1]
             found[f"{run['recipe']}, {epoch} epochs: accuracy"][key][run["start"]] = entry["val_accuracy"]
             found[f"{run['recipe']}, {epoch} epochs: loss"][key][run["start"]] = -entry["val_loss"]
-    num_starts = max((len(values) for by_key in found.values() for values in by_key.values()), default=0)
     return {
-        name: {key: values for key, values in by_key.items() if len(values) == num_starts}
+        name: {key: values for key, values in by_key.items() if set(values) == snapshots}
         for name, by_key in found.items()
     }
 

@@ -1,5 +1,7 @@
 """Cut every model of a library into blocks and compare each with the library's own forward: `family_coverage.py timm`.
 
+Each retrain index from 1 on must train the library's parameters of the last blocks, and no others.
+
 One JSON line per architecture goes to `--out`; names that have a line are skipped, so a run can be continued, and
 `--limit-s` ends it between two names. Each `--chunk` names share a process; a name at which a process dies is noted as
 that. Weights are random and share buffers, so that no model takes more memory than its activations. The summary is

@@ -93,6 +93,11 @@ class TrainConfig(Section):
         "null "
         "a fresh view each epoch.",
     )
+    batch_statistics: Literal["learn", "keep"] = Field(
+        "learn",
+        description="Whether the BatchNorm layers of trained blocks learn the statistics of the dataset's batches, or "
+        "keep those of the start, which few items or few steps would spoil.",
+    )
     precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto",
         description="Number format of the blocks; auto is float32 on a CPU, bfloat16 on a GPU that supports it, else "

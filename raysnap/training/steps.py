@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from raysnap.config.train import TrainConfig
 from raysnap.errors import TrainingDiverged
@@ -73,6 +74,8 @@ class UpdateStep:
             TrainingDiverged: the loss became NaN or infinite.
         """
         config, worker = self.state.config, self.worker
+        if config.batch_statistics == "keep":
+            keep_batch_statistics(self.state.trained)
         num_items = len(feed.labels)
         loss_sum = torch.zeros((), dtype=torch.float64, device=self.numerics.device)
         batches = split_batches(torch.randperm(num_items, generator=self.state.shuffling), config.batch_size)
@@ -113,6 +116,13 @@ class UpdateStep:
         state.scaler.step(state.optimizer)
         state.scaler.update()
         return functools.reduce(torch.add, sums)
+
+
+def keep_batch_statistics(blocks: nn.Sequential) -> None:
+    """Put all BatchNorm layers in eval mode: they normalise as before, and what they multiply by is trained."""
+    for module in blocks.modules():
+        if isinstance(module, _BatchNorm):
+            module.eval()
 
 
 def split_batches(positions: Tensor, batch_size: int) -> list[Tensor]:

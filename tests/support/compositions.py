@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from zlib import crc32
 
@@ -12,9 +13,11 @@ from torch import Tensor, nn
 
 from raysnap.models import blocks
 from raysnap.models.architecture import parse
+from raysnap.models.block import Block
 from raysnap.models.block_shape import HEAD
 from raysnap.models.families import family
 from raysnap.models.families.weightless import build_weightless
+from raysnap.training.freezing import StartModel
 
 NUM_CLASSES = 7
 
@@ -81,7 +84,8 @@ def compare(architecture: str, *image_sizes: int | None, num_items: int = 2) -> 
     model = family.build(architecture, NUM_CLASSES, tensors)
     image_size, x, expected = _run(architecture, model, image_sizes or (None,), num_items)
     split = blocks.split_state_dict(architecture, tensors)
-    faults = _faults_of_parts(split, set(tensors))
+    trainable = {family.stored_names(architecture).get(name, name) for name, _ in model.named_parameters()}
+    faults = _faults_of_parts(split, set(tensors)) + _faults_of_freezing(architecture, split, trainable)
     del model
     for index, (name, part) in enumerate(split):
         block = blocks.build_block(architecture, index, part)
@@ -137,6 +141,37 @@ def _faults_of_parts(split: list[tuple[str, dict[str, Tensor]]], expected: set[s
     if len(set(names)) < len(names) or names[0] != "stem" or names[-1] != HEAD:
         faults.append("blocks are misnamed")
     return faults
+
+
+def _faults_of_freezing(
+    architecture: str, split: list[tuple[str, dict[str, Tensor]]], trainable: set[str]
+) -> list[str]:
+    """Return what is wrong with what is frozen at each retrain index from 1 to that of all blocks but the stem.
+
+    Trained are the library's parameters of the last blocks, but for those that its forward in eval mode never takes.
+    """
+    model = blocks.build_model(architecture, [part for _, part in split])
+    parts = list(blocks.blocks_of(model))
+    names = [dict(_parameter_names(part)) for part in parts]
+    idle = [set(part.tensors()) - set(named.values()) for part, named in zip(parts, names, strict=True)]
+    for retrain_index in range(1, len(parts) - 1):
+        start = StartModel(model, len(parts) - 1 - retrain_index, [])
+        start.freeze()
+        trained = {name for named in names for one, name in named.items() if one.requires_grad}
+        last = slice(start.num_frozen, None)
+        expected = {name for _, part in split[last] for name in part if name in trainable} - set().union(*idle[last])
+        if trained != expected:
+            return [f"r = {retrain_index} trains {sorted(trained ^ expected)[:3]} or doesn't, against its blocks"]
+        if any(module.training for part in parts[: start.num_frozen] for module in part.modules()):
+            return [f"r = {retrain_index} leaves a frozen module in training mode"]
+    return []
+
+
+def _parameter_names(block: Block) -> Iterator[tuple[nn.Parameter, str]]:
+    for path, step in zip(block.paths, block.steps, strict=True):
+        for key, parameter in step.named_parameters():
+            name = f"{path}.{key}" if path else key
+            yield parameter, block.stored_names.get(name, name)
 
 
 def train_last(architecture: str, retrain_index: int, image_size: int | None = None) -> tuple[set[str], set[str]]:

@@ -149,6 +149,16 @@ def test_every_optimizer_trains_only_what_is_not_frozen(optimizer):
     assert changed == {"9"}
 
 
+@pytest.mark.parametrize(("statistics", "is_kept"), [("keep", True), ("learn", False)])
+def test_the_statistics_of_batches_can_be_kept(statistics, is_kept):
+    model = model_of("resnet18")
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    run(model, 5, TrainConfig(epochs=2, batch_size=8, batch_statistics=statistics))
+    changed = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert any("running" in name for name in changed) != is_kept
+    assert any(".bn" in name and name.endswith("weight") for name in changed), "scales are trained in any case"
+
+
 def test_a_diverged_loss_stops_the_training_with_its_reason():
     with pytest.raises(TrainingDiverged, match="smaller train.lr than 100"):
         run(model_of("resnet18"), 0, TrainConfig(epochs=30, batch_size=8, lr=100, optimizer="sgd"))
