@@ -80,6 +80,8 @@ RECIPES = {
     "quarter/0.001, kept": Recipe(0.75, {"lr": 1e-3, "batch_statistics": "keep"}),
     "all/0.001, kept": Recipe(0.0, {"lr": 1e-3, "batch_statistics": "keep"}),
     "all/gentle, kept": Recipe(0.0, {"layer_lrs": GENTLE, "batch_statistics": "keep"}),
+    "half/gentle, kept": Recipe(0.5, {"layer_lrs": GENTLE[:3], "batch_statistics": "keep"}),
+    "quarter/gentle, kept": Recipe(0.75, {"layer_lrs": GENTLE[:2], "batch_statistics": "keep"}),
     "half/0.001, kept": Recipe(0.5, {"lr": 1e-3, "batch_statistics": "keep"}),
     "head/0.01": Recipe(1.0, {"lr": 1e-2}),
     "all/swift": Recipe(0.0, {"layer_lrs": [3 * lr for lr in GENTLE]}),

@@ -199,7 +199,10 @@ def _listed(value: Any) -> Any:
 # A finetune
 
 GENTLE = [1e-3, 3e-4, 1e-4, 3e-5]
-"""Learning rates from the head down to the stem that retrain whole pretrained nets without harm."""
+"""Learning rates from the head down to the stem that retrain whole pretrained nets without harm.
+
+With them, BatchNorm keeps the start's statistics; at higher rates it must learn those of the dataset.
+"""
 
 _DEPTHS: dict[str, Any] = {
     "all": {"freeze_fraction": 0.0},
@@ -210,7 +213,7 @@ _DEPTHS: dict[str, Any] = {
 _RATES: dict[str, dict[str, list[float]]] = {
     "all": {"gentle": GENTLE, "bold": [1e-3]},
     "half": {"gentle": GENTLE[:3]},
-    "quarter": {"gentle": GENTLE[:2]},
+    "quarter": {"bold": [1e-3]},
     "head": {"fast": [3e-3]},
 }
 
@@ -223,7 +226,11 @@ def _recipes(*names: str) -> dict[str, Any]:
         {"when": {"retrain": depth}, "grid": {rate: _RATES[depth][rate] for other, rate in pairs if other == depth}}
         for depth in depths
     ]
-    return {"retrain": {"grid": {depth: _DEPTHS[depth] for depth in depths}}, "train.layer_lrs": rates}
+    return {
+        "retrain": {"grid": {depth: _DEPTHS[depth] for depth in depths}},
+        "train.layer_lrs": rates,
+        "train.batch_statistics": {"when": {"train.layer_lrs": "gentle"}, "choice": ["keep"]},
+    }
 
 
 _TRAIN: dict[str, Any] = {"batch_size": 32, "optimizer": "adamw", "weight_decay": 0.01, "schedule": "cosine"}
@@ -232,17 +239,17 @@ PRESETS: dict[str, dict[str, Any]] = {
     "quick": {
         "shortlist": 3,
         "train": _TRAIN | {"epochs": 5},
-        "space": _recipes("all/gentle", "all/bold"),
+        "space": _recipes("quarter/bold", "all/gentle", "all/bold"),
     },
     "good": {
         "shortlist": 5,
         "train": _TRAIN | {"epochs": 12},
-        "space": _recipes("all/gentle", "all/bold", "quarter/gentle", "head/fast"),
+        "space": _recipes("quarter/bold", "all/gentle", "all/bold", "head/fast"),
     },
     "best": {
         "shortlist": 5,
         "train": _TRAIN | {"epochs": 40, "views": 8},
-        "space": _recipes("all/gentle", "all/bold", "half/gentle", "quarter/gentle", "head/fast"),
+        "space": _recipes("quarter/bold", "all/gentle", "all/bold", "half/gentle", "head/fast"),
     },
 }
 REF_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")

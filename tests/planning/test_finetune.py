@@ -35,22 +35,27 @@ def config_of(tmp_path, folder, **more) -> FinetuneConfig:
 def test_recipes_come_before_starts_each_with_its_own_network(tmp_path, folder, starts):
     config = config_of(tmp_path, folder, preset="quick")
     trials = plan_sweep(sweep_config(config, folder, starts, 3)).trials
-    keys = ("train.layer_lrs", "base.weights")
+    keys = ("retrain", "train.layer_lrs", "base.weights")
     shown = [(*(one.point[key] for key in keys), one.architecture, one.image_size) for one in trials]
     assert shown == [
-        ("gentle", "deep", "resnet18", 64),
-        ("gentle", "small", "mobilenet_v3_small", 32),
-        ("bold", "deep", "resnet18", 64),
-        ("bold", "small", "mobilenet_v3_small", 32),
+        (*recipe, *start)
+        for recipe in (("quarter", "bold"), ("all", "gentle"), ("all", "bold"))
+        for start in (("deep", "resnet18", 64), ("small", "mobilenet_v3_small", 32))
     ]
     assert {trial.train.epochs for trial in trials} == {3}
+
+
+def test_the_first_recipe_leaves_most_of_a_pretrained_net_alone(tmp_path, folder, starts):
+    for preset in ("quick", "good", "best"):
+        first = plan_sweep(sweep_config(config_of(tmp_path, folder, preset=preset), folder, starts, 3)).trials[0]
+        assert first.train.layer_lrs == (1e-3,) and first.retrain_index == 2
 
 
 def test_whole_nets_are_retrained_with_rates_that_fall(tmp_path, folder, starts):
     for preset in ("quick", "good", "best"):
         sweep = sweep_config(config_of(tmp_path, folder, preset=preset), folder, starts, 3)
-        first = plan_sweep(sweep).trials[0]
-        assert first.train.layer_lrs == (1e-3, 3e-4, 1e-4, 3e-5) and first.retrain_index == 8
+        whole = next(one for one in plan_sweep(sweep).trials if one.retrain_index == 8)
+        assert whole.train.layer_lrs == (1e-3, 3e-4, 1e-4, 3e-5) and whole.train.batch_statistics == "keep"
     assert sweep.scheduler == "asha" and sweep.keep == "best"
 
 
@@ -100,10 +105,10 @@ def test_each_fine_tune_has_a_share_of_the_time(tmp_path, folder, starts, monkey
     shares = {
         seconds: sweep_config(config, folder, starts, 3, plan).train.time_limit_s for seconds, plan in plans.items()
     }
-    assert shares == {100: pytest.approx(0.9 * 100 * 2 / 4 - 1), 1: 1.0}
+    assert shares == {100: pytest.approx(0.9 * 100 * 2 / 6 - 1), 1: 1.0}
     assert sweep_config(config, folder, starts, 3).train.time_limit_s is None
     alone = config_of(tmp_path, folder, preset="quick", resources={"max_concurrent": 1})
-    assert sweep_config(alone, folder, starts, 3, plans[100]).train.time_limit_s == pytest.approx(0.9 * 100 / 4 - 1)
+    assert sweep_config(alone, folder, starts, 3, plans[100]).train.time_limit_s == pytest.approx(0.9 * 100 / 6 - 1)
 
 
 def test_where_time_is_short_an_epoch_may_end_all_the_same(tmp_path, folder, starts):
