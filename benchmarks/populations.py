@@ -93,7 +93,12 @@ RECIPES = {
     "all/0.0003": Recipe(0.0, {"lr": 3e-4}),
     "head/0.003": Recipe(1.0, {"lr": 3e-3}),
 }
-STEPS = {"few steps": Recipe(0.75, {"lr": 1e-3, "epochs": 3, "schedule": "constant"})}
+STEPS = {
+    "few steps": Recipe(0.75, {"lr": 1e-3, "epochs": 3, "schedule": "constant"}),
+    "few gentle steps": Recipe(
+        0.75, {"layer_lrs": GENTLE[:2], "batch_statistics": "keep", "epochs": 3, "schedule": "constant"}
+    ),
+}
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ from raysnap.prepare.convert import (
     write_images,
 )
 from raysnap.prepare.layouts import Plan, Target
-from raysnap.prepare.packed import plan_parquet, plan_shards
+from raysnap.prepare.packed import has_images, plan_parquet, plan_shards
 from raysnap.prepare.source_tree import Tree, file_record
 from raysnap.prepare.text_tables import plan_text_tables
 
@@ -110,10 +110,11 @@ def _plan(
     root = source if source.is_dir() else source.parent
     text_column, label_column = columns
     suffix = packed[0].suffix.lower() if packed else ""
-    if text_column is not None and suffix not in TEXT_TABLE_SUFFIXES:
+    holds_texts = suffix in TEXT_TABLE_SUFFIXES or (suffix in PARQUET_SUFFIXES and not has_images(packed[0]))
+    if text_column is not None and not holds_texts:
         raise DataError(f"--source {source}: expected tables of texts with --text-column, found none")
     if packed:
-        if suffix in TEXT_TABLE_SUFFIXES:
+        if holds_texts:
             plan = plan_text_tables(packed, root, text_column, label_column)
         else:
             is_parquet = suffix in PARQUET_SUFFIXES

@@ -65,6 +65,32 @@ def plan_parquet(paths: Sequence[Path], root: Path, label_column: str | None = N
     return Plan(targets, "by the names of the files", render=render)
 
 
+def has_images(path: Path) -> bool:
+    """Return whether a parquet file has a column with the bytes of images.
+
+    Raises:
+        DataError: it can't be read.
+    """
+    with _open_parquet(path) as file:
+        return bool(_image_columns(file))
+
+
+def parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a parquet file; classes that it numbers go by their names, and are None where they have none.
+
+    Raises:
+        DataError: it can't be read.
+    """
+    with _open_parquet(path) as file:
+        names_of = {column: names for column in file.schema_arrow.names if (names := _class_names(file, column))}
+        for batch in file.iter_batches(ROWS_AT_ONCE):
+            for row in batch.to_pylist():
+                for column, names in names_of.items():
+                    value = row[column]
+                    row[column] = names[value] if isinstance(value, int) and 0 <= value < len(names) else None
+                yield row
+
+
 def plan_shards(paths: Sequence[Path], root: Path) -> Plan:
     """Plan a dataset of tar shards, in which entries that differ in their suffixes only are one sample.
 
@@ -131,15 +157,19 @@ def _features(file: pq.ParquetFile) -> dict[str, Any]:
     return features if isinstance(features, dict) else {}
 
 
-def _image_column(file: pq.ParquetFile, path: Path) -> str:
+def _image_columns(file: pq.ParquetFile) -> list[str]:
     import pyarrow as pa
 
     schema = file.schema_arrow
     structs = [one.name for one in schema if pa.types.is_struct(one.type) and one.type.get_field_index("bytes") >= 0]
     is_binary = (pa.types.is_binary, pa.types.is_large_binary)
-    found = structs or [one.name for one in schema if any(check(one.type) for check in is_binary)]
+    return structs or [one.name for one in schema if any(check(one.type) for check in is_binary)]
+
+
+def _image_column(file: pq.ParquetFile, path: Path) -> str:
+    found = _image_columns(file)
     if len(found) != 1:
-        listing = ", ".join(found) or f"none among {', '.join(schema.names)}"
+        listing = ", ".join(found) or f"none among {', '.join(file.schema_arrow.names)}"
         raise DataError(f"{path}: expected one column with the bytes of images, found {listing}")
     return found[0]
 

@@ -1,4 +1,4 @@
-"""Datasets of texts in tables: CSV with a header, and JSON lines, with a column of texts and one of classes."""
+"""Datasets of texts in tables: CSV with a header, JSON lines and parquet, with a column of texts and one of classes."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ from typing import Any
 
 from raysnap.datasets.layout.account import LeftOut
 from raysnap.datasets.layout.splits import split_mentioned
+from raysnap.datasets.layout.suffixes import PARQUET_SUFFIXES
 from raysnap.datasets.layout.tables import LABEL_NAMES
 from raysnap.datasets.text.text_file import MAX_TEXT_BYTES
 from raysnap.errors import DataError
 from raysnap.prepare.layouts import Plan, Target
+from raysnap.prepare.packed import parquet_rows
 
 TEXT_NAMES = ("text", "sentence", "review", "content", "document", "body", "message", "comment", "tweet")
 
@@ -83,6 +85,9 @@ def _column(path: Path, row: Row, asked: str | None, names: Sequence[str], optio
 
 def _read(path: Path) -> Iterator[Row]:
     """Yield the rows of a table; bytes that are no UTF-8 stay in the row, so that it alone is bad."""
+    if path.suffix.lower() in PARQUET_SUFFIXES:
+        yield from parquet_rows(path)
+        return
     try:
         with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
             if path.suffix.lower() == ".jsonl":

@@ -63,3 +63,20 @@ def test_lines_that_are_no_objects_are_refused(tmp_path, line):
     (tmp_path / "t.jsonl").write_text(line)
     with pytest.raises(DataError, match="expected a (JSON object|text and a class), found"):
         prepare_own("mine", tmp_path / "t.jsonl", tmp_path / "data")
+
+
+def test_a_parquet_file_of_texts_becomes_a_folder_of_them(tmp_path):
+    """Classes are numbers with names, as Hugging Face's datasets write them; -1 stands for none."""
+    pa = pytest.importorskip("pyarrow")
+    pq = pytest.importorskip("pyarrow.parquet")
+    labels = [["bad", "good"].index(label) for _, label in ROWS]
+    table = pa.table({"text": [*(text for text, _ in ROWS), "who knows"], "label": [*labels, -1]})
+    features = {"label": {"_type": "ClassLabel", "names": ["bad", "good"]}, "text": {"_type": "Value"}}
+    (tmp_path / "mine").mkdir()
+    pq.write_table(
+        table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})}),
+        tmp_path / "mine" / "train-00000-of-00001.parquet",
+    )
+    result = prepare_own("mine", tmp_path / "mine", tmp_path / "data")
+    assert (result.dataset.kind, result.counts["train"], result.account.num_left_out) == ("texts", 4, 1)
+    assert texts_of(result.dataset) == sorted(ROWS)
