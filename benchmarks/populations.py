@@ -122,6 +122,7 @@ def main() -> int:
     parser.add_argument("--num-train", type=int, default=12, help="training images per class of a target")
     parser.add_argument("--recipe", default="quarter/0.001", choices=RECIPES, help="of the truth")
     parser.add_argument("--kinds", nargs="*", default=["truth", "steps", "recipes"], help="fine-tunes to run")
+    parser.add_argument("--recipes", nargs="*", default=[*RECIPES], choices=RECIPES, help="those of the kind `recipes`")
     names = [published.architecture for published in PUBLISHED]
     parser.add_argument("--architectures", nargs="*", default=names, choices=names, help="of the starts")
     parser.add_argument("--processes", type=int, default=2)
@@ -238,7 +239,7 @@ def runs_of(kind: str, draw: int, store: Store, options: argparse.Namespace) -> 
         "truth": [one.id for one in summaries],
         "steps": [one.id for one in summaries],
     }[kind]
-    recipes = {"recipes": [*RECIPES], "truth": [options.recipe], "steps": [*STEPS]}[kind]
+    recipes = {"recipes": options.recipes, "truth": [options.recipe], "steps": [*STEPS]}[kind]
     return [
         Run(kind, recipe, start, target, draw)
         for architecture in options.architectures
