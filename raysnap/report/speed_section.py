@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from markupsafe import Markup
@@ -9,6 +10,7 @@ from markupsafe import Markup
 from raysnap.humanize import count_text, plural, ratio_text, seconds_text, seconds_unit
 from raysnap.report.charts.bars import Segment, StackedBar, stacked_bars
 from raysnap.report.charts.dots import DotRow, dot_rows
+from raysnap.report.headlines import SAME_TIME
 from raysnap.report.tables import Chip, Column, DataTable, Row, without_empty
 from raysnap.runs.method_agreement import largest_difference, ranks_alike, regret
 from raysnap.runs.questions import MethodRuns, Question
@@ -57,6 +59,13 @@ def _question(number: int, question: Question) -> dict[str, Any]:
     }
 
 
+def compared_text(speed_up: float) -> str:
+    """Say in few words how a time compares: a gain or a loss, and nothing where it is neither."""
+    if abs(math.log(speed_up)) < SAME_TIME:
+        return ""
+    return f"{ratio_text(speed_up)} faster" if speed_up > 1 else f"{ratio_text(1 / speed_up)} as long"
+
+
 def _breakdown(question: Question) -> str:
     """Draw a bar per method, split by phase."""
     bars = [
@@ -64,7 +73,7 @@ def _breakdown(question: Question) -> str:
             runs.method,
             runs.median_run.phases_s,
             tuple(runs.totals_s) if len(runs.searches) > 1 else (),
-            "" if runs is question.slowest else f"{ratio_text(question.speed_up(runs))} faster",
+            "" if runs is question.slowest else compared_text(question.speed_up(runs)),
             runs.median_run.bound_s,
         )
         for runs in question.methods

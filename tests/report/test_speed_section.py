@@ -1,5 +1,8 @@
 """Times of searches in a report: methods, questions, rungs, noise."""
 
+import pytest
+
+from raysnap.report.speed_section import compared_text
 from tests.support.report_pages import render, some_trials, tables
 from tests.support.report_runs import (
     bench_row,
@@ -70,3 +73,8 @@ def test_a_search_without_phases_is_drawn_as_one_piece(tmp_path):
     page = render(write_run(tmp_path / "run", [row]))
     assert "not split by phase: 3.00" in page.text
     assert "mark phase-inference" not in page.values("class")
+
+
+@pytest.mark.parametrize(("speed_up", "text"), [(2.0, "2.0× faster"), (0.5, "2.0× as long"), (1.02, "")])
+def test_a_slower_method_is_not_called_faster(speed_up, text):
+    assert compared_text(speed_up) == text
