@@ -106,6 +106,8 @@ def search_lines(result: Mapping[str, Any]) -> str:
     if static:
         rank = f"rank {static['rank']} of {num_ranked}, score {score_text(static['score'])}"
         lines.append(f"Without a search, the choice would be the largest base snapshot, {static['name']}: {rank}")
+    if gain := result.get("gain"):
+        lines.append(gain_line(gain))
     return "\n".join(lines)
 
 
@@ -116,6 +118,15 @@ def overrun_line(total_s: float, budget_s: float) -> str:
     return (
         f"The time budget of {seconds_text(budget_s)} was exceeded by {seconds_text(total_s - budget_s)}: a search "
         "starts, reads blocks and tries every candidate once in any case"
+    )
+
+
+def gain_line(gain: Mapping[str, Any]) -> str:
+    """Say what the first gains over the choice without a search, and how sure that is."""
+    doubt = "; that may be luck" if gain["low"] <= 0 <= gain["high"] else ""
+    return (
+        f"The first scores {gain['value']:+.3f} against it ({gain['low']:+.3f} to {gain['high']:+.3f}) on the same "
+        f"{plural(gain['num_scored'], 'item')}{doubt}"
     )
 
 

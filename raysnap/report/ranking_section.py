@@ -13,7 +13,7 @@ from raysnap.models.architecture import shown as architecture_shown
 from raysnap.report.charts.dots import scatter
 from raysnap.report.charts.lines import shared_range
 from raysnap.report.tables import Chip, Column, DataTable, Row, without_empty
-from raysnap.runs.json_fields import mapping, sequence, whole
+from raysnap.runs.json_fields import mapping, numbers, sequence, whole
 from raysnap.runs.method_agreement import best_of
 from raysnap.runs.proxy_validation import ProxyValidation, validate_proxy
 from raysnap.runs.questions import MethodRuns, Question, short_dataset
@@ -51,6 +51,7 @@ def _ranking(number: int, alike: list[Question], run: Run, contents: StoreConten
         "is_tied": any(ranked.is_tied for ranked in question.reference.median_run.ranking[1:]),
         "validation": validation,
         "inputs": _inputs_text(question),
+        "gain": _gain_text(question),
         "next_lines": _next_lines(question, run),
         "validation_chart": Markup(_validation_chart(question, validation)) if validation else None,
     }
@@ -67,6 +68,18 @@ def _inputs_text(question: Question) -> str:
     ]
     ways = f"in {len(texts)} ways: " if len(texts) > 1 else "at "
     return f" Candidates see items {ways}{', '.join(texts)}." if texts else ""
+
+
+def _gain_text(question: Question) -> str:
+    """Say what the first gains over the choice without a search, and how sure that is; nothing where it isn't known."""
+    gain = numbers(question.reference.median_run.search.get("gain"))
+    if not {"value", "low", "high", "num_scored"} <= gain.keys():
+        return ""
+    doubt = "; that may be luck" if gain["low"] <= 0 <= gain["high"] else ""
+    return (
+        f" The first scores {gain['value']:+.3f} against it ({gain['low']:+.3f} to {gain['high']:+.3f}) on the same "
+        f"{gain['num_scored']:.0f} items{doubt}."
+    )
 
 
 def _next_lines(question: Question, run: Run) -> str:

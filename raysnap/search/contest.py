@@ -24,13 +24,14 @@ from raysnap.search.probes.cross_validation import ProbeSet, assign_folds, cross
 from raysnap.search.probes.expected_loss import Beliefs, Evidence, estimate_luck, step_variance
 from raysnap.search.probes.proxies import score_candidates
 from raysnap.search.probes.score import Score
-from raysnap.search.result import RankedSnapshot, RungReport
+from raysnap.search.result import Gain, RankedSnapshot, RungReport
 
 ACCURACIES: tuple[Proxy, ...] = ("linear", "sgd_linear", "knn")
 # Until the loss is within the tolerance, what the remaining items could show must be worth a part of it; from then on,
 # that part for as many forward passes as were made so far: certainty about the few that are left is often cheap.
 # Dropping candidates in one rung may cost less than that.
 GAIN_SHARE, DROP_SHARE = 0.2, 0.1
+Z_95 = 1.96  # standard errors on both sides of a mean
 
 
 @dataclass
@@ -240,6 +241,18 @@ class Contest:
         return tuple(
             self._line(number, rank, is_tied.get(number, False)) for rank, number in enumerate(ordered, start=1)
         )
+
+    def gain(self, snapshot: str, base: str) -> Gain | None:
+        """Return by how much a snapshot scores above another one, at the last rung that both were in."""
+        numbers = {candidate.snapshot: number for number, candidate in enumerate(self.tree.candidates)}
+        found = [self.scores.get(numbers.get(one, -1), []) for one in (snapshot, base)]
+        last = min(map(len, found))
+        if self.options.proxy not in ACCURACIES or snapshot == base or not last:
+            return None
+        ours_I, theirs_I = (scores[last - 1][1].contribution_I for scores in found)
+        mean = float((ours_I - theirs_I).mean())
+        margin = Z_95 * float((ours_I - theirs_I).std()) / math.sqrt(len(ours_I))
+        return Gain(mean, mean - margin, mean + margin, len(ours_I))
 
     def _line(self, number: int, rank: int, is_tied: bool) -> RankedSnapshot:
         candidate = self.tree.candidates[number]

@@ -36,7 +36,7 @@ from raysnap.search.placing import place
 from raysnap.search.plan.forecast import add_up
 from raysnap.search.plan.rungs import plan_rungs
 from raysnap.search.plan.tree import Candidate, PrefixTree, build_tree
-from raysnap.search.result import ForecastReport, Narrowing, SearchResult, SkippedSnapshot
+from raysnap.search.result import ForecastReport, Gain, Narrowing, RankedSnapshot, SearchResult, SkippedSnapshot
 from raysnap.store.store import Store
 from raysnap.system import cache_place, giving_back_memory
 
@@ -183,6 +183,7 @@ def _sum_up(
     options, first = contests[0].options, outlooks[0]
     ranking, records = place(field.rank(), field.store, field.summaries, first.dataset, options)
     stopped = contests[-1].stopped or "all_items"
+    static = pick_static_baseline(list(candidates.values()), ranking)
     return SearchResult(
         method=first.choice.method,
         proxy=options.proxy,
@@ -210,13 +211,20 @@ def _sum_up(
             methods=add_up([outlook.choice.forecasts for outlook in outlooks]),
             came=first.look_back(work, reports, total_s),
         ),
-        static_baseline=pick_static_baseline(list(candidates.values()), ranking),
+        static_baseline=static,
+        gain=_gain(contests, ranking, static),
         narrowing=narrowing,
         records=records,
         inputs=group_inputs(candidates.values()),
         even_image_size=find_even_image_size(candidates.values()),
         data=data,
     )
+
+
+def _gain(contests: Sequence[Contest], ranking: Sequence[RankedSnapshot], static: RankedSnapshot | None) -> Gain | None:
+    """Return what the first gains over the no-search baseline, by the first contest that both were in."""
+    found = [one.gain(ranking[0].snapshot, static.snapshot) for one in contests] if static else []
+    return next(filter(None, found), None)
 
 
 @contextmanager

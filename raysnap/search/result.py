@@ -176,6 +176,20 @@ class ForecastReport:
 
 
 @dataclass(frozen=True)
+class Gain:
+    """By how much the first of a ranking scores above the no-search baseline, on the items that both were scored on.
+
+    Attributes:
+        low, high: its 95 % interval, by the luck of the `num_scored` items.
+    """
+
+    value: float
+    low: float
+    high: float
+    num_scored: int
+
+
+@dataclass(frozen=True)
 class SearchResult:
     """What a search found.
 
@@ -202,6 +216,7 @@ class SearchResult:
         num_candidates: how many snapshots were tried.
         forecast: what was forecast, and what came.
         static_baseline: rank of the no-search baseline, the largest base snapshot; None if nothing was ranked.
+        gain: of the first over that baseline, in accuracy; None where they are one, or the proxy is no accuracy.
         data: what was read of the dataset and what was not; of bad images those that the search met.
         narrowing: what was left out, where more snapshots matched than `max_candidates`.
         records: what came of fine-tunes on other datasets, and how much of the rank; None without such records.
@@ -232,6 +247,7 @@ class SearchResult:
     records: RecordsUsed | None = None
     inputs: tuple[InputGroup, ...] = ()
     even_image_size: int | None = None
+    gain: Gain | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the result as plain values, in the form that `raysnap search --json` prints."""

@@ -2,7 +2,7 @@
 
 from types import SimpleNamespace
 
-from raysnap.cli.search_tables import cells_table, methods_table, noise_lines, overrun_line, read_line
+from raysnap.cli.search_tables import cells_table, gain_line, methods_table, noise_lines, overrun_line, read_line
 
 
 def bench_cell(method: str, cache: str, median_s: float, **keys):
@@ -73,3 +73,9 @@ def test_only_files_that_someone_may_miss_are_told():
 def test_a_search_that_overran_its_time_says_by_how_much():
     assert overrun_line(4.9, 5.0) == ""
     assert "budget of 5.00\u00a0s was exceeded by 5.40\u00a0s" in overrun_line(10.4, 5.0)
+
+
+def test_a_gain_that_may_be_luck_is_called_so():
+    gain = {"value": 0.05, "low": 0.01, "high": 0.09, "num_scored": 40}
+    assert gain_line(gain) == "The first scores +0.050 against it (+0.010 to +0.090) on the same 40\u00a0items"
+    assert gain_line(gain | {"low": -0.01}).endswith("; that may be luck")

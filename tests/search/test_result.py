@@ -24,7 +24,7 @@ def test_a_result_is_plain_json_with_its_keys(find, resnets):
     assert set(document) - {"dataset"} == {
         "method", "proxy", "num_candidates", "ranking", "timings_s", "work", "bound_s", "precision",
             "peak_activation_bytes", "peak_memory_bytes", "skipped", "rungs", "static_baseline", "expected_loss",
-            "stopped", "narrowing", "forecast", "inputs", "even_image_size", "data", "records",
+            "stopped", "narrowing", "forecast", "inputs", "even_image_size", "data", "records", "gain",
     }  # fmt: skip
     assert set(document["ranking"][0]) == {
         "rank", "snapshot", "name", "score", "num_train", "num_test", "tied_with_best", "within_tolerance",
@@ -64,3 +64,20 @@ def test_rungs_say_what_each_did_and_add_up(find, mixed):
         for count in ("block_item_passes", "flops", "block_bytes_read"):
             assert sum(getattr(rung, count) for rung in result.rungs) == result.work[count]
         assert (result.rungs[-1].num_train, result.rungs[-1].num_test) == (SHAPES.num_train, SHAPES.num_val)
+
+
+@pytest.mark.parametrize("method", ["shared", "nested"])
+def test_the_gain_over_the_static_baseline_has_its_noise(find, mixed, method):
+    result = find(mixed, method=method)
+    first, static, gain = result.ranking[0], result.static_baseline, result.gain
+    if first.snapshot == static.snapshot:
+        assert gain is None
+    else:
+        assert gain.low <= gain.value <= gain.high and gain.num_scored <= first.num_scored
+        if (first.num_train, first.num_test) == (static.num_train, static.num_test):
+            assert gain.value == pytest.approx(first.score - static.score)
+
+
+def test_what_is_taken_without_a_search_has_no_gain(find, resnets):
+    assert find(resnets, method="shared", where="name == 'base'").gain is None
+    assert find(resnets, method="shared", proxy="logme").gain is None, "its score is no accuracy"
