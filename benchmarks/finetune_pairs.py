@@ -72,6 +72,8 @@ def run(options: argparse.Namespace, place: Path, draw: int, side: str) -> dict[
     if not finished.stdout:
         raise SystemExit(f"{' '.join(command)}: exit code {finished.returncode}\n{finished.stderr}")
     best = json.loads(finished.stdout)["best"]
+    if best is None:
+        raise SystemExit(f"{' '.join(command)}: kept nothing; give it more than {options.time_budget:.0f} s")
     shutil.rmtree(folder)
     return {
         "test_accuracy": best["metrics"]["test_accuracy"],

@@ -35,7 +35,7 @@ from raysnap.store.index import SnapshotSummary
 from raysnap.store.records import Recipe, StartFacts, StartRecord, TargetFacts, table_of
 from raysnap.store.store import Store
 
-NUM_RESAMPLES = 500
+NUM_RESAMPLES = 200
 FIVE = 5
 Values = dict[str, float]  # by snapshot; larger is better
 Key = tuple[str, int]  # target and draw
