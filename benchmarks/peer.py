@@ -32,7 +32,7 @@ from search import add_question, describe_items, describe_snapshots, device_name
 from raysnap.config.parts import ShapesConfig
 from raysnap.datasets.dataset import open_dataset
 from raysnap.models.block_facts import block_shapes
-from raysnap.store.exchange import import_snapshot
+from raysnap.store.exchange.weights_in import import_snapshot
 from raysnap.store.store import Store
 
 HERE = Path(__file__).resolve().parent

@@ -28,7 +28,7 @@ from torch import Tensor
 
 import raysnap
 from raysnap.models.blocks import random_tensors, shapes_of
-from raysnap.store.exchange import InputOptions, add_path
+from raysnap.store.exchange.weights_in import InputOptions, add_path
 from raysnap.store.store import Store
 
 MARGIN = 0.2

@@ -52,7 +52,8 @@ if TYPE_CHECKING:
     from raysnap.search.ranking import search as rank_snapshots
     from raysnap.search.recommend import recommend
     from raysnap.search.result import SearchResult
-    from raysnap.store.exchange import export_snapshot, import_snapshot
+    from raysnap.store.exchange.weights_in import import_snapshot
+    from raysnap.store.exchange.weights_out import export_snapshot
     from raysnap.store.manifest import DatasetRecord, Manifest
     from raysnap.store.preprocessing import Preprocessing, TextPreprocessing
     from raysnap.store.store import Store
@@ -122,10 +123,10 @@ _HOMES = {
     "Store": "raysnap.store.store",
     "SweepConfig": "raysnap.config.sweep",
     "SynthesizeConfig": "raysnap.config.jobs",
-    "export_snapshot": "raysnap.store.exchange",
+    "export_snapshot": "raysnap.store.exchange.weights_out",
     "finetune": "raysnap.jobs.finetune",
     "generate": "raysnap.jobs.generate",
-    "import_snapshot": "raysnap.store.exchange",
+    "import_snapshot": "raysnap.store.exchange.weights_in",
     "load_config": "raysnap.config.load",
     "open_dataset": "raysnap.datasets.dataset",
     "predict": "raysnap.jobs.predict",

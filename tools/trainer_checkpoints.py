@@ -86,7 +86,7 @@ def imported(saved: Saved, store_dir: Path) -> tuple[str, str]:
     import torch
 
     from raysnap.errors import RaysnapError
-    from raysnap.store.exchange import add_path
+    from raysnap.store.exchange.weights_in import add_path
     from raysnap.store.store import Store
 
     try:

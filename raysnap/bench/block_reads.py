@@ -12,7 +12,8 @@ from raysnap.bench.cells import Cell
 from raysnap.bench.read_limit import ReadLimit
 from raysnap.datasets.dataset import open_dataset
 from raysnap.datasets.pixel_cache import cache_files
-from raysnap.store.files import Files
+from raysnap.store.backends.place import object_key
+from raysnap.store.catalog import manifest_key
 
 
 @dataclass
@@ -79,14 +80,15 @@ class SearchFiles:
         """List the files of the cell's search."""
         candidates = cell.candidates()
         blocks = {block.digest: block.num_bytes for candidate in candidates for block in candidate.blocks}
-        files = Files(cell.store_dir)
         dataset = open_dataset(cell.data, cell.options.data_dir, cell.options.shapes)
         pixels = cache_files(dataset.root, sorted({candidate.preprocessing.resizing for candidate in candidates}))
-        read = (
-            cell.store_dir / "store.json",
-            cell.store_dir / "index.sqlite",
-            *(files.snapshots_dir / f"{candidate.snapshot}.json" for candidate in candidates),
-            *(files.object_path(digest) for digest in blocks),
-            *pixels,
-        )
-        return cls(read, tuple(dataset.image_paths), sum(blocks.values()))
+        stored = []
+        if isinstance(cell.store_dir, Path):  # a bucket is no file of this machine
+            keys = (
+                "store.json",
+                "index.sqlite",
+                *(manifest_key(candidate.snapshot) for candidate in candidates),
+                *map(object_key, blocks),
+            )
+            stored = [cell.store_dir / key for key in keys]
+        return cls((*stored, *pixels), tuple(dataset.image_paths), sum(blocks.values()))

@@ -15,6 +15,7 @@ from blake3 import blake3
 from raysnap.canonical_json import canonical_json
 from raysnap.config.bench import BenchConfig
 from raysnap.config.bench_grid import BenchGrid
+from raysnap.config.folders import StorePath, absolute
 from raysnap.config.jobs import SynthesizeConfig, SyntheticRecipe
 from raysnap.config.search_options import SearchOptions
 from raysnap.datasets.dataset import find_dataset, open_dataset
@@ -55,7 +56,7 @@ class Cell:
         name: unique in the benchmark, and the same in every run of it.
         group: the grid it belongs to; None where there is only one.
         store: the store as the configuration names it.
-        store_dir: the store's folder.
+        store_dir: the store's folder or address.
         dataset: the dataset's name, in the characters that file names may have.
         data: what `open_dataset` finds it by.
         options: the options of its searches.
@@ -64,7 +65,7 @@ class Cell:
     name: str
     group: str | None
     store: str
-    store_dir: Path
+    store_dir: StorePath
     dataset: str
     data: str
     options: SearchOptions
@@ -167,7 +168,7 @@ def _expand_grid(
             name=".".join([*parts, *state, dataset, options.proxy, options.method]),
             group=group,
             store=str(store),
-            store_dir=sets[str(store)].path / "store" if str(store) in sets else store.resolve(),
+            store_dir=sets[str(store)].path / "store" if str(store) in sets else absolute(store),
             dataset=dataset,
             data=str(Path(data).resolve()) if Path(data).is_dir() else data,
             options=options,
@@ -179,7 +180,7 @@ def _expand_grid(
         )
 
 
-def _varied_parts(grid: BenchGrid, store: Path, options: SearchOptions) -> list[str]:
+def _varied_parts(grid: BenchGrid, store: StorePath, options: SearchOptions) -> list[str]:
     """Return a part of a cell's name for each axis with several values."""
     varied = (
         (slug(str(store)), grid.store),

@@ -16,6 +16,7 @@ import numpy as np
 from raysnap.bench.cells import Cell, SyntheticSet, find_sets
 from raysnap.config.bench import BenchConfig
 from raysnap.config.choices import Method
+from raysnap.config.folders import StorePath
 from raysnap.config.parts import ShapesConfig
 from raysnap.datasets.dataset import find_dataset, open_dataset
 from raysnap.datasets.splits import VAL_FRACTION, probe_splits
@@ -51,7 +52,9 @@ class CellWork:
 
 def estimate_work(config: BenchConfig, cells: Sequence[Cell]) -> list[CellWork | None]:
     """Estimate what each cell will compute; None where `where` filters a set that is not made yet."""
-    sets = {synthetic.path / "store": synthetic for synthetic in find_sets(config).values()}
+    sets: dict[StorePath, SyntheticSet] = {
+        synthetic.path / "store": synthetic for synthetic in find_sets(config).values()
+    }
 
     candidates: dict[tuple[Any, ...], tuple[Candidate, ...] | None] = {}
     item_counts: dict[tuple[Any, ...], tuple[int, int]] = {}

@@ -22,7 +22,7 @@ from raysnap.bench.cells import Cell, SyntheticSet, find_sets, plan_bench
 from raysnap.bench.timed_search import time_search
 from raysnap.cluster.capacity import most_cpus, read_capacity
 from raysnap.cluster.gpus import granted_device
-from raysnap.cluster.places import Place, check_places, naming_node
+from raysnap.cluster.places import Place, check_places, naming_node, store_places
 from raysnap.cluster.waiting import refuse_impossible, told_waits
 from raysnap.config.bench import BenchConfig
 from raysnap.config.choices import Status
@@ -100,7 +100,7 @@ def _places(config: BenchConfig, chosen: BenchConfig, cells: list[Cell]) -> list
         data: find_dataset(data, config.data_dir, config.shapes) for data in dict.fromkeys(cell.data for cell in cells)
     }
     return [
-        *(Place("store", store / "snapshots", "read") for store in stores),
+        *(place for store in stores for place in store_places("store", store, "read")),
         *([Place("synthetic_dir", config.synthetic_dir, "shared")] if made_later else []),
         *([Place("data_dir", config.data_dir, "shared")] if None in folders.values() else []),
         *(Place(f"dataset {data!r}", folder, "read") for data, folder in folders.items() if folder is not None),

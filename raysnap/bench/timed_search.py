@@ -12,6 +12,7 @@ import os
 import time
 from dataclasses import asdict, replace
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -94,7 +95,7 @@ def _prepare_page_cache(cell: Cell, files: SearchFiles) -> dict[str, Any]:
     else:
         load(files.read)
     ready = residency(files.read)
-    kinds = sorted({filesystem(path) for path in (cell.store_dir, *files.read[-1:])})
+    kinds = sorted({filesystem(path) for path in (cell.store_dir, *files.read[-1:]) if isinstance(path, Path)})
     return {
         "state": ready.state,
         "file_bytes": ready.file_bytes,

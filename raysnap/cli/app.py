@@ -28,6 +28,7 @@ from raysnap.cli.console import (
     print_json,
     print_message,
     print_result,
+    store_place,
 )
 from raysnap.cli.data_commands import data_app
 from raysnap.cli.finetuning.commands import finetune, predict, recommend
@@ -194,6 +195,15 @@ def doctor(
         str | None,
         typer.Option("--address", metavar="HOST:PORT", help="A Ray cluster to check; by default that of RAY_ADDRESS."),
     ] = None,
+    store_dir: Annotated[
+        Path | None,
+        typer.Option(
+            "--store",
+            metavar="STORE",
+            parser=store_place,
+            help="A store, or a place for one: in a bucket, whether it keeps what a store needs is tried out.",
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> int:
     """Check whether this machine, or every node of a Ray cluster, has what raysnap needs.
@@ -208,6 +218,10 @@ def doctor(
     if os.environ.get("RAY_ADDRESS") not in (None, "", "local"):
         return _doctor_of_cluster(places or [], as_json)
     findings = examine_node([str(place) for place in places or [Path.cwd()]])
+    if store_dir is not None:
+        from raysnap.cli.doctor import examine_store
+
+        findings += examine_store(store_dir)
     problems = [finding for finding in findings if finding.problem]
     if as_json:
         print_json({"ok": not problems, "findings": [asdict(finding) for finding in findings]})

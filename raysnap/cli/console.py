@@ -14,11 +14,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
+from raysnap.errors import UsageError
 from raysnap.humanize import read_duration, shown, shown_line
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.text import Text
+
+    from raysnap.config.folders import StorePath
 
 SOME_FAILED = 1  # exit code: the command did its job, but parts of it failed
 MAX_ROWS = 20  # of a table, before it is cut or summed up
@@ -54,12 +57,27 @@ def kept_path(given: str | Path) -> Path:
     return Path(refusing(folder_fault)(given))
 
 
+def store_place(given: str | Path) -> StorePath:
+    """Return where the store is that an argument gives, a folder or an address in a bucket."""
+    from raysnap.config.folders import kept_store
+
+    try:
+        return kept_store(given)
+    except UsageError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as one JSON document on stdout.")]
 DataDir = Annotated[
     Path,
     typer.Option("--data-dir", metavar="DIR", parser=any_path, help="Folder in which datasets are looked up by name."),
 ]
-StoreDir = Annotated[Path, typer.Option("--store", metavar="DIR", parser=kept_path, help="Folder of the model store.")]
+StoreDir = Annotated[
+    Path,  # or an address, which typer has no word for
+    typer.Option(
+        "--store", metavar="STORE", parser=store_place, help="The model store: a folder, or s3://bucket/prefix."
+    ),
+]
 ConfigPath = Annotated[
     Path,
     typer.Argument(

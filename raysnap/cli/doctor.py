@@ -8,6 +8,30 @@ from rich.table import Table
 
 from raysnap.cli.console import simple_table
 from raysnap.cluster.nodes import Finding, NodeReport
+from raysnap.config.folders import BucketAddress, StorePath
+from raysnap.errors import RaysnapError
+from raysnap.humanize import plural
+
+
+def examine_store(path: StorePath) -> list[Finding]:
+    """Return what is found of a store, and what its bucket keeps; nothing but a few small objects is written there."""
+    from raysnap.store.backends.client import Client
+    from raysnap.store.backends.promises import try_promises
+    from raysnap.store.store import Store
+
+    findings = []
+    try:
+        if isinstance(path, BucketAddress):
+            for promise in try_promises(Client.connect(path)):
+                found = "kept" if promise.fault is None else promise.fault
+                problem = promise.fault and "a store there would lose data; use another server, or a newer one"
+                findings.append(Finding(f"bucket {promise.name}", found, problem))
+        store = Store.find(path)
+        found = "none yet" if store is None else plural(len(store.summaries()), "snapshot")
+        findings.append(Finding(f"store {path}", found, None))
+    except RaysnapError as error:
+        findings.append(Finding(f"store {path}", "can't be used", str(error)))
+    return findings
 
 
 def findings_table(findings: Iterable[Finding]) -> Table:

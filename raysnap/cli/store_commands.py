@@ -10,13 +10,22 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from raysnap.cli.console import AsJson, StoreDir, any_path, print_failures, print_json, print_result, print_text
+from raysnap.cli.console import (
+    AsJson,
+    StoreDir,
+    any_path,
+    print_failures,
+    print_json,
+    print_result,
+    print_text,
+    store_place,
+)
 from raysnap.errors import RaysnapError, StoreDamaged, StoreUnreadable, UsageError
 from raysnap.humanize import given_first
 
 if TYPE_CHECKING:
     from raysnap.datasets.resizing import ResizeMode
-    from raysnap.store.exchange import Added
+    from raysnap.store.exchange.weights_in import Added
     from raysnap.store.index import SnapshotSummary
 
 MIN_EDGE, MAX_EDGE = 16, 4096  # pixels, or tokens of a text, as in the configuration of jobs
@@ -221,7 +230,7 @@ def store_add(
     their model sees images, or the tokenizer of one that sees texts, is taken from the files there. A folder of a LoRA
     adapter is merged into its --base. Several snapshots are named after their files.
     """
-    from raysnap.store.exchange import InputOptions, add_path
+    from raysnap.store.exchange.weights_in import InputOptions, add_path
     from raysnap.store.manifest import DatasetRecord, check_ref_name
     from raysnap.training.trial import slug
 
@@ -357,7 +366,7 @@ def store_export(
     A file is a plain state dict; a folder has the configuration and how the model sees images as well. A model card is
     written beside it, which says how to load it: README.md, or FILE.md where there is another README.md.
     """
-    from raysnap.store.exchange import export_snapshot
+    from raysnap.store.exchange.weights_out import export_snapshot
     from raysnap.store.store import Store
 
     store = Store.open(store_dir)
@@ -471,6 +480,37 @@ def store_du(
 
         print_result(usage_table(usage))
         print_result(f"\n{usage_line(usage)}")
+    return 0
+
+
+@store_app.command("copy")
+def store_copy(
+    source: Annotated[
+        Path, typer.Argument(metavar="FROM", parser=store_place, help="Store to copy: a folder, or s3://bucket/prefix.")
+    ],
+    target: Annotated[
+        Path, typer.Argument(metavar="TO", parser=store_place, help="Store to copy to, created if there is none.")
+    ],
+    where: Annotated[
+        str | None,
+        typer.Option("--where", metavar="EXPRESSION", help='Copy only some snapshots, such as "accuracy > 0.9".'),
+    ] = None,
+    as_json: AsJson = False,
+) -> int:
+    """Copy a store to another folder or bucket: what is missing there, verified.
+
+    Names are copied where they are free, and so are records of fine-tunes. A copy that broke off goes on if it is begun
+    again.
+    """
+    from raysnap.store.store import Store
+
+    copied = Store.open(source).copy_to(Store.open(target, create=True), where)
+    if as_json:
+        print_json(asdict(copied))
+    else:
+        from raysnap.cli.store_tables import copied_lines
+
+        print_result(copied_lines(copied))
     return 0
 
 

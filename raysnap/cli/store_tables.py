@@ -15,11 +15,24 @@ from raysnap.cli.console import MAX_NAMES, MAX_ROWS, simple_table
 from raysnap.humanize import bytes_text, given_first, plural, score_text, share_text
 
 if TYPE_CHECKING:
-    from raysnap.store.exchange import Added
+    from raysnap.store.copying import Copied
+    from raysnap.store.exchange.weights_in import Added
     from raysnap.store.index import SnapshotSummary
     from raysnap.store.manifest import Manifest
     from raysnap.store.records import SearchedFrom
     from raysnap.store.usage import Freed, Usage
+
+
+def copied_lines(copied: Copied) -> str:
+    """Return what a copy sent, and which names it left."""
+    sent = [
+        f"{plural(copied.num_snapshots, 'snapshot')}, {plural(copied.num_names, 'name')} and "
+        f"{plural(copied.num_records, 'record')} copied, {plural(copied.num_blocks, 'block')} "
+        f"({bytes_text(copied.num_bytes)}) sent"
+    ]
+    if copied.kept_names:
+        sent.append(f"Names that other snapshots have there, and keep: {', '.join(copied.kept_names)}")
+    return "\n".join(sent)
 
 
 def snapshots_table(summaries: Iterable[SnapshotSummary]) -> Table:

@@ -23,6 +23,7 @@ from typing import Any, Literal
 import ray
 
 from raysnap.cluster.nodes import on_node
+from raysnap.config.folders import BucketAddress, StorePath
 from raysnap.errors import ClusterError, ConfigError, DataError, StoreError
 
 ANSWER_S = 20.0
@@ -50,6 +51,13 @@ class Place:
     key: str
     path: Path
     use: Literal["shared", "locked", "read"]
+
+
+def store_places(key: str, store: StorePath, use: Literal["locked", "read"]) -> list[Place]:
+    """Return what each node must see of a store; nothing of one in a bucket, which is at one address for all."""
+    if isinstance(store, BucketAddress):
+        return []
+    return [Place(key, store / "snapshots" if use == "read" else store, use)]
 
 
 @dataclass(frozen=True)

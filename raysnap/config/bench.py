@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationInfo, model_validator
 
 from raysnap.config.bench_grid import BenchGrid
-from raysnap.config.folders import AnyFolder, Folder, are_replaced, folder_fault
+from raysnap.config.folders import AnyFolder, BucketAddress, Folder, are_replaced, folder_fault
 from raysnap.config.jobs import JobConfig, SyntheticRecipe
 from raysnap.errors import ConfigError
 from raysnap.humanize import suggest
@@ -60,7 +60,8 @@ class BenchConfig(BenchGrid, JobConfig):
             return self
         for name, grid in self.grids.items():
             for store in grid.store:
-                fault = None if str(store) in self.synthetic_sets else folder_fault(store)
+                is_kept = str(store) in self.synthetic_sets or isinstance(store, BucketAddress)
+                fault = None if is_kept else folder_fault(store)
                 if fault is not None:
                     raise ValueError(f"{f'groups.{name}.' if name else ''}store: {fault}")
         fault = folder_fault(self.synthetic_dir) if self.synthetic_sets else None

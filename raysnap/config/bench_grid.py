@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 from pydantic import BeforeValidator, Field, PlainSerializer, model_validator
 
 from raysnap.config.choices import Method, Precision, Proxy
-from raysnap.config.folders import AnyFolder, NameOrFolder
+from raysnap.config.folders import AnyStore, NameOrFolder, StorePath
 from raysnap.config.parts import ShapesConfig
 from raysnap.config.search_options import DEFAULT_TOLERANCE, Count, EdgePx, SearchOptions, Tolerance
 from raysnap.config.strict import Section, refuse_repeated
@@ -37,8 +37,8 @@ class BenchGrid(Section):
     """A grid of timed searches; an axis is one value or a list, and every combination is a cell."""
 
     title: str | None = Field(None, description="What the grid shows, as the title of its part of the report.")
-    store: Axis[AnyFolder] = Field(
-        (Path("store"),), description="Folders of model stores, or names of `synthetic_sets`; an axis."
+    store: Axis[AnyStore] = Field(
+        (Path("store"),), description="Model stores, folders or addresses, or names of `synthetic_sets`; an axis."
     )
     datasets: Axis[NameOrFolder] = Field((), description="Dataset names or paths of ImageFolders; an axis.")
     where: Axis[Text | None] = Field(
@@ -97,7 +97,7 @@ class BenchGrid(Section):
 
     def questions(
         self, *, seed: int, data_dir: Path, shapes: ShapesConfig | None
-    ) -> Iterator[tuple[tuple[Path, str, str], SearchOptions]]:
+    ) -> Iterator[tuple[tuple[StorePath, str, str], SearchOptions]]:
         """Yield each store, dataset and page cache state with the options of a search, question by question."""
         combinations = itertools.product(
             self.store,

@@ -1,7 +1,6 @@
 """Folders as jobs and commands are given them: no addresses of other places, and none that Ray deletes with a job.
 
-The one list of rules for the configuration, the command line and the Python API; the first goes once stores may be in
-buckets.
+The one list of rules for the configuration, the command line and the Python API. A store alone may be in a bucket.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, TypeAlias
 
-from pydantic import BeforeValidator, Field, ValidationInfo
+from pydantic import BeforeValidator, Field, PlainValidator, ValidationInfo
 
 from raysnap.errors import UsageError
 
@@ -20,6 +19,47 @@ FOLDERS_FOLLOW = "folders follow"  # of a validation's context: all folders are 
 
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # `s3://bucket`, as a Path `s3:/bucket`; never `C:/folder`
 _UPLOADED = f"{os.sep}runtime_resources{os.sep}working_dir_files{os.sep}"  # where Ray unpacks what a job uploads
+
+
+_BUCKET = re.compile(r"s3://[A-Za-z0-9][A-Za-z0-9._-]{1,62}(/[A-Za-z0-9._=-]+)*")
+
+
+class BucketAddress(str):
+    """The address of a store in a bucket: `s3://bucket/prefix`."""
+
+    __slots__ = ()
+
+    @property
+    def name(self) -> str:
+        """The last part of the address."""
+        return self.rpartition("/")[2]
+
+
+StorePath: TypeAlias = Path | BucketAddress
+"""Where a store is: a folder, or an address in a bucket."""
+
+
+def store_path(path: Path | str) -> StorePath:
+    """Return where a store is, `~` expanded.
+
+    Raises:
+        UsageError: it is an address of another kind than `s3://bucket/prefix`.
+    """
+    text = os.fspath(path)
+    if not text.startswith(("s3:/", "S3:/")):
+        return local_path(path)
+    address = re.sub("^[sS]3:/+", "s3://", text).rstrip("/")  # a Path has lost a slash
+    if not _BUCKET.fullmatch(address) or ".." in address.split("/"):
+        raise UsageError(
+            f"{address[:200]}: expected a store's address such as s3://bucket/prefix, of letters, digits, '.', '_', "
+            "'-' and '='"
+        )
+    return BucketAddress(address)
+
+
+def absolute(path: StorePath) -> StorePath:
+    """Return where a store is, for a process in another folder."""
+    return path if isinstance(path, BucketAddress) else path.resolve()
 
 
 def expanded(path: Path | str) -> str:
@@ -89,8 +129,48 @@ def _check_folder(value: Any, info: ValidationInfo) -> Any:
 Folder: TypeAlias = Annotated[Path, BeforeValidator(_check_folder), Field(validate_default=True)]
 """The folder of a job's records, store or data; validated where it is the default, too."""
 
+
+def kept_store(path: Path | str) -> StorePath:
+    """Return where a store is that outlives the command or job.
+
+    Raises:
+        UsageError: it can't be there.
+    """
+    found = store_path(path)
+    fault = folder_fault(found) if isinstance(found, Path) else None
+    if fault is not None:
+        raise UsageError(fault)
+    return found
+
+
+def _check_store(value: Any, info: ValidationInfo) -> StorePath:
+    if not isinstance(value, str | Path):
+        raise ValueError("expected a path or an address")
+    try:
+        return Path(value) if are_replaced(info) else kept_store(value)
+    except UsageError as error:
+        raise ValueError(str(error)) from None
+
+
+def _any_store(value: Any) -> StorePath:
+    if not isinstance(value, str | Path):
+        raise ValueError("expected a path or an address")
+    try:
+        return store_path(value)
+    except UsageError as error:
+        raise ValueError(str(error)) from None
+
+
+StoreFolder: TypeAlias = Annotated[
+    Path | BucketAddress, PlainValidator(_check_store, json_schema_input_type=Path), Field(validate_default=True)
+]
+"""The folder of a job's store, or its address in a bucket."""
+
 AnyFolder: TypeAlias = Annotated[Path, BeforeValidator(refusing(address_fault))]
 """A folder, wherever it is; only addresses are refused."""
+
+AnyStore: TypeAlias = Annotated[Path | BucketAddress, PlainValidator(_any_store, json_schema_input_type=Path)]
+"""A store, wherever it is; only addresses of other kinds are refused."""
 
 NameOrFolder: TypeAlias = Annotated[str, Field(min_length=1), BeforeValidator(refusing(address_fault))]
 """A name, or the path of a folder or file."""

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from raysnap.config.choices import TrackerName
-from raysnap.config.folders import Folder, NameOrFolder
+from raysnap.config.folders import Folder, NameOrFolder, StoreFolder
 from raysnap.config.parts import BaseConfig, BaseWeights, ResourcesConfig, RetrainConfig, ShapesConfig
 from raysnap.config.strict import Section, refuse_repeated
 from raysnap.config.train import TrainConfig
@@ -21,7 +21,7 @@ class RunConfig(Section):
 
     seed: int = Field(0, ge=0, lt=2**32, description="The seed from which everything random derives.")
     run_dir: Folder = Field(description="Folder of this run's records, created if needed.")
-    store: Folder = Field(Path("store"), description="Folder of the model store.")
+    store: StoreFolder = Field(Path("store"), description="The model store: a folder, or `s3://bucket/prefix`.")
 
     @model_validator(mode="after")
     def _refuse_repeats(self) -> RunConfig:

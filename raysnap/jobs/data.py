@@ -6,6 +6,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from raysnap.config.folders import absolute
 from raysnap.datasets.dataset import Dataset, open_dataset
 from raysnap.datasets.layout.account import Account
 from raysnap.jobs.job import Job
@@ -88,7 +89,7 @@ def make_train_job(
     """Return what every trial of the job needs to know, with absolute paths."""
     config = job.config
     return TrainJob(
-        store_dir=config.store.resolve(),
+        store_dir=absolute(config.store),
         dataset_dirs={name: dataset.root.resolve() for name, dataset in datasets.items()},
         bases=dict(bases),
         preprocessing=job.plan.preprocessing,

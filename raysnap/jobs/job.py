@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from raysnap.cluster.places import Place, check_places, marked
+from raysnap.cluster.places import Place, check_places, marked, store_places
 from raysnap.config.jobs import TrialsConfig
 from raysnap.datasets.layout.account import Account
 from raysnap.planning.generate import TrialsPlan
@@ -94,7 +94,7 @@ def _places(config: TrialsConfig, plan: TrialsPlan) -> list[Place]:
     found = {name: folder for name, folder in plan.datasets.items() if folder is not None}
     return [
         Place("run_dir", config.run_dir, "shared"),
-        Place("store", config.store, "locked"),
+        *store_places("store", config.store, "locked"),
         *([Place("data_dir", config.data_dir, "shared")] if len(found) < len(plan.datasets) else []),
         *(Place(f"dataset {name!r}", folder, "read") for name, folder in found.items()),
     ]

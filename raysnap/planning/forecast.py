@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from raysnap.config.folders import BucketAddress
 from raysnap.config.jobs import TrialsConfig
 from raysnap.datasets.dataset import BUILT_IN, read_folder
 from raysnap.datasets.splits import VAL_FRACTION
@@ -133,7 +134,7 @@ def check_room(config: TrialsConfig, needed: Forecast) -> None:
     """
     wanted: dict[int, list[tuple[str, Path, int]]] = {}
     for key, path, num_bytes in (
-        ("store", config.store, needed.store_bytes),
+        *([] if isinstance(config.store, BucketAddress) else [("store", config.store, needed.store_bytes)]),
         ("run_dir", config.run_dir, needed.checkpoint_bytes),
         ("data_dir", config.data_dir, needed.pixel_bytes + needed.prefix_bytes),
     ):

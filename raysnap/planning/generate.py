@@ -74,7 +74,7 @@ def check_plan(config: TrialsConfig, bases: list[Trial], weights: dict[str, str]
     every = [*bases, *trials]
     for architecture, image_size in dict.fromkeys((one.architecture, one.image_size) for one in every):
         check_input_size(architecture, image_size or config.image_size)
-    store = Store.open(config.store) if config.store.exists() else None
+    store = Store.find(config.store)
     for architecture, name in dict.fromkeys((base.architecture, weights[base.base_key]) for base in bases):
         check_weights(name, architecture, store)
     names = dict.fromkeys(trial.dataset for trial in every if trial.dataset)

@@ -38,7 +38,7 @@ def plan_synthesize(config: SynthesizeConfig) -> list[Descent]:
         RaysnapError: an architecture is unknown, or the base's weights are not there.
     """
     descents = draw_descents(config)
-    store = Store.open(config.store) if config.store.exists() else None
+    store = Store.find(config.store)
     for architecture in config.architectures:
         check_input_size(architecture, config.image_size)
         check_weights(config.base.weights, architecture, store)

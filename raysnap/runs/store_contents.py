@@ -7,6 +7,7 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
+from raysnap.config.folders import StorePath, store_path
 from raysnap.errors import RaysnapError
 from raysnap.runs.json_fields import mapping
 from raysnap.runs.run import Run
@@ -38,7 +39,7 @@ class StoreContents:
         finetunes: (base, dataset, metrics) of the store's snapshots that started from one of the run's.
     """
 
-    store_dir: Path | None
+    store_dir: StorePath | None
     snapshots: tuple[StoredSnapshot, ...] = ()
     num_in_store: int = 0
     bytes_on_disk: int = 0
@@ -126,9 +127,11 @@ def _manifests(store: Store, ids: list[str]) -> list[Manifest]:
     return found
 
 
-def _find_store(name: str, run: Run) -> Path | None:
+def _find_store(name: str, run: Run) -> StorePath | None:
     """Find a store: at its path, among the run's synthetic sets, or beside a run directory that was moved with it."""
     here = run.run_dir.resolve()
+    if name.startswith("s3://"):
+        return store_path(name)
     if name in mapping(run.config.get("synthetic_sets")):
         return _synthetic_store(name, run)
     places = (Path(name), here.parent / Path(name).name, here.parent.parent / Path(name).name)

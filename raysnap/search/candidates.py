@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from raysnap.config.folders import StorePath
 from raysnap.config.parts import ShapesConfig
 from raysnap.config.search_options import SearchOptions
 from raysnap.datasets.dataset import Dataset, find_dataset, open_dataset
@@ -20,7 +21,7 @@ from raysnap.store.index import SnapshotSummary
 from raysnap.store.store import Store
 
 
-def check_question(store_dir: Path, data: str, options: SearchOptions) -> None:
+def check_question(store_dir: StorePath, data: str, options: SearchOptions) -> None:
     """Check that there is a store with candidates, and a dataset; write nothing.
 
     Raises:
@@ -32,7 +33,7 @@ def check_question(store_dir: Path, data: str, options: SearchOptions) -> None:
 
 
 def check_names(
-    store_dir: Path, data: str, data_dir: Path, shapes: ShapesConfig | None = None, where: str | None = None
+    store_dir: StorePath, data: str, data_dir: Path, shapes: ShapesConfig | None = None, where: str | None = None
 ) -> None:
     """Check that there is a store with snapshots to rank, and a dataset; read no more than the store's index.
 

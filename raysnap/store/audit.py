@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable
-from pathlib import Path
 from typing import TypedDict
 
 from raysnap.errors import SnapshotNotFound, StoreDamaged, StoreUnreadable, WeightsError
-from raysnap.store.catalog import is_manifest_name, manifest_path, read_manifest, resolve, snapshot_ids
-from raysnap.store.files import Files, entries_in, names_in
-from raysnap.store.manifest import is_digest, is_ref_name
+from raysnap.store.backends.place import FEW_AT_ONCE, Place, belongs, object_key
+from raysnap.store.catalog import manifest_key, read_manifest, ref_names, resolve, snapshot_ids
 from raysnap.store.records import read_record, record_digests
 
 
@@ -44,22 +40,28 @@ class Verification(TypedDict):
     checked_bytes: int
 
 
-def verify(files: Files) -> Verification:
+def verify(place: Place) -> Verification:
     """Read every byte of the store and return what is damaged, changing nothing."""
     unreadable: list[DamagedFile] = []
-    holders, damaged_files, num_snapshots = _check_manifests(files, unreadable)
-    on_disk = {entry.name for entry in files.objects()}
+    holders, damaged_files, num_snapshots = _check_manifests(place, unreadable)
+    on_disk = {entry.name for entry in place.objects()}
     damaged: list[DamagedBlock] = []
     checked_bytes = 0
-    for digest in sorted(on_disk | holders.keys()):
+
+    def examine(digest: str) -> tuple[int, DamagedBlock | str | None]:
         try:
-            num_bytes, fault = _examine_block(files, digest, holders.get(digest, []))
+            return _examine_block(place, digest, holders.get(digest, []))
         except StoreUnreadable as error:
-            unreadable.append({"file": f"objects/{digest[:2]}/{digest}", "reason": str(error)})
-            continue
+            return 0, str(error)
+
+    digests = sorted(on_disk | holders.keys())
+    for digest, (num_bytes, fault) in zip(digests, place.map(examine, digests, FEW_AT_ONCE), strict=True):
         checked_bytes += num_bytes
-        damaged += [fault] if fault else []
-    damaged_files += _check_refs(files, unreadable) + _check_records(files, unreadable) + _find_strays(files)
+        if isinstance(fault, str):
+            unreadable.append({"file": object_key(digest), "reason": fault})
+        elif fault is not None:
+            damaged.append(fault)
+    damaged_files += _check_refs(place, unreadable) + _check_records(place, unreadable) + _find_strays(place)
     return {
         "ok": not damaged and not damaged_files and not unreadable,
         "damaged": damaged,
@@ -72,30 +74,32 @@ def verify(files: Files) -> Verification:
 
 
 def _check_manifests(
-    files: Files, unreadable: list[DamagedFile]
+    place: Place, unreadable: list[DamagedFile]
 ) -> tuple[dict[str, list[str]], list[DamagedFile], int]:
     """Return the snapshots that contain each block, the damaged manifests, and the number of all."""
     holders: dict[str, list[str]] = {}
     faults: list[DamagedFile] = []
-    snapshots = sorted(snapshot_ids(files))
-    for snapshot in snapshots:
-        path = manifest_path(files, snapshot)
+    snapshots = sorted(snapshot_ids(place))
+
+    def needed(snapshot: str) -> set[str] | StoreDamaged | StoreUnreadable:
         try:
-            manifest = read_manifest(path)
+            return {entry.digest for entry in read_manifest(place, snapshot).objects}
         except FileNotFoundError:
-            continue
-        except StoreDamaged as error:
-            faults.append({"file": f"snapshots/{path.name}", "reason": str(error)})
-            continue
-        except StoreUnreadable as error:
-            unreadable.append({"file": f"snapshots/{path.name}", "reason": str(error)})
-            continue
-        for digest in {entry.digest for entry in manifest.objects}:
-            holders.setdefault(digest, []).append(snapshot)
+            return set()
+        except (StoreDamaged, StoreUnreadable) as error:
+            return error
+
+    for snapshot, found in zip(snapshots, place.map(needed, snapshots), strict=True):
+        if isinstance(found, set):
+            for digest in found:
+                holders.setdefault(digest, []).append(snapshot)
+        else:
+            faulty = faults if isinstance(found, StoreDamaged) else unreadable
+            faulty.append({"file": manifest_key(snapshot), "reason": str(found)})
     return holders, faults, len(snapshots)
 
 
-def _examine_block(files: Files, digest: str, holders: list[str]) -> tuple[int, DamagedBlock | None]:
+def _examine_block(place: Place, digest: str, holders: list[str]) -> tuple[int, DamagedBlock | None]:
     """Return how many bytes of the block were read, and what is wrong with it.
 
     A fault counts if it is found twice: what others removed, collected or rewrote while this ran is not damage.
@@ -103,20 +107,20 @@ def _examine_block(files: Files, digest: str, holders: list[str]) -> tuple[int, 
     fault: DamagedBlock | None = None
     for _ in range(2):
         try:
-            return _check_block(files, digest), None
+            return _check_block(place, digest), None
         except StoreDamaged as error:
-            snapshots = [snapshot for snapshot in holders if manifest_path(files, snapshot).exists()]
-            if not snapshots and not files.object_path(digest).exists():
+            snapshots = [snapshot for snapshot in holders if place.exists(manifest_key(snapshot))]
+            if not snapshots and not place.exists(object_key(digest)):
                 return 0, None
             fault = {"block": digest, "snapshots": snapshots, "reason": str(error)}
     return 0, fault
 
 
-def _check_block(files: Files, digest: str) -> int:
+def _check_block(place: Place, digest: str) -> int:
     """Read the block's file, verify it and return its length."""
     from raysnap.models.tensor_bytes import parse_header  # imports torch, which checking an empty store can spare
 
-    buffer = files.read_object(digest)
+    buffer = place.read_object(digest)
     try:
         parse_header(buffer, f"block {digest}")
     except WeightsError as error:
@@ -124,11 +128,11 @@ def _check_block(files: Files, digest: str) -> int:
     return len(buffer)
 
 
-def _check_refs(files: Files, unreadable: list[DamagedFile]) -> list[DamagedFile]:
+def _check_refs(place: Place, unreadable: list[DamagedFile]) -> list[DamagedFile]:
     faults: list[DamagedFile] = []
-    for name in sorted(filter(is_ref_name, names_in(files.refs_dir))):
+    for name in sorted(ref_names(place)):
         try:
-            reason = _examine_ref(files, name)
+            reason = _examine_ref(place, name)
         except StoreUnreadable as error:
             unreadable.append({"file": f"refs/{name}", "reason": str(error)})
             continue
@@ -137,12 +141,12 @@ def _check_refs(files: Files, unreadable: list[DamagedFile]) -> list[DamagedFile
     return faults
 
 
-def _examine_ref(files: Files, name: str) -> str | None:
+def _examine_ref(place: Place, name: str) -> str | None:
     """Return what is wrong with the name; checked twice, as others may move or remove it while this runs."""
     reason = None
     for _ in range(2):
         try:
-            resolve(files, name)
+            resolve(place, name)
         except SnapshotNotFound:
             return None
         except StoreDamaged as error:
@@ -152,11 +156,11 @@ def _examine_ref(files: Files, name: str) -> str | None:
     return reason
 
 
-def _check_records(files: Files, unreadable: list[DamagedFile]) -> list[DamagedFile]:
+def _check_records(place: Place, unreadable: list[DamagedFile]) -> list[DamagedFile]:
     faults: list[DamagedFile] = []
-    for digest in sorted(record_digests(files)):
+    for digest in sorted(record_digests(place)):
         try:
-            read_record(files, digest)
+            read_record(place, digest)
         except FileNotFoundError:
             continue
         except StoreDamaged as error:
@@ -166,16 +170,7 @@ def _check_records(files: Files, unreadable: list[DamagedFile]) -> list[DamagedF
     return faults
 
 
-def _find_strays(files: Files) -> list[DamagedFile]:
-    """Return the files in the folders of blocks, manifests and refs that are none of these."""
-
-    def strays(folder: Path, belongs: Callable[[str], object]) -> list[Path]:
-        return [folder / name for name in names_in(folder) if not belongs(name)]
-
-    found = strays(files.snapshots_dir, is_manifest_name) + strays(files.refs_dir, is_ref_name)
-    found += strays(files.objects_dir, re.compile("[0-9a-f]{2}").fullmatch)
-    for shard in (Path(entry.path) for entry in entries_in(files.objects_dir)):
-        if shard.is_dir():
-            found += [shard / name for name in names_in(shard) if not (is_digest(name) and name.startswith(shard.name))]
+def _find_strays(place: Place) -> list[DamagedFile]:
+    """Return what is in the folders of blocks, manifests and refs and is none of these."""
     reason = "does not belong here; remove it"
-    return [{"file": str(path.relative_to(files.root)), "reason": reason} for path in sorted(found)]
+    return [{"file": key, "reason": reason} for key in sorted(place.keys()) if not belongs(key)]

@@ -1,16 +1,15 @@
-"""The store's manifests and refs, read from their files with every byte checked; refs move by compare-and-swap."""
+"""The store's manifests and refs, read with every byte checked; refs move by compare-and-swap."""
 
 from __future__ import annotations
 
 import itertools
 import re
 from collections.abc import Collection, Iterable
-from contextlib import suppress
-from pathlib import Path
+from contextlib import nullcontext, suppress
 
 from raysnap.errors import SnapshotNotFound, StoreDamaged, StoreError, StoreUnreadable
 from raysnap.humanize import suggest
-from raysnap.store.files import Files, names_in, read_bounded, read_error
+from raysnap.store.backends.place import REFS, SNAPSHOTS, Place, Sighting, is_manifest_name
 from raysnap.store.manifest import (
     MAX_MANIFEST_BYTES,
     Manifest,
@@ -26,79 +25,89 @@ REF_BYTES = 65
 ABSENT = ""
 
 
-def is_manifest_name(name: str) -> bool:
-    """Return whether a file in `snapshots` has the name of a manifest: an id and `.json`."""
-    return name.endswith(".json") and is_digest(name.removesuffix(".json"))
+def manifest_key(snapshot: str) -> str:
+    """Return the key of the manifest with this id, which is checked before it becomes a path."""
+    return f"{SNAPSHOTS}/{check_digest(snapshot, 'snapshot id')}.json"
 
 
-def manifest_path(files: Files, snapshot: str) -> Path:
-    """Return the path of the manifest with this id, which is checked before it becomes a path."""
-    return files.snapshots_dir / f"{check_digest(snapshot, 'snapshot id')}.json"
+def ref_key(name: str) -> str:
+    """Return the key of the ref with this name, which is checked before it becomes a path."""
+    return f"{REFS}/{check_ref_name(name)}"
 
 
-def snapshot_ids(files: Files) -> list[str]:
+def snapshot_ids(place: Place) -> list[str]:
     """Return the ids of all snapshots, in no particular order."""
-    return [name.removesuffix(".json") for name in names_in(files.snapshots_dir) if is_manifest_name(name)]
+    return [name.removesuffix(".json") for name in place.names(SNAPSHOTS) if is_manifest_name(name)]
 
 
-def read_manifest(path: Path) -> Manifest:
-    """Read the manifest in a file named by its id.
+def read_manifest(place: Place, snapshot: str) -> Manifest:
+    """Read the manifest with this id.
 
     Raises:
         FileNotFoundError: there is no such manifest.
         StoreDamaged: it can't be read, is too large or not the manifest with that id.
     """
-    return parse_manifest(read_manifest_bytes(path), str(path), expected_id=path.stem)
+    key = manifest_key(snapshot)
+    return parse_manifest(read_manifest_bytes(place, key), place.where(key), expected_id=snapshot)
 
 
-def read_manifest_bytes(path: Path) -> bytes:
-    """Read the bytes of a manifest's file without checking them.
+def read_manifest_bytes(place: Place, key: str) -> bytes:
+    """Read the bytes of a manifest or draft without checking them.
 
     Raises:
-        FileNotFoundError: there is no such manifest.
+        FileNotFoundError: there is none.
         StoreDamaged: it can't be read or is too large.
     """
-    raw = _read(path, MAX_MANIFEST_BYTES)
+    raw = place.read(key, MAX_MANIFEST_BYTES)
     if len(raw) > MAX_MANIFEST_BYTES:
-        raise StoreDamaged(f"{path}: expected at most {MAX_MANIFEST_BYTES} bytes, found more")
+        raise StoreDamaged(f"{place.where(key)}: expected at most {MAX_MANIFEST_BYTES} bytes, found more")
     return raw
 
 
-def read_ref(path: Path) -> str:
-    """Read the snapshot id in a ref's file.
+def read_ref(place: Place, name: str) -> str:
+    """Read the snapshot id that a name refers to.
 
     Raises:
         FileNotFoundError: there is no such ref.
-        StoreDamaged: the file holds something other than an id.
+        StoreDamaged: it holds something other than an id.
     """
-    raw = _read(path, REF_BYTES)
+    found = place.look(ref_key(name), REF_BYTES)
+    if found is None or found.is_removed:
+        raise FileNotFoundError(name)
+    return _parse_ref(place, name, found.content)
+
+
+def _parse_ref(place: Place, name: str, raw: bytes) -> str:
     text = raw.decode("ascii", errors="replace")
     if len(raw) != REF_BYTES or not is_digest(text[:-1]) or text[-1] != "\n":
-        raise StoreDamaged(f"{path}: expected a snapshot id and a newline, found {text[:80]!r}; set the name again")
+        where = place.where(ref_key(name))
+        raise StoreDamaged(f"{where}: expected a snapshot id and a newline, found {text[:80]!r}; set the name again")
     return text[:-1]
 
 
-def _read(path: Path, max_bytes: int) -> bytes:
-    try:
-        return read_bounded(path, max_bytes)
-    except FileNotFoundError:
-        raise
-    except OSError as error:
-        raise read_error(path, error, f"{path}: can't be read") from None
+def ref_names(place: Place) -> list[str]:
+    """Return all names, in no particular order."""
+    return [*filter(is_ref_name, place.names(REFS))]
 
 
-def snapshots_with(files: Files, digests: Iterable[str]) -> dict[str, list[str]]:
+def snapshots_with(place: Place, digests: Iterable[str]) -> dict[str, list[str]]:
     """Return, for each digest, the sorted ids of the snapshots that contain this block."""
     holders: dict[str, list[str]] = {digest: [] for digest in digests}
-    for snapshot in sorted(snapshot_ids(files)):
-        with suppress(FileNotFoundError, StoreDamaged, StoreUnreadable):
-            raw = read_manifest_bytes(manifest_path(files, snapshot))
-            for digest in {found.decode() for found in block_digests(raw)} & holders.keys():
-                holders[digest].append(snapshot)
+    snapshots = sorted(snapshot_ids(place))
+    for snapshot, needed in zip(snapshots, place.map(lambda one: needed_by(place, one), snapshots), strict=True):
+        for digest in {found.decode() for found in needed} & holders.keys():
+            holders[digest].append(snapshot)
     return holders
 
 
-def resolve(files: Files, name_or_id: str, *, by_prefix: bool = False) -> str:
+def needed_by(place: Place, snapshot: str) -> list[bytes]:
+    """Return the digests of a snapshot's objects, as ASCII, without checking its manifest; none of one unreadable."""
+    with suppress(FileNotFoundError, StoreDamaged, StoreUnreadable):
+        return block_digests(read_manifest_bytes(place, manifest_key(snapshot)))
+    return []
+
+
+def resolve(place: Place, name_or_id: str, *, by_prefix: bool = False) -> str:
     """Return the full id of the snapshot with this name, id or prefix of an id (6 characters or more).
 
     Args:
@@ -109,41 +118,41 @@ def resolve(files: Files, name_or_id: str, *, by_prefix: bool = False) -> str:
         StoreDamaged: the name's ref is damaged or its snapshot is missing.
     """
     if is_ref_name(name_or_id):
-        path = files.refs_dir / name_or_id
         with suppress(FileNotFoundError):
-            snapshot = read_ref(path)
-            if not manifest_path(files, snapshot).exists():
+            snapshot = read_ref(place, name_or_id)
+            if not place.exists(manifest_key(snapshot)):
+                where = place.where(ref_key(name_or_id))
                 raise StoreDamaged(
-                    f"{path}: refers to snapshot {snapshot}, which is not in the store; set the name again"
+                    f"{where}: refers to snapshot {snapshot}, which is not in the store; set the name again"
                 )
             return snapshot
-    if is_digest(name_or_id) and manifest_path(files, name_or_id).exists():
+    if is_digest(name_or_id) and place.exists(manifest_key(name_or_id)):
         return name_or_id
-    ids = sorted(snapshot_ids(files))
+    ids = sorted(snapshot_ids(place))
     is_prefix = re.fullmatch("[0-9a-f]{6,63}", name_or_id) is not None
     found = [snapshot for snapshot in ids if snapshot.startswith(name_or_id)] if is_prefix else []
     if len(found) == 1:
         return found[0]
     if found:
         shown = ", ".join(snapshot[:16] for snapshot in found[:4])
-        raise SnapshotNotFound(f"{files.root}: {name_or_id!r} is a prefix of {len(found)} ids: {shown}, …")
-    names = [*filter(is_ref_name, names_in(files.refs_dir))]
+        raise SnapshotNotFound(f"{place.where()}: {name_or_id!r} is a prefix of {len(found)} ids: {shown}, …")
+    names = ref_names(place)
     if by_prefix and (near := sorted(name for name in names if name_or_id and name.startswith(name_or_id))):
-        snapshots = {read_ref(files.refs_dir / name) for name in near}
+        snapshots = {read_ref(place, name) for name in near}
         if len(snapshots) == 1:
-            return resolve(files, near[0])
+            return resolve(place, near[0])
         shown = ", ".join(near[:4]) + (", …" if len(near) > 4 else "")
-        raise SnapshotNotFound(f"{files.root}: {name_or_id!r} is a prefix of {len(near)} names: {shown}")
+        raise SnapshotNotFound(f"{place.where()}: {name_or_id!r} is a prefix of {len(near)} names: {shown}")
     known = [*names, *ids]
     hint = suggest(name_or_id[:200], known) or "; `raysnap store ls` lists the snapshots"
-    raise SnapshotNotFound(f"{files.root}: no snapshot has the name or id {name_or_id[:200]!r}{hint}")
+    raise SnapshotNotFound(f"{place.where()}: no snapshot has the name or id {name_or_id[:200]!r}{hint}")
 
 
-def set_ref(files: Files, name: str, snapshot: str, expected: str | None = None) -> None:
+def set_ref(place: Place, name: str, snapshot: str, expected: str | None = None) -> None:
     """Make `name` refer to the snapshot with this id.
 
     Args:
-        files: the store's files.
+        place: the store's place.
         name: letters, digits, '.', '_', '-'.
         snapshot: the id.
         expected: the id that it must refer to now; `ABSENT` for a new name; None for any.
@@ -152,22 +161,42 @@ def set_ref(files: Files, name: str, snapshot: str, expected: str | None = None)
         SnapshotNotFound: there is no such snapshot.
         StoreError: the name refers to another snapshot than `expected`; nothing is changed.
     """
-    path = files.refs_dir / check_ref_name(name)
-    with files.ref_lock():
-        if not manifest_path(files, snapshot).exists():
-            raise SnapshotNotFound(f"{files.root}: no snapshot {snapshot} to name {name!r}")
-        _refer(files, path, snapshot, _compare_ref(path, expected))
+    with place.hold_names():
+        _check_nameable(place, name, snapshot)
+        while True:
+            seen, _ = _compare_ref(place, name, expected)
+            if _refer(place, name, snapshot, seen):
+                return
 
 
-def _refer(files: Files, path: Path, snapshot: str, current: str | None) -> None:
-    """Make the ref, which holds `current` now, hold this id."""
-    if current == snapshot:
-        files.sync(path)
-    else:
-        files.write(path, f"{snapshot}\n".encode())
+def _check_nameable(place: Place, name: str, snapshot: str) -> None:
+    if not place.exists(manifest_key(snapshot)):
+        raise SnapshotNotFound(f"{place.where()}: no snapshot {snapshot} to name {name!r}")
 
 
-def give_name(files: Files, name: str, snapshot: str) -> str:
+def _refer(place: Place, name: str, snapshot: str, seen: Sighting | None) -> bool:
+    """Make the ref hold this id if it still is what was seen; return whether it was.
+
+    Where names have no lock, `remove_snapshots` may have looked at the names before this one and removed the manifest
+    since: looking after the swap, as that looks at the names after the removal, one of the two takes the name back.
+
+    Raises:
+        SnapshotNotFound: the snapshot was removed meanwhile; the name is as it was, or gone.
+    """
+    content = f"{snapshot}\n".encode()
+    if not place.swap(ref_key(name), seen, content):
+        return False
+    try:
+        _check_nameable(place, name, snapshot)
+    except SnapshotNotFound:
+        now = place.look(ref_key(name), REF_BYTES)
+        if now is not None and now.content == content:
+            place.swap(ref_key(name), now, seen.content if seen is not None and seen.content != content else b"")
+        raise
+    return True
+
+
+def give_name(place: Place, name: str, snapshot: str) -> str:
     """Name the snapshot with this id, and return the name that it got: `name`, or `name-2`, `name-3`, ….
 
     It is the first that refers to this snapshot already, or to none that is in the store.
@@ -175,57 +204,64 @@ def give_name(files: Files, name: str, snapshot: str) -> str:
     Raises:
         SnapshotNotFound: there is no such snapshot.
     """
-    check_ref_name(name)
-    with files.ref_lock():
-        if not manifest_path(files, snapshot).exists():
-            raise SnapshotNotFound(f"{files.root}: no snapshot {snapshot} to name {name!r}")
+    with place.hold_names():
+        _check_nameable(place, name, snapshot)
         for number in itertools.count(1):
-            free = name if number == 1 else check_ref_name(f"{name}-{number}")
-            path = files.refs_dir / free
-            current = _compare_ref(path, None)
-            if current is None or current == snapshot or not manifest_path(files, current).exists():
-                _refer(files, path, snapshot, current)
-                return free
+            free = name if number == 1 else f"{name}-{number}"
+            while True:
+                seen, current = _compare_ref(place, free, None)
+                if current not in (None, snapshot) and place.exists(manifest_key(current or "")):
+                    break
+                if _refer(place, free, snapshot, seen):
+                    return free
     raise AssertionError("unreachable: numbers don't end")
 
 
-def remove_ref(files: Files, name: str, expected: str | None = None) -> None:
+def remove_ref(place: Place, name: str, expected: str | None = None) -> None:
     """Remove the name, if it refers to `expected` (None for any); the snapshot stays.
 
     Raises:
         SnapshotNotFound: there is no such name.
         StoreError: it refers to another snapshot than `expected`; nothing is changed.
     """
-    path = files.refs_dir / check_ref_name(name)
-    with files.ref_lock():
-        _compare_ref(path, expected)
-        if not files.remove(path):
-            raise SnapshotNotFound(f"{files.root}: no snapshot is named {name!r}")
+    with place.hold_names():
+        while True:
+            seen, _ = _compare_ref(place, name, expected)
+            if seen is None or seen.is_removed:
+                raise SnapshotNotFound(f"{place.where()}: no snapshot is named {name!r}")
+            if place.swap(ref_key(name), seen, b""):
+                return
 
 
-def remove_snapshots(files: Files, snapshots: Collection[str]) -> None:
-    """Remove the manifests with these ids and all their names; the lock prevents others from naming them meanwhile."""
+def remove_snapshots(place: Place, snapshots: Collection[str]) -> None:
+    """Remove the manifests with these ids and all their names.
+
+    Names are looked at once more in the end: where there is no lock, one may have been given meanwhile (`_refer`).
+    """
+    keys = [manifest_key(snapshot) for snapshot in sorted(snapshots)]
+    with place.hold_names():
+        _take_names(place, snapshots)
+        for key in keys:
+            place.remove(key)
+        _take_names(place, snapshots)
+
+
+def _take_names(place: Place, snapshots: Collection[str]) -> None:
     contents = {f"{snapshot}\n".encode() for snapshot in snapshots}
-    with files.ref_lock():
-        for name in filter(is_ref_name, names_in(files.refs_dir)):
-            with suppress(FileNotFoundError):
-                if _read(files.refs_dir / name, REF_BYTES) in contents:
-                    files.remove(files.refs_dir / name)
-        for snapshot in sorted(snapshots):
-            files.remove(manifest_path(files, snapshot))
+    names = ref_names(place)
+    for name, seen in zip(names, place.map(lambda one: place.look(ref_key(one), REF_BYTES), names), strict=True):
+        while seen is not None and seen.content in contents and not place.swap(ref_key(name), seen, b""):
+            seen = place.look(ref_key(name), REF_BYTES)
 
 
-def _compare_ref(path: Path, expected: str | None) -> str | None:
-    """Return what the ref holds, None for nothing readable, if that is what is expected."""
-    current = None
-    try:
-        current = read_ref(path)
-    except FileNotFoundError:
-        pass
-    except StoreDamaged:
-        if expected is not None:
-            raise
+def _compare_ref(place: Place, name: str, expected: str | None) -> tuple[Sighting | None, str | None]:
+    """Return the ref and the id that it holds, None for nothing readable, if that is what is expected."""
+    seen, current = place.look(ref_key(name), REF_BYTES), None
+    if seen is not None and not seen.is_removed:
+        with suppress(StoreDamaged) if expected is None else nullcontext():
+            current = _parse_ref(place, name, seen.content)
     if expected is not None and (current or ABSENT) != expected:
         wanted, found = expected or "no snapshot yet", current or "none"
-        raise StoreError(f"{path}: expected it to refer to {wanted}, found {found}; nothing is changed")
-    return current
+        where = place.where(ref_key(name))
+        raise StoreError(f"{where}: expected it to refer to {wanted}, found {found}; nothing is changed")
+    return seen, current

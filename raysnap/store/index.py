@@ -1,7 +1,8 @@
 """The rebuildable index: what listing and filtering need of every manifest and ref, in one small SQLite file.
 
-It is only a cache: read whole, checked, compared with the folders that it mirrors, updated in memory and published
-whole like any other file of the store. So it needs no SQLite lock, and a damaged one is simply rebuilt.
+It is only a cache: read whole, checked, compared with a listing of what it mirrors, updated in memory and written whole
+like any other document of the store. So it needs no SQLite lock, and a damaged one is simply rebuilt; and a listing of
+10,000 snapshots in a bucket takes a dozen requests.
 """
 
 from __future__ import annotations
@@ -12,13 +13,12 @@ import sqlite3
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from raysnap.errors import StoreDamaged, StoreError, StoreUnreadable
+from raysnap.store.backends.place import REFS, SNAPSHOTS, Place, is_manifest_name
 from raysnap.store.catalog import read_manifest, read_ref
-from raysnap.store.files import Files, entries_in, read_bounded, read_error
-from raysnap.store.manifest import is_digest, is_ref_name
+from raysnap.store.manifest import is_ref_name
 from raysnap.store.where import compile_where
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+INDEX_KEY = "index.sqlite"
 MAX_INDEX_BYTES = 4 * 2**30
 SETTLED_NS = 2 * 10**9
 
@@ -83,13 +84,13 @@ class Lineage(NamedTuple):
     is_match: bool
 
 
-def list_summaries(files: Files, where: str | None = None) -> list[SnapshotSummary]:
+def list_summaries(place: Place, where: str | None = None) -> list[SnapshotSummary]:
     """Return the snapshots that match `where`, oldest first.
 
     Raises:
         UsageError: `where` is not an expression over snapshots.
     """
-    with _connect(files) as connection:
+    with _connect(place) as connection:
         names: dict[str, list[str]] = {}
         for name, snapshot in connection.execute("SELECT name, id FROM refs ORDER BY name"):
             names.setdefault(snapshot, []).append(name)
@@ -97,13 +98,13 @@ def list_summaries(files: Files, where: str | None = None) -> list[SnapshotSumma
     return [SnapshotSummary._make((*row, tuple(names.get(row[0], ())))) for row in rows]
 
 
-def list_lineages(files: Files, where: str | None = None) -> list[Lineage]:
+def list_lineages(place: Place, where: str | None = None) -> list[Lineage]:
     """Return where each snapshot comes from, in the order of their ids, and whether it matches `where`.
 
     Raises:
         UsageError: `where` is not an expression over snapshots.
     """
-    with _connect(files) as connection:
+    with _connect(place) as connection:
         matching = None if where is None else {snapshot for (snapshot,) in _select(connection, "id", where)}
         first_names = dict(connection.execute("SELECT id, min(name) FROM refs GROUP BY id"))
         rows = connection.execute("SELECT id, architecture, base FROM snapshots ORDER BY id").fetchall()
@@ -123,47 +124,47 @@ def _select(connection: sqlite3.Connection, columns: str, where: str | None) -> 
         raise StoreError(f"where {where!r}: SQLite {sqlite3.sqlite_version} can't run it: {error}") from None
 
 
-def list_metrics(files: Files) -> dict[str, dict[str, float]]:
+def list_metrics(place: Place) -> dict[str, dict[str, float]]:
     """Return the metrics of every snapshot by its id."""
-    with _connect(files) as connection:
+    with _connect(place) as connection:
         return {snapshot: json.loads(metrics) for snapshot, metrics in connection.execute(_METRICS)}
 
 
-def list_refs(files: Files) -> dict[str, str]:
+def list_refs(place: Place) -> dict[str, str]:
     """Return the snapshot id of every name, in alphabetical order; damaged refs are logged and left out."""
-    with _connect(files) as connection:
+    with _connect(place) as connection:
         return dict(connection.execute("SELECT name, id FROM refs ORDER BY name"))
 
 
 @contextmanager
-def _connect(files: Files) -> Iterator[sqlite3.Connection]:
+def _connect(place: Place) -> Iterator[sqlite3.Connection]:
     """Open the index, up to date, as a database in memory."""
     with closing(sqlite3.connect(":memory:")) as connection:
-        path = files.root / "index.sqlite"
-        _load(connection, path)
-        if _update(connection, files):
+        _load(connection, place)
+        if _update(connection, place):
             with suppress(StoreError):  # a read-only store can still be listed
-                files.write(path, _serialize(connection))
+                place.write(INDEX_KEY, _serialize(connection))
         for file, reason in connection.execute("SELECT file, reason FROM damaged ORDER BY file"):
             logger.warning("%s is left out of the list: %s", file, reason)
         yield connection
 
 
-def _load(connection: sqlite3.Connection, path: Path) -> None:
+def _load(connection: sqlite3.Connection, place: Place) -> None:
     """Fill the connection with the file's tables, or with empty ones if the file is missing or damaged."""
+    where = place.where(INDEX_KEY)
     try:
-        content = bytearray(read_bounded(path, MAX_INDEX_BYTES))
+        content = bytearray(place.read(INDEX_KEY, MAX_INDEX_BYTES))
         stored = bytes(content[_CHECKSUM])
         content[_CHECKSUM] = bytes(4)
         is_ours = int.from_bytes(content[_APPLICATION], "big") == _SCHEMA_ID
         if is_ours and len(content) > 100 and zlib.crc32(content).to_bytes(4, "big") == stored:
             connection.deserialize(bytes(content))
             return
-        logger.info("%s is damaged or of another version: rebuilding it", path)
+        logger.info("%s is damaged or of another version: rebuilding it", where)
     except FileNotFoundError:
         pass
-    except (OSError, sqlite3.Error) as error:
-        logger.info("%s can't be read (%s): rebuilding it", path, error)
+    except (StoreDamaged, StoreError, StoreUnreadable, sqlite3.Error) as error:
+        logger.info("%s can't be read (%s): rebuilding it", where, error)
     connection.executescript(_SCHEMA + f"PRAGMA application_id = {_SCHEMA_ID};")
 
 
@@ -176,76 +177,67 @@ def _serialize(connection: sqlite3.Connection) -> bytes:
     return bytes(content)
 
 
-def _update(connection: sqlite3.Connection, files: Files) -> bool:
+def _update(connection: sqlite3.Connection, place: Place) -> bool:
     """Bring the tables up to date, and return whether the file should be written again."""
     known = {name: rest for name, *rest in connection.execute("SELECT name, mtime_ns, is_settled FROM folders")}
     has_damage = connection.execute("SELECT 1 FROM damaged").fetchone() is not None
     changed = False
-    for table, folder in (("snapshots", files.snapshots_dir), ("refs", files.refs_dir)):
-        mtime_ns = _mtime_ns(folder)
-        if known.get(table) == [mtime_ns, 1] and not has_damage:
+    for table in (SNAPSHOTS, REFS):
+        changed_ns = place.last_change(table)
+        if changed_ns is not None and known.get(table) == [changed_ns, 1] and not has_damage:
             continue
         # A file may appear in the same tick of the clock as the listing; only an older folder time proves no change.
-        is_settled = int(files.now_ns() - mtime_ns > SETTLED_NS)
-        num_changes = _update_table(connection, table, folder)
-        if num_changes or known.get(table) != [mtime_ns, is_settled]:
-            connection.execute("INSERT OR REPLACE INTO folders VALUES (?, ?, ?)", (table, mtime_ns, is_settled))
+        is_settled = int(changed_ns is not None and place.now_ns() - changed_ns > SETTLED_NS)
+        num_changes = _update_table(connection, table, place)
+        if num_changes or known.get(table) != [changed_ns, is_settled]:
+            connection.execute("INSERT OR REPLACE INTO folders VALUES (?, ?, ?)", (table, changed_ns, is_settled))
             changed = True
     connection.commit()
     return changed
 
 
-def _mtime_ns(folder: Path) -> int:
-    """Return when the folder last changed; 0 where it is missing and was empty."""
-    try:
-        return folder.stat().st_mtime_ns
-    except FileNotFoundError:
-        return len(entries_in(folder))
-    except OSError as error:
-        raise read_error(folder, error, f"{folder}: can't be read") from None
-
-
-def _update_table(connection: sqlite3.Connection, table: str, folder: Path) -> int:
+def _update_table(connection: sqlite3.Connection, table: str, place: Place) -> int:
     """Make the table's rows match the folder's files, and return how many files were new, changed or gone."""
-    key = "id" if table == "snapshots" else "name"
+    key = "id" if table == SNAPSHOTS else "name"
     rows = dict(connection.execute(f"SELECT {key}, stamp FROM {table}"))
-    prefix = f"{folder.name}/"
+    prefix = f"{table}/"
     # Damaged files are read again each time: the disk may have failed only for a moment.
     known_damage = connection.execute("SELECT * FROM damaged WHERE file GLOB ?", (f"{prefix}*",)).fetchall()
     connection.execute("DELETE FROM damaged WHERE file GLOB ?", (f"{prefix}*",))
-    found, damage = _stamps(folder), []
-    row_of = _snapshot_row if table == "snapshots" else _ref_row
+    found, damage = _stamps(place, table), []
+    row_of = _snapshot_row if table == SNAPSHOTS else _ref_row
     stale = [name for name, stamp in rows.items() if found.get(name) != stamp]
     fresh = [name for name, stamp in found.items() if rows.get(name) != stamp]
     connection.executemany(f"DELETE FROM {table} WHERE {key} = ?", [(name,) for name in stale])
-    for name in fresh:
+
+    def read_row(name: str) -> SqlRow | str | None:
+        """Return the name's row, what is wrong with its file, or None where it is gone."""
         try:
-            row = row_of(folder, name, found[name])
-            connection.execute(f"INSERT INTO {table} VALUES ({', '.join('?' * len(row))})", row)
+            return row_of(place, name, found[name])
         except FileNotFoundError:
-            continue
+            return None
         except (StoreDamaged, StoreUnreadable) as error:
-            damage.append((prefix + name, str(error)))
+            return str(error)
+
+    for name, row in zip(fresh, place.map(read_row, fresh), strict=True):
+        if isinstance(row, str):
+            damage.append((prefix + name, row))
+        elif row is not None:
+            connection.execute(f"INSERT INTO {table} VALUES ({', '.join('?' * len(row))})", row)
     connection.executemany("INSERT INTO damaged VALUES (?, ?)", damage)
     return len(stale) + len(fresh) - len(damage) + (sorted(damage) != known_damage)
 
 
-def _stamps(folder: Path) -> dict[str, str]:
+def _stamps(place: Place, folder: str) -> dict[str, str]:
     """Return, for each snapshot or ref in the folder, a stamp that changes when its file is replaced."""
-    is_snapshots = folder.name == "snapshots"
-    stamps = {}
-    for entry in entries_in(folder):
-        name = entry.name.removesuffix(".json") if is_snapshots else entry.name
-        if not (is_digest(name) and name != entry.name if is_snapshots else is_ref_name(name)):
-            continue
-        with suppress(FileNotFoundError):
-            status = entry.stat()
-            stamps[name] = f"{status.st_mtime_ns} {status.st_ino} {status.st_size}"
-    return stamps
+    listed = place.entries(folder)
+    if folder == SNAPSHOTS:
+        return {one.name.removesuffix(".json"): one.stamp for one in listed if is_manifest_name(one.name)}
+    return {one.name: one.stamp for one in listed if is_ref_name(one.name)}
 
 
-def _snapshot_row(folder: Path, snapshot: str, stamp: str) -> SqlRow:
-    manifest = read_manifest(folder / f"{snapshot}.json")
+def _snapshot_row(place: Place, snapshot: str, stamp: str) -> SqlRow:
+    manifest = read_manifest(place, snapshot)
     return (
         manifest.id,
         stamp,
@@ -265,8 +257,8 @@ def _snapshot_row(folder: Path, snapshot: str, stamp: str) -> SqlRow:
     )
 
 
-def _ref_row(folder: Path, name: str, stamp: str) -> SqlRow:
-    return (name, stamp, read_ref(folder / name))
+def _ref_row(place: Place, name: str, stamp: str) -> SqlRow:
+    return (name, stamp, read_ref(place, name))
 
 
 def to_pandas(summaries: Sequence[SnapshotSummary], metrics: Mapping[str, Mapping[str, float]]) -> pd.DataFrame:

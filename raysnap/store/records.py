@@ -15,7 +15,6 @@ import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 from blake3 import blake3
@@ -23,7 +22,7 @@ from pydantic import Field, ValidationError, field_validator
 
 from raysnap.canonical_json import canonical_json, parse_json
 from raysnap.errors import StoreDamaged, StoreError, StoreUnreadable
-from raysnap.store.files import Files, entries_in, read_bounded, read_error
+from raysnap.store.backends.place import RECORDS, Place
 from raysnap.store.index import SETTLED_NS
 from raysnap.store.manifest import Manifest, Text, is_digest
 from raysnap.store.preprocessing import Count, Digest, Record
@@ -34,6 +33,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 RECORD_FORMAT: Final = 1
+CACHE_KEY = "records.cache"
 MAX_RECORD_BYTES = 2**20
 MAX_CACHE_BYTES = 2**32
 CACHE_VERSION = 2
@@ -154,7 +154,7 @@ def parse_record(raw: bytes, where: str, digest: str) -> StartRecord:
     return record
 
 
-def put_record(files: Files, record: StartRecord) -> str:
+def put_record(place: Place, record: StartRecord) -> str:
     """Store the record and return its digest; one that is there already is not written again.
 
     Raises:
@@ -164,35 +164,32 @@ def put_record(files: Files, record: StartRecord) -> str:
     if len(content) > MAX_RECORD_BYTES:
         raise StoreError(f"record: expected at most {MAX_RECORD_BYTES} bytes, found {len(content)}")
     digest = blake3(content).hexdigest()
-    files.create_records_dir()
-    target = _path(files, digest)
-    if not target.exists():
-        files.write(target, content)
+    place.create(_key(digest), content)
     return digest
 
 
-def read_record(files: Files, digest: str) -> StartRecord:
+def copy_record(source: Place, target: Place, digest: str) -> None:
+    """Copy the record with this digest as it is; raise as `read_record` does."""
+    target.create(_key(digest), read_record(source, digest).to_bytes())
+
+
+def read_record(place: Place, digest: str) -> StartRecord:
     """Read the record with this digest.
 
     Raises:
         FileNotFoundError: there is none.
         StoreDamaged: it is damaged.
     """
-    path = _path(files, digest)
-    try:
-        return parse_record(read_bounded(path, MAX_RECORD_BYTES), str(path), digest)
-    except FileNotFoundError:
-        raise
-    except OSError as error:
-        raise read_error(path, error, f"{path}: can't be read") from None
+    key = _key(digest)
+    return parse_record(place.read(key, MAX_RECORD_BYTES), place.where(key), digest)
 
 
-def iter_records(files: Files) -> Iterator[StartRecord]:
+def iter_records(place: Place) -> Iterator[StartRecord]:
     """Yield all records in the order of their names; damaged ones are logged and left out."""
-    yield from (record for _, record in _read_all(files, sorted(record_digests(files))))
+    yield from (record for _, record in _read_all(place, sorted(record_digests(place))))
 
 
-def find_record(files: Files, manifest: Manifest) -> StartRecord | None:
+def find_record(place: Place, manifest: Manifest) -> StartRecord | None:
     """Return the record of the fine-tune that made a snapshot; None where there is none.
 
     Of the records only those are parsed that name the snapshot's base.
@@ -200,26 +197,24 @@ def find_record(files: Files, manifest: Manifest) -> StartRecord | None:
     if manifest.base is None:
         return None
     wanted = manifest.base.encode()
-    for digest in sorted(record_digests(files)):
-        with suppress(OSError, StoreDamaged):
-            raw = read_bounded(_path(files, digest), MAX_RECORD_BYTES)
-            if wanted not in raw:
-                continue
-            record = parse_record(raw, str(_path(files, digest)), digest)
-            is_same = record.metrics == manifest.metrics and record.recipe.train == manifest.train
-            if is_same and (record.start.snapshot, record.recipe.retrain_index) == (
-                manifest.base,
-                manifest.retrain_index,
-            ):
-                return record
+
+    def parse_if_wanted(digest: str) -> StartRecord | None:
+        with suppress(FileNotFoundError, StoreDamaged, StoreUnreadable):
+            raw = place.read(_key(digest), MAX_RECORD_BYTES)
+            return parse_record(raw, place.where(_key(digest)), digest) if wanted in raw else None
+        return None
+
+    for record in place.map(parse_if_wanted, sorted(record_digests(place))):
+        if record is None or record.metrics != manifest.metrics or record.recipe.train != manifest.train:
+            continue
+        if (record.start.snapshot, record.recipe.retrain_index) == (manifest.base, manifest.retrain_index):
+            return record
     return None
 
 
-def record_digests(files: Files) -> list[str]:
+def record_digests(place: Place) -> list[str]:
     """Return the names of all records, in no particular order; a store without records has none."""
-    if not files.records_dir.is_dir():
-        return []
-    names = (entry.name for entry in entries_in(files.records_dir) if entry.name.endswith(".json"))
+    names = (name for name in place.names(RECORDS) if name.endswith(".json"))
     return [name.removesuffix(".json") for name in names if is_digest(name.removesuffix(".json"))]
 
 
@@ -247,18 +242,23 @@ def _question(record: StartRecord) -> bytes:
     return canonical_json([record.dataset.model_dump(mode="json"), record.recipe.model_dump(mode="json")])
 
 
-def _path(files: Files, digest: str) -> Path:
-    return files.records_dir / f"{digest}.json"
+def _key(digest: str) -> str:
+    return f"{RECORDS}/{digest}.json"
 
 
-def _read_all(files: Files, digests: Sequence[str]) -> Iterator[tuple[str, StartRecord]]:
-    for digest in digests:
+def _read_all(place: Place, digests: Sequence[str]) -> Iterator[tuple[str, StartRecord]]:
+    def read_one(digest: str) -> StartRecord | None:
         try:
-            yield digest, read_record(files, digest)
+            return read_record(place, digest)
         except FileNotFoundError:
-            continue
+            return None
         except (StoreDamaged, StoreUnreadable) as error:
             logger.warning("a record is left out: %s", error)
+            return None
+
+    for digest, record in zip(digests, place.map(read_one, digests), strict=True):
+        if record is not None:
+            yield digest, record
 
 
 # The cache
@@ -308,25 +308,26 @@ class RecordTable:
         return int(np.count_nonzero(is_other_F[self.fields_R])) if len(self) else 0
 
 
-def read_table(files: Files) -> RecordTable:
+def read_table(place: Place) -> RecordTable:
     """Return the table of all records, from the cache where it is up to date; damaged ones are logged and left out."""
-    if not files.records_dir.is_dir():
-        return _table_of([])
-    path = files.root / "records.cache"
-    mtime_ns = files.records_dir.stat().st_mtime_ns
-    known, stamp_ns = _load(path)
-    if known is not None and stamp_ns == mtime_ns:
+    changed_ns = place.last_change(RECORDS)
+    known, stamp_ns = _load(place)
+    if known is not None and stamp_ns == changed_ns:
         return known
-    names = sorted(record_digests(files))
+    names = sorted(record_digests(place))
+    if known is None and not names:
+        return _table_of([])
     before = _digests_of(known) if known is not None else []
-    is_settled = files.now_ns() - mtime_ns > SETTLED_NS
-    if known is None or names != before:
+    is_current = known is not None and names == before
+    if known is None or not is_current:
         entries = dict(zip(before, _entries_of(known), strict=True)) if known is not None else {}
         added = [digest for digest in names if digest not in entries]
-        entries |= {digest: _entry(record) for digest, record in _read_all(files, added)}
+        entries |= {digest: _entry(record) for digest, record in _read_all(place, added)}
         known = _table_of([(digest, entries[digest]) for digest in names if digest in entries])
-    with suppress(StoreError):  # a read-only store can still be ranked
-        files.write(path, _dump(known, mtime_ns if is_settled else 0))
+    is_settled = changed_ns is not None and place.now_ns() - changed_ns > SETTLED_NS
+    if is_settled or not is_current:
+        with suppress(StoreError):  # a read-only store can still be ranked
+            place.write(CACHE_KEY, _dump(known, changed_ns or 0 if is_settled else 0))
     return known
 
 
@@ -478,12 +479,12 @@ def _dump(table: RecordTable, mtime_ns: int) -> bytes:
     return written.getvalue()
 
 
-def _load(path: Path) -> tuple[RecordTable | None, int]:
+def _load(place: Place) -> tuple[RecordTable | None, int]:
     """Return the cached table, and the time of the folder that it was settled at; none where it can't be used."""
     import numpy as np
 
     try:
-        with np.load(io.BytesIO(read_bounded(path, MAX_CACHE_BYTES)), allow_pickle=False) as arrays:
+        with np.load(io.BytesIO(place.read(CACHE_KEY, MAX_CACHE_BYTES)), allow_pickle=False) as arrays:
             names = json.loads(arrays["names"].tobytes())
             if names["version"] != CACHE_VERSION:
                 return None, 0
@@ -500,6 +501,9 @@ def _load(path: Path) -> tuple[RecordTable | None, int]:
             return table, names["mtime_ns"]
     except FileNotFoundError:
         return None, 0
+    except (StoreError, StoreDamaged, StoreUnreadable) as error:
+        fault: Exception = error
     except (OSError, ValueError, KeyError, TypeError, EOFError, zlib.error, zipfile.BadZipFile) as error:
-        logger.info("%s can't be used (%s): rebuilding it", path, error)
-        return None, 0
+        fault = error
+    logger.info("%s can't be used (%s): rebuilding it", place.where(CACHE_KEY), fault)
+    return None, 0

@@ -1,22 +1,20 @@
 """The model store: snapshots whose shared blocks are on the disk once.
 
-Policy only: what is written in which order, and what is checked when. `tensor_bytes` turns blocks into bytes, `files`
-moves files, `garbage` says why deleting beside writers is safe, `index` lists. A snapshot exists if and only if its
-manifest does, and then all its blocks do.
+Policy only: what is written in which order, and what is checked when. `tensor_bytes` turns blocks into bytes,
+`backends` keep bytes, `garbage` says why deleting beside writers is safe, `index` lists. A snapshot exists if and only
+if its manifest does, and then all its blocks do.
 """
 
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias, Union
 
 from raysnap.config.choices import UsageAxis
-from raysnap.config.folders import local_path
+from raysnap.config.folders import StorePath, store_path
 from raysnap.errors import (
     BlockDamaged,
     SnapshotNotFound,
@@ -28,10 +26,27 @@ from raysnap.errors import (
 )
 from raysnap.store import catalog, index, records, usage
 from raysnap.store.audit import Verification, verify
-from raysnap.store.files import MAX_ATTEMPTS, Files, OnRead, entries_in, gc_race_error
+from raysnap.store.backends.opening import open_place
+from raysnap.store.backends.place import (
+    RECORDS,
+    REFS,
+    SNAPSHOTS,
+    TMP,
+    Needed,
+    OnRead,
+    Place,
+    object_key,
+)
+from raysnap.store.copying import Copied, copy_store
 from raysnap.store.garbage import collect_garbage
 from raysnap.store.index import Lineage, SnapshotSummary
-from raysnap.store.manifest import BlockEntry, DatasetRecord, Manifest, check_digest, check_ref_name
+from raysnap.store.manifest import (
+    BlockEntry,
+    DatasetRecord,
+    Manifest,
+    check_digest,
+    check_ref_name,
+)
 from raysnap.store.new_snapshot import NewSnapshot, Origin
 from raysnap.store.preprocessing import (
     TOKENIZER_TENSOR,
@@ -40,8 +55,9 @@ from raysnap.store.preprocessing import (
     TokenizerEntry,
     tokenizer_object,
 )
+from raysnap.store.publishing import publish_manifest
 from raysnap.store.records import RecordTable, StartRecord
-from raysnap.store.store_file import check_or_create, raise_format
+from raysnap.store.store_file import check_or_create
 from raysnap.store.usage import Freed, Usage
 
 if TYPE_CHECKING:
@@ -78,7 +94,7 @@ Block: TypeAlias = Union[str, BlockWrite, "Mapping[str, Tensor]"]
 
 
 class Store:
-    """A model store on disk. Any number of processes may read and write it at once.
+    """A model store in a folder or a bucket. Any number of processes may read and write it at once.
 
     >>> store = raysnap.Store.open("store")
     >>> store.manifest("base").num_classes
@@ -89,16 +105,16 @@ class Store:
     True
 
     Attributes:
-        path: the store's folder.
+        path: the store's folder, or its address in a bucket.
     """
 
-    def __init__(self, path: Path, on_read: OnRead | None = None):
+    def __init__(self, path: StorePath, place: Place):
         self.path = path
-        self._files = Files(path, on_read)
+        self._place = place
 
     @classmethod
-    def open(cls, path: Path | str, create: bool = False, on_read: OnRead | None = None) -> Store:
-        """Open the store in the folder `path`; with `create`, create one if there is none.
+    def open(cls, path: StorePath | str, create: bool = False, on_read: OnRead | None = None) -> Store:
+        """Open the store in the folder `path` or at an address `s3://bucket/prefix`; with `create`, create a new one.
 
         `on_read` observes the reading of blocks, and may slow it down.
 
@@ -106,9 +122,16 @@ class Store:
             StoreError: there is no store, the folder holds something else, or the store's format is newer.
             StoreDamaged: the store's own file, store.json, is damaged.
         """
-        store = cls(local_path(path), on_read)
-        check_or_create(store._files, create)
-        return store
+        where = store_path(path)
+        place = open_place(where, on_read)
+        check_or_create(place, create)
+        return cls(where, place)
+
+    @classmethod
+    def find(cls, path: StorePath | str) -> Store | None:
+        """Open the store at `path` as `open` does; None where there is nothing yet."""
+        where = store_path(path)
+        return cls.open(where) if open_place(where).is_there() else None
 
     # Blocks
 
@@ -127,13 +150,10 @@ class Store:
         return self._put_object(tensor_bytes.digest(chunks), tensor_bytes.num_bytes(chunks), chunks)
 
     def _put_object(self, digest: str, num_bytes: int, chunks: Sequence[bytes | memoryview]) -> BlockWrite:
-        for _ in range(MAX_ATTEMPTS):
-            if self._files.refresh(digest, num_bytes):
-                return BlockWrite(digest, num_bytes, is_new=False)
-            with self._files.staged("block", chunks, digest) as staged:
-                if self._files.publish(staged, self._files.object_path(digest)):
-                    return BlockWrite(digest, num_bytes, is_new=True)
-        raise gc_race_error(self._files.object_path(digest))
+        is_new = not self._place.has_object(digest, num_bytes)
+        if is_new:
+            self._place.put_object(digest, chunks)
+        return BlockWrite(digest, num_bytes, is_new)
 
     def read_block(self, digest: str, device: torch.device | None = None) -> dict[str, Tensor]:
         """Return the block's tensors under torchvision's full names, as views of one private, writable buffer.
@@ -152,7 +172,7 @@ class Store:
 
         try:
             allocate = tensor_bytes.pinned_memory if device is not None and device.type == "cuda" else None
-            return tensor_bytes.decode(self._files.read_object(digest, allocate), "its bytes", device)
+            return tensor_bytes.decode(self._place.read_object(digest, allocate), "its bytes", device)
         except (StoreDamaged, WeightsError) as error:
             raise self._damaged(digest, str(error)) from None
 
@@ -184,8 +204,7 @@ class Store:
             BlockDamaged: the block is missing.
         """
         try:
-            with self._files.open_object(digest) as file:
-                return os.fstat(file.fileno()).st_size
+            return self._place.object_bytes(digest)
         except StoreDamaged as error:
             raise self._damaged(digest, str(error)) from None
 
@@ -193,8 +212,9 @@ class Store:
         snapshots = tuple(self.snapshots_with([digest])[digest])
         shown = ", ".join(snapshot[:12] for snapshot in snapshots[:5]) + (", …" if len(snapshots) > 5 else "")
         breaks = f"it breaks {len(snapshots)} snapshot(s): {shown}" if snapshots else "no snapshot needs it"
+        where = self._place.where(object_key(digest))
         return BlockDamaged(
-            f"{self._files.object_path(digest)}: block damaged: {problem}; {breaks}. Copy the file from a backup, or "
+            f"{where}: block damaged: {problem}; {breaks}. Copy the file from a backup, or "
             "remove it and add one of its snapshots again",
             digest,
             snapshots,
@@ -202,7 +222,7 @@ class Store:
 
     def snapshots_with(self, digests: Iterable[str]) -> dict[str, list[str]]:
         """Return, for each digest, the ids of the snapshots that contain this block."""
-        return catalog.snapshots_with(self._files, digests)
+        return catalog.snapshots_with(self._place, digests)
 
     # Snapshots
 
@@ -264,7 +284,7 @@ class Store:
         new = NewSnapshot(architecture, num_classes, preprocessing or Preprocessing(), metrics or {}, origin)
         manifest, content = new.manifest(entries)
         given = {entry.digest: block for entry, (_, block) in zip(entries, blocks, strict=True)}
-        stored = self._publish_manifest(manifest, content, given)
+        stored = publish_manifest(self._place, manifest, content, partial(self._supply, given))
         if name is not None:
             self.set_ref(name, manifest.id)
         new_bytes = {write.digest: write.num_bytes for _, write in writes if write.is_new}
@@ -277,40 +297,16 @@ class Store:
             return BlockWrite(check_digest(block, "block digest"), self.block_bytes(block), is_new=False)
         return self.put_block(block)
 
-    def _publish_manifest(self, manifest: Manifest, content: bytes, given: Mapping[str, Block]) -> Manifest | None:
-        """Make the manifest visible, its blocks first, and return the one that was there already, if any.
-
-        `gc` relies on the order draft, touch, publish: see `garbage`.
-
-        Args:
-            manifest: the manifest.
-            content: the bytes of its file.
-            given: the blocks by digest, as `put_snapshot` was given them; a block that is missing is written again.
-        """
-        target = self._files.snapshots_dir / f"{manifest.id}.json"
-        raise_format(self._files, manifest.format)
-        for _ in range(MAX_ATTEMPTS):
-            with self._files.staged("draft", [content]) as draft:
-                missing = [one for one in manifest.objects if not self._files.refresh(one.digest, one.num_bytes)]
-                for entry in missing:
-                    block = given.get(entry.digest, entry.digest)
-                    if isinstance(block, str | BlockWrite):
-                        name = entry.name if isinstance(entry, BlockEntry) else "tokenizer"
-                        raise StoreError(
-                            f"block {entry.digest} ({name}): expected it in {self.path}, found it gone: a gc "
-                            "with a grace shorter than this write deleted it; put block and snapshot again"
-                        )
-                    self.put_block(block)
-                if missing:
-                    continue
-                with suppress(FileNotFoundError, StoreDamaged):
-                    found = catalog.read_manifest(target)
-                    self._files.sync(target)
-                    return found
-                self._files.sync_shards(entry.digest for entry in manifest.objects)
-                if self._files.publish(draft, target):
-                    return None
-        raise gc_race_error(target)
+    def _supply(self, given: Mapping[str, Block], needed: Needed) -> None:
+        """Write a block again that a `gc` deleted since it was put, if its tensors were given."""
+        block = given.get(needed.digest, needed.digest)
+        if isinstance(block, str | BlockWrite):
+            name = needed.name if isinstance(needed, BlockEntry) else "tokenizer"
+            raise StoreError(
+                f"block {needed.digest} ({name}): expected it in {self.path}, found it gone: a gc with a grace shorter "
+                "than this write deleted it; put block and snapshot again"
+            )
+        self.put_block(block)
 
     def remove_snapshot(self, name_or_id: str) -> str:
         """Remove the snapshot and its names, and return its id; the next `gc` deletes its blocks.
@@ -319,16 +315,16 @@ class Store:
             SnapshotNotFound: there is no such snapshot.
         """
         snapshot = self.resolve(name_or_id)
-        catalog.remove_snapshots(self._files, [snapshot])
+        catalog.remove_snapshots(self._place, [snapshot])
         return snapshot
 
     def remove_snapshots(self, snapshots: Collection[str]) -> None:
         """Remove the snapshots with these ids, and their names; `freed_by` says what the next `gc` then deletes."""
-        catalog.remove_snapshots(self._files, snapshots)
+        catalog.remove_snapshots(self._place, snapshots)
 
     def freed_by(self, snapshots: Collection[str]) -> Freed:
         """Return what `gc` would delete if the snapshots with these ids were removed; changes nothing."""
-        return usage.count_freed(self._files, snapshots)
+        return usage.count_freed(self._place, snapshots)
 
     def usage(self, by: UsageAxis = "lineage") -> Usage:
         """Return who holds which bytes of the store.
@@ -336,7 +332,7 @@ class Store:
         >>> [group.group for group in raysnap.Store.open("store").usage("architecture").groups]
         ['mobilenet_v3_small']
         """
-        return usage.measure_usage(self._files, self.summaries(), by)
+        return usage.measure_usage(self._place, self.summaries(), by)
 
     def manifest(self, name_or_id: str) -> Manifest:
         """Return the manifest of the snapshot with this name, id, or unique prefix (6 characters or more) of an id.
@@ -347,7 +343,7 @@ class Store:
         """
         snapshot = self.resolve(name_or_id)
         try:
-            return catalog.read_manifest(catalog.manifest_path(self._files, snapshot))
+            return catalog.read_manifest(self._place, snapshot)
         except FileNotFoundError:
             raise SnapshotNotFound(f"{self.path}: snapshot {snapshot} was removed") from None
 
@@ -406,7 +402,7 @@ class Store:
 
         With `by_prefix`, the beginning of names will do, too, if they all are one snapshot's.
         """
-        return catalog.resolve(self._files, name_or_id, by_prefix=by_prefix)
+        return catalog.resolve(self._place, name_or_id, by_prefix=by_prefix)
 
     def manifests(self, where: str | None = None) -> list[Manifest]:
         """Return the manifests of the snapshots that match `where`, oldest first; damaged ones are logged and left out.
@@ -421,17 +417,20 @@ class Store:
 
     def manifests_of(self, snapshots: Iterable[str]) -> Iterator[Manifest]:
         """Yield the manifests of the snapshots with these ids; missing and (logged) unreadable ones are left out."""
-        for snapshot in snapshots:
-            try:
-                yield catalog.read_manifest(catalog.manifest_path(self._files, snapshot))
-            except FileNotFoundError:
-                continue
-            except (StoreDamaged, StoreUnreadable) as error:
-                logger.warning("snapshot %s is left out: %s", snapshot, error)
+        yield from (found for found in self._place.map(self._manifest_or_none, snapshots) if found is not None)
+
+    def _manifest_or_none(self, snapshot: str) -> Manifest | None:
+        try:
+            return catalog.read_manifest(self._place, snapshot)
+        except FileNotFoundError:
+            return None
+        except (StoreDamaged, StoreUnreadable) as error:
+            logger.warning("snapshot %s is left out: %s", snapshot, error)
+            return None
 
     def summaries(self, where: str | None = None) -> list[SnapshotSummary]:
         """Return what the index knows of the snapshots that match `where`, oldest first; no manifest is opened."""
-        return index.list_summaries(self._files, where)
+        return index.list_summaries(self._place, where)
 
     def to_pandas(self, where: str | None = None) -> pd.DataFrame:
         """Return the snapshots that match `where` as a data frame, a row each, oldest first.
@@ -450,7 +449,7 @@ class Store:
         Raises:
             UsageError: `where` is not an expression over snapshots.
         """
-        return index.to_pandas(self.summaries(where), index.list_metrics(self._files))
+        return index.to_pandas(self.summaries(where), index.list_metrics(self._place))
 
     # Records
 
@@ -460,7 +459,7 @@ class Store:
         Raises:
             StoreError: the store can't be written.
         """
-        return records.put_record(self._files, record)
+        return records.put_record(self._place, record)
 
     def records(self) -> Iterator[StartRecord]:
         """Yield what came of the fine-tunes from this store's snapshots; damaged records are logged and left out.
@@ -468,25 +467,25 @@ class Store:
         >>> [record.start.architecture for record in raysnap.Store.open("store").records()]
         []
         """
-        return records.iter_records(self._files)
+        return records.iter_records(self._place)
 
     def record_of(self, manifest: Manifest) -> StartRecord | None:
         """Return the record of the fine-tune that made this snapshot; None where there is none."""
-        return records.find_record(self._files, manifest)
+        return records.find_record(self._place, manifest)
 
     def record_table(self) -> RecordTable:
         """Return what ranking starts needs of all records, from a cache that is rebuilt where it is stale."""
-        return records.read_table(self._files)
+        return records.read_table(self._place)
 
     def lineages(self, where: str | None = None) -> list[Lineage]:
         """Return where each snapshot comes from, by id, and whether it matches `where`."""
-        return index.list_lineages(self._files, where)
+        return index.list_lineages(self._place, where)
 
     # Names
 
     def refs(self) -> dict[str, str]:
         """Return the snapshot id of every name, in alphabetical order."""
-        return index.list_refs(self._files)
+        return index.list_refs(self._place)
 
     def names_of(self, snapshot: str) -> list[str]:
         """Return the names of the snapshot with this id, in alphabetical order."""
@@ -504,7 +503,7 @@ class Store:
             SnapshotNotFound: there is no such snapshot.
             StoreError: the name refers to another snapshot than `expected`; nothing is changed.
         """
-        catalog.set_ref(self._files, name, snapshot, expected)
+        catalog.set_ref(self._place, name, snapshot, expected)
 
     def give_name(self, name: str, snapshot: str) -> str:
         """Name the snapshot with this id without taking the name from another one, and return the name that it got.
@@ -518,18 +517,36 @@ class Store:
             SnapshotNotFound: there is no such snapshot.
             StoreError: the store can't be written.
         """
-        return catalog.give_name(self._files, name, snapshot)
+        return catalog.give_name(self._place, name, snapshot)
 
     def remove_ref(self, name: str, expected: str | None = None) -> None:
         """Remove a name; its snapshot stays. Raise as `set_ref` does."""
-        catalog.remove_ref(self._files, name, expected)
+        catalog.remove_ref(self._place, name, expected)
 
     # Upkeep
+
+    def copy_to(self, target: Store, where: str | None = None) -> Copied:
+        """Copy the snapshots that match `where`, with their names and all records, to another store.
+
+        >>> store = raysnap.Store.open("store")
+        >>> store.copy_to(raysnap.Store.open("second", create=True)).num_snapshots
+        3
+        >>> store.copy_to(raysnap.Store.open("second")).num_blocks
+        0
+
+        What is there already is not sent again; a name that another snapshot has there stays with it.
+
+        Raises:
+            StoreDamaged: something here is damaged; what came before it is copied.
+            StoreError: something can't be read here or written there.
+        """
+        snapshots = [summary.id for summary in self.summaries(where)]
+        return copy_store(self._place, target._place, snapshots, self.refs())
 
     def stats(self) -> dict[str, int]:
         """Count snapshots, blocks and their bytes: on the disk, and if each snapshot were a full copy."""
         summaries = self.summaries()
-        block_sizes = [entry.stat().st_size for entry in self._files.objects()]
+        block_sizes = [entry.num_bytes for entry in self._place.objects()]
         return {
             "num_snapshots": len(summaries),
             "num_blocks": len(block_sizes),
@@ -540,19 +557,12 @@ class Store:
 
     def _other_bytes(self) -> int:
         """Return the bytes of everything in the store that is not a block."""
-        files = self._files
-        folders = [files.root, files.snapshots_dir, files.refs_dir, files.tmp_dir]
-        folders += [files.records_dir] if files.records_dir.is_dir() else []
-        entries = (entry for folder in folders for entry in entries_in(folder))
-        total = 0
-        for entry in entries:
-            with suppress(FileNotFoundError):
-                total += entry.stat().st_size if entry.is_file() else 0
-        return total
+        folders = ("", SNAPSHOTS, REFS, TMP, RECORDS)
+        return sum(entry.num_bytes for folder in folders for entry in self._place.entries(folder))
 
     def verify(self) -> Verification:
         """Read every byte of the store and return what is damaged, changing nothing."""
-        return verify(self._files)
+        return verify(self._place)
 
     def gc(self, grace_s: float = DEFAULT_GRACE_S) -> dict[str, int]:
         """Delete blocks that no snapshot needs and that were not touched for `grace_s` seconds; safe beside writers.
@@ -563,14 +573,14 @@ class Store:
         """
         if not 0 <= grace_s < 1e9:
             raise UsageError(f"grace: expected 0 seconds or more (at most 1e9), found {grace_s}")
-        return collect_garbage(self._files, grace_s)
+        return collect_garbage(self._place, grace_s)
 
 
 @dataclass(frozen=True)
 class TokenizerReader:
     """Reads tokenizers from a store that is opened only where one is needed."""
 
-    path: Path
+    path: StorePath
 
     def __call__(self, digest: str) -> bytes:
         """Return the bytes of a `tokenizer.json`."""

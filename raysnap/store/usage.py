@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from raysnap.config.choices import UsageAxis
-from raysnap.errors import StoreDamaged
-from raysnap.store.catalog import manifest_path, read_manifest_bytes, snapshot_ids
-from raysnap.store.files import Files
+from raysnap.store.backends.place import Place
+from raysnap.store.catalog import needed_by, snapshot_ids
 from raysnap.store.index import SnapshotSummary
-from raysnap.store.manifest import block_digests
 
 AGES = ((1, "less than a day"), (7, "a day to a week"), (30, "a week to a month"), (365, "a month to a year"))
 OLDEST = "more than a year"
@@ -58,18 +55,18 @@ class Usage:
     unreached_bytes: int
 
 
-def count_freed(files: Files, snapshots: Collection[str]) -> Freed:
+def count_freed(place: Place, snapshots: Collection[str]) -> Freed:
     """Return what `gc` would delete if these snapshots were removed and no others."""
     going: set[bytes] = set()
     staying: set[bytes] = set()
-    for snapshot, digests in _blocks_of(files):
+    for snapshot, digests in _blocks_of(place):
         (going if snapshot in snapshots else staying).update(digests)
-    sizes = _block_sizes(files)
+    sizes = _block_sizes(place)
     freed = [sizes[digest] for digest in going - staying if digest in sizes]
     return Freed(len(freed), sum(freed))
 
 
-def measure_usage(files: Files, summaries: Iterable[SnapshotSummary], by: UsageAxis) -> Usage:
+def measure_usage(place: Place, summaries: Iterable[SnapshotSummary], by: UsageAxis) -> Usage:
     """Return what groups of a store's snapshots hold, those that hold the most alone first.
 
     Args:
@@ -78,11 +75,11 @@ def measure_usage(files: Files, summaries: Iterable[SnapshotSummary], by: UsageA
     group_of = _groups(list(summaries), by)
     holders: dict[bytes, set[str]] = defaultdict(set)
     counts = Counter(group_of.values())
-    for snapshot, digests in _blocks_of(files):
+    for snapshot, digests in _blocks_of(place):
         group = group_of.get(snapshot)
         for digest in digests:
             holders[digest].add(group or "damaged")
-    sizes = _block_sizes(files)
+    sizes = _block_sizes(place)
     held: Counter[str] = Counter()
     own: Counter[str] = Counter()
     for digest, groups in holders.items():
@@ -98,19 +95,14 @@ def measure_usage(files: Files, summaries: Iterable[SnapshotSummary], by: UsageA
     )
 
 
-def _blocks_of(files: Files) -> Iterable[tuple[str, list[bytes]]]:
+def _blocks_of(place: Place) -> Iterable[tuple[str, list[bytes]]]:
     """Yield each snapshot and the digests of its blocks, as ASCII; manifests are not checked."""
-    for snapshot in snapshot_ids(files):
-        with suppress(FileNotFoundError, StoreDamaged):
-            yield snapshot, block_digests(read_manifest_bytes(manifest_path(files, snapshot)))
+    snapshots = snapshot_ids(place)
+    yield from zip(snapshots, place.map(lambda one: needed_by(place, one), snapshots), strict=True)
 
 
-def _block_sizes(files: Files) -> dict[bytes, int]:
-    sizes = {}
-    for entry in files.objects():
-        with suppress(FileNotFoundError):
-            sizes[entry.name.encode()] = entry.stat().st_size
-    return sizes
+def _block_sizes(place: Place) -> dict[bytes, int]:
+    return {entry.name.encode(): entry.num_bytes for entry in place.objects()}
 
 
 def _groups(summaries: list[SnapshotSummary], by: UsageAxis) -> dict[str, str]:

@@ -18,6 +18,7 @@ from torch import nn
 
 from raysnap.cluster.gpus import device_name
 from raysnap.config.choices import Status
+from raysnap.config.folders import StorePath
 from raysnap.datasets.dataset import Dataset, Item, read_folder
 from raysnap.datasets.splits import training_splits
 from raysnap.models.blocks import build_model, in_float32, random_head, random_tensors
@@ -59,7 +60,7 @@ class TrainJob:
         inputs: how the weights of bases see their items, by `base_key`, where that is not the usual way.
     """
 
-    store_dir: Path
+    store_dir: StorePath
     dataset_dirs: dict[str, Path]
     bases: dict[str, str | None]
     preprocessing: Preprocessing

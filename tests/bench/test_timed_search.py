@@ -14,7 +14,7 @@ from raysnap.bench.cells import Cell, expand
 from raysnap.bench.read_limit import ReadLimit
 from raysnap.bench.timed_search import time_search
 from raysnap.config.bench import BenchConfig
-from raysnap.store.files import Files
+from raysnap.store.backends.folder import Folder
 from raysnap.store.store import Store
 from tests.support.real_disk import folder_on_disk
 from tests.support.search_stores import one_thread, put, variant
@@ -134,7 +134,7 @@ def test_limited_reads_are_verified_all_the_same(cell):
     store = Store.open(cell.store_dir, on_read=reads.record)
     store.read_block(digest)
     assert [row["digest"] for row in reads.rows] == [digest]
-    assert reads.num_bytes == Files(cell.store_dir).object_path(digest).stat().st_size
+    assert reads.num_bytes == Folder(cell.store_dir).object_path(digest).stat().st_size
 
 
 def test_time_in_which_two_blocks_are_read_at_once_counts_once(monkeypatch):

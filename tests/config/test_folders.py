@@ -1,5 +1,6 @@
 """Addresses of other places, and folders that Ray deletes with a job, are refused wherever a folder is given."""
 
+import pickle
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,7 @@ import pytest
 import raysnap
 from raysnap.cli.app import main
 from raysnap.config.bench import BenchConfig
-from raysnap.config.folders import address_fault, folder_fault
+from raysnap.config.folders import address_fault, folder_fault, store_path
 from raysnap.config.load import load_config, validate
 from raysnap.config.quickstart import QuickstartConfig
 from raysnap.errors import ConfigError, UsageError
@@ -78,7 +79,6 @@ def test_only_a_leading_tilde_of_a_known_user_is_a_home(home):
     "line",
     [
         "run_dir: s3://b/x",
-        "store: s3://b/x",
         "data_dir: s3://b/x",
         "datasets: [s3://b/x]",
         "base: {weights: s3://b/x}",
@@ -97,12 +97,10 @@ def test_a_job_file_names_the_key_of_an_address(tmp_path, line):
     [
         ["quickstart", "--dir"],
         ["search", "--data"],
-        ["search", "--data", "a", "--store"],
         ["search", "--data", "a", "--data-dir"],
         ["data", "check"],
         ["data", "prepare", "pets", "--source"],
         ["data", "prepare", "pets", "--data-dir"],
-        ["store", "ls", "--store"],
         ["store", "export", "a", "--to"],
         ["store", "add", "--arch", "resnet18"],
         ["report"],
@@ -125,10 +123,8 @@ def test_a_command_names_the_option_of_an_address(tmp_path, monkeypatch, capsys,
 @pytest.mark.parametrize(
     "call",
     [
-        lambda address: raysnap.Store.open(address, create=True),
         lambda address: raysnap.open_dataset(address, "data"),
         lambda address: raysnap.open_dataset("shapes-shape-a", address),
-        lambda address: raysnap.rank_snapshots(address, "shapes-shape-a"),
         lambda address: raysnap.write_report(address),
     ],
 )
@@ -137,6 +133,24 @@ def test_the_python_interface_refuses_addresses(tmp_path, monkeypatch, call):
     with pytest.raises(UsageError, match="addresses such as s3://b/x are not supported yet"):
         call("s3://b/x")
     assert listing(tmp_path) == {}
+
+
+@pytest.mark.parametrize("address", [one for one in ADDRESSES if not one.startswith("s3:")] + ["s3://b/a b", "s3://x"])
+def test_stores_are_in_folders_or_buckets_of_s3(tmp_path, monkeypatch, capsys, address):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match="not supported yet|expected a store's address"):
+        raysnap.Store.open(address, create=True)
+    assert main(["store", "ls", "--store", address]) == 2
+    assert "--store" in capsys.readouterr().err
+    assert address in refusal(tmp_path, f"kind: generate\ndatasets: [a]\nstore: '{address}'")
+    assert len(listing(tmp_path)) == 1, "the job file"
+
+
+def test_an_address_stays_one_on_its_way(tmp_path):
+    config = load(tmp_path, "kind: generate\ndatasets: [a]\nstore: s3://bucket/a/b/\n")
+    assert config.store == store_path(Path("s3://bucket/a/b")) == "s3://bucket/a/b"
+    assert config.model_dump(mode="json")["store"] == "s3://bucket/a/b"
+    assert pickle.loads(pickle.dumps(config)).store.name == "b"
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from blake3 import blake3
 from raysnap.errors import RaysnapError, SnapshotNotFound, StoreDamaged, UsageError, WeightsError
 from raysnap.models.blocks import split_state_dict
 from raysnap.models.tensor_bytes import DTYPES, decode
-from raysnap.store.exchange import export_snapshot
+from raysnap.store.exchange.weights_out import export_snapshot
 from raysnap.store.manifest import parse_manifest
 from raysnap.store.store import Store
 from tests.support import ROOT, SUPPORT

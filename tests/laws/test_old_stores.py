@@ -20,7 +20,7 @@ from raysnap.cli.app import main
 from raysnap.datasets.text.tokenizer import PaddedTokenizer
 from raysnap.report.page import write_report
 from raysnap.runs.run import read_run
-from raysnap.store.exchange import export_snapshot
+from raysnap.store.exchange.weights_out import export_snapshot
 from raysnap.store.store import Store
 
 DATA = Path(__file__).parent / "data"

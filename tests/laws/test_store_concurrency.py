@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from raysnap.store import audit, catalog, store_file
-from raysnap.store.files import Files
+from raysnap.store import audit, catalog
+from raysnap.store.backends.folder import Folder
 from raysnap.store.store import Store
 from tests.support import SUPPORT
 from tests.support.store_blocks import make_blocks, put
@@ -48,10 +48,10 @@ def store(tmp_path) -> Store:
     return Store.open(tmp_path / "store", create=True)
 
 
-@pytest.mark.parametrize("moment", ["_check_vacant", "create_folders"])
+@pytest.mark.parametrize("moment", ["check_vacant", "prepare"])
 def test_a_store_created_by_another_process_is_opened(tmp_path, monkeypatch, moment):
-    path, owner = tmp_path / "store", store_file if moment == "_check_vacant" else Files
-    unhurried, made = getattr(owner, moment), []
+    path = tmp_path / "store"
+    unhurried, made = getattr(Folder, moment), []
 
     def overtaken(*args: object) -> object:
         monkeypatch.undo()
@@ -59,7 +59,7 @@ def test_a_store_created_by_another_process_is_opened(tmp_path, monkeypatch, mom
         made.append((path / "store.json").stat().st_ino)
         return unhurried(*args)
 
-    monkeypatch.setattr(owner, moment, overtaken)
+    monkeypatch.setattr(Folder, moment, overtaken)
     store = Store.open(path, create=True)
     assert list(store.refs()) == ["mine"]
     assert [(path / "store.json").stat().st_ino] == made

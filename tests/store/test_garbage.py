@@ -7,7 +7,7 @@ import pytest
 
 from raysnap.errors import StoreDamaged, StoreError, UsageError
 from raysnap.store import garbage
-from raysnap.store.files import Files
+from raysnap.store.backends.folder import Folder
 from raysnap.store.store import Store
 from tests.support.store_blocks import equal, make_blocks, object_path, put, read
 
@@ -108,7 +108,7 @@ def during(monkeypatch: pytest.MonkeyPatch, owner: object, name: str, action) ->
 
 
 def test_a_snapshot_published_after_the_mark_keeps_its_blocks(store, monkeypatch):
-    during(monkeypatch, garbage, "_set_aside", lambda: put(store))
+    during(monkeypatch, Folder, "condemn", lambda: put(store))
     assert store.gc(grace_s=0)["num_blocks_deleted"] == 0
     assert equal(read(store, store.manifests()[0].id), make_blocks())
 
@@ -116,7 +116,7 @@ def test_a_snapshot_published_after_the_mark_keeps_its_blocks(store, monkeypatch
 def test_blocks_set_aside_are_restored_for_a_later_snapshot(store, monkeypatch):
     for _, tensors in make_blocks():
         store.put_block(tensors)
-    during(monkeypatch, garbage, "_adopt_abandoned", lambda: put(store))
+    during(monkeypatch, Folder, "_adopt_abandoned", lambda: put(store))
     store.gc(grace_s=0)
     assert equal(read(store, store.manifests()[0].id), make_blocks())
     assert store.verify()["ok"]
@@ -126,8 +126,8 @@ def test_a_draft_counts_as_a_manifest(store, monkeypatch):
     """A collector runs between a writer's touch and its publication."""
     for _, tensors in make_blocks():
         store.put_block(tensors)
-    monkeypatch.setattr(garbage, "_remove_stale_files", lambda *_: 0)
-    during(monkeypatch, Files, "sync_shards", lambda: garbage.collect_garbage(Files(store.path), 0))
+    monkeypatch.setattr(Folder, "sweep", lambda *_: 0)
+    during(monkeypatch, Folder, "sync_shards", lambda: garbage.collect_garbage(Folder(store.path), 0))
     put(store)
     assert store.verify()["ok"]
     assert equal(read(store, store.manifests()[0].id), make_blocks())
@@ -137,9 +137,9 @@ def test_a_writer_whose_draft_was_removed_starts_again(store, monkeypatch):
     def collect() -> None:
         for path in (store.path / "tmp").glob("draft-*"):
             path.unlink()
-        garbage.collect_garbage(Files(store.path), 0)
+        garbage.collect_garbage(Folder(store.path), 0)
 
-    during(monkeypatch, Files, "sync_shards", collect)
+    during(monkeypatch, Folder, "sync_shards", collect)
     written = put(store)
     assert store.verify()["ok"]
     assert equal(read(store, written.manifest.id), make_blocks())
@@ -148,7 +148,7 @@ def test_a_writer_whose_draft_was_removed_starts_again(store, monkeypatch):
 def test_a_block_touched_before_it_is_set_aside_stays(store, monkeypatch):
     digest = store.put_block(make_blocks()[0][1]).digest
     age(store, 7200)
-    during(monkeypatch, garbage, "_aside_path", lambda: os.utime(object_path(store, digest)))
+    during(monkeypatch, Folder, "_aside_path", lambda: os.utime(object_path(store, digest)))
     report = store.gc()
     assert (report["num_blocks_deleted"], report["num_blocks_kept"]) == (0, 1)
     assert object_path(store, digest).exists()

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from raysnap.errors import StoreDamaged, StoreError
-from raysnap.store import files as files_module
+from raysnap.store.backends import folder as folder_module
 from tests.support import ROOT
 from tests.support.store_blocks import equal, make_blocks, put, read
 
@@ -103,7 +103,7 @@ def test_a_store_that_can_not_be_written_can_be_listed_and_read(store, monkeypat
     def read_only(self, *args, **kwargs):
         raise StoreError("read-only")
 
-    monkeypatch.setattr(files_module.Files, "stage", read_only)
+    monkeypatch.setattr(folder_module.Folder, "stage", read_only)
     assert [summary.names for summary in store.summaries("accuracy == None")] == [("mine",)]
     assert equal(read(store, "mine"), make_blocks())
     assert store.verify()["ok"]

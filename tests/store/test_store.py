@@ -11,7 +11,7 @@ from blake3 import blake3
 
 from raysnap.errors import BlockDamaged, StoreDamaged, StoreError, UsageError, WeightsError
 from raysnap.models.tensor_bytes import block_digest
-from raysnap.store import files as files_module
+from raysnap.store.backends import folder as folder_module
 from raysnap.store.manifest import DatasetRecord
 from raysnap.store.store import BlockWrite, Store
 from tests.support import SUPPORT
@@ -111,13 +111,13 @@ def test_a_digest_that_is_a_path_opens_nothing(store, digest):
 
 def test_tensors_that_change_during_a_write_are_not_stored(store, monkeypatch):
     tensor = torch.zeros(1000)
-    refresh = files_module.Files.refresh
+    refresh = folder_module.Folder.has_object
 
     def refresh_and_change(self, *args):
         tensor.add_(1)
         return refresh(self, *args)
 
-    monkeypatch.setattr(files_module.Files, "refresh", refresh_and_change)
+    monkeypatch.setattr(folder_module.Folder, "has_object", refresh_and_change)
     with pytest.raises(StoreError, match="changed while"):
         store.put_block({"x": tensor})
     assert store.stats()["num_blocks"] == 0

@@ -6,7 +6,7 @@ from threading import Thread
 import pytest
 
 from raysnap.errors import StoreDamaged, StoreError
-from raysnap.store.files import Files
+from raysnap.store.backends.folder import Folder
 from raysnap.store.preprocessing import Preprocessing
 from raysnap.store.store import Store
 from tests.support.store_blocks import content, equal, make_blocks, put, read
@@ -94,27 +94,27 @@ def test_a_store_gets_format_2_with_what_format_1_can_not_say(store):
 
 def test_format_2_is_written_before_its_first_manifest(store, monkeypatch):
     seen = []
-    publish = Files.publish
+    publish = Folder.publish
 
-    def watch(files, staged, target):
-        seen.append((target.name, (files.root / "store.json").read_bytes()))
-        return publish(files, staged, target)
+    def watch(folder, staged, target):
+        seen.append((target.name, (folder.root / "store.json").read_bytes()))
+        return publish(folder, staged, target)
 
-    monkeypatch.setattr(Files, "publish", watch)
+    monkeypatch.setattr(Folder, "publish", watch)
     snapshot = put(store, preprocessing=SQUASHED).manifest.id
     assert dict(seen)[f"{snapshot}.json"] == b'{"digest":"blake3","format":2}\n'
 
 
 def test_who_waits_for_the_old_lock_takes_the_new_one(store):
     snapshot = put(store).manifest.id
-    files = Files(store.path)
+    folder = Folder(store.path)
     waiting = Thread(target=lambda: store.set_ref("mine", snapshot))
     with ExitStack() as new:
-        with files.ref_lock():
+        with folder.hold_names():
             waiting.start()
             waiting.join(0.1)
-            files.write(store.path / "store.json", b'{"digest":"blake3","format":2}\n')
-            new.enter_context(files.ref_lock())
+            folder.write("store.json", b'{"digest":"blake3","format":2}\n')
+            new.enter_context(folder.hold_names())
         waiting.join(0.1)
         assert store.refs() == {}
     waiting.join()

@@ -13,7 +13,8 @@ from raysnap.datasets.text.words import words_tokenizer
 from raysnap.errors import BlockDamaged, StoreError, WeightsError
 from raysnap.models.blocks import random_tensors
 from raysnap.models.tensor_bytes import canonical_block_bytes
-from raysnap.store.exchange import InputOptions, add_path, export_snapshot, import_snapshot
+from raysnap.store.exchange.weights_in import InputOptions, add_path, import_snapshot
+from raysnap.store.exchange.weights_out import export_snapshot
 from raysnap.store.preprocessing import TOKENIZER_TENSOR, TextPreprocessing, TokenizerEntry, tokenizer_object
 from raysnap.store.store import Store
 from tests.support import format_reader

@@ -5,7 +5,7 @@ import itertools
 import pytest
 
 from raysnap.errors import SnapshotNotFound
-from raysnap.store.files import Files
+from raysnap.store.backends.folder import Folder
 from raysnap.store.manifest import DatasetRecord
 from raysnap.store.usage import measure_usage
 from tests.support.store_blocks import put
@@ -86,5 +86,5 @@ def test_a_lineage_that_runs_in_a_circle_ends(family):
     store, (base, head, two, stranger) = family
     bases = {base: two, head: base, two: head, stranger: head}  # written by hand: no writer of ours can
     summaries = [one._replace(base=bases[one.id]) for one in store.summaries()]
-    usage = measure_usage(Files(store.path), summaries, "lineage")
+    usage = measure_usage(Folder(store.path), summaries, "lineage")
     assert sum(group.num_snapshots for group in usage.groups) == 4

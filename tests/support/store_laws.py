@@ -18,7 +18,7 @@ from tempfile import TemporaryDirectory
 import pytest
 
 from raysnap.models.tensor_bytes import block_digest
-from raysnap.store import files
+from raysnap.store.backends import folder
 from raysnap.store.store import Store
 from tests.support.store_blocks import Blocks, equal, make_blocks, read
 
@@ -128,7 +128,7 @@ def disk_folder() -> Iterator[Path]:
 def few_shards(patch: pytest.MonkeyPatch, seeds: range = range(10)) -> None:
     """Restrict a store to the shards of these seeds' blocks; copying and checking all 256 takes most of the time."""
     digests = {block_digest(tensors) for seed in seeds for _, tensors in make_blocks(seed, 1)}
-    patch.setattr(files, "_SHARDS", sorted({digest[:2] for digest in digests}))
+    patch.setattr(folder, "_SHARDS", sorted({digest[:2] for digest in digests}))
 
 
 def make_store(path: Path, seeds: tuple[int, ...] = (1,), name: str = "old") -> tuple[Store, World]:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from raysnap.config.folders import StorePath, absolute
 from raysnap.config.search_options import SearchOptions
 from raysnap.datasets.dataset import Dataset, open_dataset
 from raysnap.models.numerics import Numerics
@@ -31,7 +32,7 @@ FREE_SHARE = 0.8  # the rest is for libraries, and for what else begins to run o
 class Setup:
     """What a search's executors are made from, in this process or in a worker's: a store, a dataset, the options."""
 
-    store: Path
+    store: StorePath
     data: str
     options: SearchOptions
 
@@ -44,7 +45,7 @@ class Setup:
         """Return the same for a process in another folder."""
         data = str(Path(self.data).resolve()) if Path(self.data).is_dir() else self.data
         options = self.options.model_copy(update={"data_dir": self.options.data_dir.resolve()})
-        return Setup(self.store.resolve(), data, options)
+        return Setup(absolute(self.store), data, options)
 
     def narrowed(self, choice: Choice) -> Setup:
         """Return the same with the method and the items that were chosen."""

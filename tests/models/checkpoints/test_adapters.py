@@ -15,7 +15,7 @@ from raysnap.errors import WeightsError
 from raysnap.models.architecture import architecture
 from raysnap.models.blocks import random_tensors
 from raysnap.models.checkpoints.adapters import merged
-from raysnap.store.exchange import add_path
+from raysnap.store.exchange.weights_in import add_path
 from raysnap.store.store import Store
 from tests.support.hf_architectures import VISION
 

@@ -10,9 +10,10 @@ import torchvision
 
 from raysnap.errors import BlockDamaged, SnapshotNotFound, StoreError, WeightsError
 from raysnap.models.weight_files import read_weights
-from raysnap.store.exchange import export_snapshot, import_snapshot
+from raysnap.store.exchange.model_card import CARD_MARK
+from raysnap.store.exchange.weights_in import import_snapshot
+from raysnap.store.exchange.weights_out import export_snapshot
 from raysnap.store.manifest import DatasetRecord
-from raysnap.store.model_card import CARD_MARK
 from tests.support.store_blocks import object_path
 
 ARCHITECTURE = "mobilenet_v3_small"

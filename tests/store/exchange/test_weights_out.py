@@ -14,7 +14,8 @@ from raysnap.models.architecture import architecture
 from raysnap.models.blocks import random_tensors
 from raysnap.models.checkpoints import recognition
 from raysnap.models.families.family import random_state_dict
-from raysnap.store.exchange import InputOptions, add_path, export_snapshot
+from raysnap.store.exchange.weights_in import InputOptions, add_path
+from raysnap.store.exchange.weights_out import export_snapshot
 from raysnap.store.manifest import DatasetRecord
 from raysnap.store.preprocessing import Preprocessing, of_timm
 from raysnap.store.store import Store

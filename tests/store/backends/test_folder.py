@@ -6,7 +6,7 @@ import os
 import pytest
 
 from raysnap.errors import StoreError
-from raysnap.store import files as files_module
+from raysnap.store.backends import folder as folder_module
 from raysnap.store.store import Store
 from tests.support.store_blocks import equal, make_blocks, object_path, put, read
 
@@ -14,7 +14,7 @@ from tests.support.store_blocks import equal, make_blocks, object_path, put, rea
 def test_shards_are_synced_before_the_manifest(store, monkeypatch):
     writes = [(name, store.put_block(tensors)) for name, tensors in make_blocks()]
     synced = []
-    monkeypatch.setattr(files_module, "sync_dir", synced.append)
+    monkeypatch.setattr(folder_module, "sync_dir", synced.append)
     store.put_snapshot(architecture="resnet18", blocks=writes, num_classes=4)
     assert synced[-1] == store.path / "snapshots"
     assert set(synced[:-1]) == {object_path(store, write.digest).parent for _, write in writes}

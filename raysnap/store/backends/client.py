@@ -1,0 +1,305 @@
+"""Requests to a bucket: counted, ended within a bound, and failed in words that name bucket, key, cause and remedy.
+
+The client is obstore. It repeats a request that got no answer, or the answer that the server is busy; so a write may be
+done and then refused as if another had come first. Who writes on a condition looks before it believes a refusal.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from raysnap.config.folders import BucketAddress
+from raysnap.errors import StoreError, StoreUnreadable
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from obstore.store import ObjectStore
+
+logger = logging.getLogger(__name__)
+
+ANSWER_S, RETRIES_S = 30, 60
+"""How long one try of a request may take, and until when it is tried again."""
+
+PART_BYTES = 8 * 2**20
+LIST_PAGE = 1000
+DELETES_AT_ONCE = 1000
+WRITES = "raysnap-writes"
+_MISSING_EXTRA = "stores in buckets need the package obstore: pip install 'raysnap[s3]'"
+_STATUS, _CODE = re.compile(r"status code: (\d{3}[ A-Za-z]*)"), re.compile(r"<Code>(\w{1,60})</Code>")
+_HINTS = {
+    "NoSuchBucket": "there is no such bucket; create it, or check its name, AWS_REGION and AWS_ENDPOINT_URL",
+    "SlowDown": "the server is busy; try again later, with fewer processes",
+    "401": "the credentials are missing, wrong or expired; see `docs/buckets.md`",
+    "403": "these credentials may not do this; a store that they can't write can be read and searched",
+    "301": "the bucket is in another region; set AWS_REGION",
+    "400": "the server refuses the request; check AWS_REGION, AWS_ENDPOINT_URL and the credentials",
+    "503": "the server is busy; try again later, with fewer processes",
+    "507": "there is no room left; delete what nothing needs (`raysnap store gc`) or raise the quota",
+    "Quota": "there is no room left; delete what nothing needs (`raysnap store gc`) or raise the quota",
+    "Full": "there is no room left; delete what nothing needs (`raysnap store gc`) or raise the quota",
+}
+
+
+class ConditionFailed(Exception):
+    """A write on a condition was refused; it may have been done all the same, by an earlier try of the same request."""
+
+
+@dataclass
+class Requests:
+    """What was asked of a bucket, by kind, and the bytes of documents and objects moved; retries are not counted."""
+
+    num_get: int = 0
+    num_head: int = 0
+    num_list: int = 0
+    num_put: int = 0
+    num_delete: int = 0
+    read_bytes: int = 0
+    written_bytes: int = 0
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
+
+    def add(self, **counts: int) -> None:
+        """Add to counts by name."""
+        with self._lock:
+            for name, count in counts.items():
+                setattr(self, name, getattr(self, name) + count)
+
+    def to_dict(self) -> dict[str, int]:
+        """Return the counts by name."""
+        names = ("num_get", "num_head", "num_list", "num_put", "num_delete", "read_bytes", "written_bytes")
+        return {name: getattr(self, name) for name in names}
+
+
+class Found(NamedTuple):
+    """One object in a listing, with its key."""
+
+    key: str
+    num_bytes: int
+    written_ns: int
+    e_tag: str
+
+
+class Answer(NamedTuple):
+    """What a document is at one moment."""
+
+    content: bytes
+    e_tag: str
+    writes: tuple[str, ...]
+
+
+class Client:
+    """The objects below one prefix of a bucket."""
+
+    def __init__(self, address: BucketAddress, store: ObjectStore):
+        self.address = address
+        self.requests = Requests()
+        self._store = store
+
+    @classmethod
+    def connect(cls, address: BucketAddress) -> Client:
+        """Return a client with the credentials, region and endpoint that the environment gives: see `docs/buckets.md`.
+
+        Raises:
+            StoreError: obstore is not installed, or the address or a setting is unusable.
+        """
+        try:
+            from obstore.exceptions import BaseError
+            from obstore.store import from_url
+        except ImportError:
+            raise StoreError(f"{address}: {_MISSING_EXTRA}") from None
+        endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+        config: dict[str, Any] = {"endpoint": endpoint} if endpoint else {}
+        options: dict[str, Any] = {"timeout": timedelta(seconds=ANSWER_S), "connect_timeout": timedelta(seconds=10)}
+        options["allow_http"] = bool(endpoint and endpoint.startswith("http://"))
+        retries: dict[str, Any] = {"max_retries": 8, "retry_timeout": timedelta(seconds=RETRIES_S)}
+        retries["backoff"] = {"init_backoff": timedelta(seconds=0.1), "max_backoff": timedelta(seconds=8), "base": 2}
+        try:
+            store = from_url(
+                address, config=config, client_options=options, retry_config=retries,
+                credential_provider=_credentials(),
+            )  # type: ignore[call-overload]  # fmt: skip
+        except (BaseError, ValueError) as error:
+            raise StoreError(f"{address}: can't be opened: {cause_of(error)}") from None
+        return cls(address, store)
+
+    # Reading
+
+    def get(self, key: str, max_bytes: int) -> Answer:
+        """Return a document, but at most one byte more than `max_bytes`; FileNotFoundError where there is none."""
+        import obstore
+
+        with self._reading(key):
+            found = obstore.get(self._store, key)
+            num_bytes = found.meta["size"]
+            if num_bytes > max_bytes + 1:
+                content = bytes(obstore.get_range(self._store, key, start=0, length=max_bytes + 1))
+            else:
+                content = bytes(found.bytes())
+            self.requests.add(num_get=1, read_bytes=len(content))
+            writes = tuple(str(found.attributes.get(WRITES, "")).split())
+            return Answer(content, found.meta["e_tag"] or "", writes)
+
+    def get_part(self, key: str, start: int, num_bytes: int) -> tuple[memoryview, int]:
+        """Return a part of an object, shorter at its end, and the length of the whole."""
+        import obstore
+
+        with self._reading(key):
+            found = obstore.get(self._store, key, options={"range": (start, start + num_bytes)})
+            content = memoryview(found.bytes())
+            self.requests.add(num_get=1, read_bytes=len(content))
+            return content, found.meta["size"]
+
+    def head(self, key: str) -> Found | None:
+        """Return what is known of an object; None where there is none."""
+        import obstore
+
+        self.requests.add(num_head=1)
+        with suppress(FileNotFoundError), self._reading(key):
+            return _found(obstore.head(self._store, key))
+        return None
+
+    def list_below(self, prefix: str) -> list[Found]:
+        """Return all objects below a folder; `""` is everything."""
+        import obstore
+
+        with self._reading(prefix):
+            pages = obstore.list(self._store, prefix or None, chunk_size=LIST_PAGE)
+            found = [_found(one) for page in pages for one in page]
+        self.requests.add(num_list=max(1, -(-len(found) // LIST_PAGE)))
+        return found
+
+    def list_top(self) -> list[Found]:
+        """Return the objects directly below the prefix."""
+        import obstore
+
+        self.requests.add(num_list=1)
+        with self._reading(""):
+            return [_found(one) for one in obstore.list_with_delimiter(self._store)["objects"]]
+
+    # Writing
+
+    def put(self, key: str, content: bytes | memoryview) -> None:
+        """Write an object whole, in the place of any that is there; in parts where it is long."""
+        import obstore
+
+        with self._writing(key):
+            obstore.put(self._store, key, content, mode="overwrite", chunk_size=PART_BYTES)
+        self.requests.add(num_put=1, written_bytes=len(content))
+
+    def put_if(self, key: str, content: bytes, e_tag: str | None, write: str, writes: Sequence[str] = ()) -> None:
+        """Write a document if none is there, or if the one there has this ETag.
+
+        Args:
+            write: a name for this write, kept with the document before those of the `writes` that led to it.
+
+        Raises:
+            ConditionFailed: the server says that the condition does not hold.
+        """
+        import obstore
+        from obstore.exceptions import AlreadyExistsError, PreconditionError
+
+        self.requests.add(num_put=1, written_bytes=len(content))
+        with self._writing(key):
+            try:
+                obstore.put(
+                    self._store,
+                    key,
+                    content,
+                    attributes={WRITES: " ".join((write, *writes))},
+                    mode="create" if e_tag is None else {"e_tag": e_tag},
+                    use_multipart=False,
+                )
+            except (AlreadyExistsError, PreconditionError, FileNotFoundError) as error:
+                if "NoSuchBucket" in str(error):
+                    raise
+                raise ConditionFailed from None
+
+    def delete(self, keys: Sequence[str]) -> None:
+        """Delete objects, those that are there."""
+        import obstore
+
+        for start in range(0, len(keys), DELETES_AT_ONCE):
+            batch = list(keys[start : start + DELETES_AT_ONCE])
+            self.requests.add(num_delete=1)
+            with self._writing(batch[0]), suppress(FileNotFoundError):
+                obstore.delete(self._store, batch)
+
+    # Errors
+
+    def where(self, key: str = "") -> str:
+        """Return how messages name a key."""
+        return f"{self.address}/{key}" if key else str(self.address)
+
+    @contextmanager
+    def _reading(self, key: str) -> Iterator[None]:
+        from obstore.exceptions import BaseError
+
+        try:
+            yield
+        except FileNotFoundError as error:
+            if "NoSuchBucket" not in str(error):
+                raise FileNotFoundError(self.where(key)) from None
+            raise StoreUnreadable(f"{self.where(key)}: can't be read: {cause_of(error)}") from None
+        except (BaseError, OSError, ValueError) as error:
+            raise StoreUnreadable(f"{self.where(key)}: can't be read: {cause_of(error)}") from None
+
+    @contextmanager
+    def _writing(self, key: str) -> Iterator[None]:
+        from obstore.exceptions import BaseError
+
+        try:
+            yield
+        except (BaseError, OSError, ValueError) as error:
+            raise StoreError(f"{self.where(key)}: can't be written: {cause_of(error)}; the store is intact") from None
+
+
+def cause_of(error: BaseException) -> str:
+    """Return in words what a request failed of, and what to do.
+
+    Only the status and code of the answer are told: its text and the request's may name credentials.
+    """
+    text = str(error)
+    status, code = _STATUS.search(text), _CODE.search(text)
+    kind = type(error).__name__
+    said = " ".join(found[1].strip() for found in (status, code) if found)
+    facts = " ".join([said, "403" * (kind == "PermissionDeniedError"), "401" * (kind == "UnauthenticatedError")])
+    hint = next((hint for mark, hint in _HINTS.items() if mark in facts), None)
+    if hint is not None:
+        return f"{said.strip() or 'refused'}; {hint}"
+    if said:
+        return f"the server answers {said}; try again, and see the server's log if it stays"
+    lower = text.lower()
+    if "timed out" in lower or "timeout" in lower:
+        return f"no answer within {RETRIES_S} seconds; check the network and AWS_ENDPOINT_URL, and try again"
+    if "connect" in lower or "dns" in lower or "sending request" in lower:
+        return "the server can't be reached; check the network and AWS_ENDPOINT_URL, and try again"
+    if "credential" in lower or "169.254" in lower:
+        return "no credentials were found; see `docs/buckets.md`"
+    return f"{kind}; try again"
+
+
+def _credentials() -> Any:
+    """Return what finds credentials in profiles and by SSO, where boto3 is installed and the environment has none."""
+    if "AWS_ACCESS_KEY_ID" in os.environ or "AWS_WEB_IDENTITY_TOKEN_FILE" in os.environ:
+        return None
+    try:
+        import boto3
+        from obstore.auth.boto3 import Boto3CredentialProvider
+    except ImportError:
+        return None
+    session = boto3.Session()
+    return Boto3CredentialProvider(session=session) if session.get_credentials() is not None else None
+
+
+def _found(one: Any) -> Found:
+    written: datetime = one["last_modified"]
+    written_ns = int(written.timestamp() * 1e6) * 1000
+    return Found(one["path"], one["size"], written_ns, one["e_tag"] or f"{one['size']} {written_ns}")

@@ -1,0 +1,74 @@
+"""A real S3 server for tests: moto's, in this process, with one condition checked and met at a time.
+
+moto checks the condition of a write and then writes, which two threads may do at once; a real server does both as one.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import requests
+from werkzeug.serving import make_server
+
+from raysnap.config.folders import BucketAddress
+from raysnap.store.backends.client import Client
+from tests.support.places import NUMBERS, NewBucket
+
+KEYS = {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "a-secret-of-tests", "AWS_REGION": "us-east-1"}
+BUCKET = "bucket"
+
+
+class OneAtATime:
+    """A WSGI application whose writes are done one after the other."""
+
+    def __init__(self, app: Callable[..., Iterable[bytes]]):
+        self._app, self._lock = app, threading.Lock()
+
+    def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        if environ["REQUEST_METHOD"] in ("GET", "HEAD"):
+            return self._app(environ, start_response)
+        with self._lock:
+            return list(self._app(environ, start_response))
+
+
+@contextmanager
+def s3_server() -> Iterator[str]:
+    """Run a server with an empty bucket, and return its address."""
+    from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
+
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    app = OneAtATime(DomainDispatcherApplication(create_backend_app))
+    server = make_server("127.0.0.1", 0, app, threaded=True)
+    thread = threading.Thread(target=server.serve_forever, name="s3-server", daemon=True)
+    thread.start()
+    address = f"http://127.0.0.1:{server.server_port}"
+    try:
+        requests.post(f"{address}/moto-api/reset", timeout=30).raise_for_status()
+        requests.put(f"{address}/{BUCKET}", timeout=30).raise_for_status()
+        yield address
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def environment(address: str) -> dict[str, str]:
+    """Return what a process needs in its environment to use the server."""
+    return KEYS | {"AWS_ENDPOINT_URL": address}
+
+
+def new_places_of(address: str, patch: pytest.MonkeyPatch) -> Callable[[], NewBucket]:
+    """Return what makes empty prefixes of the server's bucket; this process's environment is set for it."""
+    for name, value in environment(address).items():
+        patch.setenv(name, value)
+
+    def make() -> NewBucket:
+        client = Client.connect(BucketAddress(f"s3://{BUCKET}/place-{next(NUMBERS)}/store"))
+        return NewBucket(lambda: client)  # one client for all views: a test has no need of hundreds
+
+    return make

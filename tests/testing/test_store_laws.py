@@ -1,0 +1,41 @@
+"""The laws of a store on every place that raysnap has: a folder, a bucket in memory, a bucket of an S3 server."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from raysnap.testing.store_laws import StoreLaws
+from tests.support.places import NUMBERS, NewFolder, in_memory
+from tests.support.s3_server import new_places_of, s3_server
+from tests.support.store_laws import disk_folder
+
+
+class TestFolder(StoreLaws):
+    every = 3  # `tests/faults` ends folders' writers at each system call
+
+    @pytest.fixture
+    def make_place(self):
+        with disk_folder() as folder:
+            yield lambda: NewFolder(folder / f"store-{next(NUMBERS)}")
+
+
+class TestMemory(StoreLaws):
+    @pytest.fixture
+    def make_place(self):
+        return in_memory
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    with s3_server() as address:
+        yield address
+
+
+class TestS3(StoreLaws):
+    every = 4
+    num_writers = 4
+    num_commits = 3
+
+    @pytest.fixture
+    def make_place(self, server, monkeypatch):
+        return new_places_of(server, monkeypatch)
