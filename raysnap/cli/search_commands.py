@@ -121,7 +121,7 @@ def search(
 
         on_progress("search/libraries", 1, 1, "")
         worker_bytes = OBJECT_STORE_BYTES + workers * WORKER_OBJECT_BYTES
-        with nullcontext() if workers == 1 else shown_ray_session(worker_bytes, None, on_progress):
+        with nullcontext() if workers == 1 else shown_ray_session(worker_bytes, None, on_progress, [store_dir]):
             start_s = since_enter_s()
             found = run(store_dir, data, _with_time_left(options, start_s), on_progress=on_progress)
     result = _from_enter(found, start_s)

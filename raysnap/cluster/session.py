@@ -34,8 +34,13 @@ ENVIRONMENT = {
 
 
 @contextmanager
-def ray_session(object_store_bytes: int, resources: ResourcesConfig | None = None) -> Iterator[None]:
+def ray_session(
+    object_store_bytes: int, resources: ResourcesConfig | None = None, *, opens_buckets: bool = False
+) -> Iterator[None]:
     """Start a private Ray, or join the cluster that RAY_ADDRESS names; a Ray that is up in this process is used as is.
+
+    `opens_buckets` says whether its processes open a store in a bucket: those of a private Ray then get the variables
+    that say how. Nodes of a cluster have their own.
 
     Whatever Ray and its libraries print on stdout goes to stderr meanwhile.
 
@@ -53,7 +58,7 @@ def ray_session(object_store_bytes: int, resources: ResourcesConfig | None = Non
                 yield
             return
         address = os.environ.get("RAY_ADDRESS") or "local"
-        with _open_ray(address, object_store_bytes):
+        with _open_ray(address, object_store_bytes, opens_buckets):
             if address == "local" and resources is not None:
                 check_resources(resources, ray.cluster_resources())  # type: ignore[no-untyped-call]
             with interrupted_by_sigterm():
@@ -61,7 +66,7 @@ def ray_session(object_store_bytes: int, resources: ResourcesConfig | None = Non
 
 
 @contextmanager
-def _open_ray(address: str, object_store_bytes: int) -> Iterator[None]:
+def _open_ray(address: str, object_store_bytes: int, opens_buckets: bool) -> Iterator[None]:
     import ray
 
     from raysnap.cluster.join import joined_ray
@@ -74,7 +79,11 @@ def _open_ray(address: str, object_store_bytes: int) -> Iterator[None]:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **settings)
 
     if address == "local":
-        with private_ray(lambda own: init(include_dashboard=False, object_store_memory=object_store_bytes, **own)):
+
+        def init_own(own: dict[str, Any]) -> None:
+            init(include_dashboard=False, object_store_memory=object_store_bytes, **own)
+
+        with private_ray(init_own, opens_buckets=opens_buckets):
             yield
     else:
         with joined_ray(address, init):

@@ -40,7 +40,9 @@ LOOPBACK = "127.0.0.1"
 PLACES = ("/tmp", "/var/tmp")  # with short paths
 # Of a Unix socket's path, 107 bytes on Linux and 103 on macOS, Ray takes some 65 below the folder that it is given.
 MAX_FOLDER_BYTES = 38
-# Names of variables that hold secrets. No process of a private Ray needs one: trackers and downloads run in the driver.
+# Names of variables that hold secrets. No process of a private Ray needs one, as trackers and downloads run in the
+# driver; but where its processes read a store in a bucket, they need what says how.
+_OF_BUCKETS = ("AWS_",)
 _SECRET = re.compile(
     r"SECRET|PASSWORD|PASSWD|PASSPHRASE|CREDENTIAL|TOKEN(?!IZER)|(API|ACCESS|PRIVATE|ACCOUNT|SAS|ENCRYPTION)_?KEY|APIKEY|_PAT$|^PAT$"
     r"|^(AWS|AZURE|GOOGLE|GCP|ARM|DATABRICKS|VAULT)_|CONNECTION_STRING|DSN$|DATABASE_URL|COOKIE",
@@ -57,14 +59,16 @@ class StartFailed(Exception):
 
 
 @contextmanager
-def private_ray(init: Callable[[dict[str, Any]], Any]) -> Iterator[None]:
+def private_ray(init: Callable[[dict[str, Any]], Any], *, opens_buckets: bool = False) -> Iterator[None]:
     """Start a Ray of this process alone, and stop it when the block ends.
 
     It listens on loopback only. Its logs, sockets and token are in a folder that only this user can enter; it is
-    removed at the end, unless Ray can't be started. Its processes get no secrets of this process's environment.
+    removed at the end, unless Ray can't be started. Its processes get no secrets of this process's environment, except
+    what opens a store in a bucket where they have to.
 
     Args:
         init: calls `ray.init(address="local", ...)` with the arguments that it is given.
+        opens_buckets: whether processes of this Ray open a store in a bucket.
 
     Raises:
         ClusterError: it can't be started.
@@ -72,7 +76,7 @@ def private_ray(init: Callable[[dict[str, Any]], Any]) -> Iterator[None]:
     folder = private_folder()
     own = {"_temp_dir": str(folder / "r")}  # Ray opens the folder that it is given to everybody
     with _own_token(folder):
-        _start(lambda: init(own))
+        _start(lambda: init(own), opens_buckets)
         try:
             yield
         finally:
@@ -103,9 +107,11 @@ def private_folder() -> Path:
 
 
 @contextmanager
-def _without_secrets() -> Iterator[None]:
+def _without_secrets(opens_buckets: bool = False) -> Iterator[None]:
     """Hide the secrets in the environment from the processes that are started within the block."""
-    secret = {name: value for name, value in os.environ.items() if _SECRET.search(name) and name not in TOKEN_VARIABLES}
+    kept = _OF_BUCKETS if opens_buckets else ()
+    is_secret = {name: bool(_SECRET.search(name)) and not name.startswith(kept) for name in os.environ}
+    secret = {name: os.environ[name] for name in is_secret if is_secret[name] and name not in TOKEN_VARIABLES}
     for name in secret:
         del os.environ[name]
     try:
@@ -114,10 +120,10 @@ def _without_secrets() -> Iterator[None]:
         os.environ.update(secret)
 
 
-def _start(init: Callable[[], Any]) -> None:
+def _start(init: Callable[[], Any], opens_buckets: bool) -> None:
     for attempt, pause_s in enumerate((*PAUSES_S, None), start=1):
         try:
-            with _replaced("Node", WatchedNode), _without_secrets():
+            with _replaced("Node", WatchedNode), _without_secrets(opens_buckets):
                 init()
             return
         except StartFailed as failure:

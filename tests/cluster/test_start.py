@@ -154,6 +154,13 @@ NEEDED = [
 ]
 
 
+def test_processes_that_open_a_bucket_get_what_says_how(monkeypatch):
+    for name in SECRETS + NEEDED:
+        monkeypatch.setenv(name, "x")
+    with start._without_secrets(opens_buckets=True):
+        assert {name for name in SECRETS + NEEDED if name in os.environ} == {"AWS_SECRET_ACCESS_KEY", *NEEDED}
+
+
 def test_processes_of_a_ray_get_no_secrets(monkeypatch):
     for name in SECRETS + NEEDED:
         monkeypatch.setenv(name, "x")

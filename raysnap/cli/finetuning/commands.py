@@ -112,7 +112,7 @@ def finetune(
         if num_workers == 1:  # the search needs no Ray, and is over before it starts
             choose_starts(config, resume=resume, lock=lock, on_progress=show)
         worker_bytes = num_workers * WORKER_OBJECT_BYTES if num_workers > 1 else 0
-        with shown_ray_session(OBJECT_STORE_BYTES + worker_bytes, config.resources, show):
+        with shown_ray_session(OBJECT_STORE_BYTES + worker_bytes, config.resources, show, [config.store]):
             summary = run(config, resume=True, lock=lock, on_progress=show)
     from raysnap.report.page import write_report
 

@@ -267,6 +267,9 @@ def cause_of(error: BaseException) -> str:
     Only the status and code of the answer are told: its text and the request's may name credentials.
     """
     text = str(error)
+    lower = text.lower()
+    if "169.254.169.254" in text:  # asked for credentials where the environment has none
+        return "no credentials were found; see `docs/buckets.md`"
     status, code = _STATUS.search(text), _CODE.search(text)
     kind = type(error).__name__
     said = " ".join(found[1].strip() for found in (status, code) if found)
@@ -276,13 +279,12 @@ def cause_of(error: BaseException) -> str:
         return f"{said.strip() or 'refused'}; {hint}"
     if said:
         return f"the server answers {said}; try again, and see the server's log if it stays"
-    lower = text.lower()
-    if "timed out" in lower or "timeout" in lower:
+    if "timed out" in lower or "timedout" in lower:
         return f"no answer within {RETRIES_S} seconds; check the network and AWS_ENDPOINT_URL, and try again"
-    if "connect" in lower or "dns" in lower or "sending request" in lower:
+    if "connect" in lower or "dns error" in lower:
         return "the server can't be reached; check the network and AWS_ENDPOINT_URL, and try again"
-    if "credential" in lower or "169.254" in lower:
-        return "no credentials were found; see `docs/buckets.md`"
+    if "error sending request" in lower:
+        return "the connection broke; check the network and AWS_ENDPOINT_URL, and try again"
     return f"{kind}; try again"
 
 
