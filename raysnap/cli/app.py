@@ -28,6 +28,7 @@ from raysnap.cli.console import (
     print_json,
     print_message,
     print_result,
+    request_lines,
     store_place,
 )
 from raysnap.cli.data_commands import data_app
@@ -38,6 +39,8 @@ from raysnap.cli.store_commands import store_app
 from raysnap.errors import RaysnapError, UsageError, describe_failure
 from raysnap.humanize import shown
 from raysnap.system import package_version
+
+logger = logging.getLogger(__name__)
 
 app = typer.Typer(
     name="raysnap",
@@ -116,6 +119,9 @@ def main(argv: list[str] | None = None) -> int:
         message = _usage_message(error) if is_usage else f"unexpected {describe_failure(error)}; run again with --debug"
         print_message(message)
         return UsageError.exit_code
+    finally:
+        for line in request_lines():
+            logger.info("%s", line)
 
 
 def _print_traceback() -> None:

@@ -67,6 +67,12 @@ def store_place(given: str | Path) -> StorePath:
         raise typer.BadParameter(str(error)) from None
 
 
+def request_lines() -> list[str]:
+    """Return what this process asked of each bucket that a store is in, a line each; none where it opened none."""
+    client = sys.modules.get("raysnap.store.backends.client")
+    return list(client.request_lines()) if client is not None else []
+
+
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as one JSON document on stdout.")]
 DataDir = Annotated[
     Path,

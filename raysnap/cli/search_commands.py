@@ -21,6 +21,7 @@ from raysnap.cli.console import (
     print_failures,
     print_json,
     print_result,
+    request_lines,
 )
 from raysnap.cli.job_session import job_session, shown_ray_session
 from raysnap.cli.search_arguments import (
@@ -215,7 +216,7 @@ def _explain(store_dir: Path, result: SearchResult, options: SearchOptions) -> N
     print_result(prefix_tree(outline(tree), title))
     print_result("")
     print_result(rungs_table(result.to_dict()["rungs"]))
-    print_result("")
+    print_result("\n".join(["", *request_lines(), ""] if request_lines() else [""]))
 
 
 def bench(

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from raysnap.config.folders import BucketAddress
 from raysnap.errors import StoreError, StoreUnreadable
+from raysnap.humanize import bytes_text
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -78,6 +79,18 @@ class Requests:
         return {name: getattr(self, name) for name in names}
 
 
+_ASKED: dict[str, Requests] = {}  # by this process, of each address
+
+
+def request_lines() -> list[str]:
+    """Return what this process asked of each bucket so far, a line each."""
+    return [
+        f"{address}: {one.num_get} GET, {one.num_head} HEAD, {one.num_list} LIST, {one.num_put} PUT and "
+        f"{one.num_delete} DELETE requests, {bytes_text(one.read_bytes)} read, {bytes_text(one.written_bytes)} written"
+        for address, one in _ASKED.items()
+    ]
+
+
 class Found(NamedTuple):
     """One object in a listing, with its key."""
 
@@ -130,6 +143,10 @@ class Client:
             raise StoreError(f"{address}: can't be opened: {cause_of(error)}") from None
         return cls(address, store)
 
+    def _count(self, **counts: int) -> None:
+        self.requests.add(**counts)
+        _ASKED.setdefault(self.address, Requests()).add(**counts)
+
     # Reading
 
     def get(self, key: str, max_bytes: int) -> Answer:
@@ -143,7 +160,7 @@ class Client:
                 content = bytes(obstore.get_range(self._store, key, start=0, length=max_bytes + 1))
             else:
                 content = bytes(found.bytes())
-            self.requests.add(num_get=1, read_bytes=len(content))
+            self._count(num_get=1, read_bytes=len(content))
             writes = tuple(str(found.attributes.get(WRITES, "")).split())
             return Answer(content, found.meta["e_tag"] or "", writes)
 
@@ -154,14 +171,14 @@ class Client:
         with self._reading(key):
             found = obstore.get(self._store, key, options={"range": (start, start + num_bytes)})
             content = memoryview(found.bytes())
-            self.requests.add(num_get=1, read_bytes=len(content))
+            self._count(num_get=1, read_bytes=len(content))
             return content, found.meta["size"]
 
     def head(self, key: str) -> Found | None:
         """Return what is known of an object; None where there is none."""
         import obstore
 
-        self.requests.add(num_head=1)
+        self._count(num_head=1)
         with suppress(FileNotFoundError), self._reading(key):
             return _found(obstore.head(self._store, key))
         return None
@@ -173,14 +190,14 @@ class Client:
         with self._reading(prefix):
             pages = obstore.list(self._store, prefix or None, chunk_size=LIST_PAGE)
             found = [_found(one) for page in pages for one in page]
-        self.requests.add(num_list=max(1, -(-len(found) // LIST_PAGE)))
+        self._count(num_list=max(1, -(-len(found) // LIST_PAGE)))
         return found
 
     def list_top(self) -> list[Found]:
         """Return the objects directly below the prefix."""
         import obstore
 
-        self.requests.add(num_list=1)
+        self._count(num_list=1)
         with self._reading(""):
             return [_found(one) for one in obstore.list_with_delimiter(self._store)["objects"]]
 
@@ -192,7 +209,7 @@ class Client:
 
         with self._writing(key):
             obstore.put(self._store, key, content, mode="overwrite", chunk_size=PART_BYTES)
-        self.requests.add(num_put=1, written_bytes=len(content))
+        self._count(num_put=1, written_bytes=len(content))
 
     def put_if(self, key: str, content: bytes, e_tag: str | None, write: str, writes: Sequence[str] = ()) -> None:
         """Write a document if none is there, or if the one there has this ETag.
@@ -206,7 +223,7 @@ class Client:
         import obstore
         from obstore.exceptions import AlreadyExistsError, PreconditionError
 
-        self.requests.add(num_put=1, written_bytes=len(content))
+        self._count(num_put=1, written_bytes=len(content))
         with self._writing(key):
             try:
                 obstore.put(
@@ -228,7 +245,7 @@ class Client:
 
         for start in range(0, len(keys), DELETES_AT_ONCE):
             batch = list(keys[start : start + DELETES_AT_ONCE])
-            self.requests.add(num_delete=1)
+            self._count(num_delete=1)
             with self._writing(batch[0]), suppress(FileNotFoundError):
                 obstore.delete(self._store, batch)
 
