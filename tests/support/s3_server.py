@@ -13,11 +13,12 @@ from typing import Any
 
 import pytest
 import requests
-from werkzeug.serving import make_server
+from werkzeug.serving import WSGIRequestHandler, make_server
 
 from raysnap.config.folders import BucketAddress
 from raysnap.store.backends.client import Client
 from tests.support.places import NUMBERS, NewBucket
+from tests.support.s3_faults import Faults
 
 KEYS = {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "a-secret-of-tests", "AWS_REGION": "us-east-1"}
 BUCKET = "bucket"
@@ -36,21 +37,38 @@ class OneAtATime:
             return list(self._app(environ, start_response))
 
 
+class QuietHandler(WSGIRequestHandler):
+    """Serves without a word, even of connections that were cut."""
+
+    def log(self, *args: Any) -> None:
+        pass
+
+    def connection_dropped(self, *args: Any) -> None:
+        pass
+
+
 @contextmanager
 def s3_server() -> Iterator[str]:
     """Run a server with an empty bucket, and return its address."""
+    with faulty_s3_server() as (address, _):
+        yield address
+
+
+@contextmanager
+def faulty_s3_server() -> Iterator[tuple[str, Faults]]:
+    """Run a server with an empty bucket; return its address, and the faults that requests are to meet: none yet."""
     from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
 
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    app = OneAtATime(DomainDispatcherApplication(create_backend_app))
-    server = make_server("127.0.0.1", 0, app, threaded=True)
+    app = Faults(OneAtATime(DomainDispatcherApplication(create_backend_app)))
+    server = make_server("127.0.0.1", 0, app, threaded=True, request_handler=QuietHandler)
     thread = threading.Thread(target=server.serve_forever, name="s3-server", daemon=True)
     thread.start()
     address = f"http://127.0.0.1:{server.server_port}"
     try:
         requests.post(f"{address}/moto-api/reset", timeout=30).raise_for_status()
         requests.put(f"{address}/{BUCKET}", timeout=30).raise_for_status()
-        yield address
+        yield address, app
     finally:
         server.shutdown()
         thread.join()

@@ -17,7 +17,7 @@ asks for after that is gone for good or stays. A writer who finds a block gone p
 
 What rests on time. All times are of processes' own clocks (which run on while a machine sleeps) or differences on the
 bucket's clock, never compared across machines; a request takes effect at most `request_s` after it was made, or not at
-all. The client gives up after 90 seconds.
+all. The client gives up after 150 seconds.
 
 - A slow writer: a draft is heeded for `lease_s` and `request_s`, and a writer makes no request W3 after `lease_s`. It
   begins again at W1 instead. Should it be stopped at that very moment for longer than that, it notices afterwards that

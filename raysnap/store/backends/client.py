@@ -1,20 +1,22 @@
 """Requests to a bucket: counted, ended within a bound, and failed in words that name bucket, key, cause and remedy.
 
-The client is obstore. It repeats a request that got no answer, or the answer that the server is busy; so a write may be
-done and then refused as if another had come first. Who writes on a condition looks before it believes a refusal.
+The client is obstore. It repeats a request that got no answer, or the answer that the server is busy; what it does not
+repeat, conflicts and listings that broke off, is repeated here. So a write may be done and then refused as if another
+had come first. Who writes on a condition looks before it believes a refusal.
 """
 
 from __future__ import annotations
 
-import logging
 import os
 import re
 import threading
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, NamedTuple
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from raysnap.config.folders import BucketAddress
 from raysnap.errors import StoreError, StoreUnreadable
@@ -25,10 +27,10 @@ if TYPE_CHECKING:
 
     from obstore.store import ObjectStore
 
-logger = logging.getLogger(__name__)
+T = TypeVar("T")
 
 ANSWER_S, RETRIES_S = 30, 60
-"""How long one try of a request may take, and until when it is tried again."""
+"""How long one try of a request may take, and until when it is tried again: by obstore, and by `_repeated`."""
 
 PART_BYTES = 8 * 2**20
 LIST_PAGE = 1000
@@ -153,26 +155,30 @@ class Client:
         """Return a document, but at most one byte more than `max_bytes`; FileNotFoundError where there is none."""
         import obstore
 
-        with self._reading(key):
+        def ask() -> Answer:
             found = obstore.get(self._store, key)
-            num_bytes = found.meta["size"]
-            if num_bytes > max_bytes + 1:
+            if found.meta["size"] > max_bytes + 1:
                 content = bytes(obstore.get_range(self._store, key, start=0, length=max_bytes + 1))
             else:
                 content = bytes(found.bytes())
             self._count(num_get=1, read_bytes=len(content))
-            writes = tuple(str(found.attributes.get(WRITES, "")).split())
-            return Answer(content, found.meta["e_tag"] or "", writes)
+            return Answer(content, found.meta["e_tag"] or "", tuple(str(found.attributes.get(WRITES, "")).split()))
+
+        with self._reading(key):
+            return _repeated(ask)
 
     def get_part(self, key: str, start: int, num_bytes: int) -> tuple[memoryview, int]:
         """Return a part of an object, shorter at its end, and the length of the whole."""
         import obstore
 
-        with self._reading(key):
+        def ask() -> tuple[memoryview, int]:
             found = obstore.get(self._store, key, options={"range": (start, start + num_bytes)})
             content = memoryview(found.bytes())
             self._count(num_get=1, read_bytes=len(content))
             return content, found.meta["size"]
+
+        with self._reading(key):
+            return _repeated(ask)
 
     def head(self, key: str) -> Found | None:
         """Return what is known of an object; None where there is none."""
@@ -187,9 +193,12 @@ class Client:
         """Return all objects below a folder; `""` is everything."""
         import obstore
 
-        with self._reading(prefix):
+        def ask() -> list[Found]:
             pages = obstore.list(self._store, prefix or None, chunk_size=LIST_PAGE)
-            found = [_found(one) for page in pages for one in page]
+            return [_found(one) for page in pages for one in page]
+
+        with self._reading(prefix):
+            found = _repeated(ask)
         self._count(num_list=max(1, -(-len(found) // LIST_PAGE)))
         return found
 
@@ -199,7 +208,7 @@ class Client:
 
         self._count(num_list=1)
         with self._reading(""):
-            return [_found(one) for one in obstore.list_with_delimiter(self._store)["objects"]]
+            return [_found(one) for one in _repeated(lambda: obstore.list_with_delimiter(self._store))["objects"]]
 
     # Writing
 
@@ -208,7 +217,7 @@ class Client:
         import obstore
 
         with self._writing(key):
-            obstore.put(self._store, key, content, mode="overwrite", chunk_size=PART_BYTES)
+            _repeated(lambda: obstore.put(self._store, key, content, mode="overwrite", chunk_size=PART_BYTES))
         self._count(num_put=1, written_bytes=len(content))
 
     def put_if(self, key: str, content: bytes, e_tag: str | None, write: str, writes: Sequence[str] = ()) -> None:
@@ -226,13 +235,15 @@ class Client:
         self._count(num_put=1, written_bytes=len(content))
         with self._writing(key):
             try:
-                obstore.put(
-                    self._store,
-                    key,
-                    content,
-                    attributes={WRITES: " ".join((write, *writes))},
-                    mode="create" if e_tag is None else {"e_tag": e_tag},
-                    use_multipart=False,
+                _repeated(
+                    lambda: obstore.put(
+                        self._store,
+                        key,
+                        content,
+                        attributes={WRITES: " ".join((write, *writes))},
+                        mode="create" if e_tag is None else {"e_tag": e_tag},
+                        use_multipart=False,
+                    )
                 )
             except (AlreadyExistsError, PreconditionError, FileNotFoundError) as error:
                 if "NoSuchBucket" in str(error):
@@ -247,7 +258,7 @@ class Client:
             batch = list(keys[start : start + DELETES_AT_ONCE])
             self._count(num_delete=1)
             with self._writing(batch[0]), suppress(FileNotFoundError):
-                obstore.delete(self._store, batch)
+                _repeated(partial(obstore.delete, self._store, batch))
 
     # Errors
 
@@ -276,6 +287,23 @@ class Client:
             yield
         except (BaseError, OSError, ValueError) as error:
             raise StoreError(f"{self.where(key)}: can't be written: {cause_of(error)}; the store is intact") from None
+
+
+def _repeated(ask: Callable[[], T]) -> T:
+    """Return the answer to a request, repeated while it meets conflicts (409) or its answer breaks off."""
+    from obstore.exceptions import BaseError
+
+    give_up_s, pause_s = time.monotonic() + RETRIES_S, 0.1
+    while True:
+        try:
+            return ask()
+        except BaseError as error:
+            text = str(error)
+            is_passing = "status code: 409" in text or "response body error" in text
+            if not is_passing or time.monotonic() + pause_s > give_up_s:
+                raise
+        time.sleep(pause_s)
+        pause_s = min(2 * pause_s, 8.0)
 
 
 def cause_of(error: BaseException) -> str:
