@@ -1,0 +1,197 @@
+"""Measure a store in a bucket: put and verified get beside the plain client and a folder, listings, and the node cache.
+
+`benchmarks/buckets.py [--store s3://BUCKET/PREFIX] [--snapshots N] [--blocks N] [--block-mb N] [--dir DIR]`. Credentials
+and endpoint come from the environment; without --store, moto answers for S3 on this machine, which says something of
+requests and of what raysnap adds to the client, and nothing of S3. What is measured is announced on stderr; the last
+line, on stdout, is one JSON document. The prefix should be empty, and is left full.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import secrets
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from blake3 import blake3
+
+from raysnap.config.folders import BucketAddress, store_path
+from raysnap.store.backends.block_cache import BlockCache
+from raysnap.store.backends.bucket import Bucket
+from raysnap.store.backends.client import Client
+from raysnap.store.backends.folder import Folder
+from raysnap.store.backends.place import FEW_AT_ONCE, Place, object_key
+from raysnap.store.catalog import manifest_key
+from raysnap.store.manifest import BlockEntry, DatasetRecord, Manifest, snapshot_id
+from raysnap.store.store import Store
+from raysnap.store.store_file import check_or_create
+
+FILTER = "dataset == 'dataset-3' and accuracy > 0.9 and retrain_index <= 40"
+MOTO = """
+import sys, requests
+from werkzeug.serving import make_server
+from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
+import logging
+logging.getLogger("werkzeug").setLevel(logging.ERROR)
+server = make_server("127.0.0.1", 0, DomainDispatcherApplication(create_backend_app), threaded=True)
+sys.stdout.write(f"{server.server_port}\\n")
+sys.stdout.flush()
+server.serve_forever()
+"""
+
+
+def main() -> None:
+    """Announce what is measured, measure it, and print one JSON line."""
+    options = parse_options()
+    num_bytes = options.blocks * options.block_mb * 2**20
+    for line in (
+        f"put and get: {options.blocks} blocks of {options.block_mb} MB, {FEW_AT_ONCE} at once, put new, then read",
+        "  by the plain client, by a store in the bucket (verified), by a store in a folder; bytes per second",
+        "node cache: the blocks read once more, cold and warm; requests, bytes per second",
+        f"listing: {options.snapshots:,} snapshots, manifests alone: the first list, the next, a filter; requests, s",
+        "nothing else should run meanwhile",
+    ):
+        sys.stderr.write(f"{line}\n")
+    with server(options.store) as address, tempfile.TemporaryDirectory(dir=options.dir, prefix="bench-") as folder:
+        figures = {
+            "snapshots": options.snapshots,
+            "num_bytes": num_bytes,
+            "server": "moto" if options.store is None else "given",
+            **measure_blocks(address, Path(folder), options.blocks, options.block_mb * 2**20),
+            **measure_listing(address, options.snapshots),
+            "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        }
+    sys.stdout.write(json.dumps(figures) + "\n")
+
+
+def parse_options() -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--store", type=store_path, help="an empty prefix of a bucket; by default moto's")
+    parser.add_argument("--snapshots", type=int, default=10_000, help="snapshots that are listed")
+    parser.add_argument("--blocks", type=int, default=32, help="blocks that are put and read")
+    parser.add_argument("--block-mb", type=int, default=8, help="MB of each")
+    parser.add_argument("--dir", type=Path, help="where the folder store and the cache are made")
+    return parser.parse_args()
+
+
+@contextmanager
+def server(given: BucketAddress | None) -> Iterator[BucketAddress]:
+    """Return the address to measure at, of a moto of our own where none is given."""
+    if given is not None:
+        yield given
+        return
+    import requests
+
+    process = subprocess.Popen([sys.executable, "-c", MOTO], stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        endpoint = f"http://127.0.0.1:{process.stdout.readline().strip()}"
+        keys = {"AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "x", "AWS_REGION": "us-east-1"}
+        os.environ.update(keys | {"AWS_ENDPOINT_URL": endpoint})
+        requests.put(f"{endpoint}/bench", timeout=30).raise_for_status()
+        yield BucketAddress("s3://bench/store")
+    finally:
+        process.kill()
+        process.wait()
+
+
+def measure_blocks(address: BucketAddress, folder: Path, num_blocks: int, block_bytes: int) -> dict[str, float]:
+    """Time putting and reading blocks by the plain client, in a bucket, in a folder, and from the node cache."""
+    import obstore
+
+    rng = np.random.default_rng(0)
+    contents = [rng.bytes(block_bytes) for _ in range(num_blocks)]
+    blocks = {blake3(content).hexdigest(): content for content in contents}
+    client = Client.connect(address)
+    plain = client._store
+    figures = {}
+
+    def measure(name: str, act: Callable[[str], object]) -> None:
+        begin_s = time.perf_counter()
+        with ThreadPoolExecutor(FEW_AT_ONCE) as pool:
+            for _ in pool.map(act, blocks):
+                pass
+        figures[f"{name}_mb_per_s"] = num_blocks * block_bytes / 1e6 / (time.perf_counter() - begin_s)
+
+    measure("plain_put", lambda digest: obstore.put(plain, f"plain/{digest}", blocks[digest], chunk_size=8 * 2**20))
+    measure("plain_get", lambda digest: obstore.get(plain, f"plain/{digest}").bytes())
+    places: dict[str, Place] = {"bucket": Bucket(client), "folder": Folder(folder / "store")}
+    for name, place in places.items():
+        if name == "folder":
+            check_or_create(place, create=True)
+        measure(f"{name}_put", lambda digest, place=place: put(place, digest, blocks[digest]))
+        measure(f"{name}_get", lambda digest, place=place: place.read_object(digest))
+    cached = Bucket(client, cache=BlockCache(folder / "cache", 2**40))
+    for state in ("cold", "warm"):
+        before = client.requests.num_get
+        measure(f"{state}_cache_get", cached.read_object)
+        figures[f"{state}_cache_num_get"] = client.requests.num_get - before
+    client.delete([object_key(digest) for digest in blocks] + [f"plain/{digest}" for digest in blocks])
+    return figures
+
+
+def put(place: Place, digest: str, content: bytes) -> None:
+    """Put a block as a store does: asked for first."""
+    if not place.has_object(digest, len(content)):
+        place.put_object(digest, [content])
+
+
+def measure_listing(address: BucketAddress, num_snapshots: int) -> dict[str, float]:
+    """Time the first listing, the next one and a filter of many snapshots, and count their requests."""
+    client = Client.connect(address)
+    place = Bucket(client)
+    check_or_create(place, create=True)
+
+    def put_manifest(manifest: Manifest) -> None:
+        client.put(manifest_key(manifest.id), manifest.to_bytes())
+
+    for _ in place.map(put_manifest, manifests(num_snapshots)):
+        pass
+    figures: dict[str, Any] = {}
+    for name, where in (("first_list", None), ("list", None), ("filter", FILTER)):
+        before = client.requests.to_dict()
+        begin_s = time.perf_counter()
+        found = Store(address, place).summaries(where)
+        figures[f"{name}_s"] = time.perf_counter() - begin_s
+        figures[f"{name}_found"] = len(found)
+        figures[f"{name}_requests"] = {
+            key: count - before[key] for key, count in client.requests.to_dict().items() if count != before[key]
+        }
+    return figures
+
+
+def manifests(num_snapshots: int) -> Iterator[Manifest]:
+    """Yield manifests of snapshots that share most of their blocks."""
+    rng = np.random.default_rng(1)
+    shared = [(f"layer.{index}", secrets.token_hex(32)) for index in range(60)]
+    for number in range(num_snapshots):
+        depth = int(rng.integers(0, 60))
+        own = [(name, secrets.token_hex(32)) for name, _ in shared[60 - depth :]]
+        blocks = [*shared[: 60 - depth], *own]
+        yield Manifest(
+            id=snapshot_id("resnet18", blocks),
+            architecture="resnet18",
+            num_classes=10,
+            blocks=tuple(BlockEntry(name, digest, 10**6) for name, digest in blocks),
+            retrain_index=depth,
+            dataset=DatasetRecord(name=f"dataset-{number % 9}"),
+            metrics={"val_accuracy": float(rng.random())},
+            created="2026-01-01T00:00:00Z",
+            raysnap_version="0",
+        )
+
+
+if __name__ == "__main__":
+    main()
