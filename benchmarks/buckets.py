@@ -1,9 +1,9 @@
-"""Measure a store in a bucket: put and verified get beside the plain client and a folder, listings, and the node cache.
+"""Measure a store in a bucket: put and verified get beside the plain client and a folder, listings, the node cache.
 
-`benchmarks/buckets.py [--store s3://BUCKET/PREFIX] [--snapshots N] [--blocks N] [--block-mb N] [--dir DIR]`. Credentials
-and endpoint come from the environment; without --store, moto answers for S3 on this machine, which says something of
-requests and of what raysnap adds to the client, and nothing of S3. What is measured is announced on stderr; the last
-line, on stdout, is one JSON document. The prefix should be empty, and is left full.
+`benchmarks/buckets.py [--store s3://BUCKET/PREFIX] [--snapshots N] [--blocks N] [--block-mb N] [--dir DIR]`. Without
+--store, moto answers for S3 on this machine, which says something of requests and of what raysnap adds to the client,
+and nothing of S3; else credentials and endpoint come from the environment. What is measured is announced on stderr;
+the last line, on stdout, is one JSON document. The prefix should be empty, and is left full.
 """
 
 from __future__ import annotations

@@ -3,7 +3,8 @@
 What raysnap keeps for datasets, beside them or in the user's cache folder, is shown and cleared here too.
 
 An entry is a file or a folder of files directly in one of the cache's places. What it holds is its owner's affair:
-outputs of frozen blocks (`training.prefix_cache`), features (`search.engine.feature_cache`). Names that begin with a
+outputs of frozen blocks (`training.prefix_cache`), features (`search.engine.feature_cache`), blocks that were
+fetched (`store.backends.block_cache`). Names that begin with a
 dot or have a suffix are no entries, so locks and unfinished files are neither counted nor evicted.
 """
 
@@ -25,11 +26,11 @@ from raysnap.errors import DataError
 from raysnap.system import cache_places, user_cache_dir
 
 KEEP_FREE_BYTES = 256 * 2**20
-KINDS = ("pixels", "tokens", "features", "prefixes")
-"""Of a dataset's caches: decoded images, tokens of texts, what searches keep, outputs of frozen blocks."""
+KINDS = ("pixels", "tokens", "features", "prefixes", "blocks")
+"""Decoded images, tokens of texts, what searches keep, outputs of frozen blocks; and blocks of stores in buckets."""
 
 _LOCK_NAME = ".lock"
-_ENTRY_NAME = re.compile(r"(\w+-)*[0-9a-f]{32}")
+_ENTRY_NAME = re.compile(r"(\w+-)*[0-9a-f]{32}([0-9a-f]{32})?")
 
 logger = logging.getLogger(__name__)
 

@@ -2,17 +2,24 @@
 
 import logging
 import os
+import subprocess
+import sys
 import threading
+from collections import Counter
 from pathlib import Path
 
 import pytest
 from blake3 import blake3
 
+from raysnap.datasets.disk_cache import clear_cache, find_caches
 from raysnap.errors import UsageError
 from raysnap.store.backends.block_cache import BUDGET, BlockCache
+from raysnap.store.store import Store
 from raysnap.testing.blocks import equal, make_blocks, put, read
 from raysnap.testing.places import open_store
+from tests.support import ROOT
 from tests.support.places import in_memory
+from tests.support.s3_server import BUCKET, environment, faulty_s3_server
 
 CONTENT = bytes(range(256)) * 1000
 DIGEST = blake3(CONTENT).hexdigest()
@@ -87,6 +94,37 @@ def test_the_budget_is_that_of_the_environment(monkeypatch):
     monkeypatch.setenv(BUDGET, "lots")
     with pytest.raises(UsageError, match=BUDGET):
         BlockCache.of_user()
+
+
+def test_it_is_shown_and_cleared_with_other_caches(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    BlockCache.of_user().read(DIGEST, Source(), None, None)
+    [found] = find_caches([], with_others=True)
+    assert (found.kind, found.path) == ("blocks", tmp_path / "raysnap" / "blocks" / "stores")
+    assert clear_cache(found) >= len(CONTENT)
+    assert find_caches([], with_others=True) == []
+
+
+def test_two_processes_fetch_each_block_once(tmp_path):
+    code = (
+        "import sys, torch; from raysnap.store.store import Store; store = Store.open(sys.argv[1]);"
+        "[store.read_block(block.digest) for block in store.manifest('mine').blocks]"
+    )
+    fetched: Counter[str] = Counter()
+
+    def count(method: str, path: str) -> None:
+        if method == "GET" and "/objects/" in path:
+            fetched[path.rpartition("/")[2]] += 1
+
+    with faulty_s3_server() as (address, faults), pytest.MonkeyPatch.context() as patch:
+        for name, value in (environment(address) | {"XDG_CACHE_HOME": str(tmp_path)}).items():
+            patch.setenv(name, value)
+        put(Store.open(f"s3://{BUCKET}/store", create=True), name="mine")
+        faults.choose = count
+        command = [sys.executable, "-c", code, f"s3://{BUCKET}/store"]
+        processes = [subprocess.Popen(command, cwd=ROOT) for _ in range(2)]
+        assert [process.wait() for process in processes] == [0, 0]
+    assert set(fetched.values()) == {1} and len(fetched) == 3
 
 
 def test_two_stores_read_a_block_from_the_bucket_once(tmp_path: Path):
