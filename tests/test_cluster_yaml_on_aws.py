@@ -1,18 +1,15 @@
-"""cluster.yaml on AWS, which moto answers for: what Ray's launcher makes of it, and what its nodes are.
-
-moto and boto3 are not among the packages of the tests: `pip install moto boto3` runs these.
-"""
+"""cluster.yaml on AWS, which moto answers for: what Ray's launcher makes of it, and what its nodes are."""
 
 import copy
 import warnings
 from collections.abc import Iterator
 
+import moto
 import pytest
 import yaml
 
 from tests.support import ROOT
 
-moto = pytest.importorskip("moto", reason="AWS is answered by moto: pip install moto boto3")
 REGION = "us-west-2"
 
 

@@ -18,7 +18,7 @@ from tests.support.store_laws import IS_DEEP
 NUM_WRITERS, NUM_COMMITS, NUM_COLLECTORS = (64, 50, 2) if IS_DEEP else (4, 4, 1)
 KINDS = ["cut before", "cut after", "delay", "409", "503", "short"]
 
-pytestmark = pytest.mark.timeout(0 if IS_DEEP else 170)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(0 if IS_DEEP else 170)]
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,8 @@ from raysnap.testing.places import Killed, open_store
 from raysnap.testing.store_laws import FAR_S, WRITES, StoreLaws
 from tests.support.places import NewBucket, in_memory
 
+pytestmark = pytest.mark.slow
+
 REQUESTS = ("get", "get_part", "head", "list_below", "list_top", "put", "put_if", "delete")
 
 

@@ -9,6 +9,8 @@ from tests.support.places import NUMBERS, NewFolder, in_memory
 from tests.support.s3_server import new_places_of, s3_server
 from tests.support.store_laws import disk_folder
 
+pytestmark = pytest.mark.slow
+
 
 class TestFolder(StoreLaws):
     every = 3  # `tests/faults` ends folders' writers at each system call

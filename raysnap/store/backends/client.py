@@ -38,17 +38,19 @@ DELETES_AT_ONCE = 1000
 WRITES = "raysnap-writes"
 _MISSING_EXTRA = "stores in buckets need the package obstore: pip install 'raysnap[s3]'"
 _STATUS, _CODE = re.compile(r"status code: (\d{3}[ A-Za-z]*)"), re.compile(r"<Code>(\w{1,60})</Code>")
-_HINTS = {
+_FULL = "there is no room left; delete what nothing needs (`raysnap store gc`) or raise the quota"
+_BUSY = "the server is busy; try again later, with fewer processes"
+_HINTS = {  # by what is in the answer's status or code, the codes first
     "NoSuchBucket": "there is no such bucket; create it, or check its name, AWS_REGION and AWS_ENDPOINT_URL",
-    "SlowDown": "the server is busy; try again later, with fewer processes",
+    "SlowDown": _BUSY,
+    "Quota": _FULL,
+    "Full": _FULL,
     "401": "the credentials are missing, wrong or expired; see `docs/buckets.md`",
     "403": "these credentials may not do this; a store that they can't write can be read and searched",
     "301": "the bucket is in another region; set AWS_REGION",
     "400": "the server refuses the request; check AWS_REGION, AWS_ENDPOINT_URL and the credentials",
-    "503": "the server is busy; try again later, with fewer processes",
-    "507": "there is no room left; delete what nothing needs (`raysnap store gc`) or raise the quota",
-    "Quota": "there is no room left; delete what nothing needs (`raysnap store gc`) or raise the quota",
-    "Full": "there is no room left; delete what nothing needs (`raysnap store gc`) or raise the quota",
+    "503": _BUSY,
+    "507": _FULL,
 }
 
 
