@@ -72,6 +72,7 @@ from raysnap.store.backends.place import (
     is_object_key,
     object_key,
 )
+from raysnap.store.backends.promises import check_promises
 
 MAX_WRITES = 32
 PARTS_AT_ONCE = 8
@@ -157,8 +158,6 @@ class Bucket:
 
     def prepare(self) -> None:
         """Refuse a bucket that doesn't keep what this module relies on."""
-        from raysnap.store.backends.promises import check_promises
-
         check_promises(self.client)
 
     # Documents
