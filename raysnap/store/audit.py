@@ -120,7 +120,7 @@ def _check_block(place: Place, digest: str) -> int:
     """Read the block's file, verify it and return its length."""
     from raysnap.models.tensor_bytes import parse_header  # imports torch, which checking an empty store can spare
 
-    buffer = place.read_object(digest)
+    buffer = place.read_object(digest, may_be_near=False)
     try:
         parse_header(buffer, f"block {digest}")
     except WeightsError as error:

@@ -255,7 +255,7 @@ class Bucket:
             raise StoreDamaged("the object is missing")
         return found.num_bytes
 
-    def read_object(self, digest: str, allocate: Allocate | None = None) -> memoryview:
+    def read_object(self, digest: str, allocate: Allocate | None = None, *, may_be_near: bool = True) -> memoryview:
         """Return an object from this machine's cache, or else from the bucket, in parts fetched side by side."""
         started_s = time.perf_counter()
 
@@ -263,7 +263,7 @@ class Bucket:
             if self.on_read is not None:
                 self.on_read(digest, num_bytes, started_s)
 
-        if self._cache is None:
+        if self._cache is None or not may_be_near:
             return self._fetch(digest, allocate, on_piece)
         return self._cache.read(digest, lambda: self._fetch(digest, allocate, on_piece), allocate, on_piece)
 
@@ -272,9 +272,7 @@ class Bucket:
 
         key = object_key(digest)
         try:
-            first, num_bytes = self.client.get_part(key, 0, PART_BYTES)
-        except FileNotFoundError:
-            raise StoreDamaged("the object is missing") from None
+            first, num_bytes = self._get_part(key, 0)
         except StoreError:
             if self.object_bytes(digest) == 0:  # no part of it can be asked for
                 raise StoreDamaged("it has no bytes") from None
@@ -287,7 +285,7 @@ class Bucket:
             raise StoreError(f"block {digest}: its {num_bytes} bytes do not fit into memory") from None
         hasher, num_read = blake3(), 0
         starts = range(len(first), num_bytes, PART_BYTES)
-        parts = self.map(lambda start: self.client.get_part(key, start, PART_BYTES)[0], starts, PARTS_AT_ONCE)
+        parts = self.map(lambda start: self._get_part(key, start)[0], starts, PARTS_AT_ONCE)
         for part in itertools.chain([first], parts):
             buffer[num_read : num_read + len(part)] = part[: num_bytes - num_read]
             hasher.update(part)
@@ -296,6 +294,12 @@ class Bucket:
         if num_read != num_bytes or hasher.hexdigest() != digest:
             raise StoreDamaged(f"its {num_read} bytes have the BLAKE3 {hasher.hexdigest()}")
         return buffer
+
+    def _get_part(self, key: str, start: int) -> tuple[memoryview, int]:
+        try:
+            return self.client.get_part(key, start, PART_BYTES)
+        except FileNotFoundError:
+            raise StoreDamaged("the object is missing") from None
 
     def objects(self) -> Iterator[Entry]:
         yield from (_entry(found) for found in self.client.list_below(OBJECTS) if is_object_key(found.key))
@@ -403,7 +407,8 @@ class _Doomed:
     def end(self) -> None:
         """Let writers go on, if no deletion can come any more."""
         if self._entries and self._is_answered:
-            self._bucket.client.delete([self._key])
+            with suppress(StoreError):  # writers stop waiting for it after a time
+                self._bucket.client.delete([self._key])
 
 
 def _entry(found: Found) -> Entry:

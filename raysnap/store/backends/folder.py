@@ -363,7 +363,13 @@ class Folder:
             raise read_error(path, error, "the file can't be read") from None
         raise StoreDamaged("the file is missing")
 
-    def read_object(self, digest: str, allocate: Allocate | None = None) -> memoryview:
+    def read_object(
+        self,
+        digest: str,
+        allocate: Allocate | None = None,
+        *,
+        may_be_near: bool = True,  # noqa: ARG002 - a folder is near
+    ) -> memoryview:
         started_s = time.perf_counter()
 
         def on_piece(num_bytes: int) -> None:

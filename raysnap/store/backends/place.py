@@ -182,8 +182,10 @@ class Place(Protocol):
     def object_bytes(self, digest: str) -> int:
         """Return an object's length; raise StoreDamaged where it is missing."""
 
-    def read_object(self, digest: str, allocate: Allocate | None = None) -> memoryview:
+    def read_object(self, digest: str, allocate: Allocate | None = None, *, may_be_near: bool = True) -> memoryview:
         """Return an object's bytes in memory of their own; it is that memory whose digest was verified.
+
+        `may_be_near` says whether a copy that this machine keeps will do, or only what the place itself has.
 
         Raises:
             StoreDamaged: it is missing or has another digest.

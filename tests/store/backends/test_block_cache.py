@@ -14,6 +14,7 @@ from blake3 import blake3
 from raysnap.datasets.disk_cache import clear_cache, find_caches
 from raysnap.errors import UsageError
 from raysnap.store.backends.block_cache import BUDGET, BlockCache
+from raysnap.store.backends.place import object_key
 from raysnap.store.store import Store
 from raysnap.testing.blocks import equal, make_blocks, put, read
 from raysnap.testing.places import open_store
@@ -125,6 +126,16 @@ def test_two_processes_fetch_each_block_once(tmp_path):
         processes = [subprocess.Popen(command, cwd=ROOT) for _ in range(2)]
         assert [process.wait() for process in processes] == [0, 0]
     assert set(fetched.values()) == {1} and len(fetched) == 3
+
+
+def test_damage_in_the_bucket_is_not_hidden_by_what_is_kept_here(tmp_path):
+    new_place = in_memory()
+    new_place.cache = BlockCache(tmp_path, 10**6)
+    store = open_store(new_place.open(), create=True)
+    digest = put(store, name="mine").manifest.blocks[0].digest
+    read(store, "mine")
+    new_place.open().write(object_key(digest), b"damaged")
+    assert [one["block"] for one in store.verify()["damaged"]] == [digest]
 
 
 def test_two_stores_read_a_block_from_the_bucket_once(tmp_path: Path):
