@@ -7,8 +7,10 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from raysnap.cli.app import main
+from raysnap.config.folders import store_path
 from raysnap.errors import StoreError
 from raysnap.store.backends import client as client_module
+from raysnap.store.backends.client import Client
 from raysnap.store.store import Store
 from raysnap.testing.blocks import equal, id_of, make_blocks, put, read
 from tests.support.s3_faults import at_random
@@ -55,6 +57,23 @@ def test_one_writer_stores_and_names_through_faults(faults, address, kind):
     assert faults.seen.total() > 3
     assert {summary.id for summary in store.summaries()} == {id_of(make_blocks(seed)) for seed in (1, 2)}
     assert store.verify()["ok"]
+
+
+def test_what_goes_while_it_is_asked_for_again_is_missing(faults, address):
+    client = Client.connect(store_path(address))
+    client.put("tmp/draft-1", bytes(1000))
+
+    def tear_and_delete(method: str, path: str) -> str | None:
+        if method != "GET":
+            return None
+        faults.seen["asked"] += 1
+        if faults.seen["asked"] == 2:
+            client.delete(["tmp/draft-1"])
+        return "short" if faults.seen["asked"] == 1 else None
+
+    faults.choose = tear_and_delete
+    with pytest.raises(FileNotFoundError):
+        client.get("tmp/draft-1", 2000)
 
 
 def test_writers_and_collectors_lose_nothing_through_faults(faults, address):

@@ -274,11 +274,11 @@ class Client:
 
         try:
             yield
-        except FileNotFoundError as error:
-            if "NoSuchBucket" not in str(error):
-                raise FileNotFoundError(self.where(key)) from None
-            raise StoreUnreadable(f"{self.where(key)}: can't be read: {cause_of(error)}") from None
         except (BaseError, OSError, ValueError) as error:
+            # What goes while its answer is asked for again is missing by another class of error.
+            is_missing = isinstance(error, FileNotFoundError) or "<Code>NoSuchKey</Code>" in str(error)
+            if is_missing and "NoSuchBucket" not in str(error):
+                raise FileNotFoundError(self.where(key)) from None
             raise StoreUnreadable(f"{self.where(key)}: can't be read: {cause_of(error)}") from None
 
     @contextmanager
