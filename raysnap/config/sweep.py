@@ -261,7 +261,7 @@ class FinetuneConfig(RunConfig):
 
     >>> job = raysnap.FinetuneConfig(dataset="shapes-shape-a", preset="quick")
     >>> job.shortlist, job.train.epochs, list(job.space)
-    (3, 5, ['retrain', 'train.layer_lrs'])
+    (3, 5, ['retrain', 'train.layer_lrs', 'train.batch_statistics'])
     """
 
     kind: Literal["finetune"] = "finetune"
