@@ -32,7 +32,8 @@ class SetClock(Clock):
 
     def place_ns(self, ask: Callable[[], int]) -> int:
         if self._asked is None:
-            self._asked = ask(), super().now_s()
+            aged_ns = ask()  # of an object that this clock has aged
+            self._asked = aged_ns - int(self.ahead_s * 1e9), super().now_s()
         place_ns, own_s = self._asked
         return place_ns + int((super().now_s() - own_s + self.ahead_s) * 1e9)
 
