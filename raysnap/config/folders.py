@@ -145,7 +145,7 @@ def kept_store(path: Path | str) -> StorePath:
 
 def _check_store(value: Any, info: ValidationInfo) -> StorePath:
     if not isinstance(value, str | Path):
-        raise ValueError("expected a path or an address")
+        raise ValueError(f"expected a path or an address, found {value!r}")
     try:
         return Path(value) if are_replaced(info) else kept_store(value)
     except UsageError as error:
@@ -154,7 +154,7 @@ def _check_store(value: Any, info: ValidationInfo) -> StorePath:
 
 def _any_store(value: Any) -> StorePath:
     if not isinstance(value, str | Path):
-        raise ValueError("expected a path or an address")
+        raise ValueError(f"expected a path or an address, found {value!r}")
     try:
         return store_path(value)
     except UsageError as error:

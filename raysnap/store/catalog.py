@@ -161,6 +161,7 @@ def set_ref(place: Place, name: str, snapshot: str, expected: str | None = None)
         SnapshotNotFound: there is no such snapshot.
         StoreError: the name refers to another snapshot than `expected`; nothing is changed.
     """
+    check_ref_name(name)
     with place.hold_names():
         _check_nameable(place, name, snapshot)
         while True:
@@ -204,6 +205,7 @@ def give_name(place: Place, name: str, snapshot: str) -> str:
     Raises:
         SnapshotNotFound: there is no such snapshot.
     """
+    check_ref_name(name)
     with place.hold_names():
         _check_nameable(place, name, snapshot)
         for number in itertools.count(1):
@@ -224,6 +226,7 @@ def remove_ref(place: Place, name: str, expected: str | None = None) -> None:
         SnapshotNotFound: there is no such name.
         StoreError: it refers to another snapshot than `expected`; nothing is changed.
     """
+    check_ref_name(name)
     with place.hold_names():
         while True:
             seen, _ = _compare_ref(place, name, expected)

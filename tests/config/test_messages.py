@@ -55,7 +55,7 @@ from tests.support.job_files import refusal
         ("seed: -1", r"seed: expected at least 0, found -1"),
         ("seed: 4294967296", r"seed: expected less than"),
         ("num_snapshots: 1000000000000", r"num_snapshots: expected at most"),
-        ("store: 3", r"store: expected a path, found 3"),
+        ("store: 3", r"store: expected a path or an address, found 3"),
         ("kind: bench", r"kind: expected 'generate', found 'bench'"),
         ("resources: {gpus: .inf}", r"resources\.gpus"),
         ("resources: {max_concurrent: 0}", r"resources\.max_concurrent: expected at least 1, found 0"),
