@@ -133,7 +133,8 @@ class Soak:
             case "export" if one:
                 return ["store", "export", *one, "--to", f"exported/{number}.safetensors", *store]
             case "predict" if one:
-                return ["predict", "--model", *one, *store, "--data", task, "--out", f"predictions/{number}.csv"]
+                data = f"data/{task}/test"
+                return ["predict", "--model", *one, *store, "--data", data, "--out", f"predictions/{number}.csv"]
             case "rm" if one:
                 return ["store", "rm", *one, *store, "--json"]
             case "verify" | "du" | "gc" | "ls":
@@ -229,6 +230,8 @@ def check(soak: Soak) -> dict[str, Any]:
     code, _, err = soak.run(["store", "verify", "--store", "store"], None)
     if code:
         soak.fault(f"the store does not verify: {err[-500:]}")
+    for kind in sorted(set(KINDS) - {command.partition(" ")[0] for command in soak.done if command.endswith(" 0")}):
+        soak.fault(f"{kind}: never ended with exit code 0")
     there, num_rows, lost = set(soak.snapshots()), 0, 0
     for results in soak.folder.glob("runs/**/results.jsonl"):
         rows = [json.loads(line) for line in results.read_text().splitlines()]

@@ -34,7 +34,9 @@ def test_of_equal_scores_the_smaller_loss_is_ranked_first(resnets, data_dir, mon
     monkeypatch.setitem(
         PROXIES,
         "linear",
-        lambda *arrays: [Score(0.5, next(losses), (np.arange(arrays[2].shape[1]) % 2).astype(float)) for _ in arrays[0]],
+        lambda *arrays: [
+            Score(0.5, next(losses), (np.arange(arrays[2].shape[1]) % 2).astype(float)) for _ in arrays[0]
+        ],
     )
     by_id = sorted(manifest.id for manifest in resnets.manifests())
     result = search(resnets, DATA, method="shared", data_dir=data_dir, device="cpu")  # which scores one at a time
