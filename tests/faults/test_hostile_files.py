@@ -23,10 +23,10 @@ from raysnap.models.tensor_bytes import DTYPES, decode
 from raysnap.store.exchange.weights_out import export_snapshot
 from raysnap.store.manifest import parse_manifest
 from raysnap.store.store import Store
+from raysnap.testing.blocks import equal, make_blocks, put, read
 from tests.support import ROOT, SUPPORT
 from tests.support.hostile_weights import ARCHITECTURE, Case, all_cases, sound_weights
 from tests.support.manifests import make_manifest
-from tests.support.store_blocks import equal, make_blocks, put, read
 
 DEEP = os.environ.get("RAYSNAP_DEEP") == "1"
 MOST_CPU_S, MOST_BYTES = 2.0 if DEEP else 10.0, 2**30  # slow processors take 2.1 s; without a limit, minutes

@@ -16,7 +16,8 @@ import pytest
 
 from raysnap.errors import BlockDamaged, SnapshotNotFound, StoreDamaged, StoreError, StoreUnreadable
 from raysnap.store.store import Store
-from tests.support.store_blocks import equal, object_path, put, read
+from raysnap.testing.blocks import equal, put, read
+from tests.support.store_blocks import object_path
 from tests.support.store_disk import Call, Disk
 from tests.support.store_laws import (
     COUNTS,

@@ -21,8 +21,8 @@ from raysnap.cli.app import main
 from raysnap.errors import RaysnapError, StoreDamaged, StoreError
 from raysnap.models.blocks import random_tensors
 from raysnap.store.store import Store
+from raysnap.testing.blocks import put
 from tests.support import ROOT, SUPPORT
-from tests.support.store_blocks import put
 from tests.support.store_disk import CHANGING, Disk, failing_at, full_from, short_at
 from tests.support.store_laws import COUNTS, SEED, check_clean, check_laws, copy, disk_folder, few_shards
 from tests.support.store_scenarios import SCENARIOS, Scenario
@@ -282,7 +282,7 @@ def test_a_block_past_the_file_size_limit_is_an_error(empty_dir, weights_path):
 LIMITED = """
 import sys
 sys.path.insert(0, ".")
-from tests.support.store_blocks import put
+from raysnap.testing.blocks import put
 from raysnap.store.store import Store
 store = Store.open(sys.argv[1])
 put(store, seed=2, train={"note": "x" * 100_000 if sys.argv[2] == "manifest" else ""})

@@ -14,8 +14,9 @@ from raysnap.errors import StoreError
 from raysnap.models.tensor_bytes import canonical_block_bytes
 from raysnap.store.manifest import BlockEntry, DatasetRecord, Manifest, snapshot_id
 from raysnap.store.store import Store
+from raysnap.testing.blocks import equal, make_blocks, put, read
 from tests.support import ROOT, SUPPORT
-from tests.support.store_blocks import equal, make_blocks, object_path, put, read
+from tests.support.store_blocks import object_path
 
 
 @pytest.fixture

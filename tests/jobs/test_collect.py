@@ -10,11 +10,11 @@ from raysnap.jobs.collect import collect
 from raysnap.models.blocks import random_tensors
 from raysnap.runs.trial_rows import TrialRow
 from raysnap.store.store import Store
+from raysnap.testing.blocks import put
 from raysnap.training.savepoints import read_savepoint
 from raysnap.training.trial_loop import run_trial
 from raysnap.tune.options import TrialOutcome
 from tests.support import fault_jobs
-from tests.support.store_blocks import put
 
 
 @pytest.fixture(scope="module")

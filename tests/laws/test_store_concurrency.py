@@ -11,8 +11,8 @@ import pytest
 from raysnap.store import audit, catalog
 from raysnap.store.backends.folder import Folder
 from raysnap.store.store import Store
+from raysnap.testing.blocks import make_blocks, put
 from tests.support import SUPPORT
-from tests.support.store_blocks import make_blocks, put
 
 DEEP = os.environ.get("RAYSNAP_DEEP") == "1"
 NUM_WORKERS, NUM_COMMITS = (64, 500) if DEEP else (8, 50)

@@ -11,8 +11,9 @@ from raysnap.models.tensor_bytes import DTYPES
 from raysnap.store.manifest import DatasetRecord
 from raysnap.store.preprocessing import Preprocessing
 from raysnap.store.store import Store
+from raysnap.testing.blocks import put
 from tests.support import format_reader
-from tests.support.store_blocks import object_path, put
+from tests.support.store_blocks import object_path
 
 ARCHITECTURE = "mobilenet_v3_small"
 ODD = {

@@ -19,7 +19,7 @@ from raysnap.models.tensor_bytes import block_digest
 from raysnap.store.catalog import ABSENT
 from raysnap.store.manifest import snapshot_id
 from raysnap.store.store import Store
-from tests.support.store_blocks import make_blocks
+from raysnap.testing.blocks import make_blocks
 from tests.support.store_disk import Disk, Killed, killed_at
 from tests.support.store_laws import COUNTS, IS_DEEP, World, check_clean, copy, disk_folder, few_shards, read_world
 

@@ -8,7 +8,8 @@ import torch
 from blake3 import blake3
 
 from raysnap.errors import BlockDamaged, StoreDamaged
-from tests.support.store_blocks import make_blocks, object_path, put
+from raysnap.testing.blocks import make_blocks, put
+from tests.support.store_blocks import object_path
 
 
 def flip(path: Path, seed: int) -> None:

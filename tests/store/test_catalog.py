@@ -6,7 +6,7 @@ import pytest
 
 from raysnap.errors import SnapshotNotFound, StoreError, UsageError
 from raysnap.store.store import Store
-from tests.support.store_blocks import put
+from raysnap.testing.blocks import put
 
 
 def test_a_snapshot_is_found_by_name_id_and_prefix(store):

@@ -9,7 +9,8 @@ from raysnap.errors import StoreDamaged, StoreError, UsageError
 from raysnap.store import garbage
 from raysnap.store.backends.folder import Folder
 from raysnap.store.store import Store
-from tests.support.store_blocks import equal, make_blocks, object_path, put, read
+from raysnap.testing.blocks import equal, make_blocks, put, read
+from tests.support.store_blocks import object_path
 
 
 def age(store: Store, seconds: float) -> None:

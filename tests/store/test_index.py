@@ -8,8 +8,8 @@ import pytest
 
 from raysnap.errors import StoreDamaged, StoreError
 from raysnap.store.backends import folder as folder_module
+from raysnap.testing.blocks import equal, make_blocks, put, read
 from tests.support import ROOT
-from tests.support.store_blocks import equal, make_blocks, put, read
 
 
 def test_a_listing_follows_every_change(store):

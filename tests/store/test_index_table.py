@@ -4,7 +4,7 @@ import pandas as pd
 
 from raysnap.store.manifest import DatasetRecord
 from raysnap.store.where import FIELDS
-from tests.support.store_blocks import put
+from raysnap.testing.blocks import put
 
 
 def test_the_columns_are_the_fields_of_where(store):

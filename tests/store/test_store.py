@@ -14,8 +14,9 @@ from raysnap.models.tensor_bytes import block_digest
 from raysnap.store.backends import folder as folder_module
 from raysnap.store.manifest import DatasetRecord
 from raysnap.store.store import BlockWrite, Store
+from raysnap.testing.blocks import equal, make_blocks, put, read
 from tests.support import SUPPORT
-from tests.support.store_blocks import content, equal, make_blocks, object_path, put, read
+from tests.support.store_blocks import content, object_path
 
 
 def test_what_is_put_comes_back_bit_for_bit(store):

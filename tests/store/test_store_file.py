@@ -9,7 +9,8 @@ from raysnap.errors import StoreDamaged, StoreError
 from raysnap.store.backends.folder import Folder
 from raysnap.store.preprocessing import Preprocessing
 from raysnap.store.store import Store
-from tests.support.store_blocks import content, equal, make_blocks, put, read
+from raysnap.testing.blocks import equal, make_blocks, put, read
+from tests.support.store_blocks import content
 
 
 def test_a_missing_store_is_only_made_on_request(tmp_path):

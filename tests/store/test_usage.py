@@ -8,7 +8,7 @@ from raysnap.errors import SnapshotNotFound
 from raysnap.store.backends.folder import Folder
 from raysnap.store.manifest import DatasetRecord
 from raysnap.store.usage import measure_usage
-from tests.support.store_blocks import put
+from raysnap.testing.blocks import put
 
 
 def object_bytes(store) -> int:

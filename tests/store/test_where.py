@@ -8,7 +8,7 @@ from raysnap.errors import UsageError
 from raysnap.store.manifest import DatasetRecord
 from raysnap.store.store import Store
 from raysnap.store.where import compile_where
-from tests.support.store_blocks import put
+from raysnap.testing.blocks import put
 
 ROWS = [
     {"dataset": "birds", "retrain_index": 1, "accuracy": 0.9, "name": "best"},

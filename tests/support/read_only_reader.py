@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from raysnap.errors import StoreError
 from raysnap.models import tensor_bytes as objects
 from raysnap.store.store import Store
-from tests.support.store_blocks import equal, make_blocks, put, read
+from raysnap.testing.blocks import equal, make_blocks, put, read
 
 NOBODY = 65534
 READABLE = 0o555

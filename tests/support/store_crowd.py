@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from raysnap.errors import RaysnapError, SnapshotNotFound, StoreDamaged, StoreError
 from raysnap.store.store import SnapshotWrite, Store
-from tests.support.store_blocks import Blocks, equal, read
+from raysnap.testing.blocks import Blocks, equal, read
 from tests.support.store_processes import fork, wait
 
 NUM_SHARED, NUM_FAMILIES = 4, 10

@@ -21,7 +21,7 @@ import torch
 
 from raysnap.errors import StoreError
 from raysnap.store.store import Store
-from tests.support.store_blocks import equal, make_blocks, put, read
+from raysnap.testing.blocks import equal, make_blocks, put, read
 
 SKIPPED = 77
 DISK_BYTES = 16 * 2**20

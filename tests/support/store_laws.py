@@ -20,7 +20,7 @@ import pytest
 from raysnap.models.tensor_bytes import block_digest
 from raysnap.store.backends import folder
 from raysnap.store.store import Store
-from tests.support.store_blocks import Blocks, equal, make_blocks, read
+from raysnap.testing.blocks import Blocks, equal, make_blocks, read
 
 IS_DEEP = os.environ.get("RAYSNAP_DEEP") == "1"
 SEED = int(os.environ.get("RAYSNAP_SEED", "0"))

@@ -22,7 +22,7 @@ from raysnap.errors import SnapshotNotFound, StoreError
 from raysnap.models.tensor_bytes import block_digest
 from raysnap.store.manifest import snapshot_id
 from raysnap.store.store import Store
-from tests.support.store_blocks import make_blocks, put, read
+from raysnap.testing.blocks import make_blocks, put, read
 from tests.support.store_laws import COUNTS, SEED, World, check_laws, make_store
 
 MAX_LIFE_S = 0.02

@@ -9,7 +9,7 @@ from pathlib import Path
 from raysnap.errors import SnapshotNotFound
 from raysnap.store.preprocessing import Preprocessing
 from raysnap.store.store import Store
-from tests.support.store_blocks import Blocks, make_blocks
+from raysnap.testing.blocks import Blocks, make_blocks
 from tests.support.store_laws import World, make_store
 
 

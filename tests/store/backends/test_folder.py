@@ -8,7 +8,8 @@ import pytest
 from raysnap.errors import StoreError
 from raysnap.store.backends import folder as folder_module
 from raysnap.store.store import Store
-from tests.support.store_blocks import equal, make_blocks, object_path, put, read
+from raysnap.testing.blocks import equal, make_blocks, put, read
+from tests.support.store_blocks import object_path
 
 
 def test_shards_are_synced_before_the_manifest(store, monkeypatch):
