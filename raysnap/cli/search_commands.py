@@ -135,13 +135,14 @@ def search(
 
 def _asked(store_dir: Path, data: str, options: SearchOptions) -> dict[str, Any]:
     """Return which store was asked about which dataset, where and when: what a report of the search says of it."""
+    from raysnap.config.folders import absolute
     from raysnap.datasets.dataset import find_dataset
     from raysnap.runs.environment import describe_environment
     from raysnap.system import utc_timestamp
 
     root = find_dataset(data, options.data_dir, options.shapes)
     return {
-        "store": str(store_dir.absolute()),
+        "store": str(absolute(store_dir)),
         "data": str(root.absolute()) if root else data,
         "environment": describe_environment() | {"finished": utc_timestamp()},
     }

@@ -13,6 +13,7 @@ from rich.tree import Tree
 
 from raysnap.cli.console import MAX_NAMES, MAX_ROWS, simple_table
 from raysnap.humanize import bytes_text, count_text, flops_text, is_known, plural, score_text, seconds_text, share_text
+from raysnap.runs.questions import gain_text
 
 MAX_INPUTS = 4
 
@@ -107,7 +108,7 @@ def search_lines(result: Mapping[str, Any]) -> str:
         rank = f"rank {static['rank']} of {num_ranked}, score {score_text(static['score'])}"
         lines.append(f"Without a search, the choice would be the largest base snapshot, {static['name']}: {rank}")
     if gain := result.get("gain"):
-        lines.append(gain_line(gain))
+        lines.append(gain_text(gain))
     return "\n".join(lines)
 
 
@@ -118,15 +119,6 @@ def overrun_line(total_s: float, budget_s: float) -> str:
     return (
         f"The time budget of {seconds_text(budget_s)} was exceeded by {seconds_text(total_s - budget_s)}: a search "
         "starts, reads blocks and tries every candidate once in any case"
-    )
-
-
-def gain_line(gain: Mapping[str, Any]) -> str:
-    """Say what the first gains over the choice without a search, and how sure that is."""
-    doubt = "; that may be luck" if gain["low"] <= 0 <= gain["high"] else ""
-    return (
-        f"The first scores {gain['value']:+.3f} against it ({gain['low']:+.3f} to {gain['high']:+.3f}) on the same "
-        f"{plural(gain['num_scored'], 'item')}{doubt}"
     )
 
 

@@ -16,7 +16,7 @@ from raysnap.report.tables import Chip, Column, DataTable, Row, without_empty
 from raysnap.runs.json_fields import mapping, numbers, sequence, whole
 from raysnap.runs.method_agreement import best_of
 from raysnap.runs.proxy_validation import ProxyValidation, validate_proxy
-from raysnap.runs.questions import MethodRuns, Question, short_dataset
+from raysnap.runs.questions import MethodRuns, Question, gain_text, short_dataset
 from raysnap.runs.run import Run
 from raysnap.runs.search_rows import RankingRow
 from raysnap.runs.store_contents import StoreContents
@@ -75,11 +75,7 @@ def _gain_text(question: Question) -> str:
     gain = numbers(question.reference.median_run.search.get("gain"))
     if not {"value", "low", "high", "num_scored"} <= gain.keys():
         return ""
-    doubt = "; that may be luck" if gain["low"] <= 0 <= gain["high"] else ""
-    return (
-        f" The first scores {gain['value']:+.3f} against it ({gain['low']:+.3f} to {gain['high']:+.3f}) on the same "
-        f"{gain['num_scored']:.0f} items{doubt}."
-    )
+    return f" {gain_text(gain)}."
 
 
 def _next_lines(question: Question, run: Run) -> str:

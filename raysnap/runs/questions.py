@@ -6,14 +6,14 @@ A question is everything that was asked except the method: dataset, proxy, and t
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import PurePath
 from statistics import median_low, quantiles
 from typing import Any
 
-from raysnap.humanize import bytes_text, count_text
+from raysnap.humanize import bytes_text, count_text, plural
 from raysnap.runs.search_rows import AXES, SearchRow
 
 # The method whose ranking is shown is the first of these: those that score every candidate on every item come first.
@@ -108,6 +108,14 @@ class Question:
 def short_dataset(dataset: str | None) -> str:
     """Return a dataset's name; of a path, its last part."""
     return (PurePath(dataset).name or dataset) if dataset else "no dataset"
+
+
+def gain_text(gain: Mapping[str, float]) -> str:
+    """Say what the first scores beside the choice without a search, which was just named, and how sure that is."""
+    compared = f"{abs(gain['value']):.3f} {'less' if gain['value'] < 0 else 'more'} than that one"
+    doubt = "; that may be luck" if gain["low"] <= 0 <= gain["high"] else ""
+    on_items = f"on the same {plural(round(gain['num_scored']), 'item')}"
+    return f"The first scores {compared} ({gain['low']:+.3f} to {gain['high']:+.3f}), {on_items}{doubt}"
 
 
 def questions_of(searches: Iterable[SearchRow]) -> tuple[Question, ...]:

@@ -9,7 +9,8 @@ from raysnap.cli.app import main
 from raysnap.store.backends import client
 from raysnap.store.store import Store
 from raysnap.testing.blocks import put
-from tests.support.cli_commands import run_json, run_text
+from tests.support import search_stores
+from tests.support.cli_commands import make_dataset, run_json, run_text
 from tests.support.s3_server import BUCKET, environment, s3_server
 
 
@@ -60,6 +61,17 @@ def test_copy_there_and_back(far, tmp_path, capsys):
     assert run_json(capsys, "store", "copy", str(tmp_path / "near"), f"{far}/again")["num_snapshots"] == 2
     assert "0\u00a0blocks (0\u00a0B) sent" in run_text(capsys, "store", "copy", far, f"{far}/again")
     assert Store.open(tmp_path / "near").verify()["ok"]
+
+
+def test_a_search_ranks_what_is_in_a_bucket(far, tmp_path, capsys):
+    address, architecture = f"{far}/models", "mobilenet_v3_small"
+    store = Store.open(address, create=True)
+    for seed in (0, 1):
+        search_stores.put(store, f"m{seed}", search_stores.variant(architecture, seed, 1), architecture)
+    data = str(make_dataset(tmp_path / "pets"))
+    found = run_json(capsys, "search", "--store", address, "--data", data, "--image-size", "32")
+    assert sorted(one["name"] for one in found["ranking"]) == ["m0", "m1"] and found["skipped"] == []
+    assert found["asked"]["store"] == address
 
 
 def test_doctor_tries_a_bucket_out(far, capsys):

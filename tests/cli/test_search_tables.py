@@ -2,7 +2,8 @@
 
 from types import SimpleNamespace
 
-from raysnap.cli.search_tables import cells_table, gain_line, methods_table, noise_lines, overrun_line, read_line
+from raysnap.cli.search_tables import cells_table, methods_table, noise_lines, overrun_line, read_line
+from raysnap.runs.questions import gain_text
 
 
 def bench_cell(method: str, cache: str, median_s: float, **keys):
@@ -77,5 +78,7 @@ def test_a_search_that_overran_its_time_says_by_how_much():
 
 def test_a_gain_that_may_be_luck_is_called_so():
     gain = {"value": 0.05, "low": 0.01, "high": 0.09, "num_scored": 40}
-    assert gain_line(gain) == "The first scores +0.050 against it (+0.010 to +0.090) on the same 40\u00a0items"
-    assert gain_line(gain | {"low": -0.01}).endswith("; that may be luck")
+    said = "The first scores 0.050 more than that one (+0.010 to +0.090), on the same 40\u00a0items"
+    assert gain_text(gain) == said
+    assert gain_text(gain | {"low": -0.01}).endswith("; that may be luck")
+    assert "scores 0.020 less than" in gain_text(gain | {"value": -0.02})
