@@ -20,7 +20,7 @@ import tarfile
 import unicodedata
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,8 +76,11 @@ class Entry:
     entries: Callable[[], Iterator[Entry]]
 
 
-def read_archive(path: Path, limits: Limits = Limits()) -> Iterator[Entry]:
+def read_archive(path: Path, limits: Limits = Limits()) -> Generator[Entry]:
     """Yield the regular files of the archive at `path` in its order; `Entry.entries` reads a nested archive.
+
+    The archive is open until its last file was read or the generator is closed. A `for` that holds the only reference
+    does that, however it ends; one with a name needs `contextlib.closing`.
 
     Raises:
         DataError: it is not an archive, is damaged, or holds what is rejected; the message names the entry.

@@ -4,6 +4,7 @@ import gzip
 import os
 import random
 import tracemalloc
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -23,17 +24,19 @@ pytestmark = pytest.mark.timeout(3600 if DEEP else 180)
 
 
 def read_all(path: Path, limits: Limits | None = None) -> dict[str, bytes]:
-    entries = read_archive(path) if limits is None else read_archive(path, limits)
-    return {entry.name: entry.read() for entry in entries}
+    with closing(read_archive(path) if limits is None else read_archive(path, limits)) as entries:
+        return {entry.name: entry.read() for entry in entries}
 
 
 def read_nested(path: Path) -> list[str]:
-    return [file.name for entry in read_archive(path) for file in entry.entries()]
+    with closing(read_archive(path)) as entries:
+        return [file.name for entry in entries for file in entry.entries()]
 
 
 def num_read(path: Path) -> int:
     """How many entries can be read one by one, none of them held."""
-    return sum(len(entry.read()) >= 0 for entry in read_archive(path))
+    with closing(read_archive(path)) as entries:
+        return sum(len(entry.read()) >= 0 for entry in entries)
 
 
 def fault_of(path: Path) -> str | None:
