@@ -70,7 +70,7 @@ def _origin(entry: Mapping[str, Any]) -> str | None:
 
 
 def next_lines(result: Mapping[str, Any], store_dir: Path, data: str, data_dir: Path) -> str:
-    """Return the commands that go on from a ranking, with the first snapshot's id."""
+    """Return the next commands to run after a ranking, with the first snapshot's id."""
     snapshot = result["ranking"][0]["snapshot"][:12]
     store = f"--store {shlex.quote(str(store_dir))}"
     folder = f" --data-dir {shlex.quote(str(data_dir))}" if str(data_dir) != "data" else ""

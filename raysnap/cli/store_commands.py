@@ -499,8 +499,8 @@ def store_copy(
 ) -> int:
     """Copy a store to another folder or bucket: what is missing there, verified.
 
-    Names are copied where they are free, and so are records of fine-tunes. A copy that broke off goes on if it is begun
-    again.
+    Names are copied where they are free, and so are records of fine-tunes. Run it again to continue a copy that was
+    interrupted.
     """
     from raysnap.store.store import Store
 

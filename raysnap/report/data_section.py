@@ -22,7 +22,7 @@ def left_out_table(run: Run) -> DataTable | None:
     unique = list({tuple(row.values.values()): row for row in rows}.values())
     columns = (
         Column("dataset", "dataset", "name"),
-        Column("path", "file", "name", "a folder stands for all files below it"),
+        Column("path", "file", "name", "a folder includes all files below it"),
         Column("files", "files", "count"),
         Column("reason", "why it was not read", "name"),
     )

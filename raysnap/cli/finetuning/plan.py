@@ -115,7 +115,7 @@ def plan_lines(plan: FinetunePlan, config: FinetuneConfig) -> str:
             f"Search: up to {plural(plan.num_candidates, 'candidate')} of {config.store} on {items}, method "
             f"{config.search.method}, proxy {config.search.proxy}{flops}."
         )
-        lines.append(f"Shortlist: the {len(plan.starts)} best; below, those that take the longest stand for them.")
+        lines.append(f"Shortlist: the {len(plan.starts)} best; the figures below are of those that take the longest.")
     else:
         lines.append(f"Starts: {', '.join(plan.starts)}; no search.")
     recipes = {_recipe_text(trial["point"]) for trial in plan.trials}
