@@ -41,7 +41,7 @@ from raysnap.config.load import dump_yaml
 from raysnap.config.sweep import GENTLE, FinetuneConfig, SweepConfig
 from raysnap.config.train import TrainConfig
 from raysnap.models.block_facts import num_body_blocks
-from raysnap.store.exchange import InputOptions, add_path
+from raysnap.store.exchange.weights_in import InputOptions, add_path
 from raysnap.store.preprocessing import Preprocessing
 from raysnap.store.store import Store
 from raysnap.training.trial import Trial

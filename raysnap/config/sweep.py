@@ -238,16 +238,19 @@ _TRAIN: dict[str, Any] = {"batch_size": 32, "optimizer": "adamw", "weight_decay"
 PRESETS: dict[str, dict[str, Any]] = {
     "quick": {
         "shortlist": 3,
+        "min_steps": 75,
         "train": _TRAIN | {"epochs": 5},
         "space": _recipes("quarter/bold", "all/gentle", "all/bold"),
     },
     "good": {
         "shortlist": 5,
+        "min_steps": 200,
         "train": _TRAIN | {"epochs": 12},
         "space": _recipes("quarter/bold", "all/gentle", "all/bold", "head/fast"),
     },
     "best": {
         "shortlist": 5,
+        "min_steps": 500,
         "train": _TRAIN | {"epochs": 40, "views": 8},
         "space": _recipes("quarter/bold", "all/gentle", "all/bold", "half/gentle", "head/fast"),
     },
@@ -279,6 +282,12 @@ class FinetuneConfig(RunConfig):
         SearchOptions(feature_cache_bytes=2**30), description="How the store is searched; see `raysnap search`."
     )
     train: TrainConfig = Field(description="How each start is fine-tuned where the space doesn't say; by `preset`.")
+    min_steps: int = Field(
+        ge=0,
+        le=1_000_000,
+        description="Fewest optimizer steps of each fine-tune: a small dataset gets smaller batches and more epochs. "
+        "By `preset`; 0 where `train` has `epochs` or `batch_size`, which are then taken as they are.",
+    )
     space: Space = Field(description="Recipes to try with each start, as in a sweep; by `preset`.")
     num_samples: int = Field(1, ge=1, le=1000, description="How often the recipes are sampled.")
     metric: Metric = Field("val_accuracy", description="Metric by which fine-tunes are compared.")
@@ -318,6 +327,8 @@ class FinetuneConfig(RunConfig):
         given = {key: child for key, child in value.items() if key not in preset or child is not None}
         if isinstance(train, dict):
             given["train"] = preset["train"] | train
+            if {"epochs", "batch_size"} & train.keys():
+                given.setdefault("min_steps", 0)
         return preset | given
 
     @model_validator(mode="after")

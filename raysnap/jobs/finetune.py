@@ -21,7 +21,14 @@ from raysnap.datasets.splits import check_classes
 from raysnap.errors import UsageError
 from raysnap.humanize import seconds_text
 from raysnap.jobs.sweep import SweepSummary, sweep
-from raysnap.planning.finetune import LEAST_RESERVE_S, RESERVE_SHARE, SEARCH_SHARE, fit_to_time, sweep_config
+from raysnap.planning.finetune import (
+    LEAST_RESERVE_S,
+    RESERVE_SHARE,
+    SEARCH_SHARE,
+    fit_to_time,
+    sweep_config,
+    with_min_steps,
+)
 from raysnap.planning.sweep import plan_sweep
 from raysnap.progress import OnProgress, ignore_progress
 from raysnap.runs.run_directory import RunDirectory, lock_run
@@ -123,10 +130,10 @@ def finetune(
     """
     with lock_run(config, config.run_dir, resume=resume, lock=lock) as held:
         shortlist = choose_starts(config, resume=resume, lock=held, on_progress=on_progress)
-        store = Store.open(config.store)
+        store, dataset = Store.open(config.store), _open(config)
         training = sweep_config(
-            config,
-            _open(config).root,
+            with_min_steps(config, dataset),
+            dataset.root,
             shortlist.starts,
             shortlist.epochs,
             shortlist.time,
@@ -163,12 +170,13 @@ def choose_starts(
     began_s = time.monotonic() - since_enter_s()
     store, dataset = Store.open(config.store), _open(config)
     check_classes(dataset, ("val", "test"))
+    trained = with_min_steps(config, dataset)
     if config.starts:
-        shortlist = Shortlist(tuple(_named(store, name) for name in config.starts), config.train.epochs)
+        shortlist = Shortlist(tuple(_named(store, name) for name in config.starts), trained.train.epochs)
     else:
-        shortlist = _search(config, store, dataset, lock.run_dir, on_progress)
+        shortlist = _search(trained, store, dataset, lock.run_dir, on_progress)
     if config.time_budget_s is not None:
-        shortlist = _in_time(config, dataset, shortlist, time.monotonic() - began_s)
+        shortlist = _in_time(trained, dataset, shortlist, time.monotonic() - began_s)
     RunDirectory.open(config, lock, resume=resume)
     shortlist.write(lock.run_dir)
     return shortlist

@@ -6,15 +6,16 @@ first: where time runs out, every start has had the first recipe.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from raysnap.cluster.gpu_room import known_gpu_bytes
+from raysnap.config.parts import ShapesConfig
 from raysnap.config.sweep import PRESETS, FinetuneConfig, SweepConfig
+from raysnap.datasets.dataset import Dataset
+from raysnap.datasets.splits import training_splits
 from raysnap.models.block_facts import num_body_blocks
 from raysnap.planning.forecast import TRIAL_OVERHEAD_S, forecast
 from raysnap.planning.sweep import plan_sweep
@@ -25,9 +26,42 @@ SEARCH_SHARE = 0.25  # of a time budget, at most, for the search
 RESERVE_SHARE, LEAST_RESERVE_S = 0.05, 15.0  # for starting Ray, storing and reporting
 ASHA_SHARE = 0.6  # of all planned epochs that run, as ASHA stops most fine-tunes early
 MIN_EPOCHS = 2
+MIN_BATCH = 16
+MAX_STRETCH = 4  # times the epochs that would do, where a time budget has room for them
 TRAINING_SHARE = 0.9  # of the time for training that epochs take; the rest is for what is around them
 LEAST_SHARE_S = 1.0
 FEWEST = "quick"  # the preset with the fewest recipes
+
+
+def with_min_steps(config: FinetuneConfig, dataset: Dataset | None) -> FinetuneConfig:
+    """Return the configuration with batches so small and epochs so many that a fine-tune takes `min_steps` steps.
+
+    Smaller batches come first: they take more steps in the same number of forward passes.
+
+    Args:
+        dataset: what is trained on; None for a built-in one that is yet to be drawn.
+    """
+    if dataset is None:
+        num_train = (config.shapes or ShapesConfig()).num_train
+    else:
+        num_train = len(training_splits(dataset, config.seed, config.num_train)["train"])
+
+    def num_steps(batch_size: int) -> int:
+        return -(-num_train // batch_size)
+
+    batch_size, epochs = config.train.batch_size, config.train.epochs
+    while batch_size >= 2 * MIN_BATCH and num_steps(batch_size) * epochs < config.min_steps:
+        batch_size //= 2
+    epochs = max(epochs, -(-config.min_steps // num_steps(batch_size)))
+    train = config.train.model_copy(update={"batch_size": batch_size, "epochs": epochs})
+    return config.model_copy(
+        update={"train": train, "grace_epochs": _scaled(config.grace_epochs, epochs, config.train.epochs)}
+    )
+
+
+def _scaled(grace_epochs: int, epochs: int, of: int) -> int:
+    """Return the epochs before ASHA may stop a fine-tune where more epochs than `of` are trained: as large a share."""
+    return max(grace_epochs, round(grace_epochs * epochs / of))
 
 
 def sweep_config(
@@ -65,7 +99,7 @@ def sweep_config(
             "num_samples": config.num_samples,
             "scheduler": "fifo" if config.resources.num_workers else "asha",
             "metric": config.metric,
-            "grace_epochs": min(config.grace_epochs, epochs),
+            "grace_epochs": min(_scaled(config.grace_epochs, epochs, config.train.epochs), epochs),
             "reduction_factor": config.reduction_factor,
             "time_budget_s": time.stop_s if time else None,
             "keep": "best",
@@ -81,14 +115,16 @@ def sweep_config(
 def _sharing_time(sweep: SweepConfig, training_s: float) -> SweepConfig:
     """Return the sweep with an equal share of the time for each fine-tune, so that each can be kept when time is over.
 
-    A machine that is slower than forecast then trains fewer epochs; what was best so far is kept and tested.
+    A machine that is slower than forecast then trains fewer epochs; what was best so far is kept and tested. Those that
+    ASHA stops leave their shares to the others.
     """
     if sweep.resources.num_workers:
         return sweep
     num_trials = len(plan_sweep(sweep).trials)
     num_places = len(known_gpu_bytes()) or max(1, int(num_cpus() // sweep.resources.cpus))
     at_once = min(num_trials, num_places, sweep.resources.max_concurrent or num_places)
-    share_s = max(LEAST_SHARE_S, TRAINING_SHARE * training_s * at_once / num_trials - TRIAL_OVERHEAD_S)
+    full_trials = num_trials * (ASHA_SHARE if sweep.scheduler == "asha" else 1.0)
+    share_s = max(LEAST_SHARE_S, TRAINING_SHARE * training_s * at_once / full_trials - TRIAL_OVERHEAD_S)
     limit_s = min(share_s, sweep.train.time_limit_s or share_s)
     return sweep.model_copy(update={"train": sweep.train.model_copy(update={"time_limit_s": limit_s})})
 
@@ -170,8 +206,9 @@ def fit_to_time(
 ) -> Fit:
     """Return how much is trained so that it is forecast to fit the time left.
 
-    First epochs go, down to a third; then recipes, to those of the preset `quick`, unless they are the configuration's
-    own; then starts, as a shortlist is worth more than recipes; then epochs again.
+    Where there is time for more than the preset's epochs, more are trained. Where there is less, first epochs go, down
+    to a third; then recipes, to those of the preset `quick`, unless they are the configuration's own; then starts, as a
+    shortlist is worth more than recipes; then epochs again.
     """
     steps = _steps(config, len(starts))
     chosen = steps[-1]
@@ -192,7 +229,8 @@ def _steps(config: FinetuneConfig, num_starts: int) -> list[Fit]:
     third = min(most, max(MIN_EPOCHS, -(-most // 3)))
     is_presets = config.preset != FEWEST and config.space == _preset_space(config.preset)
     recipes = FEWEST if is_presets else None
-    steps = [Fit(num_starts, epochs) for epochs in range(most, third - 1, -1)]
+    longest = most if config.min_steps == 0 else MAX_STRETCH * most
+    steps = [Fit(num_starts, epochs) for epochs in range(longest, third - 1, -1)]
     steps += [Fit(count, third, recipes) for count in range(num_starts, 0, -1)]
     return steps + [Fit(1, epochs, recipes) for epochs in range(third - 1, MIN_EPOCHS - 1, -1)]
 
@@ -212,12 +250,5 @@ def forecast_s(
     sweep = sweep_config(config, dataset_dir, starts, epochs, recipes=recipes)
     needed = forecast(sweep, plan_sweep(sweep))
     gpus = known_gpu_bytes()
-    total_s = needed.gpu_s / len(gpus) if gpus else needed.cpu_s * _crowding()
+    total_s = needed.gpu_s / len(gpus) if gpus else needed.cpu_s
     return ASHA_SHARE * total_s if sweep.scheduler == "asha" else total_s
-
-
-def _crowding() -> float:
-    """Return how many processes share each of this machine's CPUs now; at least one."""
-    with suppress(OSError, AttributeError):
-        return max(1.0, os.getloadavg()[0] / num_cpus())
-    return 1.0

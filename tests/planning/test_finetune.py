@@ -3,8 +3,9 @@
 import pytest
 
 from raysnap.config.sweep import FinetuneConfig
+from raysnap.datasets.dataset import open_dataset
 from raysnap.planning import finetune as module
-from raysnap.planning.finetune import fit_to_time, sweep_config
+from raysnap.planning.finetune import fit_to_time, sweep_config, with_min_steps
 from raysnap.planning.sweep import plan_sweep
 from raysnap.runs.shortlist import ShortlistedStart, TimePlan
 from raysnap.store.store import Store
@@ -83,7 +84,7 @@ def test_less_time_means_fewer_epochs_recipes_and_starts(tmp_path, folder, start
     config = config_of(tmp_path, folder)
     fits = {seconds: fit_to_time(config, folder, starts, seconds) for seconds in (1000, 240, 160, 79, 39, 19, 1)}
     assert {seconds: (fit.num_starts, fit.epochs, fit.recipes) for seconds, fit in fits.items()} == {
-        1000: (2, 12, None),
+        1000: (2, 48, None),
         240: (2, 12, None),
         160: (2, 8, None),
         79: (2, 4, "quick"),
@@ -93,8 +94,42 @@ def test_less_time_means_fewer_epochs_recipes_and_starts(tmp_path, folder, start
     }
     assert all(fit.forecast_s <= seconds for seconds, fit in fits.items() if seconds > 1)
     assert fit_to_time(config_of(tmp_path, folder, train={"epochs": 1}), folder, starts, 1).epochs == 1
+    assert fit_to_time(config_of(tmp_path, folder, train={"epochs": 9}), folder, starts, 1000).epochs == 9
     own = config_of(tmp_path, folder, space={"train.lr": {"grid": [0.1]}})
     assert fit_to_time(own, folder, starts, 1).recipes is None
+
+
+@pytest.mark.parametrize(
+    ("num_images", "more", "expected"),
+    [
+        (100, {}, (16, 40, 7)),
+        (100, {"preset": "quick"}, (16, 15, 6)),
+        (100, {"preset": "best"}, (16, 100, 5)),
+        (400, {}, (16, 12, 2)),
+        (100, {"min_steps": 30}, (32, 12, 2)),
+        (100, {"min_steps": 50}, (16, 12, 2)),
+        (100, {"num_train": 40}, (16, 67, 11)),
+        (100, {"train": {"epochs": 3}}, (32, 3, 2)),
+        (100, {"train": {"batch_size": 64}}, (64, 12, 2)),
+        (100, {"train": {"batch_size": 64}, "min_steps": 50}, (16, 12, 2)),
+        (100, {"train": {"batch_size": 4}, "min_steps": 400}, (4, 20, 3)),
+    ],
+)
+def test_small_datasets_get_smaller_batches_and_more_epochs(tmp_path, num_images, more, expected):
+    folder = make_folder(tmp_path / "photos", {"train/cat": num_images // 2, "train/dog": num_images // 2})
+    config = with_min_steps(config_of(tmp_path, folder, **more), open_dataset(str(folder), tmp_path))
+    assert (config.train.batch_size, config.train.epochs, config.grace_epochs) == expected
+
+
+def test_a_dataset_yet_to_be_drawn_counts_as_it_will_be(tmp_path):
+    config = config_of(tmp_path, "shapes-shape-a", shapes={"num_train": 80, "image_size": 32})
+    assert with_min_steps(config, None).train.epochs == 40
+
+
+def test_longer_fine_tunes_have_longer_grace(tmp_path, folder, starts):
+    config = config_of(tmp_path, folder)
+    graces = {epochs: sweep_config(config, folder, starts, epochs).grace_epochs for epochs in (1, 4, 12, 48)}
+    assert graces == {1: 1, 4: 2, 12: 2, 48: 8}
 
 
 def test_each_fine_tune_has_a_share_of_the_time(tmp_path, folder, starts, monkeypatch):
@@ -105,10 +140,12 @@ def test_each_fine_tune_has_a_share_of_the_time(tmp_path, folder, starts, monkey
     shares = {
         seconds: sweep_config(config, folder, starts, 3, plan).train.time_limit_s for seconds, plan in plans.items()
     }
-    assert shares == {100: pytest.approx(0.9 * 100 * 2 / 6 - 1), 1: 1.0}
+    assert shares == {100: pytest.approx(0.9 * 100 * 2 / (0.6 * 6) - 1), 1: 1.0}, "ASHA stops 4 of 10"
     assert sweep_config(config, folder, starts, 3).train.time_limit_s is None
     alone = config_of(tmp_path, folder, preset="quick", resources={"max_concurrent": 1})
-    assert sweep_config(alone, folder, starts, 3, plans[100]).train.time_limit_s == pytest.approx(0.9 * 100 / 6 - 1)
+    assert sweep_config(alone, folder, starts, 3, plans[100]).train.time_limit_s == pytest.approx(
+        0.9 * 100 / (0.6 * 6) - 1
+    )
 
 
 def test_where_time_is_short_an_epoch_may_end_all_the_same(tmp_path, folder, starts):

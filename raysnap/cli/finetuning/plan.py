@@ -11,7 +11,7 @@ from raysnap.datasets.dataset import find_dataset, open_dataset
 from raysnap.errors import ArchitectureError, UsageError
 from raysnap.humanize import count_text, flops_text, plural, seconds_text
 from raysnap.models.block_facts import block_shapes
-from raysnap.planning.finetune import LEAST_RESERVE_S, RESERVE_SHARE, SEARCH_SHARE, sweep_config
+from raysnap.planning.finetune import LEAST_RESERVE_S, RESERVE_SHARE, SEARCH_SHARE, sweep_config, with_min_steps
 from raysnap.planning.forecast import Forecast, check_room, forecast
 from raysnap.planning.sweep import plan_sweep
 from raysnap.runs.shortlist import ShortlistedStart
@@ -62,12 +62,13 @@ def plan_finetune(config: FinetuneConfig) -> FinetunePlan:
         if not tried:
             raise UsageError(f"{config.store}: expected a snapshot to start from, found none that can run")
         chosen = tried[: config.shortlist]
-    num_items = None
+    num_items = dataset = None
     if folder is not None:
         dataset = open_dataset(config.dataset, config.data_dir, config.shapes)
         num_items = sum(len(items) for split, items in dataset.splits.items() if split in ("train", "val"))
     starts = [ShortlistedStart(one.id, name_of(one), one.architecture, one.image_size) for one in chosen]
-    training = sweep_config(config, folder or Path(config.dataset), starts, config.train.epochs)
+    trained = with_min_steps(config, dataset)
+    training = sweep_config(trained, folder or Path(config.dataset), starts, trained.train.epochs)
     plan = plan_sweep(training)
     needed = forecast(training, plan)
     check_room(training, needed)
@@ -118,17 +119,18 @@ def plan_lines(plan: FinetunePlan, config: FinetuneConfig) -> str:
         lines.append(f"Shortlist: the {len(plan.starts)} best; the figures below are of those that take the longest.")
     else:
         lines.append(f"Starts: {', '.join(plan.starts)}; no search.")
-    recipes = {_recipe_text(trial["point"]) for trial in plan.trials}
+    recipes, train = {_recipe_text(trial["point"]) for trial in plan.trials}, plan.trials[0]["train"]
     lines.append(
         f"Training: {plural(len(plan.starts), 'start')} × {plural(len(recipes), 'recipe')}, up to "
-        f"{plural(config.train.epochs, 'epoch')} each: {'; '.join(sorted(recipes))}. ASHA stops most of them early."
+        f"{plural(train['epochs'], 'epoch')} in batches of {train['batch_size']} each: {'; '.join(sorted(recipes))}. "
+        "ASHA stops most of them early."
     )
     if plan.time_s:
         lines.append(
             f"Time: {seconds_text(config.time_budget_s)}, of which the search takes at most "
             f"{seconds_text(plan.time_s['search'])}, training what is left (at least "
             f"{seconds_text(plan.time_s['training'])}), and {seconds_text(plan.time_s['reserve'])} are kept for "
-            "starting Ray and storing. Epochs, recipes and starts are cut to fit."
+            "starting Ray and storing. Epochs, recipes and starts are chosen to fit."
         )
     from raysnap.cli.training_tables import forecast_lines
 

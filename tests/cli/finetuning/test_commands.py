@@ -33,7 +33,10 @@ def place(tmp_path, monkeypatch):
 def test_a_dry_run_says_what_a_finetune_takes_and_writes_nothing(place, capsys):
     before = listing(place)
     out = run_text(capsys, "finetune", "--data", "photos", "--dry-run", "--time-budget", "20m")
-    assert "Search: up to 2\u00a0candidates" in out and "2\u00a0starts × 4\u00a0recipes, up to 12\u00a0epochs" in out
+    assert (
+        "Search: up to 2\u00a0candidates" in out
+        and "2\u00a0starts × 4\u00a0recipes, up to 200\u00a0epochs in batches of 16" in out
+    )
     assert "of which the search takes at most 5\u00a0min\u00a000\u00a0s" in out and "Nothing was written." in out
     document = run_json(capsys, "finetune", "--data", "photos", "--from", "first", "--dry-run", "train.epochs=3")
     assert (document["num_candidates"], document["starts"]) == (0, ["first"])
