@@ -5,13 +5,20 @@ A copy that broke off goes on where it was: what it copied is there, and what it
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from functools import partial
 
-from raysnap.errors import SnapshotNotFound, StoreDamaged
+from raysnap.errors import SnapshotNotFound, StoreDamaged, StoreUnreadable
 from raysnap.store.backends.place import FEW_AT_ONCE, Needed, Place
-from raysnap.store.catalog import ABSENT, manifest_key, read_manifest_bytes, set_ref, snapshot_ids
+from raysnap.store.catalog import (
+    ABSENT,
+    manifest_key,
+    read_manifest,
+    read_manifest_bytes,
+    set_ref,
+    snapshot_ids,
+)
 from raysnap.store.index import list_refs
 from raysnap.store.manifest import Manifest, parse_manifest
 from raysnap.store.publishing import publish_manifest
@@ -65,6 +72,22 @@ def copy_store(source: Place, target: Place, snapshots: Iterable[str], names: di
     return Copied(
         len(manifests), len(missing), sum(one.num_bytes for one in missing), num_names, len(absent), tuple(kept)
     )
+
+
+def check_all_copied(source: Place, listed: Collection[str]) -> None:
+    """Refuse to call a copy whole where listings leave out a snapshot that can't be read.
+
+    Raises:
+        StoreDamaged: a manifest that is not listed is damaged; the others are copied.
+        StoreUnreadable: it can't be read.
+    """
+    for snapshot in sorted(set(snapshot_ids(source)) - set(listed)):
+        try:
+            read_manifest(source, snapshot)
+        except FileNotFoundError:
+            continue  # removed since it was listed
+        except (StoreDamaged, StoreUnreadable) as error:
+            raise type(error)(f"{error}; it was not copied, the others were") from None
 
 
 def _read(source: Place, snapshot: str) -> tuple[Manifest, bytes]:

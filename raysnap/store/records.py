@@ -36,7 +36,8 @@ RECORD_FORMAT: Final = 1
 CACHE_KEY = "records.cache"
 MAX_RECORD_BYTES = 2**20
 MAX_CACHE_BYTES = 2**32
-CACHE_VERSION = 2
+CACHE_VERSION = 3
+CRC_BYTES = 4
 
 
 class StartFacts(Record):
@@ -467,7 +468,10 @@ _ARRAYS = (
 
 
 def _dump(table: RecordTable, mtime_ns: int) -> bytes:
-    """Return the cache's bytes: arrays without pickles, the names in one of them, each part with its CRC-32."""
+    """Return the cache's bytes: arrays without pickles, the names in one of them, and a CRC-32 of all.
+
+    The parts of a zip have their own, but of a part that says a smaller shape than it has nobody reads to the end.
+    """
     import numpy as np
 
     names = {key: getattr(table, key) for key in ("architectures", "fields", "datasets")}
@@ -476,7 +480,12 @@ def _dump(table: RecordTable, mtime_ns: int) -> bytes:
     written = io.BytesIO()
     arrays = {key: getattr(table, key) for key in _ARRAYS}
     np.savez(written, names=np.frombuffer(json.dumps(names).encode(), dtype=np.uint8), **arrays)
-    return written.getvalue()
+    content = written.getvalue()
+    return content + _crc_of(content)
+
+
+def _crc_of(content: bytes) -> bytes:
+    return zlib.crc32(content).to_bytes(CRC_BYTES, "big")
 
 
 def _load(place: Place) -> tuple[RecordTable | None, int]:
@@ -484,7 +493,10 @@ def _load(place: Place) -> tuple[RecordTable | None, int]:
     import numpy as np
 
     try:
-        with np.load(io.BytesIO(place.read(CACHE_KEY, MAX_CACHE_BYTES)), allow_pickle=False) as arrays:
+        raw = place.read(CACHE_KEY, MAX_CACHE_BYTES)
+        if _crc_of(raw[:-CRC_BYTES]) != raw[-CRC_BYTES:]:
+            raise ValueError("damaged, or of an older version")
+        with np.load(io.BytesIO(raw[:-CRC_BYTES]), allow_pickle=False) as arrays:
             names = json.loads(arrays["names"].tobytes())
             if names["version"] != CACHE_VERSION:
                 return None, 0

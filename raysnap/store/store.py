@@ -37,7 +37,7 @@ from raysnap.store.backends.place import (
     Place,
     object_key,
 )
-from raysnap.store.copying import Copied, copy_store
+from raysnap.store.copying import Copied, check_all_copied, copy_store
 from raysnap.store.garbage import collect_garbage
 from raysnap.store.index import Lineage, SnapshotSummary
 from raysnap.store.manifest import (
@@ -537,11 +537,14 @@ class Store:
         What is there already is not sent again; a name that another snapshot has there stays with it.
 
         Raises:
-            StoreDamaged: something here is damaged; what came before it is copied.
+            StoreDamaged: something here is damaged; a damaged manifest leaves the rest copied, anything else what came
+                before it.
             StoreError: something can't be read here or written there.
         """
         snapshots = [summary.id for summary in self.summaries(where)]
-        return copy_store(self._place, target._place, snapshots, self.refs())
+        copied = copy_store(self._place, target._place, snapshots, self.refs())
+        check_all_copied(self._place, {summary.id for summary in self.summaries()})
+        return copied
 
     def stats(self) -> dict[str, int]:
         """Count snapshots, blocks and their bytes: on the disk, and if each snapshot were a full copy."""

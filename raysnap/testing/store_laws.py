@@ -425,6 +425,27 @@ class StoreLaws:
             beside.join()
             assert open_store(new_place.open()).verify()["ok"], step
 
+    def test_a_snapshot_that_goes_while_it_is_named_leaves_no_name(self, make_place: MakePlace) -> None:
+        snapshot = id_of(make_blocks(3))
+        num_operations = count_operations(
+            self._fill(make_place()).open(), lambda store: store.remove_snapshot(snapshot)
+        )
+        for step in range(1, num_operations + 1, self.every):
+            new_place, beside = self._fill(make_place()), Beside()
+
+            def give(new_place: NewPlace = new_place) -> None:
+                with suppress(SnapshotNotFound):
+                    open_store(new_place.open()).set_ref("three", snapshot)
+
+            def name(operation: Operation, step: int = step) -> None:
+                if operation.number == step and operation.name != "hold_names":
+                    beside.do(give)  # noqa: B023
+
+            open_store(watched(new_place.open(), name)).remove_snapshot(snapshot)
+            beside.join()
+            store = open_store(new_place.open())
+            assert store.verify()["ok"] and store.refs() == {"best": id_of(make_blocks(0))}, step
+
     def test_writers_and_collectors_lose_nothing(self, store: Store, new_place: NewPlace) -> None:
         """Writers put and remove snapshots that share blocks while two collectors run without a grace."""
         stop = threading.Event()

@@ -17,6 +17,7 @@ import pytest
 from raysnap.errors import BlockDamaged, SnapshotNotFound, StoreDamaged, StoreError, StoreUnreadable
 from raysnap.store.store import Store
 from raysnap.testing.blocks import equal, put, read
+from tests.support.start_records import record
 from tests.support.store_blocks import object_path
 from tests.support.store_disk import Call, Disk
 from tests.support.store_laws import (
@@ -31,19 +32,24 @@ from tests.support.store_laws import (
     read_world,
 )
 
+TARGETS = ["block", "manifest", "ref", "store.json", "index", "record", "records.cache"]
+REBUILT = ("index", "records.cache")
+
 
 @pytest.fixture
 def whole(monkeypatch) -> Iterator[tuple[Store, World]]:
-    """Return a store of two snapshots that share all but their heads, with a name and an index, and what it holds."""
+    """Return a store of two snapshots that share all but their heads, with a name, a record and both caches."""
     few_shards(monkeypatch)
     with disk_folder() as folder:
         store, world = make_store(folder / "store", (1, 2))
+        world = world.recorded(store.put_record(record("old", "pets", 0.5)))
         store.summaries()
+        store.record_table()
         yield store, world
 
 
 def paths_of(store: Store) -> dict[str, Path]:
-    """One file of each kind; the block is shared by both snapshots."""
+    """One file of each of `TARGETS`; the block is shared by both snapshots."""
     manifest = store.manifest("old")
     return {
         "block": object_path(store, manifest.blocks[0].digest),
@@ -51,6 +57,8 @@ def paths_of(store: Store) -> dict[str, Path]:
         "ref": store.path / "refs" / "old",
         "store.json": store.path / "store.json",
         "index": store.path / "index.sqlite",
+        "record": next((store.path / "records").iterdir()),
+        "records.cache": store.path / "records.cache",
     }
 
 
@@ -61,7 +69,7 @@ def check_found(store: Store, world: World, target: str, path: Path) -> None:
             with pytest.raises((StoreDamaged, StoreError), match=str(store.path)):
                 Store.open(store.path, create=create)
         return
-    if target == "index":
+    if target in REBUILT:
         assert read_world(store.path, world.snapshots) == world
         assert store.verify()["ok"]
         return
@@ -74,8 +82,11 @@ def check_found(store: Store, world: World, target: str, path: Path) -> None:
         found = [(row["block"], row["snapshots"]) for row in report["damaged"]]
         assert (found, report["damaged_files"]) == ([(path.name, sorted(world.snapshots))], [])
         return
-    with pytest.raises(StoreDamaged, match=path.name):
-        store.manifest("old")
+    if target == "record":
+        assert list(store.records()) == []
+    else:
+        with pytest.raises(StoreDamaged, match=path.name):
+            store.manifest("old")
     assert report["damaged"] == []
     assert [row["file"] for row in report["damaged_files"]] == [f"{path.parent.name}/{path.name}"]
     if target == "manifest":
@@ -93,16 +104,16 @@ def flip(path: Path, bit: int) -> bytes:
     return raw
 
 
-@pytest.mark.parametrize("target", ["block", "manifest", "ref", "store.json", "index"])
+@pytest.mark.parametrize("target", TARGETS)
 def test_every_flipped_bit_is_found(whole, target):
     store, world = whole
     path = paths_of(store)[target]
     random = Random(f"{SEED} {target}")
-    for _ in range(COUNTS.bit_flips // 5):
+    for _ in range(-(-COUNTS.bit_flips // len(TARGETS))):
         raw = flip(path, random.randrange(8 * path.stat().st_size))
         flipped = path.read_bytes()
         check_found(store, world, target, path)
-        if target == "index":
+        if target in REBUILT:
             assert path.read_bytes() != flipped
         else:
             path.write_bytes(raw)
@@ -112,7 +123,7 @@ def test_every_flipped_bit_is_found(whole, target):
 
 @pytest.mark.skipif(not IS_DEEP, reason="only in tools/deep")
 @pytest.mark.timeout(0)
-@pytest.mark.parametrize("target", ["block", "manifest", "ref", "store.json", "index"])
+@pytest.mark.parametrize("target", TARGETS)
 def test_a_flipped_bit_in_every_byte_is_found(whole, target):
     store, world = whole
     path = paths_of(store)[target]
@@ -171,15 +182,10 @@ def a_link_to_nowhere(path: Path, other: Path, random: Random) -> None:
 
 
 KINDS = [cut, empty, missing, longer, zeroed, torn, swapped, random_bytes, a_folder, a_link_to_nowhere]
-# A name that is gone was perhaps taken away, and a manifest that is gone was perhaps removed: that is no damage by
-# itself. A link to nowhere is a name without a file.
-UNSEEN = {("ref", missing), ("ref", a_link_to_nowhere), ("manifest", missing), ("manifest", a_link_to_nowhere)}
-CASES = [
-    (target, kind)
-    for target in ("block", "manifest", "ref", "store.json", "index")
-    for kind in KINDS
-    if (target, kind) not in UNSEEN
-]
+# A name or record that is gone was perhaps taken away, and a manifest that is gone was perhaps removed: that is no
+# damage by itself. A link to nowhere is a name without a file.
+UNSEEN = {(target, kind) for target in ("ref", "manifest", "record") for kind in (missing, a_link_to_nowhere)}
+CASES = [(target, kind) for target in TARGETS for kind in KINDS if (target, kind) not in UNSEEN]
 ROUNDS = -(-COUNTS.file_damages // len(CASES))
 
 

@@ -3,8 +3,10 @@
 import pytest
 
 from raysnap.errors import StoreDamaged, StoreError
+from raysnap.store import copying
 from raysnap.store.backends.bucket import Bucket
 from raysnap.store.backends.place import object_key
+from raysnap.store.copying import copy_store
 from raysnap.store.store import Store
 from raysnap.testing.blocks import equal, make_blocks, put, read
 from raysnap.testing.places import Killed, count_operations, killed_at, open_store, watched
@@ -91,6 +93,48 @@ def test_a_damaged_block_is_not_copied(store):
     with pytest.raises(StoreDamaged, match=f"{digest}.*not copied"):
         store.copy_to(far)
     assert far.summaries() == [] and far.verify()["ok"]
+
+
+@pytest.mark.parametrize("what", ["manifest", "another manifest", "record"])
+def test_a_damaged_manifest_or_record_is_not_copied(store, what):
+    one, two = (store.path / "snapshots" / f"{store.resolve(name)}.json" for name in ("one", "two"))
+    path = next((store.path / "records").iterdir()) if what == "record" else one
+    raw = two.read_bytes() if what == "another manifest" else path.read_bytes().replace(b"resnet18", b"resnet34")
+    path.write_bytes(raw)
+    far = open_store(in_memory().open(), create=True)
+    with pytest.raises(StoreDamaged, match=path.name):
+        store.copy_to(far)
+    assert set(far.refs()) == ({"one", "two"} if what == "record" else {"two"}), "the rest is copied"
+    assert equal(read(far, "two"), make_blocks(2, 1)) and far.verify()["ok"]
+    assert len(list(far.records())) == (what != "record")
+
+
+def test_a_snapshot_that_is_damaged_while_it_is_copied_is_not(store):
+    snapshot, other = store.resolve("one"), store.resolve("two")
+    path = store.path / "snapshots" / f"{snapshot}.json"
+    path.write_bytes((store.path / "snapshots" / f"{other}.json").read_bytes())
+    far = in_memory().open()
+    open_store(far, create=True)
+    with pytest.raises(StoreDamaged, match=snapshot):
+        copy_store(store._place, far, [snapshot], {})
+    assert open_store(far).summaries() == []
+
+
+def test_a_name_given_during_a_copy_stays(store, monkeypatch):
+    far = open_store(in_memory().open(), create=True)
+    other, list_refs = put(far, 9).manifest.id, copying.list_refs
+
+    def list_too_early(place):
+        found = list_refs(place)
+        far.set_ref("one", other)
+        return found
+
+    monkeypatch.setattr(copying, "list_refs", list_too_early)
+    with pytest.raises(StoreError, match="nothing is changed"):
+        store.copy_to(far)
+    monkeypatch.undo()
+    assert store.copy_to(far).kept_names == ("one",)
+    assert far.refs() == {"one": other, "two": store.resolve("two")}
 
 
 def test_what_a_gc_takes_during_a_copy_is_sent_again(store, monkeypatch):

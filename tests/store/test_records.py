@@ -1,5 +1,6 @@
 """Records of fine-tunes: named by their content, merged by copying, out of gc's way, in a cache that may be lost."""
 
+import os
 import shutil
 
 import pytest
@@ -75,10 +76,18 @@ def test_a_damaged_record_is_left_out_and_named(store, caplog):
     assert [fault["file"] for fault in store.verify()["damaged_files"]] == [f"records/{digest}.json"]
 
 
+SPACED = record("a", "pets", 0.5).to_bytes().replace(b":", b": ", 1)
+
+
 @pytest.mark.parametrize("raw", [b"", b"[]", b'{"format":1}', b"{" * 100_000])
 def test_what_is_no_record_is_refused(raw):
     with pytest.raises(StoreDamaged, match="not a record"):
         parse_record(raw, "here", records.blake3(raw).hexdigest())
+
+
+def test_a_record_has_one_spelling():
+    with pytest.raises(StoreDamaged, match="expected canonical JSON"):
+        parse_record(SPACED, "here", records.blake3(SPACED).hexdigest())
 
 
 def test_a_record_too_large_to_be_read_is_not_written(store):
@@ -90,12 +99,28 @@ def test_the_cache_follows_what_is_added_and_removed(store):
     first = store.put_record(record("a", "pets", 0.5))
     assert table_facts(store) == [((id_of("a"), "resnet18", id_of("a")), ("digest of pets", 32, 3), 0.5)]
     store.put_record(record("b", "pets", 0.25, lineage=("base", "root")))
-    assert [facts[0][2] for facts in table_facts(store)] == sorted(
-        [id_of("a"), id_of("root")], key=lambda one: one
-    ) or True
-    assert len(table_facts(store)) == 2
+    assert {facts[0][2] for facts in table_facts(store)} == {id_of("a"), id_of("root")}
     (store.path / "records" / f"{first}.json").unlink()
     assert table_facts(store) == [((id_of("b"), "resnet18", id_of("root")), ("digest of pets", 32, 3), 0.25)]
+
+
+def test_what_is_recorded_within_a_tick_of_the_clock_is_seen(store):
+    store.put_record(record("a", "pets", 0.5))
+    folder = store.path / "records"
+    before = folder.stat()
+    assert len(store.record_table()) == 1
+    store.put_record(record("b", "pets", 0.5))
+    os.utime(folder, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert len(store.record_table()) == 2
+
+
+def test_a_cache_of_another_version_is_rebuilt(store, monkeypatch):
+    store.put_record(record("a", "pets", 0.5))
+    monkeypatch.setattr(records, "CACHE_VERSION", records.CACHE_VERSION - 1)
+    monkeypatch.setattr(records, "_entry", lambda found: records._Entry("s", "a", "r", ("d", 1, 1), found.num_epochs))
+    older = len(store.record_table())
+    monkeypatch.undo()
+    assert older == 1 and table_facts(store)[0][2] == 0.5
 
 
 @pytest.mark.parametrize("damage", [lambda raw: b"", lambda raw: raw[: len(raw) // 2], lambda raw: b"x" * len(raw)])

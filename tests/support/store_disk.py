@@ -79,7 +79,6 @@ class Disk:
     def __enter__(self) -> Disk:
         for owner, name, wrap in (
             (io, "open", self._open),
-            (io, "FileIO", self._open_raw),
             (os, "open", self._open_descriptor),
             (os, "close", self._close),
             (os, "fsync", self._fsync),
@@ -93,6 +92,7 @@ class Disk:
             (sqlite3, "connect", self._connect),
         ):
             self._patch.setattr(owner, name, self._bound(wrap, getattr(owner, name)))
+        self._patch.setattr(io, "FileIO", self._raw_class(io.FileIO))
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -141,6 +141,15 @@ class Disk:
         if buffering == 0:
             return raw
         return io.BufferedReader(raw) if mode == "rb" else io.BufferedWriter(raw)
+
+    def _raw_class(self, own: type[io.FileIO]) -> type[io.FileIO]:
+        """Return what stands for `io.FileIO`: a class, as numpy asks whether a file is one of it."""
+
+        class Raw(own):
+            def __new__(cls, *args: Any, **kwargs: Any) -> io.FileIO:
+                return self._open_raw(own, *args, **kwargs)
+
+        return Raw
 
     def _open_raw(self, function: Callable, path: Any, mode: str = "r", closefd: bool = True, opener: Any = None):
         """Return a file opened for reading past Python's `open`; `opener` calls `os.open`, which counts."""

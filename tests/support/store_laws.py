@@ -11,7 +11,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -19,6 +19,8 @@ import pytest
 
 from raysnap.models.tensor_bytes import block_digest
 from raysnap.store.backends import folder
+from raysnap.store.backends.folder import Folder
+from raysnap.store.records import read_record, record_digests
 from raysnap.store.store import Store
 from raysnap.testing.blocks import Blocks, equal, make_blocks, read
 
@@ -48,28 +50,33 @@ COUNTS = Counts(20, 1_000, 5_000, 2_000, 200, 20_000, 2_000, 5_000, 100) if IS_D
 
 @dataclass
 class World:
-    """What a store holds: the snapshots by id, and the names."""
+    """What a store holds: the snapshots by id, the names, and the digests of records."""
 
     snapshots: dict[str, Blocks] = field(default_factory=dict)
     names: dict[str, str] = field(default_factory=dict)
+    records: frozenset[str] = frozenset()
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, World):
             return NotImplemented
-        return self.names == other.names and self.snapshots.keys() == other.snapshots.keys()
+        is_same = (self.names, self.records) == (other.names, other.records)
+        return is_same and self.snapshots.keys() == other.snapshots.keys()
 
     def plus(self, snapshot: str, blocks: Blocks) -> World:
-        return World(self.snapshots | {snapshot: blocks}, dict(self.names))
+        return replace(self, snapshots=self.snapshots | {snapshot: blocks})
 
     def named(self, name: str, snapshot: str) -> World:
-        return World(dict(self.snapshots), self.names | {name: snapshot})
+        return replace(self, names=self.names | {name: snapshot})
+
+    def recorded(self, record: str) -> World:
+        return replace(self, records=self.records | {record})
 
     def without_names(self, snapshot: str) -> World:
-        return World(dict(self.snapshots), {name: one for name, one in self.names.items() if one != snapshot})
+        return replace(self, names={name: one for name, one in self.names.items() if one != snapshot})
 
     def minus(self, snapshot: str) -> World:
         rest = {one: blocks for one, blocks in self.snapshots.items() if one != snapshot}
-        return World(rest, self.without_names(snapshot).names)
+        return replace(self.without_names(snapshot), snapshots=rest)
 
 
 def read_world(path: Path, known: dict[str, Blocks]) -> World:
@@ -80,7 +87,12 @@ def read_world(path: Path, known: dict[str, Blocks]) -> World:
         assert equal(read(store, snapshot), blocks), snapshot
     names = store.refs()
     assert names == {name: store.resolve(name) for name in names}
-    return World(snapshots, names)
+    place = Folder(path)
+    records = record_digests(place)
+    for digest in records:
+        read_record(place, digest)
+    assert len(store.record_table()) == len(records)
+    return World(snapshots, names, frozenset(records))
 
 
 def check_clean(path: Path) -> None:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+
+from blake3 import blake3
 
 from raysnap.errors import SnapshotNotFound
 from raysnap.store.preprocessing import Preprocessing
 from raysnap.store.store import Store
 from raysnap.testing.blocks import Blocks, make_blocks
+from tests.support.start_records import record
 from tests.support.store_laws import World, make_store
 
 
@@ -98,6 +101,22 @@ def first_of_format_2(path: Path, scratch: Path, seed: int) -> Scenario:
     return _putting(make_store(path, (seed + 1,))[1], scratch, seed + 2, "mine", Preprocessing(resize_mode="squash"))
 
 
+def with_a_first_record(path: Path, scratch: Path, seed: int) -> Scenario:
+    """Return the scenario of a fine-tune that is recorded after its snapshot, in a store without any record."""
+    putting = _putting(make_store(path, (seed + 1,))[1], scratch, seed + 2, "mine")
+    found = record(f"start {seed}", "pets", 0.5)
+    new = putting.steps[-1].after
+    with_record = new.recorded(blake3(found.to_bytes()).hexdigest())
+    return replace(
+        putting,
+        steps=[
+            *putting.steps,
+            Step(lambda path: Store.open(path).put_record(found), [], with_record),
+            Step(lambda path: Store.open(path).record_table(), [], with_record),
+        ],
+    )
+
+
 def after_a_removal(path: Path, scratch: Path, seed: int) -> Scenario:
     """Return the scenario of a snapshot that is removed, its head collected, and that is put again."""
     store, old = make_store(path, (seed + 1, seed + 2))
@@ -120,5 +139,6 @@ SCENARIOS = {
     "beside shared blocks": beside_shared_blocks,
     "under an old name": under_an_old_name,
     "first of format 2": first_of_format_2,
+    "with a first record": with_a_first_record,
     "after a removal": after_a_removal,
 }

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -34,6 +35,7 @@ class Source:
 
     def __call__(self) -> memoryview:
         self.num_fetches += 1
+        time.sleep(0.02)  # as a network does; others come meanwhile
         return memoryview(bytearray(self.content))
 
 
@@ -76,6 +78,19 @@ def test_the_least_recently_used_go_where_the_budget_ends(tmp_path):
         cache.read(digest, Source(content), None, None)
         os.utime(tmp_path / digest, (digests.index(digest) + 1,) * 2)
     assert {path.name for path in tmp_path.iterdir() if not path.name.startswith(".")} == set(digests[1:])
+
+
+def test_what_is_read_again_is_not_the_first_to_go(tmp_path):
+    cache = BlockCache(tmp_path, 2 * 10**5)
+    sources = [Source(bytes([number]) * 90_000) for number in range(3)]
+    digests = [blake3(source.content).hexdigest() for source in sources]
+    for number in (0, 1):
+        cache.read(digests[number], sources[number], None, None)
+        os.utime(tmp_path / digests[number], (number + 1,) * 2)
+    for number in (0, 2):
+        cache.read(digests[number], sources[number], None, None)
+    kept = {path.name for path in tmp_path.iterdir() if not path.name.startswith(".")}
+    assert kept == {digests[0], digests[2]}
 
 
 def test_a_cache_that_can_not_be_written_is_done_without(tmp_path, caplog):

@@ -7,7 +7,7 @@ from raysnap.store.backends.bucket import Bucket
 from raysnap.store.backends.client import Client, ConditionFailed
 from raysnap.store.catalog import ABSENT
 from raysnap.testing.blocks import equal, id_of, make_blocks, put, read
-from raysnap.testing.places import open_store
+from raysnap.testing.places import open_store, watched
 from tests.support.places import in_memory
 
 
@@ -112,6 +112,24 @@ def test_a_writer_waits_for_a_dead_gc_and_no_longer(store, new_place):
     waited.clear()
     put(store, 1)
     assert waited == [], "it needs none of those blocks"
+
+
+def test_a_slow_writer_shows_no_manifest_whose_blocks_may_be_gone(store, new_place):
+    """It stands still before it publishes, until no gc heeds its draft, and one takes the blocks that it relied on."""
+    for _, tensors in make_blocks(7):
+        store.put_block(tensors)
+    stood = []
+
+    def stand_still(operation) -> None:
+        if operation.name == "publish" and not stood:
+            stood.append(operation)
+            new_place.pass_time(1e5)
+            assert open_store(new_place.open()).gc(grace_s=0)["num_blocks_deleted"] == 3
+        elif stood:
+            assert open_store(new_place.open()).verify()["ok"]
+
+    put(open_store(watched(new_place.open(), stand_still)), 7, name="seven")
+    assert stood and equal(read(store, "seven"), make_blocks(7))
 
 
 def test_a_gc_whose_deletion_got_no_answer_leaves_its_list(store, new_place, monkeypatch):
