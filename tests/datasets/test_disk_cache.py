@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from raysnap.datasets.disk_cache import KEEP_FREE_BYTES, DiskCache, hold, mark_used
+from raysnap.datasets.disk_cache import KEEP_FREE_BYTES, CacheUse, DiskCache, clear_cache, hold, mark_used
 
 
 @pytest.fixture
@@ -89,3 +89,12 @@ def test_places_that_do_not_exist_are_empty_until_locked(tmp_path):
     with ExitStack() as stack:
         stack.enter_context(cache.locked())
         assert cache.places[0].is_dir()
+
+
+def test_clearing_leaves_what_has_no_entrys_name(tmp_path):
+    entry, photos = tmp_path / ("a" * 32), tmp_path / "holiday"
+    for folder in (entry, photos):
+        folder.mkdir()
+        (folder / "photo.jpg").write_bytes(b"x")
+    clear_cache(CacheUse("pixels", None, tmp_path, 2))
+    assert not entry.exists() and (photos / "photo.jpg").exists()

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -150,6 +151,16 @@ def test_settings_beside_a_tokenizer_have_the_last_word(tmp_path, saved, lower):
     unknown, known = PaddedTokenizer(content, 6, 0)(["The Soup", "the soup"]).tolist()
     assert (unknown == known) is lower
     assert unknown == transformers_tokens(folder, "The Soup", 6)
+
+
+def test_code_beside_a_tokenizer_does_not_run(tmp_path, saved):
+    folder, canary = without(saved, tmp_path / "own"), tmp_path / "canary"
+    own = {"tokenizer_class": "OwnTokenizer", "auto_map": {"AutoTokenizer": ["own.OwnTokenizer", None]}}
+    (folder / "tokenizer_config.json").write_text(json.dumps(own))
+    (folder / "own.py").write_text(f"open({str(canary)!r}, 'w').close()\nclass OwnTokenizer: pass\n")
+    with suppress(WeightsError):  # transformers may ask to trust it, or take a class of its own
+        add_path(tmp_path / "store", folder, architecture=BERT)
+    assert not canary.exists()
 
 
 def test_an_export_is_imported_with_its_tokenizer(tmp_path, store):

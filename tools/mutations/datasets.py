@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from tools.mutations.mutant import NOT_RAISED, Mutant
 
+TOKENS = "datasets/text/test_token_cache.py"
+
 MUTANTS = [
     Mutant(
         "a cache evicts nothing that is in use",
@@ -68,5 +70,77 @@ MUTANTS = [
         "        if needed_bytes > 2 * free_bytes:\n",
         "datasets/test_pixel_cache.py::test_what_the_disk_has_no_room_for_is_refused_before",
         NOT_RAISED,
+    ),
+    Mutant(
+        "pixels and tokens are on the disk before they are recorded",
+        "datasets/pixel_cache.py",
+        "        sync_data(file)\n        for slot",
+        "        for slot",
+        "datasets/test_pixel_cache.py::test_pixels_are_on_disk_before_their_records_say_so",
+        r"assert",
+    ),
+    Mutant(
+        "a cache is that of the files as they are",
+        "datasets/pixel_cache.py",
+        "            facts = (stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino)",
+        "            facts = ()",
+        "datasets/test_pixel_cache.py::test_a_changed_image_replaces_the_outdated_cache",
+        r"assert",
+    ),
+    Mutant(
+        "tokens are those of one tokenizer",
+        "datasets/text/tokenizing.py",
+        '        return f"{self.tokenizer} {self.max_length} {self.padding}"',
+        '        return f"{self.max_length} {self.padding}"',
+        f"{TOKENS}::test_another_length_or_tokenizer_is_another_cache",
+        r"assert 0 == 12",
+    ),
+    Mutant(
+        "what is tokenised meanwhile is not tokenised again",
+        "datasets/text/token_cache.py",
+        "                if is_done(job):\n                    continue\n",
+        "",
+        f"{TOKENS}::test_what_another_process_tokenised_is_not_tokenised_again",
+        r"12 == 0",
+    ),
+    Mutant(
+        "tokens of a bad text are not read",
+        "datasets/text/token_cache.py",
+        "        if len(good) < len(indices):",
+        "        if False:",
+        f"{TOKENS}::test_what_is_no_utf8_is_bad_counted_and_named",
+        NOT_RAISED,
+    ),
+    Mutant(
+        "a text that is no UTF-8 is bad",
+        "datasets/text/text_file.py",
+        ".removeprefix(codecs.BOM_UTF8).decode()",
+        '.removeprefix(codecs.BOM_UTF8).decode(errors="replace")',
+        f"{TOKENS}::test_what_is_no_utf8_is_bad_counted_and_named",
+        r"assert \[",
+    ),
+    Mutant(
+        "cap on the bytes of a text",
+        "datasets/text/text_file.py",
+        "    if len(content) > MAX_TEXT_BYTES:",
+        "    if False:",
+        f"{TOKENS}::test_a_text_of_many_megabytes_is_bad",
+        r"KeyError",
+    ),
+    Mutant(
+        "a text has no more tokens than its weights see",
+        "datasets/text/tokenizer.py",
+        "        self._tokenizer.enable_truncation(max_length)\n",
+        "",
+        f"{TOKENS}::test_a_long_text_is_cut_with_its_end_mark",
+        r"RuntimeError",
+    ),
+    Mutant(
+        "what is no cache's entry is not cleared",
+        "datasets/disk_cache.py",
+        "                if _ENTRY_NAME.fullmatch(path.name) and not (",
+        "                if not (",
+        "datasets/test_disk_cache.py::test_clearing_leaves_what_has_no_entrys_name",
+        r"assert",
     ),
 ]

@@ -8,6 +8,7 @@ import torch
 from raysnap.config.parts import ShapesConfig
 from raysnap.datasets.dataset import Dataset, open_dataset, read_folder
 from raysnap.datasets.disk_cache import clear_cache, find_caches
+from raysnap.datasets.text.text_file import MAX_TEXT_BYTES
 from raysnap.datasets.text.token_cache import TokenCache
 from raysnap.datasets.text.tokenizer import PaddedTokenizer
 from raysnap.datasets.text.tokenizing import Tokenizing
@@ -46,7 +47,7 @@ def test_texts_are_tokenised_once(dataset):
     assert again.num_decoded == 0
 
 
-@pytest.mark.parametrize("form", [FORM._replace(max_length=16), FORM._replace(tokenizer="1" * 64)])
+@pytest.mark.parametrize("form", [FORM._replace(max_length=16), FORM._replace(tokenizer="0" * 63 + "1")])
 def test_another_length_or_tokenizer_is_another_cache(dataset, form):
     open_cache(dataset).load(range(12))
     other = open_cache(dataset, form)
@@ -78,6 +79,23 @@ def test_what_is_no_utf8_is_bad_counted_and_named(dataset):
     assert cache.bad[2].startswith(f"{path}: expected UTF-8, found")
     with pytest.raises(DataError, match=r"expected UTF-8.*read only what load\(\) returns"):
         cache.read([2])
+
+
+def test_a_text_of_many_megabytes_is_bad(dataset):
+    path = dataset.splits["train"][2].path
+    path.write_bytes(b"soup " * (MAX_TEXT_BYTES // 5 + 1))
+    cache = open_cache(read_folder(dataset.root))
+    cache.load([2])
+    assert cache.bad[2] == f"{path}: expected a text of at most 16 MiB, found more"
+
+
+def test_what_another_process_tokenised_is_not_tokenised_again(dataset):
+    def load_late(digest: str) -> bytes:
+        open_cache(dataset).load(range(12))
+        return words_tokenizer()
+
+    cache = TokenCache.with_tokenizer(dataset.splits["train"], dataset, FORM, load_late)
+    assert cache.load(range(12)) == list(range(12)) and cache.num_decoded == 0
 
 
 def test_many_bad_texts_are_an_error(dataset):

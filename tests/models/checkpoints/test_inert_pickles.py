@@ -182,6 +182,15 @@ def test_a_tensor_beyond_its_storage_is_refused(tmp_path, shape, stride, offset)
         _outline((outline.storage, offset, shape, stride), has_dtype=False)
 
 
+def test_a_file_that_is_cut_off_is_refused(tmp_path):
+    path = tmp_path / "cut.pth"
+    state = {"x": torch.zeros(1000), "odd": argparse.Namespace()}
+    torch.save(state, path, _use_new_zipfile_serialization=False)
+    path.write_bytes(path.read_bytes()[:-8])
+    with pytest.raises(ValueError, match="a storage that is cut off"):
+        InertFile(path)
+
+
 def test_a_refusal_still_says_what_is_wrong(tmp_path):
     path = tmp_path / "weights.pth"
     torch.save({"a": argparse.Namespace(), "b": 1}, path)

@@ -14,6 +14,8 @@ from raysnap.store.exchange.model_card import CARD_MARK
 from raysnap.store.exchange.weights_in import import_snapshot
 from raysnap.store.exchange.weights_out import export_snapshot
 from raysnap.store.manifest import DatasetRecord
+from raysnap.store.store import Store
+from raysnap.testing.blocks import put
 from tests.support.store_blocks import object_path
 
 ARCHITECTURE = "mobilenet_v3_small"
@@ -101,6 +103,37 @@ def test_a_taken_name_is_rejected_before_any_write(store, state_dict, tmp_path):
         import_snapshot(store, path, ARCHITECTURE, name="mine")
     assert store.resolve("mine") == snapshot
     assert len(store.manifests()) == 1
+
+
+def test_a_name_given_while_weights_come_in_stays(store, state_dict, tmp_path, monkeypatch):
+    other, put_snapshot = put(store).manifest.id, Store.put_snapshot
+    torch.save(state_dict, tmp_path / "in.pth")
+
+    def put_late(self, **fields):
+        written = put_snapshot(self, **fields)
+        store.set_ref("mine", other)
+        return written
+
+    monkeypatch.setattr(Store, "put_snapshot", put_late)
+    with pytest.raises(StoreError, match="nothing is changed"):
+        import_snapshot(store, tmp_path / "in.pth", ARCHITECTURE, name="mine")
+    assert store.resolve("mine") == other
+
+
+def test_a_base_of_another_architecture_is_refused(store, state_dict, tmp_path):
+    put(store, name="other")
+    torch.save(state_dict, tmp_path / "in.pth")
+    with pytest.raises(WeightsError, match="expected the architecture mobilenet_v3_small, found resnet18"):
+        import_snapshot(store, tmp_path / "in.pth", ARCHITECTURE, base="other")
+    assert len(store.manifests()) == 1
+
+
+def test_a_tensor_larger_than_its_file_is_refused_by_its_name(store, state_dict, tmp_path):
+    one = torch.zeros(())
+    claims = {name: one.expand(value.shape) if value.dim() else value for name, value in state_dict.items()}
+    torch.save(claims, tmp_path / "claims.pth")
+    with pytest.raises(WeightsError, match="expected a dense tensor with its values in the file"):
+        import_snapshot(store, tmp_path / "claims.pth", ARCHITECTURE)
 
 
 @pytest.mark.parametrize(
