@@ -161,15 +161,24 @@ class StoreMachine(RuleBasedStateMachine):
             assert equal(read(self.store, snapshot), make_blocks(SEED_OF[snapshot], 1))
 
 
-def run_store_machine(make_place: Callable[[], NewPlace], num_runs: int, num_steps: int) -> None:
-    """Run commands in any order on new places, and check each time that the store holds what it was told."""
+def run_store_machine(
+    make_place: Callable[[], NewPlace], num_runs: int, num_steps: int, *, derandomize: bool = True
+) -> None:
+    """Run commands in any order on new places, and check each time that the store holds what it was told.
+
+    Args:
+        make_place: makes an empty place.
+        num_runs: how many orders are tried.
+        num_steps: how many commands are in each at most.
+        derandomize: whether they are the same ones each time; hypothesis' own seed chooses them otherwise.
+    """
     machine: Any = type("Machine", (StoreMachine,), {"make_place": staticmethod(make_place)})
     run_state_machine_as_test(
         machine,
         settings=settings(
             max_examples=num_runs,
             stateful_step_count=num_steps,
-            derandomize=True,
+            derandomize=derandomize,
             database=None,
             deadline=None,
             suppress_health_check=list(HealthCheck),

@@ -1,7 +1,8 @@
 """What must hold for a store after any fault, the stores that faults are tried on, and how many are tried.
 
 The counts are those of a test run; with RAYSNAP_DEEP=1 (`tools/deep` sets it) those of a long one. RAYSNAP_SEED, a
-number, makes another choice of random faults.
+number, makes another choice of random faults, and RAYSNAP_PARTS=N tries an Nth of the long one's: run it N times with
+seeds that are 100 apart.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from raysnap.testing.blocks import Blocks, equal, make_blocks, read
 
 IS_DEEP = os.environ.get("RAYSNAP_DEEP") == "1"
 SEED = int(os.environ.get("RAYSNAP_SEED", "0"))
+NUM_PARTS = int(os.environ.get("RAYSNAP_PARTS", "1"))
 
 
 @dataclass(frozen=True)
@@ -43,9 +45,13 @@ class Counts:
     model_steps: int
 
 
-COUNTS = Counts(20, 1_000, 5_000, 2_000, 200, 20_000, 2_000, 5_000, 100) if IS_DEEP else Counts(
-    1, 50, 200, 0, 0, 500, 60, 80, 50
-)  # fmt: skip
+def part(count: int) -> int:
+    """Return how many of these many faults one part of a long run tries."""
+    return -(-count // NUM_PARTS)
+
+
+_DEEP = Counts(*map(part, (20, 1_000, 5_000, 2_000, 200, 20_000, 2_000, 5_000)), model_steps=100)
+COUNTS = _DEEP if IS_DEEP else Counts(1, 50, 200, 0, 0, 500, 60, 80, 50)
 
 
 @dataclass
