@@ -109,6 +109,8 @@ def during(monkeypatch: pytest.MonkeyPatch, owner: object, name: str, action) ->
 
 
 def test_a_snapshot_published_after_the_mark_keeps_its_blocks(store, monkeypatch):
+    for _, tensors in make_blocks():
+        store.put_block(tensors)
     during(monkeypatch, Folder, "condemn", lambda: put(store))
     assert store.gc(grace_s=0)["num_blocks_deleted"] == 0
     assert equal(read(store, store.manifests()[0].id), make_blocks())
