@@ -65,7 +65,17 @@ def test_a_newer_format_is_rejected_unchanged(store, document):
 
 
 @pytest.mark.parametrize(
-    "document", ["", "[]", "null", '{"format": 1}', '{"format": "1", "digest": "blake3"}', "[" * 9999]
+    "document",
+    [
+        "",
+        "[]",
+        "null",
+        '{"format": 1}',
+        '{"format": 1, "digest": "blake3"}',
+        '{"digest":"blake3","format":1}',
+        '{"format": "1", "digest": "blake3"}',
+        "[" * 9999,
+    ],
 )
 def test_a_damaged_store_file_is_damage(store, document):
     (store.path / "store.json").write_text(document)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tools.mutations.mutant import NOT_RAISED, Mutant
+from tools.mutations.mutant import NOT_RAISED, OTHER_WORDS, Mutant
 
 MANIFEST, RECORDS, STORE_FILE = "store/manifest.py", "store/records.py", "store/store_file.py"
 FORMAT_TESTS, RECORD_TESTS = "store/test_store_file.py", "store/test_records.py"
@@ -31,7 +31,7 @@ MUTANTS = [
         STORE_FILE,
         "    if raw != STORE_CONTENTS[found]:",
         "    if False:",
-        f"{DAMAGED}[store.json]",
+        f"{FORMAT_TESTS}::test_a_damaged_store_file_is_damage",
         NOT_RAISED,
     ),
     Mutant(
@@ -43,11 +43,11 @@ MUTANTS = [
         NOT_RAISED,
     ),
     Mutant(
-        "what format 2 adds is what its architecture's name says",
+        "a manifest has one spelling",
         MANIFEST,
-        "        if added and canonical_json(added) != canonical_json(manifest._added()):",
-        "        if False:",
-        "store/test_manifest.py::test_a_hostile_manifest_of_format_2_is_refused",
+        "    if not is_canonical:",
+        "    if False:",
+        "faults/test_hostile_files.py::test_a_hostile_manifest_is_refused_named_and_harms_no_other[blanks]",
         NOT_RAISED,
     ),
     Mutant(
@@ -80,7 +80,7 @@ MUTANTS = [
         "        return (*self.blocks, how.tokenizer) if isinstance(how, TextPreprocessing) else self.blocks",
         "        return self.blocks",
         "store/test_texts.py::test_a_snapshot_without_its_tokenizer_is_not_stored",
-        NOT_RAISED,
+        OTHER_WORDS,
     ),
     # Records
     Mutant(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 NOT_RAISED = "DID NOT RAISE"
+OTHER_WORDS = rf"Regex pattern did not match|Regex: |{NOT_RAISED}"
 
 
 @dataclass(frozen=True)

@@ -132,6 +132,23 @@ def test_a_slow_writer_shows_no_manifest_whose_blocks_may_be_gone(store, new_pla
     assert stood and equal(read(store, "seven"), make_blocks(7))
 
 
+def test_a_writer_stopped_at_its_last_step_puts_again_what_a_gc_took(store, new_place, monkeypatch):
+    for _, tensors in make_blocks(7):
+        store.put_block(tensors)
+    swap, stood = Bucket.swap, []
+
+    def swap_late(self, key, *args):
+        if key.startswith("snapshots/") and not stood:
+            stood.append(key)
+            new_place.pass_time(1e5)
+            assert open_store(new_place.open()).gc(grace_s=0)["num_blocks_deleted"] == 3
+        return swap(self, key, *args)
+
+    monkeypatch.setattr(Bucket, "swap", swap_late)
+    put(store, 7, name="seven")
+    assert stood and equal(read(store, "seven"), make_blocks(7)) and store.verify()["ok"]
+
+
 def test_a_gc_whose_deletion_got_no_answer_leaves_its_list(store, new_place, monkeypatch):
     store.put_block(make_blocks()[0][1])
     delete = Client.delete
