@@ -41,10 +41,10 @@ FILTER = "dataset == 'dataset-3' and accuracy > 0.9 and retrain_index <= 40"
 MOTO = """
 import sys, requests
 from werkzeug.serving import make_server
-from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
+from moto.moto_server.werkzeug_app import create_backend_app
 import logging
 logging.getLogger("werkzeug").setLevel(logging.ERROR)
-server = make_server("127.0.0.1", 0, DomainDispatcherApplication(create_backend_app), threaded=True)
+server = make_server("127.0.0.1", 0, create_backend_app("s3"), threaded=True)
 sys.stdout.write(f"{server.server_port}\\n")
 sys.stdout.flush()
 server.serve_forever()

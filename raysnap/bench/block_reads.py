@@ -69,11 +69,13 @@ class SearchFiles:
 
     Attributes:
         block_bytes: bytes of the candidates' blocks, each counted once.
+        fetched: digests of the blocks that a store in a bucket has fetched; none of a store in a folder.
     """
 
     read: tuple[Path, ...]
     images: tuple[Path, ...]
     block_bytes: int
+    fetched: tuple[str, ...]
 
     @classmethod
     def of(cls, cell: Cell) -> SearchFiles:
@@ -91,4 +93,5 @@ class SearchFiles:
                 *map(object_key, blocks),
             )
             stored = [cell.store_dir / key for key in keys]
-        return cls((*stored, *pixels), tuple(dataset.image_paths), sum(blocks.values()))
+        fetched = () if isinstance(cell.store_dir, Path) else tuple(blocks)
+        return cls((*stored, *pixels), tuple(dataset.image_paths), sum(blocks.values()), fetched)

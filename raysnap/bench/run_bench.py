@@ -22,7 +22,7 @@ from raysnap.bench.cells import Cell, SyntheticSet, find_sets, plan_bench
 from raysnap.bench.timed_search import time_search
 from raysnap.cluster.capacity import most_cpus, read_capacity
 from raysnap.cluster.gpus import granted_device
-from raysnap.cluster.places import Place, check_places, naming_node, store_places
+from raysnap.cluster.places import JobFolder, check_places, naming_node, store_places
 from raysnap.cluster.waiting import refuse_impossible, told_waits
 from raysnap.config.bench import BenchConfig
 from raysnap.config.choices import Status
@@ -91,7 +91,7 @@ def bench(
         return _run_cells(config, chosen, cells, run, on_progress)
 
 
-def _places(config: BenchConfig, chosen: BenchConfig, cells: list[Cell]) -> list[Place]:
+def _places(config: BenchConfig, chosen: BenchConfig, cells: list[Cell]) -> list[JobFolder]:
     """Return the folders that the searches read, as all nodes must see them."""
     sets = find_sets(chosen)
     made_later = {synthetic.path / "store" for synthetic in sets.values() if not synthetic.is_made}
@@ -101,9 +101,9 @@ def _places(config: BenchConfig, chosen: BenchConfig, cells: list[Cell]) -> list
     }
     return [
         *(place for store in stores for place in store_places("store", store, "read")),
-        *([Place("synthetic_dir", config.synthetic_dir, "shared")] if made_later else []),
-        *([Place("data_dir", config.data_dir, "shared")] if None in folders.values() else []),
-        *(Place(f"dataset {data!r}", folder, "read") for data, folder in folders.items() if folder is not None),
+        *([JobFolder("synthetic_dir", config.synthetic_dir, "shared")] if made_later else []),
+        *([JobFolder("data_dir", config.data_dir, "shared")] if None in folders.values() else []),
+        *(JobFolder(f"dataset {data!r}", folder, "read") for data, folder in folders.items() if folder is not None),
     ]
 
 

@@ -24,6 +24,7 @@ from raysnap.bench.page_cache import Residency, drop, filesystem, load, residenc
 from raysnap.bench.read_limit import ReadLimit
 from raysnap.humanize import bytes_text
 from raysnap.search import search
+from raysnap.store.backends.block_cache import BlockCache
 from raysnap.store.store import Store
 
 STAGED_LEVELS = ("steps", "step_details")
@@ -92,6 +93,8 @@ def _prepare_page_cache(cell: Cell, files: SearchFiles) -> dict[str, Any]:
     before = residency(files.read)
     if cell.cache == "cold":
         drop([*files.read, *files.images])
+        if files.fetched:
+            BlockCache.of_user().forget(files.fetched)
     else:
         load(files.read)
     ready = residency(files.read)

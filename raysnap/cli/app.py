@@ -24,6 +24,7 @@ from raysnap.cli.console import (
     ConfigPath,
     LogFormatter,
     Overrides,
+    StoreArgument,
     any_path,
     print_json,
     print_message,
@@ -202,7 +203,7 @@ def doctor(
         typer.Option("--address", metavar="HOST:PORT", help="A Ray cluster to check; by default that of RAY_ADDRESS."),
     ] = None,
     store_dir: Annotated[
-        Path | None,
+        StoreArgument | None,
         typer.Option(
             "--store",
             metavar="STORE",
@@ -271,12 +272,12 @@ def _doctor_of_cluster(places: list[Path], as_json: bool) -> int:
 
 def _sharing_fault(place: Path) -> str | None:
     """Return why a folder of this machine is not the same one on every node; None if it is, or isn't there yet."""
-    from raysnap.cluster.places import Place, check_places
+    from raysnap.cluster.places import JobFolder, check_places
 
     if not place.is_dir():
         return None
     try:
-        check_places([Place("place", place, "shared" if os.access(place, os.W_OK) else "read")])
+        check_places([JobFolder("place", place, "shared" if os.access(place, os.W_OK) else "read")])
     except RaysnapError as error:
         return str(error)
     return None

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import typer
 from rich.table import Table
@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from raysnap.config.folders import StorePath
+
+    StoreArgument: TypeAlias = StorePath
+else:
+    StoreArgument = Path  # typer takes no unions; `store_place` makes the value, whatever is said here
 
 SOME_FAILED = 1  # exit code: the command did its job, but parts of it failed
 MAX_ROWS = 20  # of a table, before it is cut or summed up
@@ -79,7 +83,7 @@ DataDir = Annotated[
     typer.Option("--data-dir", metavar="DIR", parser=any_path, help="Folder in which datasets are looked up by name."),
 ]
 StoreDir = Annotated[
-    Path,  # or an address, which typer has no word for
+    StoreArgument,
     typer.Option(
         "--store", metavar="STORE", parser=store_place, help="The model store: a folder, or s3://bucket/prefix."
     ),

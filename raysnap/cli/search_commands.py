@@ -217,7 +217,8 @@ def _explain(store_dir: Path, result: SearchResult, options: SearchOptions) -> N
     print_result(prefix_tree(outline(tree), title))
     print_result("")
     print_result(rungs_table(result.to_dict()["rungs"]))
-    print_result("\n".join(["", *request_lines(), ""] if request_lines() else [""]))
+    asked = request_lines()
+    print_result("\n".join(["", *asked, ""] if asked else [""]))
 
 
 def bench(

@@ -12,6 +12,7 @@ import typer
 
 from raysnap.cli.console import (
     AsJson,
+    StoreArgument,
     StoreDir,
     any_path,
     print_failures,
@@ -486,10 +487,12 @@ def store_du(
 @store_app.command("copy")
 def store_copy(
     source: Annotated[
-        Path, typer.Argument(metavar="FROM", parser=store_place, help="Store to copy: a folder, or s3://bucket/prefix.")
+        StoreArgument,
+        typer.Argument(metavar="FROM", parser=store_place, help="Store to copy: a folder, or s3://bucket/prefix."),
     ],
     target: Annotated[
-        Path, typer.Argument(metavar="TO", parser=store_place, help="Store to copy to, created if there is none.")
+        StoreArgument,
+        typer.Argument(metavar="TO", parser=store_place, help="Store to copy to, created if there is none."),
     ],
     where: Annotated[
         str | None,

@@ -39,7 +39,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Place:
+class JobFolder:
     """A folder that a job uses.
 
     Attributes:
@@ -53,11 +53,11 @@ class Place:
     use: Literal["shared", "locked", "read"]
 
 
-def store_places(key: str, store: StorePath, use: Literal["locked", "read"]) -> list[Place]:
+def store_places(key: str, store: StorePath, use: Literal["locked", "read"]) -> list[JobFolder]:
     """Return what each node must see of a store; nothing of one in a bucket, which is at one address for all."""
     if isinstance(store, BucketAddress):
         return []
-    return [Place(key, store / "snapshots" if use == "read" else store, use)]
+    return [JobFolder(key, store / "snapshots" if use == "read" else store, use)]
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class _Probe:
         sample: what is in a place that is only read: sizes of files, numbers of folders.
     """
 
-    place: Place
+    place: JobFolder
     folder: Path
     name: str | None
     content: str
@@ -85,7 +85,7 @@ class _Fault:
     advice: str
 
 
-def check_places(places: Sequence[Place]) -> None:
+def check_places(places: Sequence[JobFolder]) -> None:
     """Check that every node of the Ray that is up sees the job's folders as this process does; leave nothing behind.
 
     Folders that are shared are made if needed. A node that doesn't answer within `ANSWER_S` is logged.
@@ -112,14 +112,14 @@ def check_places(places: Sequence[Place]) -> None:
             _refuse(place, [(node, fault) for node, faulty, fault in faults if faulty == place])
 
 
-def _refuse(place: Place, faults: list[tuple[dict[str, Any], _Fault]]) -> None:
+def _refuse(place: JobFolder, faults: list[tuple[dict[str, Any], _Fault]]) -> None:
     if faults:
         node, fault = faults[0]
         more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
         raise ConfigError(f"{place.key} {place.path}: {_name(node)}{more} {fault.found}; {fault.advice}")
 
 
-def _faults(answer: Any, node: dict[str, Any], probes: list[_Probe]) -> Iterator[tuple[Place, _Fault]]:
+def _faults(answer: Any, node: dict[str, Any], probes: list[_Probe]) -> Iterator[tuple[JobFolder, _Fault]]:
     """Yield what is wrong on a node: what it found, and what of it this machine doesn't see."""
     try:
         answers = ray.get(answer)
@@ -143,7 +143,7 @@ def _faults(answer: Any, node: dict[str, Any], probes: list[_Probe]) -> Iterator
 
 
 @contextmanager
-def _probe(place: Place) -> Iterator[_Probe]:
+def _probe(place: JobFolder) -> Iterator[_Probe]:
     """Leave a probe in a place until the block ends; remove what was made for it if the block fails."""
     path = place.path.resolve()
     if place.use == "read":

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from raysnap.cluster.places import Place, check_places, marked, store_places
+from raysnap.cluster.places import JobFolder, check_places, marked, store_places
 from raysnap.config.jobs import TrialsConfig
 from raysnap.datasets.layout.account import Account
 from raysnap.planning.generate import TrialsPlan
@@ -89,12 +89,12 @@ class Job:
         self.run_dir.write_env(self.config.seed, self.clock.started, wall_s, stages_s, data=accounts)
 
 
-def _places(config: TrialsConfig, plan: TrialsPlan) -> list[Place]:
+def _places(config: TrialsConfig, plan: TrialsPlan) -> list[JobFolder]:
     """Return the folders of a job, as all nodes must see them."""
     found = {name: folder for name, folder in plan.datasets.items() if folder is not None}
     return [
-        Place("run_dir", config.run_dir, "shared"),
+        JobFolder("run_dir", config.run_dir, "shared"),
         *store_places("store", config.store, "locked"),
-        *([Place("data_dir", config.data_dir, "shared")] if len(found) < len(plan.datasets) else []),
-        *(Place(f"dataset {name!r}", folder, "read") for name, folder in found.items()),
+        *([JobFolder("data_dir", config.data_dir, "shared")] if len(found) < len(plan.datasets) else []),
+        *(JobFolder(f"dataset {name!r}", folder, "read") for name, folder in found.items()),
     ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import nullcontext, suppress
 
 from raysnap.errors import SnapshotNotFound, StoreDamaged, StoreError, StoreUnreadable
@@ -236,25 +236,39 @@ def remove_ref(place: Place, name: str, expected: str | None = None) -> None:
                 return
 
 
-def remove_snapshots(place: Place, snapshots: Collection[str]) -> None:
+def remove_snapshots(place: Place, snapshots: Collection[str], others: Mapping[str, str]) -> None:
     """Remove the manifests with these ids and all their names.
 
     Names are looked at once more in the end: where there is no lock, one may have been given meanwhile (`_refer`).
+
+    Args:
+        place: the store's place.
+        snapshots: the ids.
+        others: stamps of names at which they refer to other snapshots, as far as is known: they need not be read.
     """
     keys = [manifest_key(snapshot) for snapshot in sorted(snapshots)]
     with place.hold_names():
-        _take_names(place, snapshots)
+        others = {**others, **_take_names(place, snapshots, others)}
         for key in keys:
             place.remove(key)
-        _take_names(place, snapshots)
+        _take_names(place, snapshots, others)
 
 
-def _take_names(place: Place, snapshots: Collection[str]) -> None:
+def _take_names(place: Place, snapshots: Collection[str], others: Mapping[str, str]) -> dict[str, str]:
+    """Remove the names of these snapshots, reading none that has the stamp that `others` knows it by.
+
+    Return the stamps of the other names that were read, where a place says at which stamp it read.
+    """
     contents = {f"{snapshot}\n".encode() for snapshot in snapshots}
-    names = ref_names(place)
-    for name, seen in zip(names, place.map(lambda one: place.look(ref_key(one), REF_BYTES), names), strict=True):
+    names = [one for one in place.entries(REFS) if is_ref_name(one.name) and others.get(one.name) != one.stamp]
+    stamps: dict[str, str] = {}
+    looks = place.map(lambda one: place.look(ref_key(one.name), REF_BYTES), names)
+    for (name, _, _, stamp), seen in zip(names, looks, strict=True):
+        if seen is not None and seen.version == stamp and seen.content not in contents:
+            stamps[name] = stamp
         while seen is not None and seen.content in contents and not place.swap(ref_key(name), seen, b""):
             seen = place.look(ref_key(name), REF_BYTES)
+    return stamps
 
 
 def _compare_ref(place: Place, name: str, expected: str | None) -> tuple[Sighting | None, str | None]:

@@ -11,7 +11,7 @@ import json
 import logging
 import sqlite3
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
@@ -134,6 +134,15 @@ def list_refs(place: Place) -> dict[str, str]:
     """Return the snapshot id of every name, in alphabetical order; damaged refs are logged and left out."""
     with _connect(place) as connection:
         return dict(connection.execute("SELECT name, id FROM refs ORDER BY name"))
+
+
+def other_names(place: Place, snapshots: Collection[str]) -> dict[str, str]:
+    """Return the stamp at which each name refers to a snapshot other than these; where reading is quick, of none."""
+    if not place.is_far:
+        return {}
+    with _connect(place) as connection:
+        rows = connection.execute("SELECT name, stamp, id FROM refs").fetchall()
+    return {name: stamp for name, stamp, snapshot in rows if snapshot not in snapshots}
 
 
 @contextmanager

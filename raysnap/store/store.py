@@ -315,12 +315,12 @@ class Store:
             SnapshotNotFound: there is no such snapshot.
         """
         snapshot = self.resolve(name_or_id)
-        catalog.remove_snapshots(self._place, [snapshot])
+        self.remove_snapshots([snapshot])
         return snapshot
 
     def remove_snapshots(self, snapshots: Collection[str]) -> None:
         """Remove the snapshots with these ids, and their names; `freed_by` says what the next `gc` then deletes."""
-        catalog.remove_snapshots(self._place, snapshots)
+        catalog.remove_snapshots(self._place, snapshots, index.other_names(self._place, snapshots))
 
     def freed_by(self, snapshots: Collection[str]) -> Freed:
         """Return what `gc` would delete if the snapshots with these ids were removed; changes nothing."""

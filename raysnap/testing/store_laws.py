@@ -260,21 +260,21 @@ class StoreLaws:
 
     @pytest.mark.parametrize("act", WRITES)
     def test_a_kill_at_any_operation_leaves_old_or_new(self, make_place: MakePlace, act: str) -> None:
-        num_operations = count_operations(self._fill(make_place()).open(), WRITES[act])
+        num_operations = count_operations(self.fill(make_place()).open(), WRITES[act])
         for step in range(1, num_operations + 1, self.every):
-            new_place = self._fill(make_place())
-            before = self._contents(open_store(new_place.open()))
+            new_place = self.fill(make_place())
+            before = self.contents(open_store(new_place.open()))
             with pytest.raises(Killed):
                 WRITES[act](open_store(watched(new_place.open(), killed_at(step))))
             store = open_store(new_place.open())
             assert store.verify()["ok"], (act, step)
-            self._check_step(act, before, self._contents(store))
-            if self._contents(store) == before:
+            self.check_step(act, before, self.contents(store))
+            if self.contents(store) == before:
                 WRITES[act](store)
-            self._check_clean(new_place)
+            self.check_clean(new_place)
 
     @staticmethod
-    def _check_step(act: str, before: Contents, found: Contents) -> None:
+    def check_step(act: str, before: Contents, found: Contents) -> None:
         """Check that what was killed did all it was to do, nothing, or a part that is whole by itself."""
         old, new = before, dict(before[0])
         names = dict(before[1])
@@ -290,11 +290,11 @@ class StoreLaws:
         assert found in allowed
 
     @staticmethod
-    def _contents(store: Store) -> Contents:
+    def contents(store: Store) -> Contents:
         return {summary.id: True for summary in store.summaries()}, store.refs()
 
     @staticmethod
-    def _fill(new_place: NewPlace) -> NewPlace:
+    def fill(new_place: NewPlace) -> NewPlace:
         store = open_store(new_place.open(), create=True)
         put(store, 0, name="best")
         put(store, 3)
@@ -304,7 +304,7 @@ class StoreLaws:
         return new_place
 
     @staticmethod
-    def _check_clean(new_place: NewPlace) -> None:
+    def check_clean(new_place: NewPlace) -> None:
         """Check that a later `gc` leaves what snapshots need and nothing else."""
         new_place.pass_time(FAR_S)
         store = open_store(new_place.open())
@@ -317,13 +317,13 @@ class StoreLaws:
     # Garbage
 
     def test_gc_deletes_what_nothing_needs_and_keeps_the_rest(self, make_place: MakePlace) -> None:
-        filled = self._fill(make_place())
+        filled = self.fill(make_place())
         store = open_store(filled.open())
         assert store.gc(grace_s=0)["num_blocks_deleted"] == 3
         store.remove_snapshot(id_of(make_blocks(3)))
         assert store.gc(grace_s=0)["num_blocks_deleted"] == 3
         assert equal(read(store, "best"), make_blocks())
-        self._check_clean(filled)
+        self.check_clean(filled)
 
     def test_gc_keeps_what_is_younger_than_the_grace(self, store: Store) -> None:
         store.put_block(make_blocks()[0][1])
@@ -331,9 +331,9 @@ class StoreLaws:
 
     def test_gc_at_any_operation_of_a_writer_loses_nothing(self, make_place: MakePlace) -> None:
         """The blocks are there and needed by nothing when the writer begins, so that it relies on them."""
-        num_operations = count_operations(self._fill(make_place()).open(), lambda store: put(store, 7))
+        num_operations = count_operations(self.fill(make_place()).open(), lambda store: put(store, 7))
         for step in range(1, num_operations + 1, self.every):
-            new_place = self._fill(make_place())
+            new_place = self.fill(make_place())
 
             def collect(operation: Operation, step: int = step, new_place: NewPlace = new_place) -> None:
                 if operation.number == step:
@@ -343,13 +343,13 @@ class StoreLaws:
 
             put(open_store(watched(new_place.open(), collect)), 7, name="seven")
             assert equal(read(open_store(new_place.open()), "seven"), make_blocks(7)), step
-            self._check_clean(new_place)
+            self.check_clean(new_place)
 
     def test_a_writer_at_any_operation_of_a_gc_loses_nothing(self, make_place: MakePlace) -> None:
         """The writer puts what this gc is about to delete; it may wait for the gc, which goes on meanwhile."""
-        num_operations = count_operations(self._fill(make_place()).open(), lambda store: store.gc(grace_s=0))
+        num_operations = count_operations(self.fill(make_place()).open(), lambda store: store.gc(grace_s=0))
         for step in range(1, num_operations + 1, self.every):
-            new_place, beside = self._fill(make_place()), Beside()
+            new_place, beside = self.fill(make_place()), Beside()
 
             def write(operation: Operation, step: int = step, new_place: NewPlace = new_place) -> None:
                 if operation.number == step:
@@ -358,7 +358,7 @@ class StoreLaws:
             open_store(watched(new_place.open(), write)).gc(grace_s=0)
             beside.join()
             assert equal(read(open_store(new_place.open()), "seven"), make_blocks(7)), step
-            self._check_clean(new_place)
+            self.check_clean(new_place)
 
     @pytest.mark.parametrize("delay_s", [0.0, FAR_S])
     def test_a_slow_writer_loses_nothing_to_gc(self, make_place: MakePlace, delay_s: float) -> None:
@@ -372,9 +372,9 @@ class StoreLaws:
     def _with_a_slow(
         self, make_place: MakePlace, slow: Callable[[Store], Any], quick: Callable[[Store], Any], delay_s: float
     ) -> None:
-        num_operations = count_operations(self._fill(make_place()).open(), slow)
+        num_operations = count_operations(self.fill(make_place()).open(), slow)
         for step in range(1, num_operations + 1, self.every):
-            new_place = self._fill(make_place())
+            new_place = self.fill(make_place())
 
             def stand_still(operation: Operation, step: int = step, new_place: NewPlace = new_place) -> None:
                 if operation.number == step:
@@ -383,7 +383,7 @@ class StoreLaws:
 
             slow(open_store(watched(new_place.open(), stand_still)))
             assert equal(read(open_store(new_place.open()), "seven"), make_blocks(7)), step
-            self._check_clean(new_place)
+            self.check_clean(new_place)
 
     # Many processes
 
@@ -411,10 +411,10 @@ class StoreLaws:
 
     def test_a_name_given_while_its_snapshot_goes_is_no_damage(self, make_place: MakePlace) -> None:
         num_operations = count_operations(
-            self._fill(make_place()).open(), lambda store: store.set_ref("three", id_of(make_blocks(3)))
+            self.fill(make_place()).open(), lambda store: store.set_ref("three", id_of(make_blocks(3)))
         )
         for step in range(1, num_operations + 1, self.every):
-            new_place, beside = self._fill(make_place()), Beside()
+            new_place, beside = self.fill(make_place()), Beside()
 
             def remove(operation: Operation, step: int = step, new_place: NewPlace = new_place) -> None:
                 if operation.number == step and operation.name != "hold_names":
@@ -478,7 +478,7 @@ class StoreLaws:
             for snapshot, blocks in kept.items():
                 assert equal(read(store, snapshot), blocks)
         assert store.verify()["ok"]
-        self._check_clean(new_place)
+        self.check_clean(new_place)
 
 
 class Beside:

@@ -13,7 +13,7 @@ from raysnap.cluster.places import (
     COPY,
     LOCK,
     MOUNT,
-    Place,
+    JobFolder,
     _Fault,
     _look,
     _Probe,
@@ -56,7 +56,7 @@ def make_images(root: Path) -> Path:
 
 @pytest.mark.parametrize("use", ["shared", "locked"])
 def test_a_node_that_sees_the_folder_answers(tmp_path, use):
-    with _probe(Place("run_dir", tmp_path / "a" / "b", use)) as probe:
+    with _probe(JobFolder("run_dir", tmp_path / "a" / "b", use)) as probe:
         name = ask(probe, probe.folder)
         assert (probe.folder / name).read_text() == name
     folders = ["a", "a/b"] if use == "shared" else ["a", "a/b", "a/b/tmp"]
@@ -64,7 +64,7 @@ def test_a_node_that_sees_the_folder_answers(tmp_path, use):
 
 
 def test_a_store_is_probed_where_it_keeps_unfinished_files(tmp_path):
-    with _probe(Place("store", tmp_path, "locked")) as probe:
+    with _probe(JobFolder("store", tmp_path, "locked")) as probe:
         assert probe.folder == tmp_path / "tmp"
 
 
@@ -72,21 +72,21 @@ def test_a_store_is_probed_where_it_keeps_unfinished_files(tmp_path):
 @pytest.mark.parametrize(("folder", "found"), [("other", "sees another folder there"), ("none", "has no such folder")])
 def test_a_node_that_sees_another_folder_says_so(tmp_path, use, folder, found):
     (tmp_path / "other").mkdir()
-    with _probe(Place("run_dir", tmp_path / "here", use)) as probe:
+    with _probe(JobFolder("run_dir", tmp_path / "here", use)) as probe:
         assert ask(probe, tmp_path / folder) == _Fault(found, MOUNT)
     assert listing(tmp_path / "other") == []
 
 
 def test_an_old_copy_of_a_probe_is_not_taken_for_it(tmp_path):
     (tmp_path / "other").mkdir()
-    with _probe(Place("run_dir", tmp_path / "here", "shared")) as probe:
+    with _probe(JobFolder("run_dir", tmp_path / "here", "shared")) as probe:
         (tmp_path / "other" / probe.name).write_text("0" * 64)
         assert ask(probe, tmp_path / "other") == _Fault("sees another folder there", MOUNT)
 
 
 def test_locks_that_do_not_reach_a_node_are_noticed(tmp_path):
     (tmp_path / "other").mkdir()
-    with _probe(Place("store", tmp_path / "here", "locked")) as probe:
+    with _probe(JobFolder("store", tmp_path / "here", "locked")) as probe:
         shutil.copy(probe.folder / probe.name, tmp_path / "other")
         assert ask(probe, tmp_path / "other") == _Fault("can lock a file there that this machine has locked", LOCK)
 
@@ -95,7 +95,7 @@ def test_a_node_that_can_not_lock_or_rename_says_why(tmp_path, monkeypatch):
     def refuse(*arguments) -> None:
         raise OSError(37, "No locks available")
 
-    with _probe(Place("store", tmp_path, "locked")) as probe:
+    with _probe(JobFolder("store", tmp_path, "locked")) as probe:
         monkeypatch.setattr(fcntl, "flock", refuse)
         assert ask(probe, probe.folder) == _Fault("can't lock files there: No locks available", LOCK)
         monkeypatch.setattr(Path, "rename", refuse)
@@ -105,17 +105,17 @@ def test_a_node_that_can_not_lock_or_rename_says_why(tmp_path, monkeypatch):
 
 
 def test_a_refused_place_is_left_as_it_was(tmp_path):
-    with pytest.raises(ZeroDivisionError), _probe(Place("store", tmp_path / "a" / "store", "locked")):
+    with pytest.raises(ZeroDivisionError), _probe(JobFolder("store", tmp_path / "a" / "store", "locked")):
         raise ZeroDivisionError
     assert listing(tmp_path) == []
     (tmp_path / "file").touch()
     message = "store .*file: can't be written or locked: Not a directory; give a folder that all nodes mount"
-    with pytest.raises(ConfigError, match=message), _probe(Place("store", tmp_path / "file", "locked")):
+    with pytest.raises(ConfigError, match=message), _probe(JobFolder("store", tmp_path / "file", "locked")):
         pass
 
 
 def test_copies_of_a_dataset_are_as_good_as_a_mount(tmp_path):
-    with _probe(Place("dataset 'a'", make_images(tmp_path / "a"), "read")) as probe:
+    with _probe(JobFolder("dataset 'a'", make_images(tmp_path / "a"), "read")) as probe:
         assert ask(probe, make_images(tmp_path / "b")) is None
         assert ask(probe, tmp_path / "c") == _Fault("has no such folder", COPY)
 
@@ -131,7 +131,7 @@ def test_copies_of_a_dataset_are_as_good_as_a_mount(tmp_path):
     ],
 )
 def test_a_dataset_that_differs_is_another(tmp_path, change, found):
-    with _probe(Place("dataset 'a'", make_images(tmp_path / "a"), "read")) as probe:
+    with _probe(JobFolder("dataset 'a'", make_images(tmp_path / "a"), "read")) as probe:
         change(make_images(tmp_path / "b"))
         fault = ask(probe, tmp_path / "b")
         assert found in fault.found

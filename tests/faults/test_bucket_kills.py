@@ -49,7 +49,7 @@ def place_of(client: Client, new_place: NewBucket):
 
 
 def filled() -> NewBucket:
-    return StoreLaws._fill(in_memory())
+    return StoreLaws.fill(in_memory())
 
 
 @pytest.mark.parametrize("is_done", [False, True], ids=["before", "after"])
@@ -61,13 +61,13 @@ def test_a_kill_at_any_request_leaves_old_or_new(act, is_done):
     assert whole.num_requests > 3
     for step in range(1, whole.num_requests + 1):
         new_place = filled()
-        before = StoreLaws._contents(open_store(new_place.open()))
+        before = StoreLaws.contents(open_store(new_place.open()))
         with pytest.raises(Killed):
             WRITES[act](open_store(place_of(Mortal(new_place.open().client, step, is_done=is_done), new_place)))
         store = open_store(new_place.open())
         assert store.verify()["ok"], step
-        StoreLaws._check_step(act, before, StoreLaws._contents(store))
+        StoreLaws.check_step(act, before, StoreLaws.contents(store))
         assert equal(read(store, id_of(make_blocks(0))), make_blocks(0))
         new_place.pass_time(FAR_S)
         put(store, 5, name="later")
-        StoreLaws._check_clean(new_place)
+        StoreLaws.check_clean(new_place)

@@ -15,6 +15,7 @@ WRITES = ("PUT", "POST", "DELETE")
 ANSWERS = {
     "403": ("403 Forbidden", "AccessDenied"),
     "409": ("409 Conflict", "ConditionalRequestConflict"),
+    "412": ("412 Precondition Failed", "PreconditionFailed"),  # of conditional writes alone
     "503": ("503 Service Unavailable", "SlowDown"),
     "507": ("507 Insufficient Storage", "QuotaExceeded"),
 }
@@ -36,7 +37,9 @@ class Faults:
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         method, path = environ["REQUEST_METHOD"], environ["PATH_INFO"]
         fault = self.choose(method, path)
-        if fault is None or path.startswith("/moto-api"):
+        if fault == "412" and not {"HTTP_IF_MATCH", "HTTP_IF_NONE_MATCH"} & environ.keys():
+            fault = None
+        if fault is None:
             return self._app(environ, start_response)
         self.seen[fault] += 1
         environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0)) if fault in ANSWERS else None

@@ -1,6 +1,7 @@
 """A real S3 server for tests: moto's, in this process, with one condition checked and met at a time.
 
 moto checks the condition of a write and then writes, which two threads may do at once; a real server does both as one.
+And its listings fail where another thread deletes meanwhile.
 """
 
 from __future__ import annotations
@@ -25,14 +26,12 @@ BUCKET = "bucket"
 
 
 class OneAtATime:
-    """A WSGI application whose writes are done one after the other."""
+    """A WSGI application that does one request after the other."""
 
     def __init__(self, app: Callable[..., Iterable[bytes]]):
         self._app, self._lock = app, threading.Lock()
 
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-        if environ["REQUEST_METHOD"] in ("GET", "HEAD"):
-            return self._app(environ, start_response)
         with self._lock:
             return list(self._app(environ, start_response))
 
@@ -57,16 +56,18 @@ def s3_server() -> Iterator[str]:
 @contextmanager
 def faulty_s3_server() -> Iterator[tuple[str, Faults]]:
     """Run a server with an empty bucket; return its address, and the faults that requests are to meet: none yet."""
-    from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
+    from moto.moto_api._internal.models import moto_api_backend
+    from moto.moto_server.werkzeug_app import create_backend_app
 
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    app = Faults(OneAtATime(DomainDispatcherApplication(create_backend_app)))
+    app = Faults(OneAtATime(create_backend_app("s3")))  # S3 alone: finding out which service is meant takes longer
     server = make_server("127.0.0.1", 0, app, threaded=True, request_handler=QuietHandler)
+    server.socket.listen(4096)  # it closes each connection after one request, and crowds begin many at once
     thread = threading.Thread(target=server.serve_forever, name="s3-server", daemon=True)
     thread.start()
     address = f"http://127.0.0.1:{server.server_port}"
     try:
-        requests.post(f"{address}/moto-api/reset", timeout=30).raise_for_status()
+        moto_api_backend.reset()
         requests.put(f"{address}/{BUCKET}", timeout=30).raise_for_status()
         yield address, app
     finally:

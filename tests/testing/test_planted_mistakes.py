@@ -122,7 +122,7 @@ def a_gc_that_scans_once(patch: pytest.MonkeyPatch) -> None:
 
 def a_gc_that_leaves_its_list(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(bucket._Doomed, "end", lambda self: None)
-    patch.setattr(Bucket, "_may_delete", lambda self, found, digests: False)
+    patch.setattr(Bucket, "_may_delete", lambda self, found, digests, harmless: False)
     patch.setattr(Bucket, "sweep", lambda self, newest_ns: 0)
 
 

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from raysnap.cluster.capacity import most_cpus, read_capacity
 from raysnap.cluster.gpus import granted_device
-from raysnap.cluster.places import Place, check_places, naming_node, store_places
+from raysnap.cluster.places import JobFolder, check_places, naming_node, store_places
 from raysnap.cluster.waiting import refuse_impossible, told_waits
 from raysnap.datasets.dataset import find_dataset
 from raysnap.errors import RaysnapError, UsageError
@@ -189,11 +189,11 @@ class Fleet:
         self._reported = [self._reported[number] for number in alive]
 
 
-def _places(setup: Setup) -> list[Place]:
+def _places(setup: Setup) -> list[JobFolder]:
     """Return the folders that workers read; the dataset is there, as this process has opened it."""
     root = find_dataset(setup.data, setup.options.data_dir, setup.options.shapes)
     assert root is not None
-    return [*store_places("--store", setup.store, "read"), Place("--data", root, "read")]
+    return [*store_places("--store", setup.store, "read"), JobFolder("--data", root, "read")]
 
 
 def worker_bundle(num_workers: int, device: str | None) -> dict[str, float]:

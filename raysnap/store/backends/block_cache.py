@@ -9,7 +9,7 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,6 +72,12 @@ class BlockCache:
             content = fetch()
             self._keep(path, content)
         return content
+
+    def forget(self, digests: Iterable[str]) -> None:
+        """Remove objects, those that are here."""
+        for digest in digests:
+            with suppress(OSError):
+                (self.place / digest).unlink(missing_ok=True)
 
     def _keep(self, path: Path, content: memoryview) -> None:
         disk = DiskCache((self.place,), self.budget_bytes)

@@ -46,6 +46,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
+from functools import partial
 
 from blake3 import blake3
 
@@ -87,13 +88,14 @@ class Bounds:
         request_s: a request takes effect within this time, or not at all.
         lease_s: how long a writer may rely on its draft.
         delete_s: how long a `gc` may delete after it condemned.
-        poll_s: how often a writer looks whether a `gc` has ended.
+        poll_s: how soon a writer looks whether a `gc` has ended; then after twice the time, up to `max_poll_s`.
     """
 
     request_s: float = 180.0
     lease_s: float = 600.0
     delete_s: float = 180.0
     poll_s: float = 0.5
+    max_poll_s: float = 8.0
 
 
 class Clock:
@@ -268,36 +270,23 @@ class Bucket:
         return self._cache.read(digest, lambda: self._fetch(digest, allocate, on_piece), allocate, on_piece)
 
     def _fetch(self, digest: str, allocate: Allocate | None, on_piece: OnPiece) -> memoryview:
-        import numpy as np
-
-        key = object_key(digest)
+        key, arriving = object_key(digest), _Arriving(digest, allocate)
         try:
-            first, num_bytes = self._get_part(key, 0)
+            first = self._read_part(key, arriving, 0)
         except StoreError:
             if self.object_bytes(digest) == 0:  # no part of it can be asked for
                 raise StoreDamaged("it has no bytes") from None
             raise
-        if num_bytes > MAX_OBJECT_BYTES:
-            raise StoreDamaged(f"expected at most {MAX_OBJECT_BYTES} bytes, found {num_bytes}")
-        try:
-            buffer = allocate(num_bytes) if allocate else np.empty(num_bytes, dtype=np.uint8).data
-        except MemoryError:
-            raise StoreError(f"block {digest}: its {num_bytes} bytes do not fit into memory") from None
-        hasher, num_read = blake3(), 0
-        starts = range(len(first), num_bytes, PART_BYTES)
-        parts = self.map(lambda start: self._get_part(key, start)[0], starts, PARTS_AT_ONCE)
-        for part in itertools.chain([first], parts):
-            buffer[num_read : num_read + len(part)] = part[: num_bytes - num_read]
-            hasher.update(part)
-            num_read += len(part)
-            on_piece(len(part))
-        if num_read != num_bytes or hasher.hexdigest() != digest:
-            raise StoreDamaged(f"its {num_read} bytes have the BLAKE3 {hasher.hexdigest()}")
-        return buffer
+        starts = range(PART_BYTES, arriving.num_bytes, PART_BYTES)
+        parts = self.map(partial(self._read_part, key, arriving), starts, PARTS_AT_ONCE)
+        for start, count in itertools.chain([(0, first)], zip(starts, parts, strict=False)):
+            arriving.hash(start, count)
+            on_piece(count)
+        return arriving.checked()
 
-    def _get_part(self, key: str, start: int) -> tuple[memoryview, int]:
+    def _read_part(self, key: str, arriving: _Arriving, start: int) -> int:
         try:
-            return self.client.get_part(key, start, PART_BYTES)
+            return self.client.read_part(key, start, PART_BYTES, partial(arriving.take, start))
         except FileNotFoundError:
             raise StoreDamaged("the object is missing") from None
 
@@ -341,18 +330,81 @@ class Bucket:
 
     def await_verdicts(self, digests: set[str]) -> None:
         """Wait until no `gc` may delete any of these objects any more."""
-        while any(self._may_delete(found, digests) for found in self.client.list_below(TMP)):
-            self.clock.sleep(self.bounds.poll_s)
+        pause_s = self.bounds.poll_s
+        harmless: set[str] = set()  # what a `gc` condemned is written once
+        while any(self._may_delete(found, digests, harmless) for found in self.client.list_below(TMP)):
+            self.clock.sleep(pause_s)
+            pause_s = min(2 * pause_s, self.bounds.max_poll_s)
 
-    def _may_delete(self, found: Found, digests: set[str]) -> bool:
-        if not found.key.startswith(DOOMED):
+    def _may_delete(self, found: Found, digests: set[str], harmless: set[str]) -> bool:
+        if not found.key.startswith(DOOMED) or found.key in harmless:
             return False
         age_s = (self.now_ns() - found.written_ns) / 1e9
         if age_s > self.bounds.delete_s + self.bounds.request_s:
             return False
         with suppress(FileNotFoundError):
-            return not digests.isdisjoint(self.client.get(found.key, found.num_bytes).content.decode().split())
+            if not digests.isdisjoint(self.client.get(found.key, found.num_bytes).content.decode().split()):
+                return True
+        harmless.add(found.key)
         return False
+
+
+class _Arriving:
+    """An object's bytes as they arrive, copied into memory of their own and hashed there while in the CPU's cache."""
+
+    num_bytes = 0
+
+    def __init__(self, digest: str, allocate: Allocate | None):
+        self._digest, self._allocate = digest, allocate
+        self._buffer: memoryview | None = None
+        self._hasher, self._num_hashed = blake3(), 0
+
+    def take(self, start: int, num_bytes: int, pieces: Iterable[memoryview]) -> int:
+        """Copy a part to where it belongs, hash the first one, and return its length; of the same part once at a time.
+
+        The first part is to arrive before the others, which may do so side by side.
+        """
+        import numpy as np
+
+        if self._buffer is None:
+            self._buffer = self._make_room(num_bytes)
+        if num_bytes != self.num_bytes:
+            raise StoreDamaged(f"expected {self.num_bytes} bytes as before, found {num_bytes}")
+        room, at = np.frombuffer(self._buffer, dtype=np.uint8), start
+        hasher = blake3()
+        for piece in pieces:
+            end = min(at + len(piece), num_bytes)
+            room[at:end] = np.frombuffer(piece, dtype=np.uint8, count=end - at)
+            if start == 0:
+                hasher.update(self._buffer[at:end])
+            at = end
+        if start == 0:
+            self._hasher, self._num_hashed = hasher, at
+        return at - start
+
+    def _make_room(self, num_bytes: int) -> memoryview:
+        import numpy as np
+
+        if num_bytes > MAX_OBJECT_BYTES:
+            raise StoreDamaged(f"expected at most {MAX_OBJECT_BYTES} bytes, found {num_bytes}")
+        self.num_bytes = num_bytes
+        try:
+            return self._allocate(num_bytes) if self._allocate else np.empty(num_bytes, dtype=np.uint8).data
+        except MemoryError:
+            raise StoreError(f"block {self._digest}: its {num_bytes} bytes do not fit into memory") from None
+
+    def hash(self, start: int, num_bytes: int) -> None:
+        """Hash a part that has arrived, the parts in order."""
+        if start == self._num_hashed and self._buffer is not None:
+            self._hasher.update(self._buffer[start : start + num_bytes])
+            self._num_hashed += num_bytes
+
+    def checked(self) -> memoryview:
+        """Return the bytes, if they are all there and have the digest."""
+        digest = self._hasher.hexdigest()
+        if self._buffer is None or self._num_hashed != self.num_bytes or digest != self._digest:
+            raise StoreDamaged(f"its {self._num_hashed} bytes have the BLAKE3 {digest}")
+        return self._buffer
 
 
 class _Draft:

@@ -11,7 +11,7 @@ import os
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -33,6 +33,7 @@ ANSWER_S, RETRIES_S = 30, 60
 """How long one try of a request may take, and until when it is tried again: by obstore, and by `_repeated`."""
 
 PART_BYTES = 8 * 2**20
+PIECE_BYTES = 2**18  # what the cache of a core holds, so that copying and hashing it cost little
 LIST_PAGE = 1000
 DELETES_AT_ONCE = 1000
 WRITES = "raysnap-writes"
@@ -178,6 +179,24 @@ class Client:
             content = memoryview(found.bytes())
             self._count(num_get=1, read_bytes=len(content))
             return content, found.meta["size"]
+
+        with self._reading(key):
+            return _repeated(ask)
+
+    def read_part(self, key: str, start: int, num_bytes: int, take: Callable[[int, Iterable[memoryview]], T]) -> T:
+        """Hand a part of an object to `take`, piece by piece as it arrives, and return what that returns.
+
+        Args:
+            take: called with the length of the whole object and the pieces; once more, where an answer breaks off.
+        """
+        import obstore
+
+        def ask() -> T:
+            found = obstore.get(self._store, key, options={"range": (start, start + num_bytes)})
+            whole = found.meta["size"]
+            taken = take(whole, map(memoryview, found.stream(min_chunk_size=PIECE_BYTES)))
+            self._count(num_get=1, read_bytes=min(num_bytes, whole - start))
+            return taken
 
         with self._reading(key):
             return _repeated(ask)

@@ -209,3 +209,46 @@ def test_a_condition_that_fails_is_no_error_of_the_store():
     with pytest.raises(ConditionFailed):
         client.put_if("a", b"2", "another", "w")
     assert client.get("a", 100).content == b"1"
+
+
+def test_a_removal_reads_no_name_that_the_index_knows(store, new_place):
+    gone = put(store, 1, name="gone").manifest.id
+    put(store, 2)
+    for number in range(10):
+        store.set_ref(f"kept-{number}", id_of(make_blocks(2)))
+    store.summaries()
+    store.set_ref("gone-too", gone)
+    bucket = new_place.open()
+    before = bucket.client.requests.num_get
+    open_store(bucket).remove_snapshots([gone])
+    assert bucket.client.requests.num_get - before == len(["store.json", "index", "gone-too", "gone", "gone-too"])
+    assert list(open_store(new_place.open()).refs()) == [f"kept-{number}" for number in range(10)]
+
+
+@pytest.mark.parametrize("moment", ["resolve", "remove"])
+def test_a_name_that_moves_to_what_is_removed_goes_too(store, new_place, monkeypatch, moment):
+    gone = put(store, 1, name="gone").manifest.id
+    kept = put(store, 2, name="moves").manifest.id
+    store.summaries()
+    bucket, other = new_place.open(), open_store(new_place.open())
+    act = bucket.remove if moment == "remove" else bucket.hold_names
+
+    def move_first(*args):
+        monkeypatch.undo()
+        other.set_ref("moves", gone, expected=kept)
+        return act(*args)
+
+    monkeypatch.setattr(bucket, act.__name__, move_first)
+    open_store(bucket).remove_snapshots([gone])
+    assert open_store(new_place.open()).refs() == {}
+
+
+def test_a_writer_that_waits_for_a_gc_asks_less_and_less(store, new_place, monkeypatch):
+    digest = put(store, 1).manifest.blocks[0].digest
+    bucket, naps = new_place.open(), []
+    monkeypatch.setattr(bucket.clock, "sleep", lambda nap_s: naps.append(nap_s) or new_place.pass_time(nap_s))
+    with bucket.condemn([one for one in bucket.objects() if one.name == digest]):
+        bucket.await_verdicts({digest})
+    bounds = bucket.bounds
+    assert naps == sorted(naps) and (naps[0], naps[-1]) == (bounds.poll_s, bounds.max_poll_s)
+    assert sum(naps) > bounds.delete_s + bounds.request_s
