@@ -26,12 +26,30 @@ def examine_store(path: StorePath) -> list[Finding]:
                 found = "kept" if promise.fault is None else promise.fault
                 problem = promise.fault and "a store there would lose data; use another server, or a newer one"
                 findings.append(Finding(f"bucket {promise.name}", found, problem))
+            findings += _examine_rules(path)
         store = Store.find(path)
         found = "none yet" if store is None else plural(len(store.summaries()), "snapshot")
         findings.append(Finding(f"store {path}", found, None))
     except RaysnapError as error:
         findings.append(Finding(f"store {path}", "can't be used", str(error)))
     return findings
+
+
+def _examine_rules(address: BucketAddress) -> list[Finding]:
+    """Return what the rules of a store's bucket do to it."""
+    from raysnap.store.backends.rules import read_rules
+
+    rules, unknown = read_rules(address), "unknown: these credentials or this server don't tell, or boto3 is missing"
+    destroying = "; ".join(rules.destroying or ())
+    found = unknown if rules.destroying is None else destroying or "none that would destroy a store"
+    lifecycle = Finding("bucket rules", found, "a store there would lose blocks; take it out" if destroying else None)
+    aborts = "some abort unfinished uploads" if rules.aborts_uploads else "none; unfinished uploads are paid for"
+    uploads = Finding("bucket rules on uploads", unknown if rules.aborts_uploads is None else aborts)
+    versions = {"on": "on; what gc deletes is paid for until a rule removes old versions"}
+    versioning = Finding("bucket versions", versions.get(rules.versioning or "", rules.versioning or unknown))
+    is_locked = rules.lock in ("COMPLIANCE", "GOVERNANCE")
+    problem = "what gc and `store rm` delete stays until the lock ends" if is_locked else None
+    return [lifecycle, uploads, versioning, Finding("bucket object lock", rules.lock or unknown, problem)]
 
 
 def findings_table(findings: Iterable[Finding]) -> Table:

@@ -50,6 +50,7 @@ from raysnap.system import since_enter_s
 if TYPE_CHECKING:
     from raysnap.bench.cells import Cell
     from raysnap.config.bench import BenchConfig
+    from raysnap.config.folders import StorePath
     from raysnap.config.search_options import SearchOptions
     from raysnap.search import SearchResult
 
@@ -133,7 +134,7 @@ def search(
     return SOME_FAILED if result.skipped else 0
 
 
-def _asked(store_dir: Path, data: str, options: SearchOptions) -> dict[str, Any]:
+def _asked(store_dir: StorePath, data: str, options: SearchOptions) -> dict[str, Any]:
     """Return which store was asked about which dataset, where and when: what a report of the search says of it."""
     from raysnap.config.folders import absolute
     from raysnap.datasets.dataset import find_dataset
@@ -161,7 +162,9 @@ def _from_enter(result: SearchResult, start_s: float) -> SearchResult:
     return replace(result, timings_s=result.timings_s | timings_s) if start_s else result
 
 
-def _show_result(store_dir: Path, data: str, result: SearchResult, options: SearchOptions, *, explain: bool) -> None:
+def _show_result(
+    store_dir: StorePath, data: str, result: SearchResult, options: SearchOptions, *, explain: bool
+) -> None:
     """Print the ranking and what the search cost; skipped candidates go to stderr."""
     from raysnap.cli.search_tables import (
         forecast_line,
@@ -199,7 +202,7 @@ def _limit_line(result: SearchResult) -> str:
     )
 
 
-def _explain(store_dir: Path, result: SearchResult, options: SearchOptions) -> None:
+def _explain(store_dir: StorePath, result: SearchResult, options: SearchOptions) -> None:
     """Print the tree by which the search shared blocks, and its rungs."""
     from raysnap.cli.search_tables import prefix_tree, rungs_table
     from raysnap.search.candidates import read_candidates

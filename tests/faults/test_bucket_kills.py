@@ -56,6 +56,7 @@ def filled() -> NewBucket:
 @pytest.mark.parametrize("act", WRITES)
 def test_a_kill_at_any_request_leaves_old_or_new(act, is_done):
     new_place = filled()
+    StoreLaws.contents(open_store(new_place.open()))  # makes the index, as below
     whole = Mortal(new_place.open().client)
     WRITES[act](open_store(place_of(whole, new_place)))
     assert whole.num_requests > 3

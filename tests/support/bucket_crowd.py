@@ -4,9 +4,9 @@ Run as `python bucket_crowd.py NUM_WRITERS NUM_COMMITS SECONDS SEED FOLDER`. The
 seconds and until each writer has made so many commits; then the faults end and all that was reported as stored must
 read back bit for bit. Prints what happened as JSON and exits 0 when the store kept its promises.
 
-A request that gets no answer is given up after less time than in real life (see `shorten_times`), and the times that
-the laws of a bucket rest on are shorter in the same measure; else each killed collector would stop the writers that
-need what it was about to delete for six minutes.
+A request that gets no answer is given up after less time than in real life (see `Times`), and the times that the laws
+of a bucket rest on are shorter in the same measure; else each killed collector would stop the writers that need what it
+was about to delete for six minutes.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import traceback
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -44,19 +45,29 @@ KINDS = ["cut before", "cut after", "delay", "409", "412", "503", "short"]
 FAULTY_SHARE, REMOVED_SHARE = 0.03, 0.2
 NUM_COLLECTORS, COLLECT_PAUSE_S = 2, 1.0
 WRITER_KILL_EVERY_S, COLLECTOR_KILL_EVERY_S = 0.7, 40.0
-BOUNDS = Bounds(request_s=100.0, lease_s=300.0, delete_s=60.0)
 PATIENCE_S = 600.0
+
+
+class Times(NamedTuple):
+    """How long things may take: a request is given up within answer + twice retries, which is less than `request_s`."""
+
+    answer_s: int
+    retries_s: int
+    bounds: Bounds
+
+    def apply(self) -> None:
+        client_module.ANSWER_S, client_module.RETRIES_S = self.answer_s, self.retries_s
+
+
+OF_MANY = Times(20, 30, Bounds(request_s=100.0, lease_s=300.0, delete_s=60.0))
+OF_FEW = Times(5, 8, Bounds(request_s=25.0, lease_s=60.0, delete_s=10.0))
 FEW = 8
-
-
-def shorten_times() -> None:
-    """Give requests up after 20 + 30 seconds of the client's own retries, and 30 of ours: within `BOUNDS.request_s`."""
-    client_module.ANSWER_S, client_module.RETRIES_S = 20, 30
+TIMES = OF_MANY
 
 
 def open_crowd(*, create: bool = False) -> Store:
     """Open the store as a new process does, without a block cache, which would answer for lost blocks."""
-    place = Bucket(Client.connect(ADDRESS), bounds=BOUNDS)
+    place = Bucket(Client.connect(ADDRESS), bounds=TIMES.bounds)
     return open_store(place, create=create)
 
 
@@ -248,7 +259,7 @@ def check(folder: Path, num_writers: int, seed: int) -> dict[str, object]:
     collected = [json.loads(line) for path in folder.glob("collector-*") for line in path.read_text().splitlines()]
     verification = store.verify()
     if num_writers > FEW:
-        time.sleep(BOUNDS.lease_s + BOUNDS.request_s + 5)  # until what killed processes left may be swept
+        time.sleep(TIMES.bounds.lease_s + TIMES.bounds.request_s + 5)  # until what killed processes left may be swept
     last = store.gc(grace_s=0)
     needed = {block.digest for manifest in store.manifests() for block in manifest.blocks}
     figures = {
@@ -286,7 +297,8 @@ def lost_blocks(store: Store, snapshot: str, row: dict) -> list[str]:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    shorten_times()
     *numbers, seconds, seed, target = sys.argv[1:]
+    TIMES = OF_FEW if int(numbers[0]) <= FEW else OF_MANY
+    TIMES.apply()
     result = storm(Path(target), int(numbers[0]), int(numbers[1]), float(seconds), int(seed))
     sys.stdout.write(json.dumps(result) + "\n")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
@@ -15,6 +14,7 @@ from raysnap.humanize import plural, score_text, seconds_text
 from raysnap.runs.shortlist import base_text, expected_text
 
 if TYPE_CHECKING:
+    from raysnap.config.folders import StorePath
     from raysnap.config.sweep import FinetuneConfig
     from raysnap.jobs.finetune import FinetuneSummary
     from raysnap.search.recommend import Recommendation
@@ -127,7 +127,7 @@ def recommendation_table(result: Recommendation) -> Table:
     return simple_table(columns, rows, numeric=["", "standing", "datasets"])
 
 
-def recommendation_lines(result: Recommendation, store_dir: Path, data: str) -> str:
+def recommendation_lines(result: Recommendation, store_dir: StorePath, data: str) -> str:
     """Say what a recommendation rests on, and what to do next."""
     store, data = shlex.quote(str(store_dir)), shlex.quote(data)
     if not result.num_records:

@@ -159,8 +159,9 @@ class Bucket:
             raise StoreError(f"{self.where()}: expected a model store, found nothing there")
 
     def prepare(self) -> None:
-        """Refuse a bucket that doesn't keep what this module relies on."""
+        """Refuse a bucket that doesn't keep what this module relies on, or has rules that would destroy a store."""
         check_promises(self.client)
+        self.client.check_rules()
 
     # Documents
 

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from raysnap.config.folders import BucketAddress
 from raysnap.errors import StoreError, StoreUnreadable
 from raysnap.humanize import bytes_text
+from raysnap.store.backends.rules import check_rules
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -119,6 +120,7 @@ class Client:
     def __init__(self, address: BucketAddress, store: ObjectStore):
         self.address = address
         self.requests = Requests()
+        self.check_rules: Callable[[], None] = lambda: None  # of a server's bucket; what is in memory has none
         self._store = store
 
     @classmethod
@@ -146,7 +148,9 @@ class Client:
             )  # type: ignore[call-overload]  # fmt: skip
         except (BaseError, ValueError) as error:
             raise StoreError(f"{address}: can't be opened: {cause_of(error)}") from None
-        return cls(address, store)
+        client = cls(address, store)
+        client.check_rules = partial(check_rules, address)
+        return client
 
     def _count(self, **counts: int) -> None:
         self.requests.add(**counts)
