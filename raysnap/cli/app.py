@@ -30,6 +30,7 @@ from raysnap.cli.console import (
     print_message,
     print_result,
     request_lines,
+    run_place,
     store_place,
 )
 from raysnap.cli.data_commands import data_app
@@ -150,17 +151,20 @@ for command in (quickstart, init, search, recommend, finetune, predict, generate
 @app.command()
 def report(
     run_dir: Annotated[
-        Path,
+        StoreArgument,
         typer.Argument(
             metavar="RUN_DIR",
-            parser=any_path,
-            help="Folder of a run, or a file that holds the output of `search --json`.",
+            parser=run_place,
+            help="Folder of a run, its address in a bucket, or a file that holds the output of `search --json`.",
         ),
     ],
     out_path: Annotated[
         Path | None,
         typer.Option(
-            "--out", metavar="FILE.html", parser=any_path, help="File to write; by default RUN_DIR/report.html."
+            "--out",
+            metavar="FILE.html",
+            parser=any_path,
+            help="File to write; by default RUN_DIR/report.html, of a bucket ./report.html.",
         ),
     ] = None,
 ) -> int:

@@ -71,6 +71,16 @@ def store_place(given: str | Path) -> StorePath:
         raise typer.BadParameter(str(error)) from None
 
 
+def run_place(given: str | Path) -> StorePath:
+    """Return where the run is that an argument gives, a folder, a file or an address in a bucket."""
+    from raysnap.config.folders import store_path
+
+    try:
+        return store_path(given)
+    except UsageError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
 def request_lines() -> list[str]:
     """Return what this process asked of each bucket that a store is in, a line each; none where it opened none."""
     client = sys.modules.get("raysnap.store.backends.client")

@@ -20,6 +20,7 @@ MAX_INPUTS = 4
 if TYPE_CHECKING:
     from raysnap.bench.cells import Cell
     from raysnap.bench.estimates import CellWork
+    from raysnap.config.folders import StorePath
     from raysnap.search.plan.outline import Branch
 
 
@@ -69,7 +70,7 @@ def _origin(entry: Mapping[str, Any]) -> str | None:
     return f"{dataset} (this very one)" if entry.get("is_trained_on_it") else dataset
 
 
-def next_lines(result: Mapping[str, Any], store_dir: Path, data: str, data_dir: Path) -> str:
+def next_lines(result: Mapping[str, Any], store_dir: StorePath, data: str, data_dir: Path) -> str:
     """Return the next commands to run after a ranking, with the first snapshot's id."""
     snapshot = result["ranking"][0]["snapshot"][:12]
     store = f"--store {shlex.quote(str(store_dir))}"

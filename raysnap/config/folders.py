@@ -169,6 +169,22 @@ StoreFolder: TypeAlias = Annotated[
 ]
 """The folder of a job's store, or its address in a bucket."""
 
+
+def _check_storage(value: Any) -> BucketAddress | None:
+    if value is None:
+        return None
+    try:
+        found = store_path(value) if isinstance(value, str | Path) else None
+    except UsageError as error:
+        raise ValueError(str(error)) from None
+    if not isinstance(found, BucketAddress):
+        raise ValueError(f"expected an address such as s3://bucket/runs/mine, found {value!r}")
+    return found
+
+
+Storage: TypeAlias = Annotated[BucketAddress | None, PlainValidator(_check_storage, json_schema_input_type=str | None)]
+"""The address of a bucket in which a run is kept as well, if anywhere."""
+
 AnyFolder: TypeAlias = Annotated[Path, BeforeValidator(refusing(address_fault))]
 """A folder, wherever it is; only addresses are refused."""
 

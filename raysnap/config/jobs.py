@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from raysnap.config.choices import TrackerName
-from raysnap.config.folders import Folder, NameOrFolder, StoreFolder
+from raysnap.config.folders import Folder, NameOrFolder, Storage, StoreFolder
 from raysnap.config.parts import BaseConfig, BaseWeights, ResourcesConfig, RetrainConfig, ShapesConfig
 from raysnap.config.strict import Section, refuse_repeated
 from raysnap.config.train import TrainConfig
@@ -94,6 +94,10 @@ class TrialsConfig(JobConfig):
     num_val: int | None = Field(None, ge=1, description="Validation items used per dataset; null is all.")
     train: TrainConfig = Field(TrainConfig(), description="How each snapshot is fine-tuned.")
     base: BaseConfig = Field(BaseConfig(), description="Where fine-tunes start from.")
+    storage_path: Storage = Field(
+        None,
+        description="Where the run is kept in a bucket as well, such as `s3://bucket/runs/mine`; null is nowhere.",
+    )
     prefix_cache_bytes: int = Field(
         10 * 2**30,
         ge=0,

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 from pydantic import BeforeValidator, Field, PlainSerializer, model_validator
 
 from raysnap.config.choices import TrackerName
-from raysnap.config.folders import Folder, NameOrFolder
+from raysnap.config.folders import Folder, NameOrFolder, Storage
 from raysnap.config.jobs import RunConfig, TrialsConfig
 from raysnap.config.parts import BaseConfig, ResourcesConfig, RetrainDepth, ShapesConfig
 from raysnap.config.search_options import MAX_BUDGET_S, SearchOptions
@@ -269,6 +269,10 @@ class FinetuneConfig(RunConfig):
 
     kind: Literal["finetune"] = "finetune"
     run_dir: Folder = Field(Path("runs/finetune"), description="Folder of this run's records, created if needed.")
+    storage_path: Storage = Field(
+        None,
+        description="Where the run is kept in a bucket as well, such as `s3://bucket/runs/mine`; null is nowhere.",
+    )
     data_dir: Folder = Field(Path("data"), description="Folder of the named datasets.")
     dataset: NameOrFolder = Field(description="The dataset: its name or the path of an ImageFolder.")
     preset: Literal["quick", "good", "best"] = Field(

@@ -31,11 +31,13 @@ from raysnap.planning.finetune import (
 )
 from raysnap.planning.sweep import plan_sweep
 from raysnap.progress import OnProgress, ignore_progress
+from raysnap.runs.run_copy import keep_document
 from raysnap.runs.run_directory import RunDirectory, lock_run
 from raysnap.runs.run_lock import RunLock
 from raysnap.runs.shortlist import (
     MODEL_NAME,
     SEARCH_NAME,
+    SHORTLIST_NAME,
     Shortlist,
     ShortlistedStart,
     StartResult,
@@ -179,6 +181,8 @@ def choose_starts(
         shortlist = _in_time(trained, dataset, shortlist, time.monotonic() - began_s)
     RunDirectory.open(config, lock, resume=resume)
     shortlist.write(lock.run_dir)
+    for name in (SHORTLIST_NAME, *([SEARCH_NAME] if shortlist.is_searched else [])):
+        keep_document(config.storage_path, lock.run_dir, name)
     return shortlist
 
 
@@ -329,6 +333,7 @@ def _summarise(
         }
         kept = {key: best[key] for key in ("name", "snapshot")}
         write_atomically(config.run_dir / MODEL_NAME, json.dumps(kept) + "\n")
+        keep_document(config.storage_path, config.run_dir, MODEL_NAME)
     return FinetuneSummary(
         run_dir=str(config.run_dir),
         dataset=config.dataset,

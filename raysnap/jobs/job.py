@@ -78,8 +78,11 @@ class Job:
             check_places(_places(config, plan))
             store = Store.open(config.store, create=True)
             run_dir = RunDirectory.open(config, held, resume=resume)
-            with marked(config.run_dir / "ray") as mark:
-                yield cls(config, plan, store, run_dir, on_progress, metric, mark)
+            try:
+                with marked(config.run_dir / "ray") as mark:
+                    yield cls(config, plan, store, run_dir, on_progress, metric, mark)
+            finally:
+                run_dir.close()
 
     def write_env(self, *, is_over: bool, data: Sequence[Account] = ()) -> None:
         """Write what the job runs on and, once known, what was read of its datasets and how long its stages took."""

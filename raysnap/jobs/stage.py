@@ -87,6 +87,7 @@ def run_stage(job: Job, data: JobData, stage: Stage, record: Record | None = Non
             ray_dir,
             on_end=on_end,
             on_epoch=progress.show_epoch,
+            on_checkpoint=partial(job.run_dir.keep_checkpoint, stage.name),
             trackers=make_trackers(job.config.trackers, job.config.run_dir),
             options=replace(stage.options, num_trials=progress.num_left, measured=_measured_trials(job, stage)),
         )
@@ -117,6 +118,8 @@ def record_outcome(
     except (RaysnapError, OSError) as error:
         row = planned_row(trial, Status.FAILED, f"not collected: {error}")
     job.run_dir.add_row(row.as_json())
+    if row.is_final:
+        job.run_dir.keep_checkpoint(ray_dir.name, trial.id, None)
     if is_cleaned and row.is_final:
         delete_checkpoints(ray_dir / trial.id)  # the store has every block of it that is wanted
     return row

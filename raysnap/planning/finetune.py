@@ -88,6 +88,7 @@ def sweep_config(
         {
             "seed": config.seed,
             "run_dir": config.run_dir / TRAINING_DIR,
+            "storage_path": f"{config.storage_path}/{TRAINING_DIR}" if config.storage_path else None,
             "store": config.store,
             "data_dir": config.data_dir,
             "datasets": [str(dataset_dir)],

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -19,7 +20,7 @@ from markupsafe import Markup
 
 from raysnap.atomic import write_atomically
 from raysnap.config.choices import Role
-from raysnap.config.folders import local_path
+from raysnap.config.folders import BucketAddress, local_path, store_path
 from raysnap.errors import UsageError
 from raysnap.humanize import bytes_text, count_text, plural, score_text, seconds_text, share_text, shown
 from raysnap.report.data_section import left_out_table
@@ -37,6 +38,7 @@ from raysnap.report.training_section import training_section
 from raysnap.runs.json_fields import mapping, number
 from raysnap.runs.questions import short_dataset
 from raysnap.runs.run import Run, read_run
+from raysnap.runs.run_copy import RunCopy
 from raysnap.runs.store_contents import read_store_contents
 from raysnap.runs.trial_rows import TrialRow
 
@@ -66,16 +68,20 @@ def write_report(run_dir: Path | str, out_path: Path | str | None = None) -> Pat
     new one, never a part.
 
     Args:
-        run_dir: a run's folder, or a file with the output of `search --json`, or a folder of such files.
-        out_path: file to write; by default report.html inside the run directory.
+        run_dir: a run's folder, its address in a bucket, a file with the output of `search --json`, or a folder of such
+            files.
+        out_path: file to write; by default report.html inside the run directory, or here where that is in a bucket.
 
     Raises:
         UsageError: `run_dir` does not exist, or the page can't be written or would replace a file that is no report.
         DataError: the run directory holds no results, or they can't be read.
     """
-    run_dir = local_path(run_dir)
-    report = render(read_run(run_dir))
-    default = run_dir / "report.html" if run_dir.is_dir() else run_dir.with_suffix(".html")
+    place = store_path(run_dir)
+    if isinstance(place, BucketAddress):
+        report, default = _render_from_bucket(place), Path("report.html")
+    else:
+        report = render(read_run(place))
+        default = place / "report.html" if place.is_dir() else place.with_suffix(".html")
     target = local_path(out_path) if out_path else default
     if target.is_dir():
         raise UsageError(f"{target}: expected the name of an HTML file to write, found a folder")
@@ -93,6 +99,16 @@ def write_report(run_dir: Path | str, out_path: Path | str | None = None) -> Pat
     except OSError as error:
         raise UsageError(f"{target}: the report can't be written: {error.strerror or error}") from None
     return target
+
+
+def _render_from_bucket(address: BucketAddress) -> Report:
+    with TemporaryDirectory(prefix="raysnap-report-") as folder:
+        copy = RunCopy(address)
+        if not copy.is_begun():
+            raise UsageError(f"{address}: expected a run, found none there")
+        run_dir = Path(folder) / address.name
+        copy.fetch(run_dir, checkpoints=False)
+        return render(read_run(run_dir))
 
 
 def _beginning(path: Path) -> bytes:

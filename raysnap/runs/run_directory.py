@@ -15,12 +15,14 @@ from typing import Any
 from pydantic import ValidationError
 
 from raysnap.atomic import write_atomically
+from raysnap.config.folders import BucketAddress
 from raysnap.config.load import dump_yaml
 from raysnap.config.strict import Config
 from raysnap.config.yaml_files import read_yaml
 from raysnap.errors import ConfigError
 from raysnap.runs.environment import describe_environment
 from raysnap.runs.rows import read_rows
+from raysnap.runs.run_copy import RunCopy
 from raysnap.runs.run_lock import RunLock, hold_run
 from raysnap.runs.trial_rows import TrialRow, latest_trial_rows
 from raysnap.system import utc_timestamp
@@ -33,11 +35,13 @@ class RunDirectory:
 
     Attributes:
         lock: makes this process the only one that writes here; None where records are only read.
+        copy: keeps the run in a bucket, too; None where it is only here.
     """
 
-    def __init__(self, path: Path, lock: RunLock | None = None):
+    def __init__(self, path: Path, lock: RunLock | None = None, copy: RunCopy | None = None):
         self.path = path
         self.lock = lock
+        self.copy = copy
 
     @classmethod
     def open(cls, config: Config, lock: RunLock, *, resume: bool) -> RunDirectory:
@@ -55,7 +59,11 @@ class RunDirectory:
             raise ConfigError(
                 f"run_dir {path}: can't be written: {error.strerror or error}; choose another run_dir="
             ) from None
-        return cls(path, lock)
+        storage = storage_of(config)
+        run = cls(path, lock, RunCopy(storage) if storage is not None else None)
+        if run.copy is not None and not run.copy.is_begun():
+            run.copy.put_document(path, CONFIG_NAME)
+        return run
 
     def rows(self) -> list[dict[str, Any]]:
         """Return the rows of `results.jsonl` that were written whole, in order."""
@@ -66,20 +74,27 @@ class RunDirectory:
         return latest_trial_rows(self.rows())
 
     def add_row(self, row: Mapping[str, Any]) -> None:
-        """Append a row; it is on the disk when this returns."""
+        """Append a row; it is in the bucket, if the run has one, and on the disk when this returns."""
         self._check_lock()
-        _append_line(self.path / "results.jsonl", json.dumps(row, allow_nan=False, default=_plain))
+        line = json.dumps(row, allow_nan=False, default=_plain)
+        if self.copy is not None:
+            if row.get("predictions"):
+                self.copy.put_document(self.path, row["predictions"])
+            self.copy.add_row(line)
+        _append_line(self.path / "results.jsonl", line)
 
     def add_trial(self, trial: Config) -> None:
         """Append a trial to the trial list; it is on the disk when this returns."""
         self._check_lock()
         _append_line(self.path / "trials.jsonl", json.dumps(trial.model_dump(mode="json")))
+        self._keep("trials.jsonl")
 
     def write_trials(self, trials: Iterable[Config]) -> None:
         """Write the trial list, one JSON line each."""
         self._check_lock()
         text = "".join(json.dumps(trial.model_dump(mode="json")) + "\n" for trial in trials)
         write_atomically(self.path / "trials.jsonl", text)
+        self._keep("trials.jsonl")
 
     def write_env(
         self, seed: int, started: str, wall_s: float | None, stages_s: dict[str, float], **facts: Any
@@ -95,6 +110,21 @@ class RunDirectory:
             **facts,
         }
         write_atomically(self.path / "env.json", json.dumps(document, indent=2) + "\n")
+        self._keep("env.json")
+
+    def keep_checkpoint(self, stage: str, trial: str, path: Path | None) -> None:
+        """Keep a trial's latest checkpoint in the bucket, if the run has one; None says that it needs none."""
+        if self.copy is not None:
+            self.copy.keep_checkpoint(stage, trial, path)
+
+    def close(self) -> None:
+        """Wait until all that is kept in the bucket is there."""
+        if self.copy is not None:
+            self.copy.close()
+
+    def _keep(self, name: str) -> None:
+        if self.copy is not None:
+            self.copy.put_document(self.path, name)
 
     def _check_lock(self) -> None:
         if self.lock is not None:
@@ -104,6 +134,8 @@ class RunDirectory:
 @contextmanager
 def lock_run(config: Config, path: Path, *, resume: bool, lock: RunLock | None = None) -> Iterator[RunLock]:
     """Make this process the only one that writes to a job's run directory until the block ends.
+
+    A run that is in a bucket is fetched into the directory first.
 
     Args:
         lock: what holds it already, and holds it for longer.
@@ -116,8 +148,23 @@ def lock_run(config: Config, path: Path, *, resume: bool, lock: RunLock | None =
         yield lock
         return
     check_run_dir(config, path, resume=resume)
+    storage = storage_of(config)
+    copy = RunCopy(storage) if storage is not None else None
+    is_begun = copy is not None and copy.is_begun()
+    if is_begun and not resume:
+        raise ConfigError(
+            f"storage_path {storage}: already holds a run; add --resume to finish it, or choose another storage_path="
+        )
     with hold_run(path) as held:
+        if copy is not None and is_begun:
+            copy.fetch(path)
+            check_run_dir(config, path, resume=resume)
         yield held
+
+
+def storage_of(config: Config) -> BucketAddress | None:
+    """Return where a job's run is kept beside its run directory, if anywhere."""
+    return getattr(config, "storage_path", None)
 
 
 def check_run_dir(config: Config, path: Path, *, resume: bool) -> None:
@@ -139,7 +186,8 @@ def check_run_dir(config: Config, path: Path, *, resume: bool) -> None:
     if not resume:
         raise ConfigError(f"run_dir {path}: already holds a run; add --resume to finish it, or choose another run_dir=")
     before, now = _as_started(config, config_path), config.model_dump(mode="json")
-    changed = [key for key in now if key != "resources" and before.get(key) != now[key]]
+    free = {"resources"} | ({"run_dir"} if storage_of(config) else set())  # on another machine it may be elsewhere
+    changed = [key for key in now if key not in free and before.get(key) != now[key]]
     if changed:
         key = changed[0]
         raise ConfigError(

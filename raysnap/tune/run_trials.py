@@ -63,6 +63,7 @@ def run_trials(
     *,
     on_end: Callable[[TrialOutcome], None],
     on_epoch: Callable[[Trial, dict[str, Any]], None],
+    on_checkpoint: Callable[[str, Path], None] = lambda trial, path: None,
     trackers: Sequence[Tracker] = (),
     options: TuneOptions = RUN_ALL,
 ) -> None:
@@ -75,6 +76,7 @@ def run_trials(
         ray_dir: folder for the trials' event files and checkpoints; on a cluster one that all nodes share.
         on_end: called once per trial that ended; a trial without a call was interrupted, or never started within the
             time budget.
+        on_checkpoint: called with a trial's id and the folder of its latest checkpoint, which the next one removes.
         trackers: what records the trials in addition to the event files in `ray_dir`.
 
     Raises:
@@ -89,7 +91,7 @@ def run_trials(
     feed = TrialFeed(trials, slots, options.suggestions() if options.suggestions else None)
     put_back = None if options.copies_weights else feed.put_back
     driver_callback = _DriverCallback(
-        ray_dir, trials, options, slots, on_end, on_epoch, put_back, resources.max_failures
+        ray_dir, trials, options, slots, on_end, on_epoch, on_checkpoint, put_back, resources.max_failures
     )
     tracker_callback = TrackerCallback([EventFiles(ray_dir), *trackers])
     for name, value in TUNE_ENVIRONMENT.items():
@@ -189,6 +191,7 @@ class _DriverCallback(tune.Callback):
         slots: Slots,
         on_end: Callable[[TrialOutcome], None],
         on_epoch: Callable[[Trial, dict[str, Any]], None],
+        on_checkpoint: Callable[[str, Path], None],
         put_back: Callable[[Trial], None] | None,
         max_failures: int,
     ):
@@ -199,6 +202,7 @@ class _DriverCallback(tune.Callback):
         self._until_s = math.inf if options.time_budget_s is None else time.monotonic() + options.time_budget_s
         self._on_end = on_end
         self._on_epoch = on_epoch
+        self._on_checkpoint = on_checkpoint
         self._put_back = put_back
         self._left_to_put_back: dict[str, int] = defaultdict(lambda: max_failures)
         self._recovered: set[str] = set()
@@ -235,6 +239,7 @@ class _DriverCallback(tune.Callback):
         """Delete a trial's older checkpoints; where Tune does it, it rewrites its whole state each time."""
         if not self._keeps_checkpoints:
             keep_only(self._ray_dir / _trial_id(trial), Path(checkpoint.path).name)
+        self._on_checkpoint(_trial_id(trial), Path(checkpoint.path))
 
     def on_trial_complete(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:  # noqa: ARG002
         result = trial.last_result or {}

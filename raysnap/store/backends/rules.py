@@ -53,12 +53,11 @@ def read_rules(address: BucketAddress) -> BucketRules:
     lock = _asked(lambda: client.get_object_lock_configuration(Bucket=bucket), "ObjectLockConfigurationNotFoundError")
     below = f"{prefix}/" if prefix else ""
     active = None if rules is None else [one for one in rules.get("Rules", []) if one.get("Status") == "Enabled"]
+    versions = {"Enabled": "on", "Suspended": "suspended"}
     return BucketRules(
         None if active is None else tuple(said for one in active if (said := _destroys(one, below))),
         None if active is None else any("AbortIncompleteMultipartUpload" in one for one in active),
-        None
-        if versioning is None
-        else {"Enabled": "on", "Suspended": "suspended"}.get(versioning.get("Status"), "off"),
+        None if versioning is None else versions.get(str(versioning.get("Status")), "off"),
         None if lock is None else _lock_of(lock),
     )
 
