@@ -93,6 +93,7 @@ def search(
     several candidates begin with only once. `auto` takes `shared` or `nested`, whichever is forecast to answer sooner.
     """
     from raysnap.config.search_options import SearchOptions
+    from raysnap.search import search as run
     from raysnap.search.candidates import check_names, check_question
 
     keywords = {
@@ -119,9 +120,6 @@ def search(
         check_question(store_dir, data, options)
     with show_progress(silent_s=QUIET_S) as on_progress:
         on_progress("search/libraries", 0, 1, "")
-        from raysnap.search import search as run
-
-        on_progress("search/libraries", 1, 1, "")
         worker_bytes = OBJECT_STORE_BYTES + workers * WORKER_OBJECT_BYTES
         with nullcontext() if workers == 1 else shown_ray_session(worker_bytes, None, on_progress, [store_dir]):
             start_s = since_enter_s()
@@ -158,7 +156,10 @@ def _with_time_left(options: SearchOptions, start_s: float) -> SearchOptions:
 
 def _from_enter(result: SearchResult, start_s: float) -> SearchResult:
     """Return the result with a total that counts from the start of the command, not from the call."""
-    timings_s = {"total": result.timings_s["total"] + start_s, "start": start_s}
+    timings_s = {
+        "total": result.timings_s["total"] + start_s,
+        "start": result.timings_s.get("start", 0.0) + start_s,
+    }
     return replace(result, timings_s=result.timings_s | timings_s) if start_s else result
 
 

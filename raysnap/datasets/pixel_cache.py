@@ -29,10 +29,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
 import numpy as np
-import torch
 from blake3 import blake3
 
 from raysnap.atomic import create_zeros, sync_data, write_all_at
@@ -43,6 +42,9 @@ from raysnap.datasets.resizing import CropRounding, Resizing, crop_start, kept_r
 from raysnap.errors import DataError, describe_os_error
 from raysnap.humanize import bytes_text, plural
 from raysnap.system import cache_places, release_pages
+
+if TYPE_CHECKING:
+    import torch
 
 FORMAT = 4  # 3 and before: 16-bit images that use few bits were black
 LARGE_BYTES = 2**30  # of pixels that are written without a word
@@ -132,8 +134,11 @@ class SlotCache(ABC):
             ) from None
         return cls(tuple(items), form, directory, slots, records, content, max_bad)
 
-    def load(self, indices: Sequence[int]) -> list[int]:
+    def load(self, indices: Sequence[int], *, is_aside: bool = False) -> list[int]:
         """Decode the missing ones of `indices`; return those that are in the cache now.
+
+        Args:
+            is_aside: whether this process has other work meanwhile, so that others had better decode.
 
         Raises:
             DataError: more of the requested items are bad than `max_bad` allows, or the disk is full.
@@ -144,7 +149,7 @@ class SlotCache(ABC):
             i for i, is_here in zip(indices, state == _PRESENT, strict=True) if not is_here and i not in self.bad
         ]
         if missing:
-            self._decode(sorted(set(missing)))
+            self._decode(sorted(set(missing)), is_aside=is_aside)
         good = [i for i in indices if i not in self.bad]
         self._check_num_bad(indices)
         return good
@@ -159,11 +164,11 @@ class SlotCache(ABC):
 
     @abstractmethod
     def _fill(
-        self, file: int, jobs: Sequence[DecodeJob], is_done: Callable[[DecodeJob], bool]
+        self, file: int, jobs: Sequence[DecodeJob], is_done: Callable[[DecodeJob], bool], *, is_aside: bool
     ) -> Generator[tuple[DecodeJob, Outcome], None, None]:
         """Write each item into its slot and yield its shape, or one line on why it is bad, as `decode_into` does."""
 
-    def _decode(self, missing: list[int]) -> None:
+    def _decode(self, missing: list[int], *, is_aside: bool) -> None:
         """Decode items into their slots, in portions that are flushed before they are recorded."""
         started_s = time.perf_counter()
         slot_bytes = self._content.shape[1]
@@ -184,7 +189,7 @@ class SlotCache(ABC):
                 (self.directory / "pixels.bin").open("r+b", buffering=0) as file,
                 (self.directory / "index.bin").open("r+b", buffering=0) as index,
                 ThreadPoolExecutor(1) as flushing,
-                closing(self._fill(file.fileno(), list(indices_of), is_done)) as outcomes,
+                closing(self._fill(file.fileno(), list(indices_of), is_done, is_aside=is_aside)) as outcomes,
             ):
                 for job, outcome in outcomes:
                     if isinstance(outcome, str):
@@ -253,6 +258,8 @@ class PixelCache(SlotCache):
             DataError: an image is bad.
             ValueError: the crop is larger than what is kept of the resized images.
         """
+        import torch  # filling a cache does without
+
         if not 0 < crop_size <= self._resizing.kept_size:
             raise ValueError(f"crop_size: expected 1 to {self._resizing.kept_size} px, found {crop_size}")
         good = self.load(indices)
@@ -269,9 +276,9 @@ class PixelCache(SlotCache):
         return crops
 
     def _fill(
-        self, file: int, jobs: Sequence[DecodeJob], is_done: Callable[[DecodeJob], bool]
+        self, file: int, jobs: Sequence[DecodeJob], is_done: Callable[[DecodeJob], bool], *, is_aside: bool
     ) -> Generator[tuple[DecodeJob, Outcome], None, None]:
-        return decode_into(file, jobs, self._resizing, is_done)
+        return decode_into(file, jobs, self._resizing, is_done, is_aside=is_aside)
 
     @property
     def _resizing(self) -> Resizing:

@@ -16,7 +16,6 @@ import numpy as np
 
 from raysnap.config.search_options import SearchOptions
 from raysnap.search.candidates import count_parameters, name_of, read_candidates
-from raysnap.search.contest import Contest
 from raysnap.search.plan.strata import Body, find_bodies, order_evenly
 from raysnap.search.plan.tree import Candidate, find_misfit
 from raysnap.search.result import GroupNarrowing, Narrowing, RankedSnapshot
@@ -24,6 +23,7 @@ from raysnap.store.index import SnapshotSummary
 from raysnap.store.store import Store
 
 if TYPE_CHECKING:
+    from raysnap.search.contest import Contest  # imports torch, which a plan does without
     from raysnap.search.probes.relatives import Relatives
 
 # The part of what may be tried that the second round tries, and the part of this that the first round's best may be.

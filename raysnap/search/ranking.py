@@ -1,18 +1,19 @@
-"""Rank a store's snapshots for a dataset: the loop over a method's rungs."""
+"""Rank a store's snapshots for a dataset: plan what to compare, compare it in one round or two, sum up.
+
+Until the first round nothing needs torch, which takes a second to import; images are decoded meanwhile.
+"""
 
 from __future__ import annotations
 
-import logging
+import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
-from itertools import zip_longest
 from pathlib import Path
-from typing import Unpack
+from typing import TYPE_CHECKING, Unpack
 
 from raysnap.config.search_options import SearchKeywords, SearchOptions
-from raysnap.datasets.dataset import Dataset
 from raysnap.datasets.layout.account import Account
 from raysnap.humanize import plural
 from raysnap.progress import OnProgress, ignore_progress
@@ -23,24 +24,17 @@ from raysnap.search.candidates import (
     pick_static_baseline,
     that_see,
 )
-from raysnap.search.contest import Contest
-from raysnap.search.engine.cached_source import CachedSource
-from raysnap.search.engine.feature_cache import FeatureCache
-from raysnap.search.engine.items import ProbeItems
-from raysnap.search.engine.setup import Setup, open_executor
-from raysnap.search.engine.source import FeatureSource, OnShare
+from raysnap.search.engine.setup import Setup
 from raysnap.search.engine.work import Work
 from raysnap.search.narrowing import Field
-from raysnap.search.outlook import Outlook, look_ahead
 from raysnap.search.placing import place
 from raysnap.search.plan.forecast import add_up
-from raysnap.search.plan.rungs import plan_rungs
-from raysnap.search.plan.tree import Candidate, PrefixTree, build_tree
 from raysnap.search.result import ForecastReport, Gain, Narrowing, RankedSnapshot, SearchResult, SkippedSnapshot
 from raysnap.store.store import Store
-from raysnap.system import cache_place, giving_back_memory
 
-log = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from raysnap.search.contest import Contest
+    from raysnap.search.outlook import Outlook
 
 STAGES = ("plan", "load_blocks", "decode", "inference", "proxy")
 
@@ -85,11 +79,18 @@ def search(
         field = Field(store, options, that_see(dataset, summaries))
         candidates = field.first_round()
     setup = replace(setup, options=field.options)
+    drawn = setup.draw_items(dataset, candidates)
+    starts = "torch" not in sys.modules
+    is_ahead = starts and options.time_budget_s is None  # within a budget, fewer items may do
+    if is_ahead:
+        drawn.begin_to_decode()
+    with work.timed("start") if starts else nullcontext():
+        from raysnap.search.rounds import hold_contest
     outlooks: list[Outlook] = []
     accounts: list[Account] = []
     while candidates:
-        outlook, contest, account = _hold_contest(
-            setup, store, dataset, candidates, started_s, on_progress, is_first=not outlooks
+        outlook, contest, account = hold_contest(
+            setup, store, drawn, candidates, started_s, on_progress, is_first=not outlooks
         )
         if not contest.reports:  # there was no time for another round
             break
@@ -100,6 +101,7 @@ def search(
             field.record(contest)
             setup = setup.narrowed(outlook.choice)
             candidates = field.second_round() if len(field.rounds) == 1 else []
+            drawn = setup.draw_items(dataset, candidates) if candidates else drawn
     with work.timed("plan"):
         narrowing = field.narrowing()
     account = replace(accounts[0], bad=tuple(dict.fromkeys(fault for one in accounts for fault in one.bad)))
@@ -108,63 +110,8 @@ def search(
         first = result.ranking[0]
         note = f"{plural(len(result.ranking), 'candidate')}, {first.name} first with {first.score:.3f}"
         on_progress("search", len(result.rungs), len(result.rungs), note)
-    outlooks[0].learn(work, result.work["images_decoded"], result.forecast.came)
+    outlooks[0].learn(work, 0 if is_ahead else result.work["images_decoded"], result.forecast.came)
     return result
-
-
-def _hold_contest(
-    setup: Setup,
-    store: Store,
-    dataset: Dataset,
-    candidates: Sequence[Candidate],
-    started_s: float,
-    on_progress: OnProgress,
-    *,
-    is_first: bool,
-) -> tuple[Outlook, Contest, Account]:
-    """Compare these candidates on the dataset, by the rungs of the method, as far as the time budget allows."""
-    drawn = setup.draw_items(dataset, candidates)
-    planning_s = time.perf_counter()
-    tree = build_tree(candidates, sharing=setup.is_sharing)
-    cache = None
-    if setup.options.feature_cache_bytes:
-        cache = FeatureCache(cache_place(drawn.dataset.root, "features"), setup.options.feature_cache_bytes)
-    outlook = look_ahead(tree, drawn, setup, cache, started_s, is_first=is_first)
-    choice = outlook.choice
-    work = Work()
-    work.timings_s["plan"] = time.perf_counter() - planning_s
-    if num_undecoded := drawn.num_undecoded(choice.num_train, choice.num_test):
-        on_progress("data", 0, 1, f"{plural(num_undecoded, 'image')} of {drawn.dataset.name} to decode")
-    items = drawn.decode(choice.num_train, choice.num_test)
-    if num_undecoded:
-        on_progress("data", 1, 1, "decoded")
-    account = drawn.dataset.account(items.bad)
-    for line in account.lines() if is_first else ():
-        log.warning("%s", line)
-    work.timings_s["decode"] = items.decode_s
-    setup = setup.narrowed(choice)
-    rungs = plan_rungs(choice.method, len(candidates), len(items.train_labels), len(items.test_labels))
-
-    def on_share(share: float) -> None:
-        on_progress("search/features", round(100 * share), 100, "")
-
-    with giving_back_memory(), _open_source(setup, store, tree, items, work, on_share) as source:
-        if cache is not None:
-            source = CachedSource(source, tree, items, len(items.positions), cache)
-        contest = Contest(tree, source, items, setup.options, setup.pick_device())
-        for number, (rung, following) in enumerate(zip_longest(rungs, rungs[1:])):
-            elapsed_s = time.perf_counter() - started_s
-            must_begin = is_first and not contest.reports
-            if not must_begin and not outlook.has_time(rungs, contest.reports, len(contest.survivors), elapsed_s):
-                contest.stopped = "time_budget"
-                break
-            asked = f"{rung.train_stop} train and {rung.test_stop} test items"
-            note = f"{plural(len(contest.survivors), 'candidate')} on {asked}"
-            on_progress("search", number, len(rungs), note if is_first else f"second round: {note}")
-            contest.run_rung(rung, following)
-            if contest.stopped:
-                break
-    return outlook, contest, account
 
 
 def _sum_up(
@@ -225,18 +172,3 @@ def _gain(contests: Sequence[Contest], ranking: Sequence[RankedSnapshot], static
     """Return what the first gains over the no-search baseline, by the first contest that both were in."""
     found = [one.gain(ranking[0].snapshot, static.snapshot) for one in contests] if static else []
     return next(filter(None, found), None)
-
-
-@contextmanager
-def _open_source(
-    setup: Setup, store: Store, tree: PrefixTree, items: ProbeItems, work: Work, on_share: OnShare
-) -> Iterator[FeatureSource]:
-    """Open where the contest's features come from: this process, or workers on the running Ray."""
-    if setup.options.workers == 1:
-        with open_executor(setup, store, tree, items, work, on_share) as executor:
-            yield executor
-    else:
-        from raysnap.search.engine.fleet import Fleet  # ray takes seconds to import
-
-        with Fleet(tree, setup, work, on_share) as fleet:
-            yield fleet

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
-import torch
 
 from raysnap.atomic import write_all_at
 from raysnap.datasets.dataset import Dataset, Item
@@ -18,6 +17,9 @@ from raysnap.datasets.text.text_file import read_text
 from raysnap.datasets.text.tokenizer import PaddedTokenizer
 from raysnap.datasets.text.tokenizing import Tokenizing
 from raysnap.errors import DataError
+
+if TYPE_CHECKING:
+    import torch
 
 TEXTS_AT_ONCE = 256
 
@@ -51,6 +53,8 @@ class TokenCache(SlotCache):
         Raises:
             DataError: a text is bad.
         """
+        import torch  # opening a cache does without
+
         good = self.load(indices)
         if len(good) < len(indices):
             bad = next(i for i in indices if i in self.bad)
@@ -59,7 +63,12 @@ class TokenCache(SlotCache):
         return torch.from_numpy(tokens.astype(np.int64))
 
     def _fill(
-        self, file: int, jobs: Sequence[DecodeJob], is_done: Callable[[DecodeJob], bool]
+        self,
+        file: int,
+        jobs: Sequence[DecodeJob],
+        is_done: Callable[[DecodeJob], bool],
+        *,
+        is_aside: bool,  # noqa: ARG002 - texts are few bytes
     ) -> Generator[tuple[DecodeJob, Outcome], None, None]:
         form = self.form
         assert isinstance(form, Tokenizing)

@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-import torch
-
 from raysnap.errors import DataError
 
 if TYPE_CHECKING:
+    import torch
     from tokenizers import Tokenizer
 
 
@@ -31,6 +30,8 @@ class PaddedTokenizer:
 
     def __call__(self, texts: Sequence[str]) -> torch.Tensor:
         """Return the tokens of texts, int64 `[len(texts), max_length]`."""
+        import torch  # checking a tokenizer does without
+
         tokens = torch.full((len(texts), self._max_length), self._padding, dtype=torch.int64)
         for row, encoding in zip(tokens, self._tokenizer.encode_batch(list(texts)), strict=True):
             ids = torch.tensor(encoding.ids or [self._padding], dtype=torch.int64)

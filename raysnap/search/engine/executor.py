@@ -11,7 +11,7 @@ import threading
 import time
 from collections import defaultdict, deque
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -250,22 +250,27 @@ class Executor:
     def _run_stage(
         self, task: _Task, batches: Sequence[range], activations: dict[range, Activations]
     ) -> Iterator[tuple[range, _Outcome]]:
-        """Yield each batch and its outcome, in order; as many run at once as the walk has streams.
+        """Yield each batch and its outcome as it ends; as many run at once as the walk has streams.
 
         `activations` are those between two stages, by batch.
         """
         started_s = time.perf_counter()
         spent_s: dict[str, float] = defaultdict(float)
         waiting = deque(batches)
-        running: deque[tuple[range, Future[_Outcome]]] = deque()
+        running: dict[Future[_Outcome], range] = {}
+
+        def fill_streams() -> None:
+            while waiting and len(running) < task.walk.num_streams:
+                batch = waiting.popleft()
+                held = activations.pop(batch, {})
+                running[self._streams.submit(self._run_batch, task, batch, held)] = batch
+
         try:
-            while waiting or running:
-                while waiting and len(running) < task.walk.num_streams:
-                    batch = waiting.popleft()
-                    held = activations.pop(batch, {})
-                    running.append((batch, self._streams.submit(self._run_batch, task, batch, held)))
-                batch, future = running.popleft()
-                outcome = future.result()
+            fill_streams()
+            while running:
+                future = next(iter(wait(running, return_when=FIRST_COMPLETED).done))
+                batch, outcome = running.pop(future), future.result()
+                fill_streams()  # they run on while this outcome is taken and written
                 if outcome.held:
                     activations[batch] = outcome.held
                 self.work.block_item_passes += outcome.work.block_item_passes

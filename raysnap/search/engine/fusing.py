@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 
 from raysnap.models.block import Block
-from raysnap.models.lean_torchvision import models
 from raysnap.search.engine.winograd import NUM_PRODUCTS, convolve, suits_winograd, transform_kernels
 
 FEW_PIXELS = 4  # of an output, at most: a matrix product is 2 to 7 times as fast there, and slower for 16 pixels
@@ -167,6 +166,10 @@ def fuse(block: Block, image_sizes: Mapping[str, tuple[int, int]], dtype: torch.
         image_sizes: height and width of each convolution's input, by the convolution's path.
         dtype: what the block computes in.
     """
+    from raysnap.models.lean_torchvision import (
+        models,
+    )  # takes 0.3 s, which an answer from the feature cache does without
+
     for path, module in list(block.named_modules()):
         if type(module) is nn.Conv2d and module.padding_mode == "zeros" and path in image_sizes:
             block.set_submodule(path, _fused_conv(module, image_sizes[path], dtype))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
-from torch import Tensor
 
 from raysnap.config.search_options import SearchOptions
 from raysnap.datasets.dataset import Dataset, Item
@@ -17,7 +19,12 @@ from raysnap.datasets.text.token_cache import LoadTokenizer
 from raysnap.errors import DataError
 from raysnap.search.plan.tree import Candidate
 from raysnap.store.preprocessing import AnyPreprocessing
-from raysnap.training.feeds import ItemCache, open_cache, read_items
+from raysnap.training.item_caches import ItemCache, open_cache, read_items
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+MIN_DECODED_ASIDE = 64  # the start of another process takes as long as decoding so many
 
 
 @dataclass(frozen=True)
@@ -29,6 +36,7 @@ class DrawnItems:
     test: tuple[Item, ...]
     caches: dict[Form, ItemCache]
     draw_s: float
+    _decoding: list[Future[None]] = field(default_factory=list)
 
     @classmethod
     def draw(
@@ -50,6 +58,24 @@ class DrawnItems:
         indices = self._first(num_train, num_test)
         return sum(cache.num_missing(indices) for cache in self.caches.values())
 
+    def begin_to_decode(self) -> None:
+        """Decode all items meanwhile, so that `decode` has less to do; few images are left to it."""
+        if self.num_undecoded(len(self.train), len(self.test)) < MIN_DECODED_ASIDE:
+            return
+        done: Future[None] = Future()
+
+        def decode_all() -> None:
+            try:
+                for cache in self.caches.values():
+                    cache.load(self._first(len(self.train), len(self.test)), is_aside=True)
+                done.set_result(None)
+            except BaseException as error:  # noqa: BLE001 - `decode` raises it
+                done.set_exception(error)
+
+        self._decoding.append(done)
+        # A process that ends early, as by Ctrl-C, doesn't wait for a daemon.
+        threading.Thread(target=decode_all, name="raysnap-decode", daemon=True).start()
+
     def decode(self, num_train: int, num_test: int) -> ProbeItems:
         """Decode those of the first items of each kind that no earlier search has decoded.
 
@@ -57,6 +83,8 @@ class DrawnItems:
             DataError: fewer than two classes or no test item could be decoded.
         """
         started_s = time.perf_counter()
+        for done in self._decoding:
+            done.result()
         indices = self._first(num_train, num_test)
         good = sorted(set.intersection(*(set(cache.load(indices)) for cache in self.caches.values())))
         items = [*self.train, *self.test]

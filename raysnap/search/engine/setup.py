@@ -1,4 +1,7 @@
-"""Make an executor from a search's options, in this process or in a worker's."""
+"""Make an executor from a search's options, in this process or in a worker's.
+
+What computes imports torch when it is called: a search is planned without it.
+"""
 
 from __future__ import annotations
 
@@ -7,23 +10,25 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from raysnap.config.folders import StorePath, absolute
 from raysnap.config.search_options import SearchOptions
 from raysnap.datasets.dataset import Dataset, open_dataset
-from raysnap.models.numerics import Numerics
-from raysnap.search.engine.block_shelf import Shelf
-from raysnap.search.engine.executor import Executor
 from raysnap.search.engine.items import DrawnItems, ProbeItems
-from raysnap.search.engine.source import OnShare, ignore_share
 from raysnap.search.engine.work import Work
 from raysnap.search.plan.choice import Choice
 from raysnap.search.plan.rungs import shares_prefixes
 from raysnap.search.plan.tree import Candidate, PrefixTree
 from raysnap.store.store import Store, TokenizerReader
 from raysnap.system import free_memory_bytes
+
+if TYPE_CHECKING:
+    import torch
+
+    from raysnap.models.numerics import Numerics
+    from raysnap.search.engine.executor import Executor
+    from raysnap.search.engine.source import OnShare
 
 FREE_SHARE = 0.8  # the rest is for libraries, and for what else begins to run on the machine
 
@@ -68,10 +73,14 @@ class Setup:
 
     def pick_device(self) -> torch.device:
         """Return the device asked for, or else the GPU where there is one."""
+        import torch
+
         return torch.device(self.options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
     def memory_bytes(self) -> int:
         """Return the bound on memory: the one asked for, or most of what the device has free."""
+        import torch
+
         if self.options.memory_bytes is not None:
             return self.options.memory_bytes
         device = self.pick_device()
@@ -80,6 +89,8 @@ class Setup:
 
     def numerics(self) -> Numerics:
         """Return how blocks compute on the device that this picks."""
+        from raysnap.models.numerics import Numerics
+
         return Numerics.for_inference(
             self.options.precision, self.pick_device(), deterministic=self.options.deterministic
         )
@@ -92,9 +103,13 @@ def open_executor(
     tree: PrefixTree,
     items: ProbeItems,
     work: Work,
-    on_share: OnShare = ignore_share,
+    on_share: OnShare | None = None,
 ) -> Iterator[Executor]:
     """Make an executor from the setup and from what is open already."""
+    from raysnap.search.engine.block_shelf import Shelf
+    from raysnap.search.engine.executor import Executor
+    from raysnap.search.engine.source import ignore_share
+
     numerics = setup.numerics()
     with (
         numerics.applied(),
@@ -108,7 +123,7 @@ def open_executor(
             is_sharing=setup.is_sharing,
             budget_bytes=setup.options.budget_bytes,
             memory_bytes=setup.memory_bytes(),
-            on_share=on_share,
+            on_share=on_share or ignore_share,
         ) as executor,
     ):
         yield executor

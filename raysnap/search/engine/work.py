@@ -7,9 +7,12 @@ from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-from raysnap.search.engine.pace import Laps
 from raysnap.search.plan.costs import Kind
+
+if TYPE_CHECKING:
+    from raysnap.search.engine.pace import Laps  # imports torch, which a plan does without
 
 
 @dataclass
@@ -59,4 +62,4 @@ class Work:
             self.timings_s[stage] += seconds
         self.bound_s += other.bound_s
         for kind, laps in other.laps.items():
-            self.laps[kind] = self.laps.get(kind, Laps()).plus(laps)
+            self.laps[kind] = self.laps[kind].plus(laps) if kind in self.laps else laps
