@@ -13,6 +13,7 @@ import numpy as np
 
 from raysnap.config.search_options import SearchOptions
 from raysnap.datasets.dataset import Dataset, Item
+from raysnap.datasets.decoding import MIN_JOBS_PER_PROCESS
 from raysnap.datasets.pixel_cache import Form
 from raysnap.datasets.splits import probe_splits
 from raysnap.datasets.text.token_cache import LoadTokenizer
@@ -23,8 +24,6 @@ from raysnap.training.item_caches import ItemCache, open_cache, read_items
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-MIN_DECODED_ASIDE = 64  # the start of another process takes as long as decoding so many
 
 
 @dataclass(frozen=True)
@@ -59,8 +58,9 @@ class DrawnItems:
         return sum(cache.num_missing(indices) for cache in self.caches.values())
 
     def begin_to_decode(self) -> None:
-        """Decode all items meanwhile, so that `decode` has less to do; few images are left to it."""
-        if self.num_undecoded(len(self.train), len(self.test)) < MIN_DECODED_ASIDE:
+        """Let another process decode the images meanwhile, so that `decode` has less to do; few are left to it."""
+        num_undecoded = self.num_undecoded(len(self.train), len(self.test))
+        if self.dataset.kind == "texts" or num_undecoded < MIN_JOBS_PER_PROCESS:
             return
         done: Future[None] = Future()
 
