@@ -25,7 +25,7 @@ from ray.train.torch import TorchTrainer
 
 from raysnap.config.jobs import GenerateConfig
 from raysnap.jobs.generate import generate
-from raysnap.runs.rows import read_rows
+from raysnap.runs.json_fields import read_rows
 from raysnap.tune.driver import GROUP_ENVIRONMENT
 
 OBJECT_STORE_BYTES = 256 * 2**20

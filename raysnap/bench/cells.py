@@ -21,7 +21,7 @@ from raysnap.config.search_options import SearchOptions
 from raysnap.datasets.dataset import find_dataset, open_dataset
 from raysnap.errors import ConfigError
 from raysnap.planning.synthetic import plan_synthesize
-from raysnap.runs.rows import read_rows
+from raysnap.runs.json_fields import read_rows
 from raysnap.search.candidates import find_candidates
 from raysnap.search.plan.tree import Candidate
 from raysnap.store.store import Store

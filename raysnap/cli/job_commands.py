@@ -209,7 +209,7 @@ def sweep(
         print_json(summary)
     else:
         from raysnap.cli.training_tables import renamed_lines, sweep_lines, sweep_table
-        from raysnap.runs.rows import read_rows
+        from raysnap.runs.json_fields import read_rows
         from raysnap.runs.trial_rows import TrialRow
 
         print_failures(summary.failures)

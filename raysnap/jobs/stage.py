@@ -21,7 +21,7 @@ from raysnap.jobs.job import Job
 from raysnap.jobs.memory import Memory
 from raysnap.planning.gpu_memory import TrainingItems, peak_bytes
 from raysnap.runs.trial_rows import TrialRow
-from raysnap.training.prediction_files import keep_predictions
+from raysnap.training.evaluation import keep_predictions
 from raysnap.training.prefix_plan import plan_trials
 from raysnap.training.savepoints import delete_checkpoints, keep_latest
 from raysnap.training.trial import Trial

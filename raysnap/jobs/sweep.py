@@ -28,7 +28,7 @@ from raysnap.planning.optuna_study import Study
 from raysnap.planning.points import Point, point_trial
 from raysnap.planning.sweep import plan_sweep
 from raysnap.progress import OnProgress, ignore_progress
-from raysnap.runs.rows import read_rows
+from raysnap.runs.json_fields import read_rows
 from raysnap.runs.run_lock import RunLock
 from raysnap.runs.trial_rows import TrialRow
 from raysnap.store.records import SearchedFrom

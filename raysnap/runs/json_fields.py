@@ -1,9 +1,28 @@
-"""Read values of JSON rows leniently: a value that is missing or of another kind is unknown, never an error."""
+"""Read files of JSON rows, and their values, leniently: what is missing or of another kind is unknown, no error."""
 
 from __future__ import annotations
 
+import json
 import math
+from pathlib import Path
 from typing import Any
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Return the JSON objects in a file of JSON lines; truncated lines and a missing file count as nothing."""
+    try:
+        lines = path.read_bytes().splitlines()
+    except FileNotFoundError:
+        return []
+    rows = []
+    for line in lines:
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(row, dict):
+            rows.append(row)
+    return rows
 
 
 def number(value: object) -> float | None:

@@ -19,9 +19,8 @@ from raysnap.config.choices import Role, Status
 from raysnap.config.yaml_files import read_yaml
 from raysnap.errors import ConfigError, DataError, UsageError
 from raysnap.humanize import plural, shown
-from raysnap.runs.json_fields import mapping, text
+from raysnap.runs.json_fields import mapping, read_rows, text
 from raysnap.runs.questions import Question, questions_of
-from raysnap.runs.rows import read_rows
 from raysnap.runs.search_rows import SearchRow
 from raysnap.runs.shortlist import MODEL_NAME, SEARCH_NAME, TRAINING_DIR, Shortlist
 from raysnap.runs.trial_rows import TrialRow, latest_trial_rows

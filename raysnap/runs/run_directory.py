@@ -21,7 +21,7 @@ from raysnap.config.strict import Config
 from raysnap.config.yaml_files import read_yaml
 from raysnap.errors import ConfigError
 from raysnap.runs.environment import describe_environment
-from raysnap.runs.rows import read_rows
+from raysnap.runs.json_fields import read_rows
 from raysnap.runs.run_copy import RunCopy
 from raysnap.runs.run_lock import RunLock, hold_run
 from raysnap.runs.trial_rows import TrialRow, latest_trial_rows

@@ -427,9 +427,7 @@ class StoreLaws:
 
     def test_a_snapshot_that_goes_while_it_is_named_leaves_no_name(self, make_place: MakePlace) -> None:
         snapshot = id_of(make_blocks(3))
-        num_operations = count_operations(
-            self.fill(make_place()).open(), lambda store: store.remove_snapshot(snapshot)
-        )
+        num_operations = count_operations(self.fill(make_place()).open(), lambda store: store.remove_snapshot(snapshot))
         for step in range(1, num_operations + 1, self.every):
             new_place, beside = self.fill(make_place()), Beside()
 

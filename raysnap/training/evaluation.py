@@ -1,22 +1,31 @@
-"""Evaluate a model on a split: its metrics and its predictions."""
+"""Evaluate a model on a split: its metrics and its predictions, which are kept as files of a run."""
 
 from __future__ import annotations
 
+import json
+import shutil
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from raysnap.atomic import replacing
 from raysnap.config.train import TrainConfig
+from raysnap.datasets.dataset import Dataset
 from raysnap.models.numerics import Numerics
 from raysnap.store.preprocessing import AnyPreprocessing
 from raysnap.training.feeds import Feed, FrozenPrefix, LabelledItems
 from raysnap.training.steps import num_outputs
 from raysnap.training.terms import Terms
+from raysnap.training.trial import Trial
 from raysnap.training.worker import ALONE, Worker
 
 Scores = dict[str, float]
+
+FILE_NAME = "predictions.json"
+FOLDER_NAME = "predictions"
 
 
 @dataclass(frozen=True)
@@ -92,3 +101,32 @@ def macro_f1(confusion_CC: Tensor) -> float:
     seen_C = confusion_CC.sum(0) + confusion_CC.sum(1)
     is_seen_C = seen_C > 0
     return (2 * hits_C[is_seen_C] / seen_C[is_seen_C]).mean().item()
+
+
+def write_predictions(
+    directory: Path, trial: Trial, dataset: Dataset, items: LabelledItems, predictions: Predictions
+) -> None:
+    """Write the predictions of the dataset's test items into the folder of a finished trial."""
+    document = {
+        "trial": trial.id,
+        "dataset": trial.dataset,
+        "root": str(dataset.root.resolve()),
+        "classes": dataset.classes,
+        "paths": items.names,
+        "labels": items.labels.tolist(),
+        "predicted": predictions.classes,
+        "confidence": predictions.confidences,
+    }
+    (directory / FILE_NAME).write_text(json.dumps(document), encoding="utf-8")
+
+
+def keep_predictions(trial_dir: Path, run_dir: Path, trial_id: str) -> str | None:
+    """Copy a finished trial's predictions into the run directory; return their path in it, None without any."""
+    source = trial_dir / FILE_NAME
+    if not source.is_file():
+        return None
+    (run_dir / FOLDER_NAME).mkdir(exist_ok=True)
+    target = run_dir / FOLDER_NAME / f"{trial_id}.json"
+    with source.open("rb") as original, replacing(target) as copy:
+        shutil.copyfileobj(original, copy)
+    return str(target.relative_to(run_dir))

@@ -26,11 +26,11 @@ from raysnap.models.numerics import Numerics
 from raysnap.models.tensor_bytes import block_digest
 from raysnap.store.preprocessing import AnyPreprocessing, Preprocessing
 from raysnap.store.store import Store, TokenizerReader
+from raysnap.training.evaluation import write_predictions
 from raysnap.training.feeds import LabelledItems
 from raysnap.training.finetune import Save, finetune
 from raysnap.training.freezing import StartModel
 from raysnap.training.item_caches import open_cache, read_items
-from raysnap.training.prediction_files import write_predictions
 from raysnap.training.prefix_cache import PrefixCache, items_digest
 from raysnap.training.savepoints import Savepoint, write_record
 from raysnap.training.trial import Trial

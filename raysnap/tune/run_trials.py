@@ -33,6 +33,7 @@ from raysnap.training.savepoints import Savepoint, keep_only, latest_savepoint
 from raysnap.training.trial import Trial
 from raysnap.training.trial_loop import TrainJob
 from raysnap.tune.driver import MISPLACED, train_driver_fn
+from raysnap.tune.memory_kills import taken_as_deaths
 from raysnap.tune.options import RUN_ALL, TrialOutcome, TuneOptions
 from raysnap.tune.resources import DRIVER_RESOURCES
 from raysnap.tune.schedulers import QueueOrder
@@ -126,7 +127,7 @@ def run_trials(
     def waiting_shares() -> list[Share]:
         return slots.taken if resources.num_workers or not driver_callback.num_running else []
 
-    with told_waits("a trial", waiting_shares):
+    with taken_as_deaths(), told_waits("a trial", waiting_shares):
         if options.copies_weights:  # Tune has to know a whole population at once
             whole = tune.grid_search([trial.model_dump(mode="json") for trial in trials])
             space = {"trial": whole, "share": slots.largest_share(trials)}

@@ -9,7 +9,7 @@ from raysnap.bench.estimates import estimate_work, planned_candidates
 from raysnap.bench.run_bench import make_set
 from raysnap.config.bench import BenchConfig
 from raysnap.config.jobs import SyntheticRecipe
-from raysnap.runs.rows import read_rows
+from raysnap.runs.json_fields import read_rows
 from raysnap.search.candidates import find_candidates
 from raysnap.search.plan.tree import build_tree
 from raysnap.store.store import Store

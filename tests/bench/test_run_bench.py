@@ -18,7 +18,7 @@ from raysnap.config.jobs import SyntheticRecipe
 from raysnap.config.load import find_config
 from raysnap.errors import StoreError
 from raysnap.models import blocks
-from raysnap.runs.rows import read_rows
+from raysnap.runs.json_fields import read_rows
 from raysnap.store.preprocessing import Preprocessing
 from raysnap.store.store import Store
 from tests.support.terminal import shown

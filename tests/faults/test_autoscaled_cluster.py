@@ -21,7 +21,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from raysnap.runs.rows import read_rows
+from raysnap.runs.json_fields import read_rows
 from tests.support import ROOT
 from tests.support.ray_nodes import RAY, free_ports
 

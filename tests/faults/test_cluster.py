@@ -17,7 +17,7 @@ from raysnap.config.parts import ResourcesConfig
 from raysnap.jobs.bases import store_base
 from raysnap.models.tensor_bytes import decode
 from raysnap.planning.sampling import sample_trials
-from raysnap.runs.rows import read_rows
+from raysnap.runs.json_fields import read_rows
 from raysnap.store.store import Store
 from raysnap.training.savepoints import RECORD_NAME, read_savepoint
 from raysnap.training.trial_loop import TrainJob, run_trial

@@ -22,7 +22,7 @@ import pytest
 
 from raysnap.config.load import dump_yaml
 from raysnap.planning.sampling import sample_trials
-from raysnap.runs.rows import read_rows
+from raysnap.runs.json_fields import read_rows
 from raysnap.store.store import Store
 from tests.support import ROOT, fault_jobs
 from tests.support.ray_nodes import RayNodes

@@ -17,7 +17,7 @@ import pytest
 
 from raysnap.config.parts import ShapesConfig
 from raysnap.datasets.dataset import open_dataset
-from raysnap.runs.rows import read_rows
+from raysnap.runs.json_fields import read_rows
 from raysnap.store.store import Store
 from tests.support.search_stores import put, variant
 

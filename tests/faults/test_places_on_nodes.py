@@ -17,7 +17,7 @@ import pytest
 
 from raysnap.cli.app import main
 from raysnap.datasets.dataset import open_dataset
-from raysnap.runs.rows import read_rows
+from raysnap.runs.json_fields import read_rows
 from tests.support import ROOT, fault_jobs
 from tests.support.ray_nodes import RayNodes, can_mount
 

@@ -18,7 +18,7 @@ from raysnap.config.load import dump_yaml
 from raysnap.jobs.generate import generate
 from raysnap.planning.sampling import sample_trials
 from raysnap.report.page import write_report
-from raysnap.runs.rows import read_rows
+from raysnap.runs.json_fields import read_rows
 from raysnap.runs.run_directory import RunDirectory
 from raysnap.store.store import Store
 from raysnap.training.savepoints import RECORD_NAME

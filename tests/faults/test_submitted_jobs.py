@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from raysnap.runs.rows import read_rows
+from raysnap.runs.json_fields import read_rows
 from raysnap.store.store import Store
 from tests.support.ray_nodes import RayNodes, Submitted, can_mount
 

@@ -12,7 +12,7 @@ from raysnap.datasets.dataset import open_dataset
 from raysnap.errors import ConfigError, SnapshotNotFound, UsageError
 from raysnap.jobs.finetune import choose_starts, finetune
 from raysnap.report.page import write_report
-from raysnap.runs.rows import read_rows
+from raysnap.runs.json_fields import read_rows
 from raysnap.runs.run_directory import lock_run
 from raysnap.runs.shortlist import SEARCH_NAME, SHORTLIST_NAME, TRAINING_DIR
 from raysnap.store.store import Store

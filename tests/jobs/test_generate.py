@@ -11,7 +11,7 @@ import ray
 from raysnap.config.jobs import GenerateConfig
 from raysnap.errors import ArchitectureError, ConfigError, DataError, WeightsError
 from raysnap.jobs.generate import generate
-from raysnap.runs.rows import read_rows
+from raysnap.runs.json_fields import read_rows
 from raysnap.store.store import Store
 from tests.support.event_files import scalars
 

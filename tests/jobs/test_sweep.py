@@ -16,7 +16,7 @@ from raysnap.config.load import find_config, load_config
 from raysnap.config.sweep import SweepConfig
 from raysnap.jobs.sweep import sweep
 from raysnap.report.page import write_report
-from raysnap.runs.rows import read_rows
+from raysnap.runs.json_fields import read_rows
 from raysnap.runs.trial_rows import TrialRow
 from raysnap.store.store import Store
 from raysnap.tune.schedulers import seeded_generators

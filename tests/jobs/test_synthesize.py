@@ -9,7 +9,7 @@ from raysnap.cli.app import main
 from raysnap.config.jobs import SynthesizeConfig
 from raysnap.errors import ArchitectureError, ConfigError, WeightsError
 from raysnap.jobs.synthesize import synthesize
-from raysnap.runs.rows import read_rows
+from raysnap.runs.json_fields import read_rows
 from raysnap.store.store import Store
 
 

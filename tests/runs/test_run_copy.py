@@ -5,7 +5,7 @@ import pytest
 from raysnap.config.folders import BucketAddress
 from raysnap.config.jobs import GenerateConfig
 from raysnap.errors import ConfigError, RunLocked
-from raysnap.runs.rows import read_rows
+from raysnap.runs.json_fields import read_rows
 from raysnap.runs.run_copy import RunCopy
 from raysnap.runs.run_directory import RunDirectory, lock_run
 from raysnap.training.savepoints import latest_savepoint, write_record

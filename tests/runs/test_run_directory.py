@@ -15,7 +15,7 @@ from raysnap.config.parts import RetrainConfig
 from raysnap.errors import ConfigError
 from raysnap.planning.sampling import sample_trials
 from raysnap.runs import run_directory as runs
-from raysnap.runs.rows import read_rows
+from raysnap.runs.json_fields import read_rows
 from raysnap.runs.run_directory import RunDirectory, check_run_dir, lock_run
 
 CONFIG = GenerateConfig(datasets=("pets", "1e-3", "no"), seed=3, train={"lr": 1e-5})
