@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from raysnap.errors import SnapshotNotFound, StoreError, UsageError
+from raysnap.store.catalog import ref_key
 from raysnap.store.store import Store
 from raysnap.testing.blocks import put
 
@@ -62,6 +63,8 @@ def test_a_name_that_is_a_path_is_rejected(store):
     snapshot = put(store).manifest.id
     with pytest.raises(UsageError):
         store.set_ref("../best", snapshot)
+    with pytest.raises(UsageError):
+        ref_key("../best")
     assert store.refs() == {}
 
 

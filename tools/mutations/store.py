@@ -259,6 +259,14 @@ MUTANTS = [
         NOT_RAISED,
     ),
     Mutant(
+        "a name is checked before the store is asked",
+        "store/catalog.py",
+        "    check_ref_name(name)\n    with place.hold_names():\n        _check_nameable(place, name, snapshot)\n        while",
+        "    with place.hold_names():\n        _check_nameable(place, name, snapshot)\n        while",
+        "faults/test_hostile_files.py::test_what_is_no_name_is_refused_before_any_path_is_opened",
+        r"assert not \[",
+    ),
+    Mutant(
         "a newer format is left alone",
         "store/store_file.py",
         "    if type(found) is int and found > newest:",
