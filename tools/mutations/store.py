@@ -8,6 +8,7 @@ POWER = "faults/test_store_crashes.py::test_a_power_cut_leaves_the_old_or_the_re
 FLIPPED = "faults/test_store_damage.py::test_every_flipped_bit_is_found"
 HOSTILE = "models/test_tensor_bytes.py::test_a_hostile_file_is_refused"
 SYNCED = "test_atomic.py::test_file_and_folder_are_synced_around_the_rename"
+NAMED = "{}    with place.hold_names():\n        _check_nameable(place, name, snapshot)\n        while"
 
 MUTANTS = [
     Mutant(
@@ -261,8 +262,8 @@ MUTANTS = [
     Mutant(
         "a name is checked before the store is asked",
         "store/catalog.py",
-        "    check_ref_name(name)\n    with place.hold_names():\n        _check_nameable(place, name, snapshot)\n        while",
-        "    with place.hold_names():\n        _check_nameable(place, name, snapshot)\n        while",
+        NAMED.format("    check_ref_name(name)\n"),
+        NAMED.format(""),
         "faults/test_hostile_files.py::test_what_is_no_name_is_refused_before_any_path_is_opened",
         r"assert not \[",
     ),
