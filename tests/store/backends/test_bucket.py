@@ -92,6 +92,7 @@ def test_a_removed_name_leaves_a_mark_that_is_no_name(store, new_place):
     client = new_place.open().client
     assert [found.num_bytes for found in client.list_below("refs")] == [0]
     assert store.refs() == {} and store.verify()["ok"]
+    assert new_place.open().names("refs") == [], "nobody asks for it"
     with pytest.raises(SnapshotNotFound):
         store.remove_ref("best")
 
