@@ -26,7 +26,8 @@ from typing import Any
 import numpy as np
 from blake3 import blake3
 
-from raysnap.config.folders import BucketAddress, store_path
+from raysnap.config.folders import BucketAddress, StorePath, store_path
+from raysnap.models.blocks import block_names
 from raysnap.store.backends.block_cache import BlockCache
 from raysnap.store.backends.bucket import Bucket
 from raysnap.store.backends.client import Client
@@ -37,6 +38,8 @@ from raysnap.store.manifest import BlockEntry, DatasetRecord, Manifest, snapshot
 from raysnap.store.store import Store
 from raysnap.store.store_file import check_or_create
 
+ARCHITECTURE = "mobilenet_v3_small"
+SETTLE_S = 2.5  # the index looks at every file again while its folder changed less than 2 s ago
 FILTER = "dataset == 'dataset-3' and accuracy > 0.9 and retrain_index <= 40"
 MOTO = """
 import sys, requests
@@ -54,12 +57,16 @@ server.serve_forever()
 def main() -> None:
     """Announce what is measured, measure it, and print one JSON line."""
     options = parse_options()
+    if options.act:
+        sys.stdout.write(json.dumps(do(options.act, options.store)) + "\n")
+        return
     num_bytes = options.blocks * options.block_mb * 2**20
     for line in (
         f"put and get: {options.blocks} blocks of {options.block_mb} MB, {FEW_AT_ONCE} at once, put new, then read",
         "  by the plain client, by a store in the bucket (verified), by a store in a folder; bytes per second",
         "node cache: the blocks read once more, cold and warm; requests, bytes per second",
-        f"listing: {options.snapshots:,} snapshots, manifests alone: the first list, the next, a filter; requests, s",
+        f"listing: {options.snapshots:,} snapshots, manifests alone, in the bucket and a folder: the first list, the",
+        "  next, a filter, a search's plan; requests, s, peak RSS of a process that imported all of a search",
         "nothing else should run meanwhile",
     ):
         sys.stderr.write(f"{line}\n")
@@ -69,8 +76,7 @@ def main() -> None:
             "num_bytes": num_bytes,
             "server": "moto" if options.store is None else "given",
             **measure_blocks(address, Path(folder), options.blocks, options.block_mb * 2**20),
-            **measure_listing(address, options.snapshots),
-            "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+            **measure_listing(address, Path(folder), options.snapshots),
         }
     sys.stdout.write(json.dumps(figures) + "\n")
 
@@ -82,6 +88,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--snapshots", type=int, default=10_000, help="snapshots that are listed")
     parser.add_argument("--blocks", type=int, default=32, help="blocks that are put and read")
     parser.add_argument("--block-mb", type=int, default=8, help="MB of each")
+    parser.add_argument("--act", choices=ACTS, help=argparse.SUPPRESS)
     parser.add_argument("--dir", type=Path, help="where the folder store and the cache are made")
     return parser.parse_args()
 
@@ -148,41 +155,80 @@ def put(place: Place, digest: str, content: bytes) -> None:
         place.put_object(digest, [content])
 
 
-def measure_listing(address: BucketAddress, num_snapshots: int) -> dict[str, float]:
-    """Time the first listing, the next one and a filter of many snapshots, and count their requests."""
-    client = Client.connect(address)
-    place = Bucket(client)
-    check_or_create(place, create=True)
+def measure_listing(address: BucketAddress, folder: Path, num_snapshots: int) -> dict[str, Any]:
+    """Time listings, a filter and a search's plan of many snapshots in a bucket and in a folder, and count requests.
 
-    def put_manifest(manifest: Manifest) -> None:
-        client.put(manifest_key(manifest.id), manifest.to_bytes())
-
-    for _ in place.map(put_manifest, manifests(num_snapshots)):
-        pass
+    Each in a process of its own, which says its time after its imports.
+    """
     figures: dict[str, Any] = {}
-    for name, where in (("first_list", None), ("list", None), ("filter", FILTER)):
-        before = client.requests.to_dict()
+    places: dict[str, tuple[StorePath, Place]] = {
+        "bucket": (address, Bucket(Client.connect(address))),
+        "folder": (folder / "many", Folder(folder / "many")),
+    }
+    for name, (path, place) in places.items():
+        check_or_create(place, create=True)
         begin_s = time.perf_counter()
-        found = Store(address, place).summaries(where)
-        figures[f"{name}_s"] = time.perf_counter() - begin_s
-        figures[f"{name}_found"] = len(found)
-        figures[f"{name}_requests"] = {
-            key: count - before[key] for key, count in client.requests.to_dict().items() if count != before[key]
-        }
+        made = ((manifest_key(manifest.id), manifest.to_bytes()) for manifest in manifests(num_snapshots))
+        for _ in place.map(lambda one, place=place: place.write(*one), made):
+            pass
+        sys.stderr.write(f"{name}: {num_snapshots:,} manifests made in {time.perf_counter() - begin_s:.0f} s\n")
+        time.sleep(SETTLE_S)
+        for act in ("first_ls", *ACTS):
+            command = [sys.executable, __file__, "--act", act.removeprefix("first_"), "--store", str(path)]
+            figures[f"{name}_{act}"] = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
     return figures
+
+
+def list_all(store: Store) -> int:
+    """List a store's snapshots."""
+    return len(store.summaries())
+
+
+def list_some(store: Store) -> int:
+    """List those that match a filter."""
+    return len(store.summaries(FILTER))
+
+
+def plan_search(store: Store) -> int:
+    """Plan the first round of a search; no block is read."""
+    from raysnap.config.search_options import SearchOptions
+    from raysnap.search.narrowing import Field
+    from raysnap.search.plan.rungs import plan_rungs
+    from raysnap.search.plan.tree import build_tree
+
+    candidates = Field(store, SearchOptions(), store.summaries()).first_round()
+    plan_rungs("nested", len(candidates), 160, 120)
+    build_tree(candidates, sharing=True)
+    return len(candidates)
+
+
+ACTS = {"ls": list_all, "filter": list_some, "plan": plan_search}
+
+
+def do(act: str, path: StorePath) -> dict[str, Any]:
+    """Do one thing with a store, and return what it took."""
+    from raysnap.search import ranking  # noqa: F401 - all that a search imports, so that it isn't timed
+    from raysnap.store.backends import client
+
+    begin_s, begin_cpu_s = time.perf_counter(), time.process_time()
+    num_found = ACTS[act](Store.open(path))
+    took = {"s": time.perf_counter() - begin_s, "cpu_s": time.process_time() - begin_cpu_s, "num_found": num_found}
+    asked = [one.to_dict() for one in client._ASKED.values()]
+    peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return took | {"peak_rss_bytes": peak_bytes, "requests": asked[0] if asked else {}}
 
 
 def manifests(num_snapshots: int) -> Iterator[Manifest]:
     """Yield manifests of snapshots that share most of their blocks."""
     rng = np.random.default_rng(1)
-    shared = [(f"layer.{index}", secrets.token_hex(32)) for index in range(60)]
+    shared = [(name, secrets.token_hex(32)) for name in block_names(ARCHITECTURE)]
     for number in range(num_snapshots):
-        depth = int(rng.integers(0, 60))
-        own = [(name, secrets.token_hex(32)) for name, _ in shared[60 - depth :]]
-        blocks = [*shared[: 60 - depth], *own]
+        depth = int(rng.integers(0, len(shared)))
+        own = [(name, secrets.token_hex(32)) for name, _ in shared[-depth - 1 :]]
+        blocks = [*shared[: -depth - 1], *own]
         yield Manifest(
-            id=snapshot_id("resnet18", blocks),
-            architecture="resnet18",
+            id=snapshot_id(ARCHITECTURE, blocks),
+            architecture=ARCHITECTURE,
             num_classes=10,
             blocks=tuple(BlockEntry(name, digest, 10**6) for name, digest in blocks),
             retrain_index=depth,

@@ -186,7 +186,7 @@ def check_run_dir(config: Config, path: Path, *, resume: bool) -> None:
     if not resume:
         raise ConfigError(f"run_dir {path}: already holds a run; add --resume to finish it, or choose another run_dir=")
     before, now = _as_started(config, config_path), config.model_dump(mode="json")
-    free = {"resources"} | ({"run_dir"} if storage_of(config) else set())  # on another machine it may be elsewhere
+    free = {"resources"} | ({"run_dir", "data_dir"} if storage_of(config) else set())  # another machine's folders
     changed = [key for key in now if key not in free and before.get(key) != now[key]]
     if changed:
         key = changed[0]
