@@ -49,7 +49,7 @@ def store_path(path: Path | str) -> StorePath:
     if not text.startswith(("s3:/", "S3:/")):
         fault = address_fault(path)
         if fault is not None:
-            raise UsageError(f"{fault}, or a store in a bucket, such as s3://bucket/prefix")
+            raise UsageError(f"{fault}, or an address such as s3://bucket/prefix")
         return local_path(path)
     address = re.sub("^[sS]3:/+", "s3://", text).rstrip("/")  # a Path has lost a slash
     if not _BUCKET.fullmatch(address) or ".." in address.split("/"):

@@ -103,7 +103,6 @@ def test_a_job_file_names_the_key_of_an_address(tmp_path, line):
         ["data", "prepare", "pets", "--data-dir"],
         ["store", "export", "a", "--to"],
         ["store", "add", "--arch", "resnet18"],
-        ["report"],
         ["report", ".", "--out"],
         ["generate"],
     ],
@@ -125,7 +124,6 @@ def test_a_command_names_the_option_of_an_address(tmp_path, monkeypatch, capsys,
     [
         lambda address: raysnap.open_dataset(address, "data"),
         lambda address: raysnap.open_dataset("shapes-shape-a", address),
-        lambda address: raysnap.write_report(address),
     ],
 )
 def test_the_python_interface_refuses_addresses(tmp_path, monkeypatch, call):
