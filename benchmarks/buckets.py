@@ -176,6 +176,7 @@ def measure_listing(address: BucketAddress, folder: Path, num_snapshots: int) ->
         for act in ("first_ls", *ACTS):
             command = [sys.executable, __file__, "--act", act.removeprefix("first_"), "--store", str(path)]
             figures[f"{name}_{act}"] = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
+            sys.stderr.write(f"{name} {act}: {figures[f'{name}_{act}']}\n")
     return figures
 
 
