@@ -197,7 +197,7 @@ def _search(
 
     Each has weights of its own below the head.
     """
-    from raysnap.search.ranking import search  # imports torch, which a resumed run can spare until it trains
+    from raysnap.search.ranking import search
 
     result = search(store, dataset.root, search_options(config), on_progress=on_progress)
     write_atomically(run_dir / SEARCH_NAME, json.dumps(result.to_dict(), indent=2, allow_nan=False) + "\n")

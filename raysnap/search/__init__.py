@@ -1,6 +1,6 @@
 """Find which stored snapshots are the best start for a dataset; a block that candidates share runs once.
 
-The names below are imported on first use, as they need torch and planning does not.
+The names below are imported on first use; none needs torch before its first call.
 """
 
 from importlib import import_module
