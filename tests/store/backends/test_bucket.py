@@ -115,7 +115,7 @@ def test_a_writer_waits_for_a_dead_gc_and_no_longer(store, new_place):
     assert waited == [], "it needs none of those blocks"
 
 
-def test_a_slow_writer_shows_no_manifest_whose_blocks_may_be_gone(store, new_place):
+def test_a_slow_writer_shows_no_manifest_without_its_blocks(store, new_place):
     """It stands still before it publishes, until no gc heeds its draft, and one takes the blocks that it relied on."""
     for _, tensors in make_blocks(7):
         store.put_block(tensors)
@@ -133,7 +133,7 @@ def test_a_slow_writer_shows_no_manifest_whose_blocks_may_be_gone(store, new_pla
     assert stood and equal(read(store, "seven"), make_blocks(7))
 
 
-def test_a_writer_stopped_at_its_last_step_puts_again_what_a_gc_took(store, new_place, monkeypatch):
+def test_a_writer_stopped_at_its_last_step_puts_what_a_gc_took(store, new_place, monkeypatch):
     for _, tensors in make_blocks(7):
         store.put_block(tensors)
     swap, stood = Bucket.swap, []
