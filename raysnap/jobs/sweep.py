@@ -30,7 +30,7 @@ from raysnap.planning.sweep import plan_sweep
 from raysnap.progress import OnProgress, ignore_progress
 from raysnap.runs.json_fields import read_rows
 from raysnap.runs.run_lock import RunLock
-from raysnap.runs.trial_rows import TrialRow
+from raysnap.runs.trial_rows import TrialRow, merit_order
 from raysnap.store.records import SearchedFrom
 from raysnap.training.trial import Trial
 from raysnap.tune.options import MakeSuggestions, Suggestions, TrialOutcome
@@ -152,7 +152,8 @@ class _SweepRecorder:
         if self._config.keep != "best" or outcome.savepoint is None:
             return self._write(outcome, ray_dir, is_stored=self._config.keep == "all")
         metrics = outcome.savepoint.record["metrics"]
-        found = rank(metrics[self._config.metric], outcome.trial.id, self._config)
+        is_max = self._config.mode == "max"
+        found = merit_order(metrics[self._config.metric], metrics, outcome.trial.id, is_max=is_max)
         if self._best_rank is not None and found >= self._best_rank:
             return self._write(outcome, ray_dir, is_stored=False)
         if self._best is not None:
@@ -171,14 +172,9 @@ class _SweepRecorder:
         return record_outcome(self._memory, outcome, ray_dir, is_stored=is_stored, is_cleaned=is_cleaned)
 
 
-def rank(objective: float, trial_id: str, config: SweepConfig) -> tuple[float, str]:
-    """Return what the best trial has the least of: better objectives first, then earlier trials."""
-    return (-objective if config.mode == "max" else objective), trial_id
-
-
-def _rank_of(row: TrialRow, config: SweepConfig) -> tuple[float, str]:
+def _rank_of(row: TrialRow, config: SweepConfig) -> tuple[float, float, str]:
     assert row.objective is not None  # of a compared row
-    return rank(row.objective, row.trial, config)
+    return merit_order(row.objective, row.metrics, row.trial, is_max=config.mode == "max")
 
 
 def compared_rows(rows: list[TrialRow]) -> list[TrialRow]:

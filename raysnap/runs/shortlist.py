@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -13,7 +12,7 @@ from raysnap.atomic import write_atomically
 from raysnap.config.choices import Role
 from raysnap.errors import DataError
 from raysnap.runs.json_fields import mapping, number, sequence, text, whole
-from raysnap.runs.trial_rows import TrialRow
+from raysnap.runs.trial_rows import TrialRow, merit_order
 
 SHORTLIST_NAME = "shortlist.json"
 SEARCH_NAME = "search.json"
@@ -237,9 +236,10 @@ def results_of(shortlist: Shortlist, trials: Iterable[TrialRow], *, is_max: bool
         if snapshot is not None and trial.role == Role.FINETUNE:
             by_start[snapshot].append(trial)
 
-    def order(trial: TrialRow) -> tuple[bool, float, str]:
+    def order(trial: TrialRow) -> tuple[bool, tuple[float, float, str]]:
         value = trial.objective if trial.objective is not None else trial.val_accuracy
-        return not trial.is_done, math.inf if value is None else -value if is_max else value, trial.trial
+        assert value is not None  # of a trial that ended
+        return not trial.is_done, merit_order(value, trial.metrics, trial.trial, is_max=is_max)
 
     results = []
     for start in shortlist.starts:

@@ -18,7 +18,7 @@ from raysnap.humanize import score_text
 from raysnap.runs.json_fields import mapping, number
 from raysnap.runs.questions import short_dataset
 from raysnap.runs.run import Run
-from raysnap.runs.trial_rows import TrialRow
+from raysnap.runs.trial_rows import TrialRow, merit_order
 
 MAX_COMPARED_VALUES = 8
 WIDE_RATIO = 50
@@ -82,8 +82,12 @@ class Sweep:
     def ranked(self) -> list[TrialRow]:
         """The trials whose objective is known, finished ones first, best first."""
         known = [trial for trial in self.trials if trial.objective is not None]
-        sign = -1 if self.is_max else 1
-        return sorted(known, key=lambda trial: (not trial.is_done, sign * objective_of(trial), trial.name))
+
+        def order(trial: TrialRow) -> tuple[bool, tuple[float, float, str]]:
+            merit = merit_order(objective_of(trial), trial.metrics, trial.name, is_max=self.is_max)
+            return not trial.is_done, merit
+
+        return sorted(known, key=order)
 
     @property
     def best(self) -> TrialRow | None:

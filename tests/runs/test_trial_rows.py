@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from raysnap.config.choices import Role, Status
-from raysnap.runs.trial_rows import TrialRow, latest_trial_rows
+from raysnap.runs.trial_rows import TrialRow, latest_trial_rows, merit_order
 
 WRITTEN = Path(__file__).with_name("trial_rows_0_1.jsonl").read_text("utf-8").splitlines()
 
@@ -70,3 +70,11 @@ def test_a_trials_last_row_counts_in_the_place_of_its_first():
 )
 def test_a_resumed_job_leaves_what_ended_well_in_time(status, stopped, is_final):
     assert TrialRow.read({"trial": "a", "status": status, "stopped": stopped}).is_final == is_final
+
+
+def test_equal_objectives_are_told_apart_by_loss_then_name():
+    trials = [("a", 0.9, {}), ("b", 1.0, {"val_loss": 0.3}), ("c", 1.0, {"val_loss": 0.2}), ("d", 1.0, {})]
+    order = sorted(trials, key=lambda one: merit_order(one[1], one[2], one[0], is_max=True))
+    assert [name for name, *_ in order] == ["c", "b", "d", "a"]
+    order = sorted(trials, key=lambda one: merit_order(one[1], one[2], one[0], is_max=False))
+    assert [name for name, *_ in order] == ["a", "c", "b", "d"]
