@@ -12,7 +12,7 @@ LAWS_IN_A_FOLDER = "testing/test_store_laws.py::TestFolder"
 BUCKET_TESTS = "store/backends/test_bucket.py"
 CACHE_TESTS = "store/backends/test_block_cache.py"
 COPY_TESTS = "store/test_copying.py"
-LOST = r"assert equal\(|BlockDamaged|StoreDamaged|\['ok'\]|assert False"
+LOST = r"AssertionError|assert |BlockDamaged|StoreDamaged"  # the laws' own asserts tell no values
 
 MUTANTS = [
     # Buckets
@@ -443,7 +443,7 @@ MUTANTS = [
         "    try:\n        _check_nameable(place, name, snapshot)\n",
         "    try:\n        pass\n",
         f"{LAWS_IN_MEMORY}::test_a_name_given_while_its_snapshot_goes_is_no_damage",
-        r"assert False|assert \w+\[|\['ok'\]",
+        LOST,
     ),
     Mutant(
         "who removes a snapshot looks at the names again",
