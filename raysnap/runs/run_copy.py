@@ -2,7 +2,7 @@
 
 The driver works in its run directory, which may be gone tomorrow. A row is written to the bucket before it is written
 there, as an object of its own that is created under the next number or not at all: so the bucket's rows are the truth,
-and of two drivers that go on with one run, one finds its number taken and ends.
+and of two drivers that continue one run, one finds its number taken and ends.
 """
 
 from __future__ import annotations
