@@ -15,6 +15,8 @@ from pathlib import Path
 import pytest
 
 from raysnap.config.load import dump_yaml
+from raysnap.config.sweep import FinetuneConfig
+from raysnap.jobs.finetune import finetune
 from raysnap.jobs.generate import generate
 from raysnap.planning.sampling import sample_trials
 from raysnap.report.page import write_report
@@ -24,11 +26,12 @@ from raysnap.store.store import Store
 from raysnap.training.savepoints import RECORD_NAME
 from tests.support import SUPPORT, fault_jobs
 from tests.support.s3_server import BUCKET, environment, s3_server
+from tests.support.search_stores import put, variant
 
 DEEP = os.environ.get("RAYSNAP_DEEP") == "1"
 STORAGE = f"s3://{BUCKET}/runs/mine"
 
-pytestmark = pytest.mark.timeout(0 if DEEP else 180)
+pytestmark = pytest.mark.timeout(0 if DEEP else 400)
 
 
 @pytest.fixture
@@ -55,12 +58,10 @@ def test_a_run_goes_on_in_another_folder(ray_local, server, tmp_path, monkeypatc
         add_row(run, row)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(RunDirectory, "add_row", add_row_and_stop)
-    with pytest.raises(KeyboardInterrupt):
-        generate(config)
-    monkeypatch.undo()
-    for name, value in environment(server).items():
-        monkeypatch.setenv(name, value)
+    with monkeypatch.context() as patch:
+        patch.setattr(RunDirectory, "add_row", add_row_and_stop)
+        with pytest.raises(KeyboardInterrupt):
+            generate(config)
     before = read_rows(config.run_dir / "results.jsonl")
     shutil.rmtree(config.run_dir)
     elsewhere = config.model_copy(update={"run_dir": tmp_path / "elsewhere"})
@@ -71,6 +72,43 @@ def test_a_run_goes_on_in_another_folder(ray_local, server, tmp_path, monkeypatc
     page = write_report(STORAGE)
     assert page.resolve() == tmp_path / "report.html"
     assert all(trial.id in page.read_text() for trial in sample_trials(config))
+
+
+def test_a_finetune_goes_on_in_another_folder(ray_local, server, tmp_path, monkeypatch):
+    store = Store.open(tmp_path / "store", create=True)
+    put(store, "start", variant("mobilenet_v3_small", 0, 0), "mobilenet_v3_small")
+    config = FinetuneConfig.model_validate(
+        {
+            "dataset": fault_jobs.DATASET,
+            "store": tmp_path / "store",
+            "data_dir": tmp_path / "data",
+            "shapes": fault_jobs.SHAPES.model_dump(),
+            "run_dir": tmp_path / "one",
+            "storage_path": STORAGE,
+            "starts": ["start"],
+            "train": {"epochs": 1, "batch_size": 16},
+            "space": {"retrain.index": {"grid": [0, 1]}},
+            "resources": {"max_concurrent": 1},
+        }
+    )
+    add_row = RunDirectory.add_row
+
+    def add_row_and_stop(run: RunDirectory, row: dict) -> None:
+        add_row(run, row)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunDirectory, "add_row", add_row_and_stop)
+        with pytest.raises(KeyboardInterrupt):
+            finetune(config)
+    before = read_rows(tmp_path / "one/training/results.jsonl")
+    shutil.rmtree(tmp_path / "one")
+    finetune(config.model_copy(update={"run_dir": tmp_path / "two"}), resume=True)
+    rows = read_rows(tmp_path / "two/training/results.jsonl")
+    assert rows[: len(before)] == before
+    assert len({row["trial"] for row in rows}) == len(rows) == 2
+    page = write_report(STORAGE, tmp_path / "page.html")
+    assert all(row["trial"] in page.read_text() for row in rows)
 
 
 @pytest.mark.skipif(not DEEP, reason="starts Ray twice; RAYSNAP_DEEP=1 runs it")
