@@ -260,7 +260,9 @@ class StoreLaws:
 
     @pytest.mark.parametrize("act", WRITES)
     def test_a_kill_at_any_operation_leaves_old_or_new(self, make_place: MakePlace, act: str) -> None:
-        num_operations = count_operations(self.fill(make_place()).open(), WRITES[act])
+        counted = self.fill(make_place())
+        self.contents(open_store(counted.open()))  # makes the index, as below
+        num_operations = count_operations(counted.open(), WRITES[act])
         for step in range(1, num_operations + 1, self.every):
             new_place = self.fill(make_place())
             before = self.contents(open_store(new_place.open()))
