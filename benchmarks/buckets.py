@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import secrets
 import subprocess
 import sys
@@ -215,8 +214,9 @@ def do(act: str, path: StorePath) -> dict[str, Any]:
     num_found = ACTS[act](Store.open(path))
     took = {"s": time.perf_counter() - begin_s, "cpu_s": time.process_time() - begin_cpu_s, "num_found": num_found}
     asked = [one.to_dict() for one in client._ASKED.values()]
-    peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return took | {"peak_rss_bytes": peak_bytes, "requests": asked[0] if asked else {}}
+    status = Path("/proc/self/status").read_text()  # getrusage would count the parent's peak before exec
+    peak_kib = next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM:"))
+    return took | {"peak_rss_bytes": 1024 * int(peak_kib), "requests": asked[0] if asked else {}}
 
 
 def manifests(num_snapshots: int) -> Iterator[Manifest]:
