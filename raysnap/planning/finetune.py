@@ -124,8 +124,12 @@ def _sharing_time(sweep: SweepConfig, training_s: float) -> SweepConfig:
     num_trials = len(plan_sweep(sweep).trials)
     num_places = len(known_gpu_bytes()) or max(1, int(num_cpus() // sweep.resources.cpus))
     at_once = min(num_trials, num_places, sweep.resources.max_concurrent or num_places)
-    full_trials = num_trials * (ASHA_SHARE if sweep.scheduler == "asha" else 1.0)
-    share_s = max(LEAST_SHARE_S, TRAINING_SHARE * training_s * at_once / full_trials - TRIAL_OVERHEAD_S)
+    waves = num_trials / at_once
+    full_waves = max(1.0, waves * (ASHA_SHARE if sweep.scheduler == "asha" else 1.0))
+    share_s = TRAINING_SHARE * training_s / full_waves - TRIAL_OVERHEAD_S
+    if waves > 1:  # the first ones end in good time, even if the machine got slower meanwhile
+        share_s = min(share_s, training_s / 2)
+    share_s = max(LEAST_SHARE_S, share_s)
     limit_s = min(share_s, sweep.train.time_limit_s or share_s)
     return sweep.model_copy(update={"train": sweep.train.model_copy(update={"time_limit_s": limit_s})})
 

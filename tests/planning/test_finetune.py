@@ -142,6 +142,9 @@ def test_each_fine_tune_has_a_share_of_the_time(tmp_path, folder, starts, monkey
     }
     assert shares == {100: pytest.approx(0.9 * 100 * 2 / (0.6 * 6) - 1), 1: 1.0}, "ASHA stops 4 of 10"
     assert sweep_config(config, folder, starts, 3).train.time_limit_s is None
+    few = config_of(tmp_path, folder, space={"train.lr": {"grid": [0.1, 0.01]}})
+    limits_s = [sweep_config(few, folder, starts[:count], 3, plans[100]).train.time_limit_s for count in (1, 2)]
+    assert limits_s == [pytest.approx(0.9 * 100 - 1), 50], "half at most where others wait"
     alone = config_of(tmp_path, folder, preset="quick", resources={"max_concurrent": 1})
     assert sweep_config(alone, folder, starts, 3, plans[100]).train.time_limit_s == pytest.approx(
         0.9 * 100 / (0.6 * 6) - 1
