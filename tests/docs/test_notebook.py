@@ -22,7 +22,7 @@ def quickstart_folder(tmp_path, monkeypatch) -> Path:
     store = raysnap.Store.open(folder / "store", create=True)
     for seed, retrain_index in ((0, 0), (1, 1)):
         put(store, f"start-{seed}", variant(SMALL, seed, retrain_index), SMALL)
-    sizes = ShapesConfig(image_size=36, num_train=32, num_val=16, num_test=16)
+    sizes = ShapesConfig(image_size=36, num_train=240, num_val=16, num_test=16)  # enough for 75 steps in 5 epochs
     raysnap.open_dataset("shapes-orientation-b", folder / "data", sizes)
     monkeypatch.chdir(tmp_path)
     return folder
