@@ -23,6 +23,7 @@ from raysnap.cluster.gpus import granted_device
 from raysnap.cluster.places import check_mark
 from raysnap.config.choices import Status
 from raysnap.errors import ClusterError, OutOfMemory, RaysnapError, TrainingDiverged, describe_failure
+from raysnap.system import giving_back_memory
 from raysnap.training.savepoints import Savepoint, latest_savepoint, read_savepoint
 from raysnap.training.trial import Trial
 from raysnap.training.trial_loop import TrainJob, run_trial
@@ -139,7 +140,8 @@ def _launch_here(
     def train_fn_per_worker() -> None:
         if memory is not None:
             memory.begin(each["GPU"] if packs_gpus else 1.0)
-        run_trial(trial, job, device, report, resume=resume, node=node)
+        with giving_back_memory():  # else this process keeps what trials of other depths took, up to twice as much
+            run_trial(trial, job, device, report, resume=resume, node=node)
 
     TorchTrainer(train_fn_per_worker, scaling_config=ScalingConfig(num_workers=0, use_gpu=use_gpu)).fit()
 
