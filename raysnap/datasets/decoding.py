@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import os
 import signal
 import subprocess
@@ -36,7 +35,6 @@ from raysnap.system import num_cpus
 MAX_THREADS = 4
 MAX_PROCESSES = 64
 MIN_JOBS_PER_PROCESS = 64
-MAX_JOBS_PER_PROCESS_ASIDE = 512  # half a second's work
 BATCH_LENGTH = 16
 MAX_DEATHS_PER_IMAGE = 2
 MAX_DEATHS = 16
@@ -57,30 +55,19 @@ Batch: TypeAlias = list[DecodeJob]
 
 
 def decode_into(
-    file: int,
-    jobs: Sequence[DecodeJob],
-    resizing: Resizing,
-    is_done: Callable[[DecodeJob], bool],
-    *,
-    is_aside: bool = False,
+    file: int, jobs: Sequence[DecodeJob], resizing: Resizing, is_done: Callable[[DecodeJob], bool]
 ) -> Generator[tuple[DecodeJob, Outcome], None, None]:
     """Yield each job once it is done, with the height and width of its resized image, or one line on why it is bad.
 
     A slot gets the central square of the image, or what there is of it, and one more row or column, plane by plane. A
     job is skipped where `is_done` says, just before its turn, that another process did it.
 
-    Args:
-        is_aside: whether this process imports or computes meanwhile, which takes the lock from threads: few processes
-            decode then, so that one CPU is left for that.
-
     Raises:
         OSError: the file can't be written.
         DataError: worker processes can't be started or keep dying.
     """
     num_processes = min(num_cpus(), MAX_PROCESSES, len(jobs) // MIN_JOBS_PER_PROCESS)
-    if is_aside:
-        num_processes = min(num_processes, math.ceil(len(jobs) / MAX_JOBS_PER_PROCESS_ASIDE))
-    if num_processes > MAX_THREADS or (is_aside and num_processes):
+    if num_processes > MAX_THREADS:
         return _Crew(file, jobs, resizing, is_done).decode(num_processes)
     return _by_threads(file, jobs, resizing, is_done)
 

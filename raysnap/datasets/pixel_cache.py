@@ -134,11 +134,8 @@ class SlotCache(ABC):
             ) from None
         return cls(tuple(items), form, directory, slots, records, content, max_bad)
 
-    def load(self, indices: Sequence[int], *, is_aside: bool = False) -> list[int]:
+    def load(self, indices: Sequence[int]) -> list[int]:
         """Decode the missing ones of `indices`; return those that are in the cache now.
-
-        Args:
-            is_aside: whether this process has other work meanwhile, so that others had better decode.
 
         Raises:
             DataError: more of the requested items are bad than `max_bad` allows, or the disk is full.
@@ -149,7 +146,7 @@ class SlotCache(ABC):
             i for i, is_here in zip(indices, state == _PRESENT, strict=True) if not is_here and i not in self.bad
         ]
         if missing:
-            self._decode(sorted(set(missing)), is_aside=is_aside)
+            self._decode(sorted(set(missing)))
         good = [i for i in indices if i not in self.bad]
         self._check_num_bad(indices)
         return good
@@ -164,11 +161,11 @@ class SlotCache(ABC):
 
     @abstractmethod
     def _fill(
-        self, file: int, jobs: Sequence[DecodeJob], is_done: Callable[[DecodeJob], bool], *, is_aside: bool
+        self, file: int, jobs: Sequence[DecodeJob], is_done: Callable[[DecodeJob], bool]
     ) -> Generator[tuple[DecodeJob, Outcome], None, None]:
         """Write each item into its slot and yield its shape, or one line on why it is bad, as `decode_into` does."""
 
-    def _decode(self, missing: list[int], *, is_aside: bool) -> None:
+    def _decode(self, missing: list[int]) -> None:
         """Decode items into their slots, in portions that are flushed before they are recorded."""
         started_s = time.perf_counter()
         slot_bytes = self._content.shape[1]
@@ -189,7 +186,7 @@ class SlotCache(ABC):
                 (self.directory / "pixels.bin").open("r+b", buffering=0) as file,
                 (self.directory / "index.bin").open("r+b", buffering=0) as index,
                 ThreadPoolExecutor(1) as flushing,
-                closing(self._fill(file.fileno(), list(indices_of), is_done, is_aside=is_aside)) as outcomes,
+                closing(self._fill(file.fileno(), list(indices_of), is_done)) as outcomes,
             ):
                 for job, outcome in outcomes:
                     if isinstance(outcome, str):
@@ -276,9 +273,9 @@ class PixelCache(SlotCache):
         return crops
 
     def _fill(
-        self, file: int, jobs: Sequence[DecodeJob], is_done: Callable[[DecodeJob], bool], *, is_aside: bool
+        self, file: int, jobs: Sequence[DecodeJob], is_done: Callable[[DecodeJob], bool]
     ) -> Generator[tuple[DecodeJob, Outcome], None, None]:
-        return decode_into(file, jobs, self._resizing, is_done, is_aside=is_aside)
+        return decode_into(file, jobs, self._resizing, is_done)
 
     @property
     def _resizing(self) -> Resizing:

@@ -80,11 +80,7 @@ def search(
         candidates = field.first_round()
     setup = replace(setup, options=field.options)
     drawn = setup.draw_items(dataset, candidates)
-    starts = "torch" not in sys.modules
-    is_ahead = starts and options.time_budget_s is None  # within a budget, fewer items may do
-    if is_ahead:
-        drawn.begin_to_decode()
-    with work.timed("start") if starts else nullcontext():
+    with nullcontext() if "torch" in sys.modules else work.timed("start"):
         from raysnap.search.rounds import hold_contest
     outlooks: list[Outlook] = []
     accounts: list[Account] = []
@@ -110,7 +106,7 @@ def search(
         first = result.ranking[0]
         note = f"{plural(len(result.ranking), 'candidate')}, {first.name} first with {first.score:.3f}"
         on_progress("search", len(result.rungs), len(result.rungs), note)
-    outlooks[0].learn(work, 0 if is_ahead else result.work["images_decoded"], result.forecast.came)
+    outlooks[0].learn(work, result.work["images_decoded"], result.forecast.came)
     return result
 
 

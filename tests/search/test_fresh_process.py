@@ -1,4 +1,4 @@
-"""What a process does before it imports torch: it plans the search and lets another process decode the images."""
+"""What a process does before it imports torch: it plans the search, and can decode the images."""
 
 import json
 import shutil
@@ -30,7 +30,6 @@ candidates = Field(store, setup.options, store.summaries()).first_round()
 tree = build_tree(candidates, sharing=True)
 drawn = setup.draw_items(dataset, candidates)
 rungs = plan_rungs("nested", len(candidates), len(drawn.train), len(drawn.test))
-drawn.begin_to_decode()
 items = drawn.decode(len(drawn.train), len(drawn.test))
 print(json.dumps([[one.snapshot for one in candidates], len(tree.nodes), rungs[-1].train_stop, items.num_decoded]))
 """

@@ -63,12 +63,7 @@ class TokenCache(SlotCache):
         return torch.from_numpy(tokens.astype(np.int64))
 
     def _fill(
-        self,
-        file: int,
-        jobs: Sequence[DecodeJob],
-        is_done: Callable[[DecodeJob], bool],
-        *,
-        is_aside: bool,  # noqa: ARG002 - texts are few bytes
+        self, file: int, jobs: Sequence[DecodeJob], is_done: Callable[[DecodeJob], bool]
     ) -> Generator[tuple[DecodeJob, Outcome], None, None]:
         form = self.form
         assert isinstance(form, Tokenizing)

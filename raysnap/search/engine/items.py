@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Sequence
-from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from raysnap.config.search_options import SearchOptions
 from raysnap.datasets.dataset import Dataset, Item
-from raysnap.datasets.decoding import MIN_JOBS_PER_PROCESS
 from raysnap.datasets.pixel_cache import Form
 from raysnap.datasets.splits import probe_splits
 from raysnap.datasets.text.token_cache import LoadTokenizer
@@ -35,7 +32,6 @@ class DrawnItems:
     test: tuple[Item, ...]
     caches: dict[Form, ItemCache]
     draw_s: float
-    _decoding: list[Future[None]] = field(default_factory=list)
 
     @classmethod
     def draw(
@@ -57,25 +53,6 @@ class DrawnItems:
         indices = self._first(num_train, num_test)
         return sum(cache.num_missing(indices) for cache in self.caches.values())
 
-    def begin_to_decode(self) -> None:
-        """Let another process decode the images meanwhile, so that `decode` has less to do; few are left to it."""
-        num_undecoded = self.num_undecoded(len(self.train), len(self.test))
-        if self.dataset.kind == "texts" or num_undecoded < MIN_JOBS_PER_PROCESS:
-            return
-        done: Future[None] = Future()
-
-        def decode_all() -> None:
-            try:
-                for cache in self.caches.values():
-                    cache.load(self._first(len(self.train), len(self.test)), is_aside=True)
-                done.set_result(None)
-            except BaseException as error:  # noqa: BLE001 - `decode` raises it
-                done.set_exception(error)
-
-        self._decoding.append(done)
-        # A process that ends early, as by Ctrl-C, doesn't wait for a daemon.
-        threading.Thread(target=decode_all, name="raysnap-decode", daemon=True).start()
-
     def decode(self, num_train: int, num_test: int) -> ProbeItems:
         """Decode those of the first items of each kind that no earlier search has decoded.
 
@@ -83,8 +60,6 @@ class DrawnItems:
             DataError: fewer than two classes or no test item could be decoded.
         """
         started_s = time.perf_counter()
-        for done in self._decoding:
-            done.result()
         indices = self._first(num_train, num_test)
         good = sorted(set.intersection(*(set(cache.load(indices)) for cache in self.caches.values())))
         items = [*self.train, *self.test]
