@@ -13,7 +13,7 @@ from raysnap.report.charts.lines import shared_range
 from raysnap.report.tables import Chip, Column, DataTable, Row, without_empty
 from raysnap.runs.questions import short_dataset
 from raysnap.runs.run import Run
-from raysnap.runs.shortlist import Shortlist, StartResult, TimePlan, base_text, expected_text, results_of
+from raysnap.runs.shortlist import Shortlist, StartResult, TimePlan, base_text, first_start_text, results_of
 from raysnap.runs.sweep_results import sweep_of
 from raysnap.runs.trial_rows import TrialRow
 
@@ -82,21 +82,13 @@ def _against_base(won: StartResult | None, results: tuple[StartResult, ...]) -> 
 
 def _prediction(results: tuple[StartResult, ...], shortlist: Shortlist) -> list[Markup]:
     """Say what taking the search's first start would have lost, and what the search expected of that."""
-    known = [result for result in results if result.start.rank is not None and result.test_accuracy is not None]
-    if len(known) < 2:
-        return []
-    first = min(known, key=lambda result: result.start.rank or 0)
-    best = max(known, key=lambda result: result.val_accuracy or 0.0)
-    expected = shortlist.expected_loss
-    said = expected_text(expected)
-    if first is best:
-        return [Markup("The search's first start was also the best of the shortlist after fine-tuning{}.").format(said)]
-    lost = (best.test_accuracy or 0.0) - (first.test_accuracy or 0.0)
-    return [
-        Markup(
-            "The search's first start, <b class='name'>{}</b>, came to a test accuracy {:.3f} {} the best's{}."
-        ).format(first.start.name, abs(lost), "below" if lost >= 0 else "above", said)
+    starts = [
+        (result.start.rank, result.start.name, result.val_accuracy or 0.0, result.test_accuracy)
+        for result in results
+        if result.start.rank is not None and result.test_accuracy is not None
     ]
+    said = first_start_text(starts, shortlist.expected_loss)
+    return [Markup("{}").format(said)] if said else []
 
 
 def recipe_text(trial: TrialRow) -> str:
@@ -157,11 +149,12 @@ def _table(results: tuple[StartResult, ...], kept: TrialRow | None) -> DataTable
         elif start.is_tied and start.rank != 1:
             chips["name"] = (("tied by score", ""),)
         rows.append(Row(values, chips, css="first" if is_kept else ""))
+    architectures = {result.start.architecture for result in results}
     columns = [
         Column("rank", "rank", "count", "by the search"),
         Column("name", "start", "name"),
         Column("dataset", "trained on", "name"),
-        Column("architecture", "architecture", "name"),
+        Column("architecture", "architecture", "name", is_on_page=len(architectures) > 1),
         Column("score", "predicted: score", "score"),
         Column("interval", "95 % interval", "span", "by the luck of the items that the score rests on"),
         Column("num_scored", "items", "count", "items that the score rests on"),

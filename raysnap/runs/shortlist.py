@@ -11,6 +11,7 @@ from typing import Any, Self
 from raysnap.atomic import write_atomically
 from raysnap.config.choices import Role
 from raysnap.errors import DataError
+from raysnap.humanize import plural
 from raysnap.runs.json_fields import mapping, number, sequence, text, whole
 from raysnap.runs.trial_rows import TrialRow, merit_order
 
@@ -218,6 +219,28 @@ def expected_text(expected_loss: float | None) -> str:
         return ""
     amount = "less than 0.001" if expected_loss < 0.001 else f"{expected_loss:.3f}"
     return f"; by the scores alone, taking it was expected to lose {amount}"
+
+
+def first_start_text(starts: Sequence[tuple[int, str, float, float]], expected_loss: float | None) -> str:
+    """Say how the search's first start compares with the others that were trained to their end; nothing of one alone.
+
+    Args:
+        starts: each one's rank in the search, name, validation and test accuracy.
+    """
+    if len(starts) < 2:
+        return ""
+    _, name, val_accuracy, test_accuracy = min(starts)
+    expected = expected_text(expected_loss)
+    best = max(val for _, _, val, _ in starts)
+    num_equal = sum(val == best for _, _, val, _ in starts) - 1
+    if val_accuracy == best:
+        tied = f", with {plural(num_equal, 'other')} equally good" if num_equal else ""
+        return f"By validation, the search's first start was the best of the shortlist{tied}{expected}."
+    gap = max(test for _, _, val, test in starts if val == best) - test_accuracy
+    return (
+        f"The search's first start, {name}, came to a test accuracy {abs(gap):.3f} {'below' if gap >= 0 else 'above'} "
+        f"that of the best by validation{expected}."
+    )
 
 
 def base_text(base: str, base_accuracy: float, kept_accuracy: float) -> str:

@@ -3,7 +3,15 @@
 import pytest
 
 from raysnap.errors import DataError
-from raysnap.runs.shortlist import SHORTLIST_NAME, Shortlist, ShortlistedStart, TimePlan, results_of, take_starts
+from raysnap.runs.shortlist import (
+    SHORTLIST_NAME,
+    Shortlist,
+    ShortlistedStart,
+    TimePlan,
+    first_start_text,
+    results_of,
+    take_starts,
+)
 from raysnap.runs.trial_rows import TrialRow
 
 STARTS = (
@@ -49,6 +57,33 @@ def test_of_each_start_the_best_fine_tune_counts():
     assert (second.trial.trial, second.num_trials, second.test_accuracy) == ("4", 2, None)
     assert results_of(SEARCHED, rows, is_max=False)[0].trial.trial == "2"
     assert results_of(SEARCHED, [])[0].trial is None
+
+
+@pytest.mark.parametrize(
+    ("starts", "said"),
+    [
+        ([(1, "a", 0.9, 0.8)], ""),
+        (
+            [(2, "b", 0.8, 0.9), (1, "a", 0.9, 0.8)],
+            "By validation, the search's first start was the best of the shortlist.",
+        ),
+        (
+            [(1, "a", 0.9, 0.8), (2, "b", 0.9, 0.9), (3, "c", 0.9, 0.7)],
+            "the shortlist, with 2\u00a0others equally good.",
+        ),
+        (
+            [(1, "a", 0.8, 0.8), (2, "b", 0.9, 0.9)],
+            "first start, a, came to a test accuracy 0.100 below that of the best",
+        ),
+        (
+            [(1, "a", 0.8, 0.8), (2, "b", 0.9, 0.7)],
+            "came to a test accuracy 0.100 above that of the best by validation.",
+        ),
+    ],
+)
+def test_what_came_of_the_first_start_is_said_with_its_ties(starts, said):
+    text = first_start_text(starts, None)
+    assert said in text and bool(said) == bool(text)
 
 
 def ranked(*bases: int, num_starts: int = 6) -> list[ShortlistedStart]:

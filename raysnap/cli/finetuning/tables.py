@@ -11,7 +11,7 @@ from rich.table import Table
 from raysnap.cli.console import simple_table
 from raysnap.cli.search_tables import interval_text
 from raysnap.humanize import plural, score_text, seconds_text
-from raysnap.runs.shortlist import base_text, expected_text
+from raysnap.runs.shortlist import base_text, first_start_text
 
 if TYPE_CHECKING:
     from raysnap.config.folders import StorePath
@@ -93,19 +93,12 @@ def base_line(summary: FinetuneSummary) -> str:
 
 def prediction_line(summary: FinetuneSummary) -> str:
     """Say what taking the search's first would have lost, against the best of the shortlist, and what was expected."""
-    ranked = [start for start in summary.starts if start.rank is not None and start.test_accuracy is not None]
-    if len(ranked) < 2:
-        return ""
-    first = min(ranked, key=lambda start: start.rank or 0)
-    best = max(ranked, key=lambda start: start.val_accuracy or 0.0)
-    lost = (best.test_accuracy or 0.0) - (first.test_accuracy or 0.0)
-    expected = expected_text(summary.expected_loss)
-    if first is best:
-        return f"The search's first start was the best of the shortlist: nothing was lost by taking it{expected}."
-    return (
-        f"The search's first start, {first.name}, came to a test accuracy {abs(lost):.3f} "
-        f"{'below' if lost >= 0 else 'above'} that of the best by validation{expected}."
-    )
+    starts = [
+        (start.rank, start.name, start.val_accuracy or 0.0, start.test_accuracy)
+        for start in summary.starts
+        if start.rank is not None and start.test_accuracy is not None
+    ]
+    return first_start_text(starts, summary.expected_loss)
 
 
 def time_line(time_s: Mapping[str, float]) -> str:
