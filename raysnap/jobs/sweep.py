@@ -156,16 +156,18 @@ class _SweepRecorder:
         found = merit_order(metrics[self._config.metric], metrics, outcome.trial.id, is_max=is_max)
         if self._best_rank is not None and found >= self._best_rank:
             return self._write(outcome, ray_dir, is_stored=False)
-        if self._best is not None:
-            self._write(*self._best, is_stored=False)
+        self._write_held(is_stored=False)
         self._best, self._best_rank = (replace(outcome, ended_s=time.monotonic()), ray_dir), found
         return replace(planned_row(outcome.trial, outcome.status), metrics=metrics)
 
     def record_best(self) -> None:
         """Write the row of the trial that is held back, and store its snapshot."""
-        if self._best is not None:
-            self._write(*self._best, is_stored=True)
-            self._best = None
+        self._write_held(is_stored=True)
+
+    def _write_held(self, *, is_stored: bool) -> None:
+        held, self._best = self._best, None  # an interrupt may come as soon as the row is written
+        if held is not None:
+            self._write(*held, is_stored=is_stored)
 
     def _write(self, outcome: TrialOutcome, ray_dir: Path, *, is_stored: bool) -> TrialRow:
         is_cleaned = self._config.scheduler != "pbt"

@@ -135,9 +135,11 @@ def run_trials(
             _delete_state(ray_dir)
         else:
             while feed.has_next() and not feed.num_running and driver_callback.left_s() > 0:
-                num_trials = max(MIN_TRIALS, TRIALS_PER_SLOT * slots.num)
+                num_trials, num_before = max(MIN_TRIALS, TRIALS_PER_SLOT * slots.num), feed.num_given
                 run_experiment({}, search_alg=feed, num_samples=num_trials, max_concurrent_trials=num_trials)
                 _delete_state(ray_dir)
+                if not feed.is_exhausted and feed.num_given - num_before < num_trials:
+                    break  # an interrupt came between two trials, of which Tune says nothing
     driver_callback.end_out_of_time()
 
 

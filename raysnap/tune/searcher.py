@@ -36,6 +36,8 @@ class TrialFeed(Searcher):
         self._suggestions = suggestions
         self._latest_share: Share = {}
         self._running: dict[str, tuple[Trial, Share]] = {}
+        self.num_given = 0  # trials handed out, in all experiments
+        self.is_exhausted = False  # whether there was no further trial when Tune last asked
 
     def __getstate__(self) -> dict[str, Any]:
         return {}
@@ -62,7 +64,8 @@ class TrialFeed(Searcher):
         # A suggestion is asked for only when there is room, so that it follows from all results before.
         if self._running and not self._waiting and not self._slots.has_room(self._latest_share):
             return None
-        if not self.has_next():
+        self.is_exhausted = not self.has_next()
+        if self.is_exhausted:
             return Searcher.FINISHED
         found = self._next()
         if found is None:
@@ -70,6 +73,7 @@ class TrialFeed(Searcher):
         trial, share = found
         self._waiting.remove(trial)
         self._running[trial_id] = found
+        self.num_given += 1
         self._latest_share = share
         self._slots.take(trial, share)
         return {"trial": trial.model_dump(mode="json"), "share": dict(share)}

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from collections import Counter
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,21 @@ def server(monkeypatch):
         yield address
 
 
+@contextmanager
+def interrupted_after_a_row(monkeypatch):
+    """Interrupt the job within as Ctrl-C does, once it has written a row; Tune then frees what its trials hold."""
+    add_row = RunDirectory.add_row
+
+    def add_row_and_interrupt(run: RunDirectory, row: dict) -> None:
+        add_row(run, row)
+        if row["role"] != "base":
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunDirectory, "add_row", add_row_and_interrupt)
+        yield
+
+
 def check_finished(run_dir: Path, config, store: Store) -> None:
     rows = read_rows(run_dir / "results.jsonl")
     assert Counter(row["trial"] for row in rows) == {trial.id: 1 for trial in sample_trials(config)}
@@ -51,17 +67,9 @@ def check_finished(run_dir: Path, config, store: Store) -> None:
 
 
 def test_a_run_goes_on_in_another_folder(ray_local, server, tmp_path, monkeypatch):
-    config = fault_jobs.generate_config(tmp_path, storage_path=STORAGE)
-    add_row = RunDirectory.add_row
-
-    def add_row_and_stop(run: RunDirectory, row: dict) -> None:
-        add_row(run, row)
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(RunDirectory, "add_row", add_row_and_stop)
-        with pytest.raises(KeyboardInterrupt):
-            generate(config)
+    config = fault_jobs.generate_config(tmp_path, storage_path=STORAGE, num_snapshots=4)
+    with interrupted_after_a_row(monkeypatch), pytest.raises(KeyboardInterrupt):
+        generate(config)
     before = read_rows(config.run_dir / "results.jsonl")
     shutil.rmtree(config.run_dir)
     elsewhere = config.model_copy(update={"run_dir": tmp_path / "elsewhere"})
@@ -87,26 +95,18 @@ def test_a_finetune_goes_on_in_another_folder(ray_local, server, tmp_path, monke
             "storage_path": STORAGE,
             "starts": ["start"],
             "train": {"epochs": 1, "batch_size": 16},
-            "space": {"retrain.index": {"grid": [0, 1]}},
+            "space": {"retrain.index": {"grid": [0, 1, 2]}},  # the best one's row is held back
             "resources": {"max_concurrent": 1},
         }
     )
-    add_row = RunDirectory.add_row
-
-    def add_row_and_stop(run: RunDirectory, row: dict) -> None:
-        add_row(run, row)
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(RunDirectory, "add_row", add_row_and_stop)
-        with pytest.raises(KeyboardInterrupt):
-            finetune(config)
+    with interrupted_after_a_row(monkeypatch), pytest.raises(KeyboardInterrupt):
+        finetune(config)
     before = read_rows(tmp_path / "one/training/results.jsonl")
     shutil.rmtree(tmp_path / "one")
     finetune(config.model_copy(update={"run_dir": tmp_path / "two"}), resume=True)
     rows = read_rows(tmp_path / "two/training/results.jsonl")
     assert rows[: len(before)] == before
-    assert len({row["trial"] for row in rows}) == len(rows) == 2
+    assert len({row["trial"] for row in rows}) == len(rows) == 3
     page = write_report(STORAGE, tmp_path / "page.html")
     assert all(row["trial"] in page.read_text() for row in rows)
 
