@@ -99,7 +99,7 @@ class RunCopy:
         key = f"{ROWS}/{self._num_rows + 1:08}.json"
         if not self._place.swap(key, None, f"{line}\n".encode()):
             raise RunLocked(
-                f"storage_path {self.address}: another driver goes on with this run: it wrote {key}. This one ends; "
+                f"storage_path {self.address}: another driver continues this run: it wrote {key}. This one ends; "
                 "what it trained meanwhile is not recorded"
             )
         self._num_rows += 1

@@ -64,7 +64,7 @@ def test_rows_that_the_bucket_lacks_are_not_written_over(new_copy, tmp_path):
 def test_of_two_drivers_the_one_that_comes_late_ends(new_copy, tmp_path):
     first, second = (record(new_copy(), tmp_path / name, "a") for name in ("one",) * 2)
     second.add_row({"trial": "b"})
-    with pytest.raises(RunLocked, match="another driver goes on with this run: it wrote rows/00000002.json"):
+    with pytest.raises(RunLocked, match="another driver continues this run: it wrote rows/00000002.json"):
         first.add_row({"trial": "b"})
     new_copy().fetch(tmp_path / "read")
     assert [row["trial"] for row in read_rows(tmp_path / "read/results.jsonl")] == ["a", "a", "b"]
