@@ -238,13 +238,18 @@ class Replay:
 
         def match(one: Any, other: Any) -> Any:
             """Return the first of two numbers, or where they differ a new value that follows from what is given."""
-            if isinstance(one, int) and isinstance(other, int) and one != other and not isinstance(one, bool):
-                value = self._new_value()
-                calls.append(self._size_again(draft, value, one, other))
-                return Ref(value)
-            if isinstance(one, float) and one != other:
+            is_number = all(isinstance(number, int | float) and not isinstance(number, bool) for number in (one, other))
+            if one == other or not is_number:
+                return one
+            if not (float(one).is_integer() and float(other).is_integer()):
                 raise _MissingError(f"the number {one}")
-            return one
+            whole = self._new_value()
+            calls.append(self._size_again(draft, whole, int(one), int(other)))
+            if isinstance(one, int):
+                return Ref(whole)
+            value = self._new_value()
+            calls.append(Call(float, (Ref(whole),), {}, (((), value),)))
+            return Ref(value)
 
         args, kwargs = _matched(call.args, again.args, match), _matched(dict(call.kwargs), dict(again.kwargs), match)
         there |= new | {value for _, value in call.outputs}

@@ -45,6 +45,7 @@ NAMES = [
     "vit_base_patch16_clip_224" + SMALL_VIT,
     "vit_small_patch14_dinov2" + '{"depth":3,"embed_dim":48,"img_size":28,"num_heads":2}',
     "vit_relpos_small_patch16_224" + SMALL_VIT,
+    "vit_small_patch16_dinov3" + SMALL_VIT,
     "hrnet_w18_small",
     "cs3darknet_focus_s",
     "test_vit3",
