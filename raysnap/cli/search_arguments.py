@@ -77,7 +77,7 @@ Tolerance = Annotated[
         metavar="ACCURACY",
         min=0,
         max=1,
-        help="Accuracy on new items that the winner of `nested` may be expected to lose against the best candidate.",
+        help="Accuracy on new items that the winner of `nested` may lose, and that twice the work so far must gain.",
     ),
 ]
 Where = Annotated[

@@ -147,7 +147,7 @@ def loss_line(result: Mapping[str, Any]) -> str:
     num_as_good = sum(entry["within_tolerance"] for entry in result["ranking"]) - 1
     reason = {
         "tolerance": "within the tolerance",
-        "no_gain": "more items would hardly lower it",
+        "no_gain": "more items would not pay",
         "all_items": "all items are used",
         "time_budget": "the time budget allows no more",
     }[result["stopped"]]

@@ -44,9 +44,9 @@ class SearchOptions(Section):
     )
     tolerance: Tolerance = Field(
         DEFAULT_TOLERANCE,
-        description="Accuracy on new items that the answer may lose: `nested` stops when the expected loss of its "
-        "winner is below this, or when the remaining items could hardly lower it. For proxies that are no accuracy, a "
-        "part of the difference between the best and the worst candidate.",
+        description="Accuracy on new items that the winner of `nested` may lose, and what work is worth: twice as many "
+        "forward passes as were made so far must gain as much, fewer passes less, or the search ends. For proxies that "
+        "are no accuracy, a part of the difference between the best and the worst candidate.",
     )
     num_train: Count | None = Field(
         DEFAULT_NUM_TRAIN,

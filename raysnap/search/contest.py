@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import defaultdict
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 
@@ -18,19 +18,17 @@ from raysnap.search.engine.items import ProbeItems
 from raysnap.search.engine.source import FeatureSource
 from raysnap.search.plan.rungs import NUM_FOLDS, NUM_FOLDS_BEFORE, Rung, drops_candidates
 from raysnap.search.plan.tree import PrefixTree, find_misfit
-from raysnap.search.plan.workload import whole_models
+from raysnap.search.plan.workload import models_of_first, whole_models
 from raysnap.search.probes.confidence import interval_of, tied_with
 from raysnap.search.probes.cross_validation import ProbeSet, assign_folds, cross_validate
-from raysnap.search.probes.expected_loss import Beliefs, Evidence, estimate_luck, step_variance
+from raysnap.search.probes.expected_loss import Beliefs, Evidence, estimate_luck, soften, step_variance
 from raysnap.search.probes.proxies import score_candidates
-from raysnap.search.probes.score import Score
+from raysnap.search.probes.score import Array, Score
 from raysnap.search.result import Gain, RankedSnapshot, RungReport
 
 ACCURACIES: tuple[Proxy, ...] = ("linear", "sgd_linear", "knn")
-# Until the loss is within the tolerance, what the remaining items could show must be worth a part of it; from then on,
-# that part for as many forward passes as were made so far: certainty about the few that are left is often cheap.
-# Dropping candidates in one rung may cost less than that.
-GAIN_SHARE, DROP_SHARE = 0.2, 0.1
+# So many times the forward passes made so far cost as much as the tolerance.
+PASSES_PER_TOLERANCE = 2
 Z_95 = 1.96  # standard errors on both sides of a mean
 
 
@@ -141,7 +139,7 @@ class Contest:
         if self.options.proxy in TRANSFERABILITY:
             return 0.0, 1.0
         before = cross_validate(self.options.proxy, probes, NUM_FOLDS_BEFORE, self.options.seed, self.device)
-        before_CI, now_CI = (np.stack([score.contribution_I for score in some]) for some in (before, scores))
+        before_CI, now_CI = (_evidence_of(some) for some in (before, scores))
         # A probe's error by the luck of its train items falls as 1 / their number.
         num_train, num_before, num_now = (
             len(self.items.train_labels),
@@ -158,12 +156,12 @@ class Contest:
         Survivors with the same features are one to it.
         """
         distinct = [numbers[0] for numbers in self._alike().values()]
-        contribution_CI = np.stack([self.scores[number][-1][1].contribution_I for number in distinct])
+        evidence_CI = _evidence_of([self.scores[number][-1][1] for number in distinct])
         if self._unit is None:
-            spread = float(np.ptp(contribution_CI.mean(axis=1)))
+            spread = float(np.ptp(evidence_CI.mean(axis=1)))
             self._unit = 1.0 if self.options.proxy in ACCURACIES else spread or 1.0
         num_final = len(self.items.train_labels) + len(self.items.test_labels)
-        self._evidence.add(distinct, contribution_CI / self._unit, drift_variance / self._unit**2, luck)
+        self._evidence.add(distinct, evidence_CI / self._unit, drift_variance / self._unit**2, luck)
         beliefs = self._evidence.weigh(distinct, num_final, self.options.seed)
         self.expected_loss = beliefs.loss_of(0)
         behind_C = (beliefs.expected_C[0] - beliefs.expected_C).tolist()
@@ -180,23 +178,23 @@ class Contest:
         return alike
 
     def _drop(self, beliefs: Beliefs, following: Rung | None) -> None:
-        """Keep the fewest survivors that lose next to nothing; stop where more items would not pay."""
-        tolerance, gain, loss = self.options.tolerance, beliefs.gain_of_rest(), self.expected_loss
+        """Keep as many survivors as cost the least, by what is lost without the others and what the next rung takes.
+
+        To be more certain among the few that are left is often cheap. There is no next rung where it costs the least
+        to keep the first alone.
+        """
+        tolerance, loss = self.options.tolerance, self.expected_loss
         if following is None or loss is None:
             return
-        num_kept = 1 + int(np.argmax(beliefs.losses_of_keeping() <= DROP_SHARE * tolerance))
-        kept = list(chain.from_iterable(list(self._alike().values())[:num_kept]))
-        if loss >= tolerance and gain < GAIN_SHARE * tolerance:
-            self.stopped = "no_gain"
-        elif loss < tolerance and gain <= GAIN_SHARE * tolerance * self._price(kept, following):
-            self.stopped = "tolerance"
+        groups = list(self._alike().values())
+        passes_C = following.num_items * np.array(models_of_first(self.tree, [group[0] for group in groups]))
+        passes_C[0] = 0.0
+        price_C = tolerance * passes_C / (PASSES_PER_TOLERANCE * self._num_forwards)
+        num_kept = 1 + int(np.argmin(beliefs.losses_of_keeping() + price_C))
+        if num_kept == 1 and tolerance:
+            self.stopped = "tolerance" if loss < tolerance else "no_gain"
         else:
-            self.survivors = kept
-
-    def _price(self, numbers: list[int], rung: Rung) -> float:
-        """Return the forward passes that the rung takes with these candidates, as a multiple of those so far."""
-        num_new = rung.train_stop - rung.train_start + rung.test_stop - rung.test_start
-        return num_new * whole_models(self.tree, numbers) / self._num_forwards
+            self.survivors = list(chain.from_iterable(groups[:num_kept]))
 
     def _add_features(self, rung: Rung, *, is_last: bool) -> None:
         """Get the survivors' features of the rung's new items; skip candidates with missing or non-finite features."""
@@ -272,3 +270,11 @@ class Contest:
             num_scored=len(score.contribution_I),
             proxy_rank=rank,
         )
+
+
+def _evidence_of(scores: Sequence[Score]) -> Array:
+    """Return what each item says of each candidate, `[C, I]`."""
+    exact_CI, softened_CI = (
+        np.stack([getattr(score, name) for score in scores]) for name in ("contribution_I", "softened_I")
+    )
+    return soften(exact_CI, softened_CI)

@@ -210,8 +210,8 @@ class SearchResult:
         expected_loss: how much better than the winner the best candidate is expected to be on new items, in accuracy,
             or for a proxy that is no accuracy as a part of the candidates' range; None where the method drops
             candidates whatever that costs.
-        stopped: why the search ended: `tolerance`, the expected loss was within it; `no_gain`, the remaining items
-            would hardly have lowered it; `all_items`, all were used; `time_budget`, there was no time for more.
+        stopped: why the search ended: `tolerance`, the expected loss was within it; `no_gain`, it was not, but more
+            items would not have paid; `all_items`, all were used; `time_budget`, there was no time for more.
         rungs: what each rung did.
         num_candidates: how many snapshots were tried.
         forecast: what was forecast, and what came.

@@ -35,7 +35,7 @@ def test_of_equal_scores_the_smaller_loss_is_ranked_first(resnets, data_dir, mon
         PROXIES,
         "linear",
         lambda *arrays: [
-            Score(0.5, next(losses), (np.arange(arrays[2].shape[1]) % 2).astype(float)) for _ in arrays[0]
+            Score(0.5, next(losses), *2 * [(np.arange(arrays[2].shape[1]) % 2).astype(float)]) for _ in arrays[0]
         ],
     )
     by_id = sorted(manifest.id for manifest in resnets.manifests())
@@ -65,7 +65,8 @@ def test_candidates_are_scored_once_a_rung_on_all_items_so_far(find, resnets, da
     def proxy(train_BND, train_labels_N, test_BTD, test_labels_T, seed):
         sizes = (train_BND.shape[1], len(train_labels_N), test_BTD.shape[1], len(test_labels_T))
         calls.extend([sizes] * len(train_BND))
-        return [Score(0.0, train_ND.sum().item(), np.zeros(len(test_labels_T))) for train_ND in train_BND]
+        zeros_T = np.zeros(len(test_labels_T))
+        return [Score(0.0, train_ND.sum().item(), zeros_T, zeros_T) for train_ND in train_BND]
 
     monkeypatch.setitem(PROXIES, "linear", proxy)
     search(resnets, DATA, method=method, data_dir=data_dir, device="cpu")  # which scores one at a time

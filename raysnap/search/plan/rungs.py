@@ -10,9 +10,11 @@ from raysnap.config.choices import AskedMethod, Method
 SHARING_METHODS = ("alsatian", "shared", "nested")
 PUBLISHED_HALVING_METHODS = ("shift", "alsatian")
 
-# The first rung of `nested` has this part of the items at least, and so many train items.
+# The first rung of `nested` has this part of the items at least, and so many train items. So many rungs later there are
+# twice as many: the sooner candidates are looked at again, the sooner those that can't be the best are dropped.
 FIRST_SHARE = 1 / 16
 MIN_TRAIN = 40
+RUNGS_PER_DOUBLING = 2
 # Probes of `nested` train on three quarters of a rung's train items, and once on half of them to see the difference.
 NUM_FOLDS, NUM_FOLDS_BEFORE = 4, 2
 
@@ -53,8 +55,9 @@ def plan_rungs(method: Method, num_candidates: int, num_train: int, num_test: in
     items and all test items, each next one with twice as many train items, the last with the rest; the upper half
     (rounded down, at least one) is kept. With fewer items than that needs there are fewer rungs.
 
-    Each rung of `nested` has twice the train and test items of the one before. How many candidates it keeps, and
-    whether there is a next one, is decided by their scores; the upper half is a guess.
+    Each rung of `nested` has the square root of two times the train and test items of the one before. How many
+    candidates it keeps, and whether there is a next one, is decided by their scores; that half are left when the items
+    have doubled is a guess.
     """
     if method == "nested":
         return _plan_nested(num_candidates, num_train, num_test)
@@ -69,14 +72,18 @@ def plan_rungs(method: Method, num_candidates: int, num_train: int, num_test: in
 
 def _plan_nested(num_candidates: int, num_train: int, num_test: int) -> tuple[Rung, ...]:
     """Plan the rungs of `nested`: see `FIRST_SHARE` and `MIN_TRAIN`."""
-    shares = [2.0**-number for number in range(round(-math.log2(FIRST_SHARE)), -1, -1)]
+    num_steps = round(-math.log2(FIRST_SHARE) * RUNGS_PER_DOUBLING)
+    shares = [2.0 ** (-number / RUNGS_PER_DOUBLING) for number in range(num_steps, -1, -1)]
     shares = [share for share in shares if share * num_train >= MIN_TRAIN or share == 1]
     train_stops, test_stops = ([math.ceil(share * count) for share in shares] for count in (num_train, num_test))
-    return _link_rungs(num_candidates, train_stops, test_stops)
+    return _link_rungs(num_candidates, train_stops, test_stops, RUNGS_PER_DOUBLING)
 
 
-def _link_rungs(num_candidates: int, train_stops: list[int], test_stops: list[int]) -> tuple[Rung, ...]:
-    """Return rungs that end at these items; each begins where the one before ended and keeps the upper half."""
-    num_kept = (max(1, num_candidates >> number) for number in range(1, len(train_stops) + 1))
+def _link_rungs(
+    num_candidates: int, train_stops: list[int], test_stops: list[int], rungs_per_halving: int = 1
+) -> tuple[Rung, ...]:
+    """Return rungs that end at these items; each begins where the one before ended, and so many keep the upper half."""
+    shares = (2.0 ** (-number / rungs_per_halving) for number in range(1, len(train_stops) + 1))
+    num_kept = (max(1, int(share * num_candidates)) for share in shares)
     edges = zip([0, *train_stops], train_stops, [0, *test_stops], test_stops, num_kept, strict=False)
     return tuple(Rung(*edge) for edge in edges)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from itertools import accumulate
 
 from raysnap.search.plan.costs import kind_of, model_share
 from raysnap.search.plan.rungs import Rung
@@ -26,3 +27,14 @@ def image_forwards(tree: PrefixTree, rungs: Sequence[Rung], entrants: Sequence[C
 def whole_models(tree: PrefixTree, candidates: Collection[int]) -> float:
     """Return how many whole models, by FLOPs, the nodes amount to that the candidates need."""
     return sum(model_share(kind_of(tree.nodes[index])) for index in needed_nodes(tree, candidates))
+
+
+def models_of_first(tree: PrefixTree, candidates: Sequence[int]) -> list[float]:
+    """Return how many whole models the first of these candidates need, for each number of them."""
+    needed: set[int] = set()
+    added = []
+    for number in candidates:
+        new = needed_nodes(tree, [number], needed)
+        added.append(sum(model_share(kind_of(tree.nodes[index])) for index in new))
+        needed |= new
+    return list(accumulate(added))

@@ -49,18 +49,20 @@ def cross_validate(
     num_train, num_test = len(probes.train_labels_N), len(probes.test_labels_T)
     fold_N = assign_folds(probes.train_labels_N, num_folds)
     folds = [fold for fold in range(num_folds) if len(np.unique(probes.train_labels_N[fold_N != fold])) > 1]
-    contribution_CI = np.zeros((len(probes.train_features), num_train + num_test))
+    # Contributions, as they are and softened.
+    found_2CI = np.zeros((2, len(probes.train_features), num_train + num_test))
     losses: list[list[float]] = [[] for _ in probes.train_features]
     for fold in folds:
         is_held_out_N = fold_N == fold
         for number, score in enumerate(_score(proxy, _hold_out(probes, is_held_out_N), seed, device)):
             num_held_out = is_held_out_N.sum()
-            contribution_CI[number, :num_train][is_held_out_N] = score.contribution_I[:num_held_out]
-            contribution_CI[number, num_train:] += score.contribution_I[num_held_out:] / len(folds)
+            for found_I, given_I in zip(found_2CI[:, number], (score.contribution_I, score.softened_I), strict=True):
+                found_I[:num_train][is_held_out_N] = given_I[:num_held_out]
+                found_I[num_train:] += given_I[num_held_out:] / len(folds)
             losses[number].append(score.loss)
     return [
-        Score(float(contribution_I.mean()), fmean(loss or [0.0]), contribution_I)
-        for contribution_I, loss in zip(contribution_CI, losses, strict=True)
+        Score(float(contribution_I.mean()), fmean(loss or [0.0]), contribution_I, softened_I)
+        for contribution_I, softened_I, loss in zip(*found_2CI, losses, strict=True)
     ]
 
 

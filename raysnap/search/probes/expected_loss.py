@@ -53,11 +53,6 @@ class Beliefs:
         """Return how much better than this candidate the best one of all is expected to be."""
         return max(0.0, float((self.best_S - self.true_SC[:, candidate]).mean()))
 
-    def gain_of_rest(self) -> float:
-        """Return how much better a candidate the remaining items are expected to find than the best by now."""
-        leader = int(self.expected_C.argmax())
-        return max(0.0, float((self.final_SC.max(axis=1) - self.final_SC[:, leader]).mean()))
-
     def losses_of_keeping(self) -> Array:
         """Return what is lost, of what the remaining items could find, by keeping only the first candidates.
 
@@ -135,6 +130,20 @@ class Evidence:
         true_SC = true_SC + own_C * rng.standard_normal(true_SC.shape)
         expected_C = weight_K @ np.stack([mean_C for mean_C, _, _ in beliefs])
         return Beliefs(true_SC.max(axis=1), true_SC[:, position_C], final_SC[:, position_C], expected_C[position_C])
+
+
+def soften(contribution_CI: Array, softened_CI: Array) -> Array:
+    """Return contributions to judge candidates by: half softened, with differences as large as those that are not.
+
+    Args:
+        softened_CI: the same with less luck, and with differences on another scale.
+    """
+    exact_CI, soft_CI = (some_CI - some_CI.mean(axis=0) for some_CI in (contribution_CI, softened_CI))
+    power = float(np.square(soft_CI).sum())
+    if not power:
+        return contribution_CI
+    slope = max(1.0, float((exact_CI * soft_CI).sum() / power))
+    return np.asarray((contribution_CI + slope * softened_CI) / 2)
 
 
 def step_variance(change_CI: Array) -> float:

@@ -20,11 +20,15 @@ class Score:
         contribution_I: each item's contribution, float64, whose mean is `value`; two candidates are compared item by
             item. To an accuracy: 1 for each test item that is right and 0 for the others. To a transferability score:
             the value plus the item's influence on it, for the train items and then the test items.
+        softened_I: contributions with less luck, by which few items tell candidates apart. To an accuracy: the
+            probability that the probe gave to the item's class, which hardly changes where the probe is all but
+            undecided. To a transferability score: the contributions.
     """
 
     value: float
     loss: float
     contribution_I: Array
+    softened_I: Array
 
 
 def score_logits(logits_TC: Array, classes: Array, labels_T: Array) -> Score:
@@ -40,7 +44,9 @@ def score_logits(logits_TC: Array, classes: Array, labels_T: Array) -> Score:
     position_T = np.searchsorted(classes, labels_T).clip(max=len(classes) - 1)
     is_known_T = (classes[position_T] == labels_T) & is_finite_T
     log_likelihood_T = np.where(is_known_T, log_probability_TC[np.arange(len(labels_T)), position_T], np.log(1e-12))
-    return Score(float(is_right_T.mean()), float(-log_likelihood_T.mean()), is_right_T.astype(np.float64))
+    contribution_T = is_right_T.astype(np.float64)
+    value, loss = float(is_right_T.mean()), float(-log_likelihood_T.mean())
+    return Score(value, loss, contribution_T, np.exp(log_likelihood_T))
 
 
 def score_influences(value: float, influence_I: Array) -> Score:
@@ -49,4 +55,5 @@ def score_influences(value: float, influence_I: Array) -> Score:
     An influence is the value's derivative by an item's weight (the infinitesimal jackknife), so that the mean of
     resampled contributions is the resampled score to first order.
     """
-    return Score(value, 0.0, value + influence_I - influence_I.mean())
+    contribution_I = value + influence_I - influence_I.mean()
+    return Score(value, 0.0, contribution_I, contribution_I)

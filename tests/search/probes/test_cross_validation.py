@@ -30,7 +30,7 @@ def test_scores_are_those_of_probes_without_the_fold(proxy):
     train, train_labels = clusters(24, 3, 1.0, 0)
     test, test_labels = clusters(9, 3, 1.0, 1)
     (score,) = cross_validate(proxy, ProbeSet([train], train_labels, [test], test_labels), 4, 0)
-    folds, by_hand = assign_folds(train_labels, 4), np.zeros(33)
+    folds, by_hand, softened = assign_folds(train_labels, 4), np.zeros(33), np.zeros(33)
     for fold in range(4):
         held = folds == fold
         both = np.concatenate([train[held], test])
@@ -38,6 +38,9 @@ def test_scores_are_those_of_probes_without_the_fold(proxy):
         (one,) = score_candidates(proxy, [train[~held]], train_labels[~held], [both], labels, 0)
         by_hand[:24][held] = one.contribution_I[: held.sum()]
         by_hand[24:] += one.contribution_I[held.sum() :] / 4
+        softened[:24][held] = one.softened_I[: held.sum()]
+        softened[24:] += one.softened_I[held.sum() :] / 4
+    assert score.softened_I == pytest.approx(softened)
     assert score.contribution_I.tolist() == by_hand.tolist()
     assert score.value == by_hand.mean()
 

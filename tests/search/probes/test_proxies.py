@@ -61,6 +61,8 @@ def test_linear_is_scikit_learns_logistic_regression(num_train, num_dims, num_cl
     assert np.array_equal(score.contribution_I[margin > 1e-4], is_right[margin > 1e-4])
     assert score.value == pytest.approx(score.contribution_I.mean())
     assert score.loss == pytest.approx(log_loss(test_labels, probabilities, labels=classes), rel=1e-4)
+    given = probabilities[np.arange(80), np.searchsorted(classes, test_labels)]
+    assert score.softened_I == pytest.approx(given, abs=1e-3)
 
 
 def test_linear_is_multinomial_for_two_classes_too():
@@ -78,6 +80,7 @@ def test_scores_are_finite_and_the_share_of_right_items(proxy, seed, num_train, 
     score = scored(proxy, *arrays, 0)
     assert score.contribution_I.shape == (15,) and set(score.contribution_I) <= {0.0, 1.0}
     assert score.value == score.contribution_I.mean() and math.isfinite(score.loss)
+    assert ((score.softened_I >= 0) & (score.softened_I <= 1)).all()
 
 
 @pytest.mark.parametrize("value", [0.0, 1.0, 1 / 3, 12345.678, 3e8])
