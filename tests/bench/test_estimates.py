@@ -66,8 +66,8 @@ def test_work_is_counted_in_image_forwards_and_flops(works):
     assert baseline.image_forwards == pytest.approx(8 * 80)
     assert works["shared"].image_forwards < baseline.image_forwards
     assert works["alsatian"].flops < works["shift"].flops < baseline.flops
-    assert works["nested"].flops == works["shared"].flops, "so few items are one rung"
-    assert [method for method, work in works.items() if work.is_exact] == ["baseline", "shared", "nested"]
+    assert works["nested"].flops < works["shared"].flops
+    assert [method for method, work in works.items() if work.is_exact] == ["baseline", "shared"]
 
 
 def test_nothing_is_known_of_a_filtered_set_that_is_not_made(tmp_path):
