@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import rankdata
+from scipy.stats import norm, rankdata
 
-from raysnap.search.standings import expect, join, places
+from raysnap.search.standings import KINSHIP, MAX_SHARE, expect, join, normal_scores, places, share_of
 from raysnap.store.records import table_of
 from tests.support.start_records import id_of, record
 
@@ -73,6 +73,44 @@ def test_datasets_on_which_the_proxy_stood_well_weigh_more():
     table = table_of([*ELSEWHERE[:4], *reverse])
     alone, beside = (expect(table, "digest of cars", SNAPSHOTS, scores) for scores in (None, scores_S))
     assert np.ptp(alone.standing_S) == 0 < beside.standing_S[0] - beside.standing_S[3]
+
+
+@pytest.mark.parametrize(("num_datasets", "of_proxy"), [(1, 0.6), (3, 0.5), (12, 0.5), (12, 0.7)])
+def test_the_share_is_what_least_squares_gives(num_datasets, of_proxy):
+    rng = np.random.default_rng(num_datasets)
+    common_S, own_DS = rng.standard_normal(200_000), rng.standard_normal((num_datasets + 1, 200_000))
+    on_DS = KINSHIP**0.5 * common_S + (1 - KINSHIP) ** 0.5 * own_DS
+    of_own = of_proxy * (1 - KINSHIP**0.5) / (1 - KINSHIP) ** 0.5  # it knows the asked dataset as it does all
+    luck = (1 - of_proxy**2 - of_own**2) ** 0.5
+    proxy_S = of_proxy * common_S + of_own * own_DS[0] + luck * rng.standard_normal(200_000)
+    mean_S = on_DS[1:].mean(axis=0)
+    both_S2 = np.stack([mean_S / mean_S.std(), proxy_S / proxy_S.std()], axis=1)
+    of_records, of_proxy = np.linalg.lstsq(both_S2, on_DS[0], rcond=None)[0]
+    found = share_of(num_datasets, float(np.corrcoef(both_S2.T)[0, 1]), 200_000)
+    assert found == pytest.approx(min(MAX_SHARE, of_records / (of_records + of_proxy)), abs=0.015)
+
+
+def test_a_proxy_that_agrees_with_records_has_earned_weight():
+    names = [f"start {number}" for number in range(30)]
+    known = [record(name, dataset, n / 30) for dataset in ("pets", "birds") for n, name in enumerate(names)]
+    snapshots, order_S = [(id_of(name), "resnet18", id_of(name)) for name in names], np.arange(30.0)
+    unclear_S = order_S + 20 * np.random.default_rng(0).standard_normal(30)
+    agrees, unclear, denies = (
+        expect(table_of(known), "digest of cars", snapshots, scores_S).share
+        for scores_S in (order_S, unclear_S, -order_S)
+    )
+    assert 0 <= agrees < unclear < denies == MAX_SHARE
+
+
+def test_records_weigh_more_the_more_datasets_they_are_of():
+    shares = [share_of(num_datasets, 0.0, 0) for num_datasets in (0, 0.5, 1, 2, 4, 8, 1000)]
+    assert shares == sorted(set(shares)) and shares[0] == 0 and shares[-1] == pytest.approx(0.5, abs=0.001)
+
+
+@given(st.lists(st.sampled_from([0.1, 0.2, 0.2, 0.5, 0.9]), min_size=1, max_size=12))
+def test_normal_scores_are_quantiles_at_mean_ranks(values):
+    expected = norm.ppf((rankdata(values) - 0.5) / len(values))
+    assert normal_scores(np.array(values)) == pytest.approx(expected, abs=1e-9)
 
 
 @given(st.lists(st.sampled_from([0.1, 0.2, 0.2, 0.5, 0.9]), min_size=2, max_size=12))
