@@ -365,17 +365,14 @@ class _Arriving:
 
         The first part is to arrive before the others, which may do so side by side.
         """
-        import numpy as np
-
         if self._buffer is None:
             self._buffer = self._make_room(num_bytes)
         if num_bytes != self.num_bytes:
             raise StoreDamaged(f"expected {self.num_bytes} bytes as before, found {num_bytes}")
-        room, at = np.frombuffer(self._buffer, dtype=np.uint8), start
-        hasher = blake3()
+        at, hasher = start, blake3()
         for piece in pieces:
             end = min(at + len(piece), num_bytes)
-            room[at:end] = np.frombuffer(piece, dtype=np.uint8, count=end - at)
+            self._buffer[at:end] = piece[: end - at]
             if start == 0:
                 hasher.update(self._buffer[at:end])
             at = end
