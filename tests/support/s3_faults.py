@@ -19,6 +19,12 @@ ANSWERS = {
     "503": ("503 Service Unavailable", "SlowDown"),
     "507": ("507 Insufficient Storage", "QuotaExceeded"),
 }
+DELAY_S = 0.2
+
+
+def error_body(fault: str) -> bytes:
+    """Return what a server says that refuses a request."""
+    return f"<Error><Code>{ANSWERS[fault][1]}</Code><AWSAccessKeyId>testing</AWSAccessKeyId></Error>".encode()
 
 
 class Faults:
@@ -44,12 +50,11 @@ class Faults:
         self.seen[fault] += 1
         environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0)) if fault in ANSWERS else None
         if fault in ANSWERS:
-            status, code = ANSWERS[fault]
-            body = f"<Error><Code>{code}</Code><AWSAccessKeyId>testing</AWSAccessKeyId></Error>".encode()
-            start_response(status, [("Content-Length", str(len(body))), ("Content-Type", "application/xml")])
+            body = error_body(fault)
+            start_response(ANSWERS[fault][0], [("Content-Length", str(len(body))), ("Content-Type", "application/xml")])
             return [body]
         if fault == "delay":
-            time.sleep(0.2)
+            time.sleep(DELAY_S)
             return self._app(environ, start_response)
         if fault == "cut before":
             return self._cut(environ)
