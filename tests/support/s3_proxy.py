@@ -10,7 +10,7 @@ import re
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 
 from tests.support.s3_faults import ANSWERS, DELAY_S, error_body
 
@@ -43,14 +43,20 @@ class FaultyProxy:
         """Answer the requests of one connection, until it ends or is cut."""
         self._tasks.add(task := asyncio.current_task())
         ends = [writer]
-        with suppress(*BROKEN):
+        try:
             server = await asyncio.open_connection("127.0.0.1", self._port)
             ends.append(server[1])
             while await self._answer((reader, writer), server):
                 pass
-        for one in ends:
-            one.close()
-        self._tasks.discard(task)
+        except BROKEN:
+            pass
+        except asyncio.CancelledError:
+            for one in ends:
+                one.transport.abort()  # nobody waits for what is still to be sent
+        finally:
+            for one in ends:
+                one.close()
+            self._tasks.discard(task)
 
     async def _answer(self, client: Streams, server: Streams) -> bool:
         """Answer one request, and return whether another may follow."""
@@ -123,3 +129,4 @@ async def _end() -> None:
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
+    await asyncio.sleep(0.05)  # transports end in the loop's next rounds
