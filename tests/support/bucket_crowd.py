@@ -21,6 +21,7 @@ import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -282,7 +283,7 @@ def check(folder: Path, num_writers: int, seed: int) -> dict[str, object]:
     live = {snapshot: row for snapshot, row in stored.items() if snapshot not in removed}
     names = store.refs()
     listed = {summary.id for summary in store.summaries()}
-    lost = [block for snapshot, row in live.items() for block in lost_blocks(store, snapshot, row)]
+    lost = [*chain.from_iterable(store._place.map(lambda one: lost_blocks(store, *one), live.items()))]
     collected = [json.loads(line) for path in folder.glob("collector-*") for line in path.read_text().splitlines()]
     verification = store.verify()
     last = open_crowd(NO_ONE_ELSE).gc(grace_s=0)
