@@ -7,8 +7,8 @@ proxy's order would have stood well weigh more. Records of the dataset asked abo
 
 Proxy and records are two measurements of one standing. Each counts as in the best linear combination of both, which
 needs three correlations. That of the records follows from how many datasets they are of: any two datasets have
-`KINSHIP`. That between both is measured on the snapshots asked about. That of the proxy is what it then has with what
-all datasets have in common: a proxy that agrees with records has earned more weight.
+`DATASET_CORRELATION`. That between both is measured on the snapshots asked about. That of the proxy is what it then
+has with what all datasets have in common: a proxy that agrees with records has earned more weight.
 """
 
 from __future__ import annotations
@@ -24,8 +24,10 @@ from raysnap.store.records import RecordTable, mean_ranks
 
 MIDDLE = 0.5
 LEAST_LIKENESS = 0.1  # of a dataset on which the proxy's order would not have stood at all
-KINSHIP = 1 / 3  # correlation of standings on two datasets: 0.32 to 0.36 on TransferGraph, whichever is asked about
-DOUBT = 20  # snapshots whose agreement with a proxy counts as much as what proxies are expected to know
+DATASET_CORRELATION = (
+    1 / 3
+)  # correlation of standings on two datasets: 0.32 to 0.36 on TransferGraph, whichever is asked about
+PRIOR_SNAPSHOTS = 20  # snapshots whose agreement with a proxy counts as much as what proxies are expected to know
 MAX_SHARE = 0.55  # of the joined rank: where proxy and records disagree, nothing says which of them is wrong
 MIN_COMPARED = 3  # starts that a proxy's order is compared on
 
@@ -111,9 +113,16 @@ def share_of(num_datasets: float, agreement: float, num_compared: int) -> float:
         agreement: correlation of the proxy's scores with the expected standings.
         num_compared: of how many snapshots.
     """
-    reliability = num_datasets * KINSHIP / (1.0 + (num_datasets - 1.0) * KINSHIP)  # Spearman-Brown
-    of_dataset, of_records = math.sqrt(KINSHIP), math.sqrt(reliability)  # correlations with what datasets share
-    of_proxy = (num_compared * of_records * agreement + DOUBT * of_dataset) / (num_compared * reliability + DOUBT)
+    reliability = (
+        num_datasets * DATASET_CORRELATION / (1.0 + (num_datasets - 1.0) * DATASET_CORRELATION)
+    )  # Spearman-Brown
+    of_dataset, of_records = (
+        math.sqrt(DATASET_CORRELATION),
+        math.sqrt(reliability),
+    )  # correlations with what datasets share
+    of_proxy = (num_compared * of_records * agreement + PRIOR_SNAPSHOTS * of_dataset) / (
+        num_compared * reliability + PRIOR_SNAPSHOTS
+    )
     of_proxy = max(0.0, of_proxy)
     by_records = of_records * max(0.0, of_dataset - of_proxy**2)
     by_proxy = of_proxy * (1.0 - reliability * of_dataset)

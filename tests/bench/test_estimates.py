@@ -54,7 +54,7 @@ def works(tmp_path):
         methods=["baseline", "shared", "shift", "alsatian", "nested"],
         image_size=32,
         num_train=1000,
-        shapes={"num_train": 64, "num_val": 16},
+        shapes={"num_train": 56, "num_val": 14},
     )
     cells = expand(config)
     return {cell.options.method: work for cell, work in zip(cells, estimate_work(config, cells), strict=True)}
@@ -62,12 +62,12 @@ def works(tmp_path):
 
 def test_work_is_counted_in_image_forwards_and_flops(works):
     baseline = works["baseline"]
-    assert (baseline.num_candidates, baseline.num_items) == (8, 80)
-    assert baseline.image_forwards == pytest.approx(8 * 80)
+    assert (baseline.num_candidates, baseline.num_items) == (8, 70)
+    assert baseline.image_forwards == pytest.approx(8 * 70)
     assert works["shared"].image_forwards < baseline.image_forwards
     assert works["alsatian"].flops < works["shift"].flops < baseline.flops
-    assert works["nested"].flops < works["shared"].flops
-    assert [method for method, work in works.items() if work.is_exact] == ["baseline", "shared"]
+    assert works["nested"].flops == works["shared"].flops, "so few items are one rung"
+    assert [method for method, work in works.items() if work.is_exact] == ["baseline", "shared", "nested"]
 
 
 def test_nothing_is_known_of_a_filtered_set_that_is_not_made(tmp_path):

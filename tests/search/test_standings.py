@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import norm, rankdata
 
-from raysnap.search.standings import KINSHIP, MAX_SHARE, expect, join, normal_scores, places, share_of
+from raysnap.search.standings import DATASET_CORRELATION, MAX_SHARE, expect, join, normal_scores, places, share_of
 from raysnap.store.records import table_of
 from tests.support.start_records import id_of, record
 
@@ -79,8 +79,10 @@ def test_datasets_on_which_the_proxy_stood_well_weigh_more():
 def test_the_share_is_what_least_squares_gives(num_datasets, of_proxy):
     rng = np.random.default_rng(num_datasets)
     common_S, own_DS = rng.standard_normal(200_000), rng.standard_normal((num_datasets + 1, 200_000))
-    on_DS = KINSHIP**0.5 * common_S + (1 - KINSHIP) ** 0.5 * own_DS
-    of_own = of_proxy * (1 - KINSHIP**0.5) / (1 - KINSHIP) ** 0.5  # it knows the asked dataset as it does all
+    on_DS = DATASET_CORRELATION**0.5 * common_S + (1 - DATASET_CORRELATION) ** 0.5 * own_DS
+    of_own = (
+        of_proxy * (1 - DATASET_CORRELATION**0.5) / (1 - DATASET_CORRELATION) ** 0.5
+    )  # it knows the asked dataset as it does all
     luck = (1 - of_proxy**2 - of_own**2) ** 0.5
     proxy_S = of_proxy * common_S + of_own * own_DS[0] + luck * rng.standard_normal(200_000)
     mean_S = on_DS[1:].mean(axis=0)

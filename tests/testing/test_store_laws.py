@@ -53,11 +53,7 @@ def seaweed_server(tmp_path_factory) -> Iterator[str]:
         yield f"http://127.0.0.1:{port}"
 
 
-class TestSeaweed(StoreLaws):
-    every = 4
-    num_writers = 4
-    num_commits = 3
-
+class TestSeaweed(TestS3):
     @pytest.fixture
-    def make_place(self, seaweed_server, monkeypatch):
-        return new_places_of(seaweed_server, monkeypatch)
+    def server(self, seaweed_server):
+        return seaweed_server
