@@ -1,9 +1,10 @@
 """Measure a store in a bucket: put and verified get beside the plain client and a folder, listings, the node cache.
 
 `benchmarks/buckets.py [--store s3://BUCKET/PREFIX] [--snapshots N] [--blocks N] [--block-mb N] [--dir DIR]`. Without
---store, moto answers for S3 on this machine, which says something of requests and of what raysnap adds to the client,
-and nothing of S3; else credentials and endpoint come from the environment. What is measured is announced on stderr;
-the last line, on stdout, is one JSON document. The prefix should be empty, and is left full.
+--store, a server on this machine answers for S3: SeaweedFS where `pip install '.[deep]'` put it, else moto, which takes
+most of the processors' time itself. Either says something of requests and of what raysnap adds to the client, and
+nothing of S3. With --store, credentials and endpoint come from the environment. What is measured is announced on
+stderr; the last line, on stdout, is one JSON document. The prefix should be empty, and is left full.
 """
 
 from __future__ import annotations
@@ -24,7 +25,10 @@ from statistics import median
 from typing import Any
 
 import numpy as np
+import requests
 from blake3 import blake3
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from raysnap.config.folders import BucketAddress, StorePath, store_path
 from raysnap.models.blocks import block_names
@@ -37,13 +41,15 @@ from raysnap.store.catalog import manifest_key
 from raysnap.store.manifest import BlockEntry, DatasetRecord, Manifest, snapshot_id
 from raysnap.store.store import Store
 from raysnap.store.store_file import check_or_create
+from tests.support.s3_server import BUCKET, environment
+from tests.support.seaweed import find_seaweed, seaweed
 
 ARCHITECTURE = "mobilenet_v3_small"
 ROUNDS = 9
 SETTLE_S = 2.5  # the index looks at every file again while its folder changed less than 2 s ago
 FILTER = "dataset == 'dataset-3' and accuracy > 0.9 and retrain_index <= 40"
 MOTO = """
-import sys, requests
+import sys
 from werkzeug.serving import make_server
 from moto.moto_server.werkzeug_app import create_backend_app
 import logging
@@ -65,18 +71,21 @@ def main() -> None:
     for line in (
         f"put and get: {options.blocks} blocks of {options.block_mb} MB, {FEW_AT_ONCE} at once, put new, then read",
         "  by the plain client, by a store in the bucket (verified), by a store in a folder; bytes per second,",
-        f"  of the first two's reads, which take turns, the median of {ROUNDS}, and that of the second's share",
+        f"  of the first two's reads, one and {FEW_AT_ONCE} at once, in turns, medians of {ROUNDS} and of the share",
         "node cache: the blocks read once more, cold and warm; requests, bytes per second",
         f"listing: {options.snapshots:,} snapshots, manifests alone, in the bucket and a folder: the first list, the",
         "  next, a filter, a search's plan; requests, s, peak RSS of a process that imported all of a search",
         "nothing else should run meanwhile",
     ):
         sys.stderr.write(f"{line}\n")
-    with server(options.store) as address, tempfile.TemporaryDirectory(dir=options.dir, prefix="bench-") as folder:
+    with (
+        tempfile.TemporaryDirectory(dir=options.dir, prefix="bench-") as folder,
+        server(options.store, Path(folder)) as (address, name),
+    ):
         figures = {
             "snapshots": options.snapshots,
             "num_bytes": num_bytes,
-            "server": "moto" if options.store is None else "given",
+            "server": name,
             **measure_blocks(address, Path(folder), options.blocks, options.block_mb * 2**20),
             **measure_listing(address, Path(folder), options.snapshots),
         }
@@ -86,7 +95,7 @@ def main() -> None:
 def parse_options() -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--store", type=store_path, help="an empty prefix of a bucket; by default moto's")
+    parser.add_argument("--store", type=store_path, help="an empty prefix of a bucket; by default a server's own")
     parser.add_argument("--snapshots", type=int, default=10_000, help="snapshots that are listed")
     parser.add_argument("--blocks", type=int, default=32, help="blocks that are put and read")
     parser.add_argument("--block-mb", type=int, default=8, help="MB of each")
@@ -96,21 +105,29 @@ def parse_options() -> argparse.Namespace:
 
 
 @contextmanager
-def server(given: BucketAddress | None) -> Iterator[BucketAddress]:
-    """Return the address to measure at, of a moto of our own where none is given."""
+def server(given: BucketAddress | None, folder: Path) -> Iterator[tuple[BucketAddress, str]]:
+    """Return the address to measure at, and who answers there: a server of our own where none is given."""
     if given is not None:
-        yield given
+        yield given, "given"
         return
-    import requests
+    with local_server(folder) as (endpoint, name):
+        os.environ.update(environment(endpoint))
+        yield BucketAddress(f"s3://{BUCKET}/store"), name
 
+
+@contextmanager
+def local_server(folder: Path) -> Iterator[tuple[str, str]]:
+    """Run a server with an empty bucket; return its address and its name."""
+    if program := find_seaweed():
+        with seaweed(program, folder / "seaweed") as port:
+            yield f"http://127.0.0.1:{port}", "SeaweedFS"
+        return
     process = subprocess.Popen([sys.executable, "-c", MOTO], stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None
         endpoint = f"http://127.0.0.1:{process.stdout.readline().strip()}"
-        keys = {"AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "x", "AWS_REGION": "us-east-1"}
-        os.environ.update(keys | {"AWS_ENDPOINT_URL": endpoint})
-        requests.put(f"{endpoint}/bench", timeout=30).raise_for_status()
-        yield BucketAddress("s3://bench/store")
+        requests.put(f"{endpoint}/{BUCKET}", timeout=30).raise_for_status()
+        yield endpoint, "moto"
     finally:
         process.kill()
         process.wait()
@@ -127,9 +144,9 @@ def measure_blocks(address: BucketAddress, folder: Path, num_blocks: int, block_
     plain = client._store
     figures: dict[str, float] = {}
 
-    def rate(act: Callable[[str], object]) -> float:
+    def rate(act: Callable[[str], object], at_once: int = FEW_AT_ONCE) -> float:
         begin_s = time.perf_counter()
-        with ThreadPoolExecutor(FEW_AT_ONCE) as pool:
+        with ThreadPoolExecutor(at_once) as pool:
             for _ in pool.map(act, blocks):
                 pass
         return num_blocks * block_bytes / 1e6 / (time.perf_counter() - begin_s)
@@ -142,12 +159,16 @@ def measure_blocks(address: BucketAddress, folder: Path, num_blocks: int, block_
     measure("plain_put", lambda digest: obstore.put(plain, f"plain/{digest}", blocks[digest], chunk_size=8 * 2**20))
     measure("bucket_put", lambda digest: put(bucket, digest, blocks[digest]))
     measure("folder_put", lambda digest: put(store, digest, blocks[digest]))
-    plain_get, bucket_get = [], []
-    for _ in range(ROUNDS):
-        plain_get.append(rate(lambda digest: obstore.get(plain, f"plain/{digest}").bytes()))
-        bucket_get.append(rate(bucket.read_object))
-    figures["plain_get_mb_per_s"], figures["bucket_get_mb_per_s"] = median(plain_get), median(bucket_get)
-    figures["bucket_get_share"] = median(ours / theirs for ours, theirs in zip(bucket_get, plain_get, strict=True))
+    for at_once in (1, FEW_AT_ONCE):
+        plain_get, bucket_get = [], []
+        for _ in range(ROUNDS):
+            plain_get.append(rate(lambda digest: obstore.get(plain, f"plain/{digest}").bytes(), at_once))
+            bucket_get.append(rate(bucket.read_object, at_once))
+        figures[f"plain_get_{at_once}_mb_per_s"], figures[f"bucket_get_{at_once}_mb_per_s"] = map(
+            median, (plain_get, bucket_get)
+        )
+        shares = (ours / theirs for ours, theirs in zip(bucket_get, plain_get, strict=True))
+        figures[f"bucket_get_{at_once}_share"] = median(shares)
     measure("folder_get", store.read_object)
     cached = Bucket(client, cache=BlockCache(folder / "cache", 2**40))
     for state in ("cold", "warm"):
