@@ -36,6 +36,7 @@ from raysnap.search.plan.partition import Partition
 from raysnap.search.plan.simulation import HANDOVER_BYTES, choose_partition, held_after
 from raysnap.search.plan.tree import PrefixTree, candidates_below, find_misfit, needed_nodes
 from raysnap.search.plan.walk import usual_batch_items
+from raysnap.store.backends.client import add_requests, take_requests
 from raysnap.store.store import Store
 
 NUM_QUEUED = 2  # tasks given to a worker: the one it runs and the next
@@ -165,7 +166,10 @@ class Fleet:
 
     def _add_work(self) -> None:
         """Add what the workers did since the last report; of seconds, their mean."""
-        reports: list[Work] = _get([worker.report.remote() for worker in self._workers])
+        told: list[tuple[Work, dict[str, dict[str, int]]]] = _get([worker.report.remote() for worker in self._workers])
+        reports = [work for work, _ in told]
+        for _, asked in told:
+            add_requests(asked)
         for report, seen in zip(reports, self._reported, strict=True):
             self.work.block_item_passes += report.block_item_passes - seen.block_item_passes
             self.work.flops += report.flops - seen.flops
@@ -364,8 +368,9 @@ class _Worker:
     def keep(self, candidates: list[int]) -> None:
         self._executor.keep(candidates)
 
-    def report(self) -> Work:
-        return self._work
+    def report(self) -> tuple[Work, dict[str, dict[str, int]]]:
+        """Return what it did so far, and what it asked of buckets since the last report."""
+        return self._work, take_requests()
 
 
 class _WaveBorder:

@@ -11,7 +11,7 @@ import os
 import re
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -85,11 +85,22 @@ class Requests:
         return {name: getattr(self, name) for name in names}
 
 
-_ASKED: dict[str, Requests] = {}  # by this process, of each address
+_ASKED: dict[str, Requests] = {}  # by this process and for it, of each address
+
+
+def take_requests() -> dict[str, dict[str, int]]:
+    """Return what this process asked of each bucket since the last call, for another process to add to its own."""
+    return {address: _ASKED.pop(address).to_dict() for address in list(_ASKED)}
+
+
+def add_requests(asked: Mapping[str, Mapping[str, int]]) -> None:
+    """Count what another process asked of each bucket on behalf of this one."""
+    for address, counts in asked.items():
+        _ASKED.setdefault(address, Requests()).add(**counts)
 
 
 def request_lines() -> list[str]:
-    """Return what this process asked of each bucket so far, a line each."""
+    """Return what this process and those that worked for it asked of each bucket so far, a line each."""
     return [
         f"{address}: {one.num_get} GET, {one.num_head} HEAD, {one.num_list} LIST, {one.num_put} PUT and "
         f"{one.num_delete} DELETE requests, {bytes_text(one.read_bytes)} read, {bytes_text(one.written_bytes)} written"
