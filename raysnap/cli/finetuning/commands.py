@@ -211,7 +211,10 @@ def predict(
     data: Annotated[
         Path,
         typer.Option(
-            "--data", metavar="FOLDER", parser=any_path, help="Folder of images or texts, with or without classes."
+            "--data",
+            metavar="FOLDER",
+            parser=any_path,
+            help="Folder of images or texts, with or without classes, or a dataset's name.",
         ),
     ],
     store_dir: StoreDir = Path("store"),
@@ -227,14 +230,13 @@ def predict(
 ) -> int:
     """Apply a stored model to images or texts: a CSV file of classes and probabilities.
 
-    With --evaluate, --data is a dataset (or the name of one), and the metrics on its test split are printed.
+    With --evaluate, --data is a dataset, and the metrics on its test split are printed.
     """
     from raysnap.store.store import Store
 
     store = Store.open(store_dir)
     snapshot = store.resolve(model, by_prefix=True)
-    if not is_evaluating and not data.exists():
-        raise UsageError(f"--data {data}: expected a folder of images, found nothing there")
+    folder = data if is_evaluating else _folder_of(data, data_dir)
     if out_path is not None and out_path.is_dir():
         raise UsageError(f"--out {out_path}: expected the name of a file to write, found a folder")
     if is_evaluating:
@@ -247,10 +249,10 @@ def predict(
     else:
         from raysnap.jobs.predict import predict as run
 
-        found, metrics = run(store, snapshot, data), {}
+        found, metrics = run(store, snapshot, folder), {}
     for fault in found.bad:
         print_message(fault)
-    text = found.to_csv(data if data.is_dir() else None)
+    text = found.to_csv(folder if folder.is_dir() else None)
     if out_path is not None:
         from raysnap.atomic import write_atomically
 
@@ -273,3 +275,16 @@ def predict(
     else:
         print_result(str(out_path))
     return SOME_FAILED if found.bad else 0
+
+
+def _folder_of(data: Path, data_dir: Path) -> Path:
+    """Return the folder or file of items that is there, or else the folder of the dataset with this name."""
+    from raysnap.datasets.dataset import find_dataset, open_dataset
+
+    if data.is_file():
+        return data
+    if data.name == str(data):
+        return find_dataset(str(data), data_dir) or open_dataset(str(data), data_dir).root
+    if not data.exists():
+        raise UsageError(f"--data {data}: expected a folder of images, found nothing there")
+    return data

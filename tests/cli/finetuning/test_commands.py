@@ -79,7 +79,8 @@ def test_a_file_and_overrides_change_the_job(place, capsys):
         (["finetune", "--data", "photos", "space.dataset.grid=[a, b]"], "the search chooses the starts"),
         (["recommend", "--data", "phtos"], "dataset 'phtos'"),
         (["predict", "--data", "photos", "--model", "frst"], "did you mean 'first'?"),
-        (["predict", "--data", "phtos", "--model", "first"], "expected a folder of images, found nothing"),
+        (["predict", "--data", "phtos", "--model", "first"], "dataset 'phtos'"),
+        (["predict", "--data", "photos/vl", "--model", "first"], "expected a folder of images, found nothing"),
     ],
 )
 def test_mistakes_are_told(place, capsys, arguments, message):
@@ -123,6 +124,12 @@ def test_predictions_are_printed_written_and_judged(place, capsys):
     (place / "photos/val/cat/0.png").write_bytes(b"no image")
     assert main(["predict", "--data", "photos/val", "--model", "first", "--json"]) == 1
     assert json.loads(capsys.readouterr().out)["num_bad"] == 1
+
+
+def test_predict_takes_the_name_of_a_dataset(place, capsys):
+    make_dataset(place / "data/pets", num_images=3)
+    lines = run_text(capsys, "predict", "--data", "pets", "--model", "first").splitlines()
+    assert len(lines) == 13 and lines[1].startswith("train/cat/0.png,")
 
 
 def test_metrics_leave_out_top_5_of_few_classes():
