@@ -1,14 +1,16 @@
 """Time whole searches side by side: this build's, those of Alsatian's own code, and those of another build of raysnap.
 
-`benchmarks/peer.py [--peer CHECKOUT] [--against CHECKOUT] [--programs A,B] [--cached] [--loaders N] [--repeats N]
-[--warmups N] [--snapshots N] [--distribution NAME] [--base WEIGHTS] [--store STORE] [--dataset TASK]
-[--image-size PX] [--train N] [--test N] [--dir DIR]`: every figure is of a process from its start to its end. Programs
-take turns; before each turn what raysnap keeps beside a dataset is deleted, unless with `--cached`, so that every
-search decodes its images. What is measured is announced first, on stderr; the last line, on stdout, is one JSON
-document with medians and, per turn, how many times as long as the first program each took.
+`benchmarks/peer.py [--peer CHECKOUT] [--packages DIR] [--against CHECKOUT] [--programs A,B] [--cached] [--loaders N]
+[--repeats N] [--warmups N] [--architecture NAME] [--snapshots N] [--distribution NAME] [--base WEIGHTS] [--store STORE]
+[--dataset TASK] [--image-size PX] [--train N] [--test N] [--dir DIR]`: every figure is of a process from its start to
+its end. Programs take turns; before each turn what raysnap keeps beside a dataset is deleted, unless with `--cached`,
+so that every search decodes its images or tokenises its texts. What is measured is announced first, on stderr; the last
+line, on stdout, is one JSON document with medians and, per turn, how many times as long as the first program each took.
 
 Alsatian is github.com/hpides/alsatian, branch `reproducibility`, unchanged; `peer_process.py` runs it. With `--peer` it
-makes the snapshots, which are imported block for block, and both systems read the same JPEGs.
+makes the snapshots, which are imported block for block, and both systems read the same JPEGs. With `--architecture
+hf/bert` both read the same texts, sentences of TASK up to `--image-size` tokens, with the same vocabulary. Alsatian's
+BERT needs transformers 4 and torchinfo: `--packages` names a folder that `pip install --target` filled with them.
 """
 
 from __future__ import annotations
@@ -31,12 +33,18 @@ from search import add_question, describe_items, describe_snapshots, device_name
 
 from raysnap.config.parts import ShapesConfig
 from raysnap.datasets.dataset import open_dataset
+from raysnap.datasets.text.words import TASKS, vocabulary_of_words, words_tokenizer, write_text
 from raysnap.models.block_facts import block_shapes
 from raysnap.store.exchange.weights_in import import_snapshot
 from raysnap.store.store import Store
 
 HERE = Path(__file__).resolve().parent
 PEER_APPROACHES = ("mosix", "shift", "baseline")
+BERT = "hf/bert"
+PEER_ARCHITECTURES = {"resnet18": "resnet18", BERT: "bert"}
+PEER_CLASSES = ("neg", "pos")  # of its texts, in a folder that it knows by the word imdb
+PEER_CACHE = "*/bert-base-uncased-cached"  # where it keeps the tokens of texts, beside them
+MAX_TOKENS = 256  # it cuts longer texts
 # What each program of raysnap adds to `raysnap search`; those of another build have `against_` before their name.
 FLAGS = {
     "default": (),
@@ -53,10 +61,10 @@ LIMITS = ("ONEDNN_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY", "MKL_ENABLE_INSTRUCTIONS"
 
 @dataclass(frozen=True)
 class Program:
-    """A command line that answers the question, and the checkout that Python imports from."""
+    """A command line that answers the question, and the folders that Python imports from first."""
 
     command: tuple[str, ...]
-    checkout: Path
+    imports: tuple[Path, ...]
 
 
 @dataclass(frozen=True)
@@ -81,7 +89,7 @@ def main() -> None:
         say(line)
     with tempfile.TemporaryDirectory(prefix="bench_peer-") as temporary:
         folder = Path(options.dir or temporary).resolve()
-        data = make_data(options, folder)
+        data = make_texts(options, folder) if options.architecture == BERT else make_data(options, folder)
         store = make_peer_store(options, folder) if options.peer else make_store(options, folder)
         runs = measure(options, data, plan(options, folder, store, data))
     figures = {
@@ -100,6 +108,7 @@ def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add_question(parser, snapshots=16, image_size=224, train=320, test=80)
     parser.add_argument("--peer", type=Path, help="a checkout of Alsatian, branch reproducibility")
+    parser.add_argument("--packages", type=Path, help="a folder of packages that only Alsatian imports")
     parser.add_argument("--against", type=Path, help="a checkout of another build of raysnap")
     parser.add_argument("--programs", help="a list with commas, the reference first; by default each side's default")
     parser.add_argument("--cached", action="store_true", help="keep decoded images and features between turns")
@@ -115,8 +124,16 @@ def parse_options() -> argparse.Namespace:
     options.programs = options.programs.split(",")
     if not set(options.programs) <= set(known):
         parser.error(f"--programs: expected some of {', '.join(known)}, found {', '.join(options.programs)}")
-    if options.peer and (options.store or options.image_size != 224 or options.architecture != "resnet18"):
-        parser.error("--peer: Alsatian makes the snapshots, ResNet-18 for 224 px; drop --store and the others")
+    if options.peer and (options.store or options.architecture not in PEER_ARCHITECTURES):
+        parser.error(f"--peer: Alsatian makes the snapshots, {' or '.join(PEER_ARCHITECTURES)}; drop --store")
+    if options.peer and options.architecture != BERT and options.image_size != 224:
+        parser.error("--image-size: expected the 224 px for which Alsatian reads images")
+    if options.architecture == BERT and not (options.peer and options.packages):
+        parser.error(f"--architecture {BERT}: expected --peer, and --packages with its transformers")
+    if options.architecture == BERT and not (options.dataset in TASKS and options.image_size <= MAX_TOKENS):
+        parser.error(f"--architecture {BERT}: expected --dataset words-… and --image-size up to {MAX_TOKENS} tokens")
+    if options.architecture == BERT and len(TASKS[options.dataset]) != len(PEER_CLASSES):
+        parser.error(f"--dataset {options.dataset}: expected a task of two classes, as Alsatian knows of texts")
     return options
 
 
@@ -141,10 +158,44 @@ def make_data(options: argparse.Namespace, folder: Path) -> Path:
     return open_dataset(options.dataset, data_dir, shapes).root
 
 
+def make_texts(options: argparse.Namespace, folder: Path) -> Path:
+    """Return the folder of the target's texts, of which train and val are the items; write them where missing."""
+    root = folder / f"imdb-{options.dataset}-{options.image_size}-{options.train}-{options.test}"
+    for split, num_texts in (("train", options.train), ("val", options.test)):
+        for index in range(num_texts):
+            path = root / split / PEER_CLASSES[index % len(PEER_CLASSES)] / f"{index:06d}.txt"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(long_text(options.dataset, split, index, options.image_size))
+    return root
+
+
+def long_text(task: str, split: str, index: int, num_tokens: int) -> str:
+    """Return sentences of one class of a task, in which each word is a token, up to a number of tokens."""
+    words: list[str] = []
+    for number in range(index * num_tokens, (index + 1) * num_tokens):
+        _, sentence = write_text(task, split, index % 2 + 2 * number, seed=0)  # its two classes take turns
+        if len(words) + len(sentence.split()) > num_tokens - 2:  # [CLS] and [SEP]
+            break
+        words += sentence.split()
+    return " ".join(words) + "\n"
+
+
+def make_vocabulary(folder: Path) -> None:
+    """Write the tokens of the texts where Alsatian's transformers and an import look for them."""
+    for place, name, content in (
+        ("bert-base-uncased", "vocab.txt", "\n".join(vocabulary_of_words()).encode()),
+        ("exported", "tokenizer.json", words_tokenizer()),
+    ):
+        (folder / place).mkdir(exist_ok=True)
+        (folder / place / name).write_bytes(content)
+
+
 def make_peer_store(options: argparse.Namespace, folder: Path) -> Path:
     """Let Alsatian make its snapshots and import them, in the order in which it made them."""
-    store = folder / f"store-{options.snapshots}"
+    store = folder / f"store-{PEER_ARCHITECTURES[options.architecture]}-{options.snapshots}"
     if not (store / "made").exists():
+        if options.architecture == BERT:
+            make_vocabulary(folder)
         exported = [Path(name) for name in run(peer_program(options, folder, "make"), folder).answer]
         opened = Store.open(store, create=True)
         for path in exported:
@@ -158,8 +209,10 @@ def make_peer_store(options: argparse.Namespace, folder: Path) -> Path:
 def peer_program(options: argparse.Namespace, folder: Path, task: str, data: Path | None = None) -> Program:
     """Return the command that runs Alsatian's code on a task."""
     command = (str(HERE / "peer_process.py"), str(options.peer.resolve()), task, "--dir", str(folder))
+    command += ("--architecture", PEER_ARCHITECTURES[options.architecture])
     command += ("--snapshots", str(options.snapshots), "--loaders", str(options.loaders))
-    return Program(command + (("--data", str(data)) if data else ()), options.peer)
+    imports = (options.packages.resolve(),) if options.packages else ()
+    return Program(command + (("--data", str(data)) if data else ()), (*imports, options.peer.resolve()))
 
 
 def plan(options: argparse.Namespace, folder: Path, store: Path, data: Path) -> dict[str, Program]:
@@ -176,7 +229,7 @@ def plan(options: argparse.Namespace, folder: Path, store: Path, data: Path) -> 
         else:
             checkout, place = sides[name.startswith(AGAINST)]
             flags = FLAGS[name.removeprefix(AGAINST)]
-            programs[name] = Program(("-m", "raysnap", "search", "--store", str(place), *question, *flags), checkout)
+            programs[name] = Program(("-m", "raysnap", "search", "--store", str(place), *question, *flags), (checkout,))
     return programs
 
 
@@ -196,6 +249,8 @@ def measure(options: argparse.Namespace, data: Path, programs: dict[str, Program
                 continue
             if not options.cached:
                 shutil.rmtree(data / ".raysnap", ignore_errors=True)
+            for kept in data.glob(PEER_CACHE):
+                shutil.rmtree(kept)
             taken = run(program, data)
             if turn > 0:
                 runs[name].append(taken)
@@ -205,7 +260,7 @@ def measure(options: argparse.Namespace, data: Path, programs: dict[str, Program
 
 def run(program: Program, folder: Path) -> Run:
     """Run a program to its end in a folder; raise SystemExit with its errors where it fails."""
-    environment = os.environ | {"PYTHONPATH": str(program.checkout)}
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, program.imports))}
     with tempfile.TemporaryFile() as errors, tempfile.TemporaryFile() as output:
         started_s = time.perf_counter()
         process = subprocess.Popen(

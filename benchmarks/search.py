@@ -26,6 +26,7 @@ from threadpoolctl import threadpool_limits
 from raysnap.config.choices import AskedMethod, Precision, Proxy
 from raysnap.config.jobs import SynthesizeConfig
 from raysnap.config.parts import BaseWeights, RetrainConfig, ShapesConfig
+from raysnap.datasets.text.words import TASKS as WORDS
 from raysnap.jobs.synthesize import synthesize
 from raysnap.models.block_facts import block_shapes
 from raysnap.search import SearchResult, search
@@ -106,7 +107,8 @@ def describe_snapshots(options: argparse.Namespace) -> str:
 
 def describe_items(options: argparse.Namespace) -> str:
     """Describe the items of the target task."""
-    return f"{options.train} + {options.test} items of {options.dataset} at {options.image_size} px"
+    unit = "tokens" if options.dataset in WORDS else "px"
+    return f"{options.train} + {options.test} items of {options.dataset} at {options.image_size} {unit}"
 
 
 def facts(options: argparse.Namespace) -> dict[str, Any]:
