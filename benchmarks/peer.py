@@ -235,8 +235,15 @@ def plan(options: argparse.Namespace, folder: Path, store: Path, data: Path) -> 
 
 def link_store(store: Path, copy: Path) -> Path:
     """Link a store's files to another place, where another build keeps an index of its own."""
+
+    def link(source: str, to: str) -> None:
+        try:
+            os.link(source, to)
+        except OSError:  # another file system
+            shutil.copyfile(source, to)
+
     shutil.rmtree(copy, ignore_errors=True)
-    shutil.copytree(store, copy, copy_function=os.link, ignore=shutil.ignore_patterns("index.sqlite*"))
+    shutil.copytree(store, copy, copy_function=link, ignore=shutil.ignore_patterns("index.sqlite*"))
     return copy
 
 
