@@ -256,6 +256,7 @@ def summarise(rows: Sequence[Row], shared: Sequence[Row]) -> dict[str, Any]:
                 "actual_error": standard_error(regret[half]),
             }
             for half in halves
+            if len(half)
         ],
         "rows": [list(astuple(row)) for row in rows],
     }
