@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -190,8 +189,9 @@ def run_reads(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def peak_rss_bytes() -> int:
-    """Return the most memory that this process had at once, as the kernel counts it."""
-    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    """Return the most memory that this process had at once; getrusage would count its parent's peak before exec."""
+    status = Path("/proc/self/status").read_text()
+    return 1024 * next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM:"))
 
 
 def rss_bytes() -> int:

@@ -73,7 +73,6 @@ class Run:
 
     wall_s: float
     cpu_s: float
-    peak_rss_bytes: int
     answer: Any
 
 
@@ -280,7 +279,7 @@ def run(program: Program, folder: Path) -> Run:
             errors.seek(0)
             raise SystemExit(f"peer: {' '.join(program.command)}: {errors.read().decode()[-2000:]}")
         output.seek(0)
-        return Run(wall_s, used.ru_utime + used.ru_stime, used.ru_maxrss * 1024, json.load(output))
+        return Run(wall_s, used.ru_utime + used.ru_stime, json.load(output))
 
 
 def summarise(options: argparse.Namespace, runs: dict[str, list[Run]]) -> dict[str, dict[str, Any]]:
@@ -300,7 +299,6 @@ def summarise(options: argparse.Namespace, runs: dict[str, list[Run]]) -> dict[s
             "cpu_s": statistics.median(one.cpu_s for one in found),
             "times_as_long": statistics.median(ratios["wall_s"]),
             "times_the_cpu": statistics.median(ratios["cpu_s"]),
-            "peak_rss_bytes": max(one.peak_rss_bytes for one in found),
             **describe_answer(answer, model_flops),
         }
         say(
