@@ -47,6 +47,7 @@ from raysnap.store.store import Store
 from raysnap.training.trial import Trial
 from raysnap.training.trial_loop import TrainJob, run_trial
 
+BASES = PUBLISHED[:2]
 IMAGE_SIZE, RESIZE_SIZE = 80, 88
 NUM_TEST = 30  # images per class, at most
 
@@ -123,7 +124,7 @@ def main() -> int:
     parser.add_argument("--recipe", default="quarter/0.001", choices=RECIPES, help="of the truth")
     parser.add_argument("--kinds", nargs="*", default=["truth", "steps", "recipes"], help="fine-tunes to run")
     parser.add_argument("--recipes", nargs="*", default=[*RECIPES], choices=RECIPES, help="those of the kind `recipes`")
-    names = [published.architecture for published in PUBLISHED]
+    names = [published.architecture for published in BASES]
     parser.add_argument("--architectures", nargs="*", default=names, choices=names, help="of the starts")
     parser.add_argument("--processes", type=int, default=2)
     options = parser.parse_args()
@@ -190,13 +191,13 @@ def build(options: argparse.Namespace) -> None:
     """Import the bases and fine-tune them on the sources, into DIR/store."""
     store_dir, run_dir = options.dir / "store", options.dir / "population"
     if not store_dir.exists():
-        for published in PUBLISHED:
+        for published in BASES:
             path = options.dir / "renamed.pth"
             torch.save(tensors_of(published, options.wheels), path)
             seen = InputOptions(image_size=IMAGE_SIZE, resize=("shorter_side", RESIZE_SIZE), interpolation="bicubic")
             name = name_of(published, "base")
             add_path(store_dir, path, architecture=published.architecture, name=name, options=seen)
-    architectures = [published.architecture for published in PUBLISHED]
+    architectures = [published.architecture for published in BASES]
     config = SweepConfig.model_validate(
         {
             "run_dir": run_dir,
@@ -206,12 +207,11 @@ def build(options: argparse.Namespace) -> None:
             "image_size": IMAGE_SIZE,
             "num_train": 192,
             "train": {"epochs": 10, "batch_size": 16, "optimizer": "adamw", "weight_decay": 0.01, "schedule": "cosine"},
-            "base": {"weights": name_of(PUBLISHED[0], "base")},
+            "base": {"weights": name_of(BASES[0], "base")},
             "keep": "all",
             "space": {
                 "base.weights": [
-                    {"when": {"architecture": each.architecture}, "choice": [name_of(each, "base")]}
-                    for each in PUBLISHED
+                    {"when": {"architecture": each.architecture}, "choice": [name_of(each, "base")]} for each in BASES
                 ],
                 "retrain": {"grid": {"all": {"freeze_fraction": 0.0}, "quarter": {"freeze_fraction": 0.75}}},
                 "train.layer_lrs": [

