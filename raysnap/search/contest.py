@@ -20,9 +20,9 @@ from raysnap.search.plan.rungs import NUM_FOLDS, NUM_FOLDS_BEFORE, Rung, drops_c
 from raysnap.search.plan.tree import PrefixTree, find_misfit
 from raysnap.search.plan.workload import models_of_first, whole_models
 from raysnap.search.probes.confidence import interval_of, tied_with
-from raysnap.search.probes.cross_validation import ProbeSet, assign_folds, cross_validate
+from raysnap.search.probes.cross_validation import assign_folds, cross_validate
 from raysnap.search.probes.expected_loss import Beliefs, Evidence, estimate_luck, soften, step_variance
-from raysnap.search.probes.proxies import score_candidates
+from raysnap.search.probes.proxies import ProbeSet, score_candidates
 from raysnap.search.probes.score import Array, Score
 from raysnap.search.result import Gain, RankedSnapshot, RungReport
 

@@ -62,10 +62,10 @@ def test_every_snapshot_is_ranked_once_and_the_better_first(find, mixed, method)
 def test_candidates_are_scored_once_a_rung_on_all_items_so_far(find, resnets, data_dir, monkeypatch, method):
     calls = []
 
-    def proxy(train_BND, train_labels_N, test_BTD, test_labels_T, seed):
-        sizes = (train_BND.shape[1], len(train_labels_N), test_BTD.shape[1], len(test_labels_T))
+    def proxy(train_BND, train_labels_BN, test_BTD, test_labels_BT, seed):
+        sizes = (train_BND.shape[1], train_labels_BN.shape[1], test_BTD.shape[1], test_labels_BT.shape[1])
         calls.extend([sizes] * len(train_BND))
-        zeros_T = np.zeros(len(test_labels_T))
+        zeros_T = np.zeros(test_labels_BT.shape[1])
         return [Score(0.0, train_ND.sum().item(), zeros_T, zeros_T) for train_ND in train_BND]
 
     monkeypatch.setitem(PROXIES, "linear", proxy)

@@ -75,7 +75,9 @@ def _plan_nested(num_candidates: int, num_train: int, num_test: int) -> tuple[Ru
     num_steps = round(-math.log2(FIRST_SHARE) * RUNGS_PER_DOUBLING)
     shares = [2.0 ** (-number / RUNGS_PER_DOUBLING) for number in range(num_steps, -1, -1)]
     shares = [share for share in shares if share * num_train >= MIN_TRAIN or share == 1]
-    train_stops, test_stops = ([math.ceil(share * count) for share in shares] for count in (num_train, num_test))
+    # Folds of equal size are fitted together.
+    train_stops = [num_train if share == 1 else int(share * num_train) // NUM_FOLDS * NUM_FOLDS for share in shares]
+    test_stops = [math.ceil(share * num_test) for share in shares]
     return _link_rungs(num_candidates, train_stops, test_stops, RUNGS_PER_DOUBLING)
 
 

@@ -35,12 +35,12 @@ LINE_NUMBERS = 16
 
 
 @torch.inference_mode()
-def fit_logistic_regressions(inputs_BNR: Tensor, targets_N: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
+def fit_logistic_regressions(inputs_BNR: Tensor, targets_BN: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
     """Fit weights `[B, C, R]` and biases `[B, C]` of least summed cross-entropy plus half the squared weights.
 
     Args:
         inputs_BNR: float64, of roughly equal scale; each entry of the batch is a separate problem.
-        targets_N: each item's class, int64, the same for all problems.
+        targets_BN: each item's class, int64.
     """
     num_problems, num_items, num_dims = inputs_BNR.shape
     # The bias is the weight of one more input without penalty; at this length its curvature is like the others'.
@@ -50,9 +50,9 @@ def fit_logistic_regressions(inputs_BNR: Tensor, targets_N: Tensor, num_classes:
     padded_BNR[:, :num_items, num_dims] = length
     penalty_R = inputs_BNR.new_ones(padded_BNR.shape[2])
     penalty_R[num_dims] = 0.0
-    one_hot_CN = inputs_BNR.new_zeros(num_classes, padded_BNR.shape[1])
-    one_hot_CN[:, :num_items] = functional.one_hot(targets_N, num_classes).T
-    weights_BCR = _minimise(_Problems(padded_BNR, one_hot_CN, penalty_R), TOLERANCE * num_items)
+    one_hot_BCN = inputs_BNR.new_zeros(num_problems, num_classes, padded_BNR.shape[1])
+    one_hot_BCN[..., :num_items] = functional.one_hot(targets_BN, num_classes).mT
+    weights_BCR = _minimise(_Problems(padded_BNR, one_hot_BCN, penalty_R), TOLERANCE * num_items)
     return weights_BCR[..., :num_dims], weights_BCR[..., num_dims] * length
 
 
@@ -106,18 +106,18 @@ class _Problems:
     """What is minimised: summed cross-entropy plus half the squared weights, as far as these are penalised."""
 
     inputs_BNR: Tensor
-    one_hot_CN: Tensor
+    one_hot_BCN: Tensor
     penalty_R: Tensor
 
     def gradient(self, weights_BCR: Tensor, probabilities_BCN: Tensor) -> Tensor:
         penalties_BCR = weights_BCR * self.penalty_R
-        return torch.baddbmm(penalties_BCR, probabilities_BCN - self.one_hot_CN, self.inputs_BNR)
+        return torch.baddbmm(penalties_BCR, probabilities_BCN - self.one_hot_BCN, self.inputs_BNR)
 
 
 def _minimise(problems: _Problems, tolerance: float) -> Tensor:
     """Find weights `[B, C, R]` of least loss, from zeros by Newton steps until every squared gradient is small."""
     num_problems, num_items, num_dims = problems.inputs_BNR.shape
-    num_classes = len(problems.one_hot_CN)
+    num_classes = problems.one_hot_BCN.shape[1]
     inputs_BNR, penalty_R = problems.inputs_BNR.float(), problems.penalty_R.float()
     weights_BCR = problems.inputs_BNR.new_zeros(num_problems, num_classes, num_dims)
     logits_BCN = problems.inputs_BNR.new_zeros(num_problems, num_classes, num_items)
@@ -198,7 +198,7 @@ def _step_length(
     """
     penalised_BCR = step_BCR * problems.penalty_R
     square_B = _dot(step_BCR, penalised_BCR)
-    constant_B = _dot(weights_BCR, penalised_BCR) - (logits_step_BCN * problems.one_hot_CN).sum(dim=(1, 2))
+    constant_B = _dot(weights_BCR, penalised_BCR) - (logits_step_BCN * problems.one_hot_BCN).sum(dim=(1, 2))
     enough_B = SLOPE_SHARE * _dot(gradient_BCR, step_BCR).abs()
     length_B = torch.where(is_found_B, 0.0, 1.0)
     low_B, high_B = torch.zeros_like(length_B), torch.full_like(length_B, torch.inf)

@@ -21,18 +21,32 @@ NUM_GRID_POINTS = 57
 NUM_REFINEMENTS = 24
 
 
-def hscore(train_BND: Tensor, train_labels_N: Array, test_BTD: Tensor, test_labels_T: Array, seed: int) -> list[Score]:  # noqa: ARG001
+def hscore(
+    train_BND: Tensor,
+    train_labels_BN: Array,
+    test_BTD: Tensor,
+    test_labels_BT: Array,
+    seed: int,  # noqa: ARG001
+) -> list[Score]:
     """Score by the distance between class means, relative to the features' own spread; 0 where there is none.
 
     `tr(S^-1 (1 - a) B)`: B is the covariance of items' class means (Bao et al. 2019, doi 10.1109/ICIP.2019.8803726),
     `S = (1 - a) Cov + a tr(Cov) / D I` the covariance, shrunk by the `a` of Ledoit and Wolf 2004 (Ibrahim et al. 2021,
     https://arxiv.org/abs/2110.06893). Covariances divide by the number of items.
     """
-    targets_I = _all_targets(train_labels_N, test_labels_T)
-    return [_hscore(features_ID, targets_I.to(features_ID.device)) for features_ID in _all_items(train_BND, test_BTD)]
+    return [
+        _hscore(features_ID, _all_targets(*labels).to(features_ID.device))
+        for features_ID, *labels in zip(_all_items(train_BND, test_BTD), train_labels_BN, test_labels_BT, strict=True)
+    ]
 
 
-def logme(train_BND: Tensor, train_labels_N: Array, test_BTD: Tensor, test_labels_T: Array, seed: int) -> list[Score]:  # noqa: ARG001
+def logme(
+    train_BND: Tensor,
+    train_labels_BN: Array,
+    test_BTD: Tensor,
+    test_labels_BT: Array,
+    seed: int,  # noqa: ARG001
+) -> list[Score]:
     """Score by the evidence of Bayesian linear regressions, one per class, in nats per item and class.
 
     `log p(y | F)` for y = 1 on the class's items and 0 elsewhere, weights of precision alpha and noise of precision
@@ -40,8 +54,10 @@ def logme(train_BND: Tensor, train_labels_N: Array, test_BTD: Tensor, test_label
     beta is known, so the maximum is searched along that ratio alone: where the published fixed-point iteration
     converges, it ends there; where it diverges, as for targets that features fit exactly, the range bounds it.
     """
-    targets_I = _all_targets(train_labels_N, test_labels_T)
-    return [_logme(features_ID, targets_I.to(features_ID.device)) for features_ID in _all_items(train_BND, test_BTD)]
+    return [
+        _logme(features_ID, _all_targets(*labels).to(features_ID.device))
+        for features_ID, *labels in zip(_all_items(train_BND, test_BTD), train_labels_BN, test_labels_BT, strict=True)
+    ]
 
 
 def _all_items(train_BND: Tensor, test_BTD: Tensor) -> Tensor:

@@ -29,8 +29,8 @@ def test_probes_train_on_the_items_of_probe_splits(resnets, data_dir, monkeypatc
     search(resnets, DATA, method="shared", data_dir=data_dir, num_train=24, num_test=12, seed=5, where="name == 'base'")
     train, test = probe_splits(open_dataset(DATA, data_dir), 5, 24, 12)
     ((_, train_labels, _, test_labels, seed),) = seen
-    assert train_labels.tolist() == [item.label for item in train] and seed == 5
-    assert test_labels.tolist() == [item.label for item in test]
+    assert train_labels.tolist() == [[item.label for item in train]] and seed == 5
+    assert test_labels.tolist() == [[item.label for item in test]]
 
 
 def test_images_are_decoded_by_the_first_search_only(resnets, data_dir, tmp_path):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from raysnap.errors import UsageError
 from raysnap.models.block_facts import block_shapes
 from raysnap.search.plan import walk as plan
-from raysnap.search.plan.rungs import plan_rungs
+from raysnap.search.plan.rungs import NUM_FOLDS, plan_rungs
 from raysnap.search.plan.tree import build_tree, needed_nodes
 from raysnap.search.plan.walk import Room, plan_walk, usual_batch_items
 from tests.support.search_stores import PREPROCESSING, candidate, digest
@@ -44,10 +44,10 @@ def test_the_published_ranges_and_survivors(method, num_candidates, num_train, s
 @pytest.mark.parametrize(
     ("num_candidates", "num_train", "num_test", "train_stops", "test_stops"),
     [
-        (36, 800, 200, [50, 71, 100, 142, 200, 283, 400, 566, 800], [13, 18, 25, 36, 50, 71, 100, 142, 200]),
-        (36, 8000, 10, [500, 708, 1000, 1415, 2000, 2829, 4000, 5657, 8000], [1, 1, 2, 2, 3, 4, 5, 8, 10]),
-        (16, 320, 80, [40, 57, 80, 114, 160, 227, 320], [10, 15, 20, 29, 40, 57, 80]),
-        (1, 100, 10, [50, 71, 100], [5, 8, 10]),
+        (36, 800, 200, [48, 68, 100, 140, 200, 280, 400, 564, 800], [13, 18, 25, 36, 50, 71, 100, 142, 200]),
+        (36, 8000, 10, [500, 704, 1000, 1412, 2000, 2828, 4000, 5656, 8000], [1, 1, 2, 2, 3, 4, 5, 8, 10]),
+        (16, 320, 80, [40, 56, 80, 112, 160, 224, 320], [10, 15, 20, 29, 40, 57, 80]),
+        (1, 100, 10, [48, 68, 100], [5, 8, 10]),
         (8, 2, 1, [2], [1]),
     ],
 )
@@ -71,7 +71,8 @@ def test_rungs_cover_all_items_once_in_doubling_ranges(method, num_candidates, n
     assert min(lengths) >= 1
     early_stops = [rung.train_stop for rung in rungs[:-1]]
     if method == "nested":
-        assert all(other in (2 * one, 2 * one - 1) for one, other in zip(early_stops, early_stops[2:], strict=False))
+        assert all(stop % NUM_FOLDS == 0 for stop in early_stops)
+        assert all(0 <= other - 2 * one <= NUM_FOLDS for one, other in zip(early_stops, early_stops[2:], strict=False))
         assert len(rungs) <= 9
     else:
         assert all(other == 2 * one for one, other in itertools.pairwise(lengths[:-1]))

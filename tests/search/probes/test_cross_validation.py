@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raysnap.search.probes.cross_validation import ProbeSet, assign_folds, cross_validate
-from raysnap.search.probes.proxies import score_candidates
+from raysnap.search.probes.cross_validation import assign_folds, cross_validate
+from raysnap.search.probes.proxies import ProbeSet, score_candidates
 
 
 def clusters(num_items, num_classes, distance, seed):

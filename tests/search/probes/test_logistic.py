@@ -24,7 +24,7 @@ def test_regressions_converge_from_noise_to_classes_far_apart(num_items, num_dim
     targets = torch.from_numpy(np.arange(num_items) % num_classes)
     centres = spread * rng.standard_normal((num_classes, num_dims))
     inputs_BNR = torch.from_numpy(centres[targets] + rng.standard_normal((2, num_items, num_dims)))
-    weights_BCR, bias_BC = fit_logistic_regressions(inputs_BNR, targets, num_classes)
+    weights_BCR, bias_BC = fit_logistic_regressions(inputs_BNR, targets.expand(2, -1), num_classes)
     logits_BNC = inputs_BNR @ weights_BCR.mT + bias_BC[:, None]
     error_BNC = torch.softmax(logits_BNC, dim=2) - torch.nn.functional.one_hot(targets, num_classes)
     gradient_BCR = error_BNC.mT @ inputs_BNR + weights_BCR

@@ -89,7 +89,7 @@ def test_candidates_in_lock_step_score_as_alone(proxy):
     trains, labels, tests, test_labels = drawn(num_train=80, num_test=200, widths=(48,) * 5)
     trains[1], tests[1] = np.ones_like(trains[1]), np.ones_like(tests[1])
     train_BND, test_BTD = (torch.from_numpy(np.stack(features)) for features in (trains, tests))
-    found = PROXIES[proxy](train_BND, labels, test_BTD, test_labels, 0)
+    found = PROXIES[proxy](train_BND, np.tile(labels, (5, 1)), test_BTD, np.tile(test_labels, (5, 1)), 0)
     expected = score_candidates(proxy, trains, labels, tests, test_labels, 0)
     assert [one.loss for one in found] == pytest.approx([one.loss for one in expected], rel=1e-3)
     assert [one.value for one in found] == pytest.approx([one.value for one in expected], abs=0.011)
