@@ -20,8 +20,7 @@ from raysnap.search.plan.costs import BlockKey, block_key
 from raysnap.search.plan.tree import Node
 from raysnap.system import num_cpus
 
-# A GPU waits for its blocks, so several threads read for it; a CPU's cores have blocks to run.
-MAX_READERS = {"cpu": 1, "cuda": 8}
+MAX_READERS = 8  # a GPU waits for its blocks, and so do the streams of a CPU where many candidates run few items
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,7 @@ class Shelf:
         self._numerics = numerics
         self._work = work
         self._lock = threading.Lock()
-        self.num_readers = min(MAX_READERS[numerics.device.type], num_cpus())
+        self.num_readers = min(MAX_READERS, num_cpus())
         self._readers = ThreadPoolExecutor(self.num_readers, thread_name_prefix="raysnap-shelf")
         # On the default stream, copies to a GPU would wait for all blocks that run on it.
         is_gpu = numerics.device.type == "cuda"
