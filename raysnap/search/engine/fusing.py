@@ -3,13 +3,15 @@
 oneDNN reads weights in a layout of its own: here they are brought into it once per block, not once per batch. Its
 convolutions and linear layers also apply the activation, and add the residual, to what they have at hand, where torch
 would write it and read it again. In float32, wide 3 x 3 convolutions take Winograd's arithmetic. Those that give a
-handful of pixels, for which oneDNN is slow, become matrix products.
+handful of pixels, for which oneDNN is slow, become matrix products; where the CPU multiplies matrix tiles (AMX), those
+that give short rows take a batch's images side by side.
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
+from functools import cache
 from typing import TypeAlias, cast
 
 import torch
@@ -19,6 +21,13 @@ from raysnap.models.block import Block
 from raysnap.search.engine.winograd import NUM_PRODUCTS, convolve, suits_winograd, transform_kernels
 
 FEW_PIXELS = 4  # of an output, at most: a matrix product is 2 to 7 times as fast there, and slower for 16 pixels
+
+# AMX multiplies 16 pixels of a row at once, as oneDNN uses it. Rows of up to so many pixels are slower than several
+# images' rows in one, for kernels of so many numbers: of 7 pixels by 1.1 to 1.4 times, of 4 by twice. Smaller kernels,
+# which stay in a core's cache, and wider rows gain less than the copies cost.
+SHORT_ROW = 7
+LARGE_KERNELS = 2**20
+NUM_BESIDE = 16  # images for which the weights are packed: more and fewer are as fast
 
 Attribute: TypeAlias = tuple[str, list[float], str]
 
@@ -122,6 +131,25 @@ class FewPixelsConv2d(Fused):
         return _finish(output_NHWK.permute(0, 3, 1, 2), residual, self.activation)
 
 
+class SideBySideConv2d(PackedConv2d):
+    """A 3 x 3 convolution of images side by side, as one wide image, with columns of zeros between them."""
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        num_images, num_channels, height, width = x.shape
+        stride = self.geometry[1][1]
+        wide_width = _wide_width(width, stride)
+        wide = x.new_zeros(height, num_images, wide_width, num_channels)
+        wide[:, :, :width] = x.permute(2, 0, 3, 1)
+        wide_1CHW = wide.view(1, height, num_images * wide_width, num_channels).permute(0, 3, 1, 2)
+        attribute = self.attribute if residual is None else _ATTRIBUTES[nn.Identity]
+        output_1KHW = _mkldnn._convolution_pointwise(wide_1CHW, self.weight, self.bias, *self.geometry, *attribute)
+        _, num_kernels, new_height, _ = output_1KHW.shape
+        rows = output_1KHW.permute(0, 2, 3, 1).reshape(new_height, num_images, wide_width // stride, num_kernels)
+        output_NHWK = rows[:, :, : (width - 1) // stride + 1].transpose(0, 1).contiguous()
+        output: Tensor = output_NHWK.permute(0, 3, 1, 2)
+        return output if residual is None else _finish(output, residual, self.activation)
+
+
 class PackedLinear(Fused):
     """A linear layer by oneDNN, its weights packed, with the activation in the same pass; not for float32."""
 
@@ -197,7 +225,24 @@ def _fused_conv(conv: nn.Conv2d, image_size: tuple[int, int], dtype: torch.dtype
         (size + 2 * padding - 3) // stride + 1
         for size, padding, stride in zip(image_size, _padding(conv), conv.stride, strict=True)
     )
-    return FewPixelsConv2d(conv) if is_plain and height * width <= FEW_PIXELS else PackedConv2d(conv, image_size)
+    if is_plain and height * width <= FEW_PIXELS:
+        return FewPixelsConv2d(conv)
+    takes_one = _padding(conv) == (1, 1) and width <= SHORT_ROW and conv.weight.numel() >= LARGE_KERNELS
+    if is_plain and takes_one and dtype == torch.bfloat16 and _has_tiles():
+        return SideBySideConv2d(conv, (image_size[0], NUM_BESIDE * _wide_width(image_size[1], conv.stride[1])))
+    return PackedConv2d(conv, image_size)
+
+
+@cache
+def _has_tiles() -> bool:
+    """Return whether this CPU multiplies matrix tiles of bfloat16; False if torch is too old to know."""
+    capabilities: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
+    return capabilities.get("amx_bf16", False)
+
+
+def _wide_width(width: int, stride: int) -> int:
+    """Return the columns of an image and the zeros after it: its outputs begin at a multiple of the stride."""
+    return -(-(width + 1) // stride) * stride
 
 
 def _padding(conv: nn.Conv2d) -> tuple[int, int]:

@@ -6,8 +6,17 @@ from torch import nn
 
 from raysnap.models.block import Block
 from raysnap.models.numerics import Numerics
+from raysnap.search.engine import fusing
 from raysnap.search.engine.folding import build_inference_block
-from raysnap.search.engine.fusing import FewPixelsConv2d, Fused, PackedConv2d, PackedLinear, WinogradConv2d, fuse
+from raysnap.search.engine.fusing import (
+    FewPixelsConv2d,
+    Fused,
+    PackedConv2d,
+    PackedLinear,
+    SideBySideConv2d,
+    WinogradConv2d,
+    fuse,
+)
 from tests.support.search_stores import body_with_used_batch_norms
 
 CPU = torch.device("cpu")
@@ -71,6 +80,26 @@ def check_convolution(kind, channels, options, size, activation, dtype):
     assert found.dtype == dtype
     assert found.is_contiguous(memory_format=torch.channels_last)
     assert (found.float() - expected.float()).abs().max() <= TOLERANCES[dtype] * expected.float().abs().max()
+
+
+@pytest.mark.parametrize("has_residual", [False, True])
+@pytest.mark.parametrize(("stride", "size"), [(1, (7, 7)), (1, (12, 5)), (2, (14, 13)), (2, (9, 14))])
+def test_images_side_by_side_do_not_touch(stride, size, has_residual, dtype, monkeypatch):
+    monkeypatch.setattr(fusing, "_has_tiles", lambda: True)
+    torch.manual_seed(0)
+    conv = nn.Conv2d(256, 512, 3, stride, 1).requires_grad_(False).to(dtype)
+    fused = fused_copy(nn.Sequential(conv, nn.ReLU()), size, dtype)[0]
+    assert isinstance(fused, SideBySideConv2d) == (dtype == torch.bfloat16)
+    images = torch.rand(5, 256, *size).to(dtype, memory_format=torch.channels_last)
+    images[1::2] *= 100  # so that what a neighbour would add stands out
+    with torch.inference_mode():
+        outputs = conv(images)
+        residual = torch.rand_like(outputs) if has_residual else None
+        expected = torch.relu(outputs if residual is None else outputs + residual)
+        found = fused(images, residual)
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    for one, other in zip(found.float(), expected.float(), strict=True):
+        assert (one - other).abs().max() <= TOLERANCES[dtype] * other.abs().max()
 
 
 def test_a_linear_layer_gives_what_torchs_gives(dtype):
