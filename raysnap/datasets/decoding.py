@@ -1,9 +1,10 @@
-"""Decode image files into slots of one open file: with threads, or with processes for many images on many CPUs.
+"""Decode image files into slots of one open file: with threads, or with processes on many CPUs or beside other work.
 
 Pillow releases Python's global lock while it decodes and resizes, but a sixteenth of an image's time needs the lock, so
-threads keep only a few CPUs busy. A worker process is this module, run by name: it imports neither torch nor ray and
-starts in a tenth of a second, writes pixels into the file that it inherits, and answers each batch of jobs with one
-line. Where a worker dies, its batch is decoded again image by image; an image at which two workers died is bad.
+threads keep only a few CPUs busy, and fewer where others need it. A worker process is this module, run by name: it
+imports neither torch nor ray and starts in a tenth of a second, writes pixels into the file that it inherits, and
+answers each batch of jobs with one line. Where a worker dies, its batch is decoded again image by image; an image at
+which two workers died is bad.
 """
 
 from __future__ import annotations
@@ -55,19 +56,27 @@ Batch: TypeAlias = list[DecodeJob]
 
 
 def decode_into(
-    file: int, jobs: Sequence[DecodeJob], resizing: Resizing, is_done: Callable[[DecodeJob], bool]
+    file: int,
+    jobs: Sequence[DecodeJob],
+    resizing: Resizing,
+    is_done: Callable[[DecodeJob], bool],
+    *,
+    is_busy: bool = False,
 ) -> Generator[tuple[DecodeJob, Outcome], None, None]:
     """Yield each job once it is done, with the height and width of its resized image, or one line on why it is bad.
 
     A slot gets the central square of the image, or what there is of it, and one more row or column, plane by plane. A
     job is skipped where `is_done` says, just before its turn, that another process did it.
 
+    Args:
+        is_busy: whether other threads of this process run Python meanwhile, for whose lock threads would wait.
+
     Raises:
         OSError: the file can't be written.
         DataError: worker processes can't be started or keep dying.
     """
     num_processes = min(num_cpus(), MAX_PROCESSES, len(jobs) // MIN_JOBS_PER_PROCESS)
-    if num_processes > MAX_THREADS:
+    if num_processes > (0 if is_busy else MAX_THREADS):
         return _Crew(file, jobs, resizing, is_done).decode(num_processes)
     return _by_threads(file, jobs, resizing, is_done)
 

@@ -238,12 +238,18 @@ class SlotCache(ABC):
 
 @dataclass
 class PixelCache(SlotCache):
-    """The pixels of a list of images, resized in one way."""
+    """The pixels of a list of images, resized in one way.
+
+    Attributes:
+        is_busy: whether other threads of this process run Python while images are decoded.
+    """
 
     kind: ClassVar[str] = "pixels"
     title: ClassVar[str] = "pixel cache"
     noun: ClassVar[str] = "image"
     unit: ClassVar[str] = "px"
+
+    is_busy: bool = False
 
     def read(self, indices: Sequence[int], crop_size: int, rounding: CropRounding = "even") -> torch.Tensor:
         """Return the centre crops of images that `load` returned: uint8 `[len(indices), 3, crop_size, crop_size]`.
@@ -275,7 +281,7 @@ class PixelCache(SlotCache):
     def _fill(
         self, file: int, jobs: Sequence[DecodeJob], is_done: Callable[[DecodeJob], bool]
     ) -> Generator[tuple[DecodeJob, Outcome], None, None]:
-        return decode_into(file, jobs, self._resizing, is_done)
+        return decode_into(file, jobs, self._resizing, is_done, is_busy=self.is_busy)
 
     @property
     def _resizing(self) -> Resizing:

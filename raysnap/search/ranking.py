@@ -1,6 +1,6 @@
 """Rank a store's snapshots for a dataset: plan what to compare, compare it in one round or two, sum up.
 
-Until the first round nothing needs torch, which takes a second to import; images are decoded meanwhile.
+Until the first round nothing needs torch, which takes a second or two to import; images are decoded meanwhile.
 """
 
 from __future__ import annotations
@@ -8,8 +8,9 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import nullcontext
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
 
@@ -24,6 +25,7 @@ from raysnap.search.candidates import (
     pick_static_baseline,
     that_see,
 )
+from raysnap.search.engine.items import DrawnItems
 from raysnap.search.engine.setup import Setup
 from raysnap.search.engine.work import Work
 from raysnap.search.narrowing import Field
@@ -80,8 +82,12 @@ def search(
         candidates = field.first_round()
     setup = replace(setup, options=field.options)
     drawn = setup.draw_items(dataset, candidates)
-    with nullcontext() if "torch" in sys.modules else work.timed("start"):
-        from raysnap.search.rounds import hold_contest
+    if "torch" not in sys.modules:
+        with work.timed("start"):
+            _import_torch(drawn, options, on_progress)
+    num_decoded_ahead = drawn.num_decoded
+    from raysnap.search.rounds import hold_contest
+
     outlooks: list[Outlook] = []
     accounts: list[Account] = []
     while candidates:
@@ -106,8 +112,21 @@ def search(
         first = result.ranking[0]
         note = f"{plural(len(result.ranking), 'candidate')}, {first.name} first with {first.score:.3f}"
         on_progress("search", len(result.rungs), len(result.rungs), note)
-    outlooks[0].learn(work, result.work["images_decoded"], result.forecast.came)
+    outlooks[0].learn(work, result.work["images_decoded"] - num_decoded_ahead, result.forecast.came)
     return result
+
+
+def _import_torch(drawn: DrawnItems, options: SearchOptions, on_progress: OnProgress) -> None:
+    """Import what computes, and meanwhile decode the items, unless a time budget leaves open which.
+
+    Raises:
+        DataError: as `DrawnItems.decode` raises it.
+    """
+    with ThreadPoolExecutor(1) as beside:
+        importing = beside.submit(import_module, "raysnap.search.rounds")
+        if options.time_budget_s is None:
+            drawn.decode(len(drawn.train), len(drawn.test), on_progress, is_busy=True)
+        importing.result()
 
 
 def _sum_up(

@@ -47,11 +47,7 @@ def hold_contest(
     choice = outlook.choice
     work = Work()
     work.timings_s["plan"] = time.perf_counter() - planning_s
-    if num_undecoded := drawn.num_undecoded(choice.num_train, choice.num_test):
-        on_progress("data", 0, 1, f"{plural(num_undecoded, 'image')} of {drawn.dataset.name} to decode")
-    items = drawn.decode(choice.num_train, choice.num_test)
-    if num_undecoded:
-        on_progress("data", 1, 1, "decoded")
+    items = drawn.decode(choice.num_train, choice.num_test, on_progress)
     account = drawn.dataset.account(items.bad)
     for line in account.lines() if is_first else ():
         log.warning("%s", line)

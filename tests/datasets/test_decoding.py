@@ -45,11 +45,11 @@ def nobody_else(job: DecodeJob) -> bool:
 
 
 def decode(
-    folder: Path, jobs: list[DecodeJob], is_done: Callable[[DecodeJob], bool] = nobody_else
+    folder: Path, jobs: list[DecodeJob], is_done: Callable[[DecodeJob], bool] = nobody_else, **options: bool
 ) -> tuple[dict[DecodeJob, decoding.Outcome], bytes]:
     """Return the outcomes by job, and what the file holds."""
     with (folder / "slots.bin").open("w+b", buffering=0) as file:
-        with closing(decode_into(file.fileno(), jobs, RESIZING, is_done)) as done:
+        with closing(decode_into(file.fileno(), jobs, RESIZING, is_done, **options)) as done:
             outcomes = list(done)
         assert len(dict(outcomes)) == len(outcomes)
         return dict(outcomes), Path(file.name).read_bytes()
@@ -184,3 +184,11 @@ def test_few_images_or_few_cpus_are_decoded_by_threads(tmp_path, jobs, monkeypat
     monkeypatch.setattr(decoding, "num_cpus", lambda: 4)
     monkeypatch.setattr(decoding, "MIN_JOBS_PER_PROCESS", 1)
     assert len(decode(tmp_path, jobs)[0]) == NUM_IMAGES
+
+
+def test_a_busy_process_leaves_decoding_to_others(tmp_path, jobs, monkeypatch):
+    monkeypatch.setattr(decoding, "num_cpus", lambda: 2)
+    monkeypatch.setattr(decoding, "MIN_JOBS_PER_PROCESS", 1)
+    expected = decode(tmp_path, jobs)
+    monkeypatch.setattr(decoding, "_by_threads", None)
+    assert decode(tmp_path, jobs, is_busy=True) == expected

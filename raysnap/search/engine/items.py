@@ -11,10 +11,12 @@ import numpy as np
 
 from raysnap.config.search_options import SearchOptions
 from raysnap.datasets.dataset import Dataset, Item
-from raysnap.datasets.pixel_cache import Form
+from raysnap.datasets.pixel_cache import Form, PixelCache
 from raysnap.datasets.splits import probe_splits
 from raysnap.datasets.text.token_cache import LoadTokenizer
 from raysnap.errors import DataError
+from raysnap.humanize import plural
+from raysnap.progress import OnProgress, ignore_progress
 from raysnap.search.plan.tree import Candidate
 from raysnap.store.preprocessing import AnyPreprocessing
 from raysnap.training.item_caches import ItemCache, open_cache, read_items
@@ -48,20 +50,39 @@ class DrawnItems:
         }
         return cls(dataset, train, test, caches, time.perf_counter() - started_s)
 
+    @property
+    def num_decoded(self) -> int:
+        """How many images were decoded here, as no earlier search had."""
+        return sum(cache.num_decoded for cache in self.caches.values())
+
     def num_undecoded(self, num_train: int, num_test: int) -> int:
         """Return how many images are still to be decoded before a search of the first items of each kind."""
         indices = self._first(num_train, num_test)
         return sum(cache.num_missing(indices) for cache in self.caches.values())
 
-    def decode(self, num_train: int, num_test: int) -> ProbeItems:
+    def decode(
+        self, num_train: int, num_test: int, on_progress: OnProgress = ignore_progress, *, is_busy: bool = False
+    ) -> ProbeItems:
         """Decode those of the first items of each kind that no earlier search has decoded.
+
+        Args:
+            on_progress: called before and after, where there are any.
+            is_busy: whether other threads of this process run Python meanwhile.
 
         Raises:
             DataError: fewer than two classes or no test item could be decoded.
         """
         started_s = time.perf_counter()
         indices = self._first(num_train, num_test)
+        num_undecoded = self.num_undecoded(num_train, num_test)
+        if num_undecoded:
+            on_progress("data", 0, 1, f"{plural(num_undecoded, 'image')} of {self.dataset.name} to decode")
+        for cache in self.caches.values():
+            if isinstance(cache, PixelCache):
+                cache.is_busy = is_busy
         good = sorted(set.intersection(*(set(cache.load(indices)) for cache in self.caches.values())))
+        if num_undecoded:
+            on_progress("data", 1, 1, "decoded")
         items = [*self.train, *self.test]
         num_good_train = sum(index < len(self.train) for index in good)
         labels = np.array([items[index].label for index in good], dtype=np.int64)
