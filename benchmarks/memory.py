@@ -35,7 +35,7 @@ from raysnap.jobs.synthesize import synthesize
 from raysnap.models.numerics import Numerics
 from raysnap.search import search
 from raysnap.search.candidates import find_candidates
-from raysnap.search.engine.block_shelf import Shelf
+from raysnap.search.engine.block_shelf import Shelf, pick_num_readers
 from raysnap.search.engine.work import Work
 from raysnap.search.plan.costs import block_key
 from raysnap.search.plan.tree import build_tree
@@ -172,7 +172,8 @@ def run_reads(options: argparse.Namespace) -> dict[str, Any]:
     tree = build_tree(find_candidates(store, None, options.image_size), sharing=True)
     work = Work()
     started_s = time.perf_counter()
-    with Shelf(partial(store.read_block, device=numerics.device), numerics, work) as shelf:
+    num_readers = pick_num_readers(tree.nodes, options.memory)
+    with Shelf(partial(store.read_block, device=numerics.device), numerics, work, num_readers) as shelf:
         waiting = list({block_key(node): node for node in tree.nodes}.values())
         shelf.fetch(waiting[:8])
         for number, node in enumerate(waiting):

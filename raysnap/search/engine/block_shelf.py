@@ -20,7 +20,10 @@ from raysnap.search.plan.costs import BlockKey, block_key
 from raysnap.search.plan.tree import Node
 from raysnap.system import num_cpus
 
-MAX_READERS = 8  # a GPU waits for its blocks, and so do the streams of a CPU where many candidates run few items
+# A GPU waits for its blocks, and so do the streams of a CPU where many candidates run few items.
+MAX_READERS = 8
+# While it is read, a block is in memory as its file, in parts and prepared: all readers' take so much of it at most.
+READING_COPIES, READING_SHARE = 3, 1 / 8
 
 
 @dataclass(frozen=True)
@@ -32,16 +35,28 @@ class _Held:
     took_s: float
 
 
+def pick_num_readers(nodes: Iterable[Node], memory_bytes: int) -> int:
+    """Return how many threads should read these nodes' blocks at once under a bound on memory."""
+    largest_bytes = READING_COPIES * max((node.block.num_bytes for node in nodes), default=1)
+    return max(1, min(MAX_READERS, num_cpus(), int(READING_SHARE * memory_bytes / largest_bytes)))
+
+
 class Shelf:
     """Blocks by digest; reader threads read, verify and prepare them while other threads compute."""
 
-    def __init__(self, read_block: Callable[[str], Mapping[str, Tensor]], numerics: Numerics, work: Work):
+    def __init__(
+        self,
+        read_block: Callable[[str], Mapping[str, Tensor]],
+        numerics: Numerics,
+        work: Work,
+        num_readers: int = 1,
+    ):
         """`read_block` takes a digest and returns the block's verified tensors; `work` counts what was read."""
         self._read_block = read_block
         self._numerics = numerics
         self._work = work
         self._lock = threading.Lock()
-        self.num_readers = min(MAX_READERS, num_cpus())
+        self.num_readers = num_readers
         self._readers = ThreadPoolExecutor(self.num_readers, thread_name_prefix="raysnap-shelf")
         # On the default stream, copies to a GPU would wait for all blocks that run on it.
         is_gpu = numerics.device.type == "cuda"

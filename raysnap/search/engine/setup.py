@@ -106,14 +106,15 @@ def open_executor(
     on_share: OnShare | None = None,
 ) -> Iterator[Executor]:
     """Make an executor from the setup and from what is open already."""
-    from raysnap.search.engine.block_shelf import Shelf
+    from raysnap.search.engine.block_shelf import Shelf, pick_num_readers
     from raysnap.search.engine.executor import Executor
     from raysnap.search.engine.source import ignore_share
 
-    numerics = setup.numerics()
+    numerics, memory_bytes = setup.numerics(), setup.memory_bytes()
+    num_readers = pick_num_readers(tree.nodes, memory_bytes // setup.options.workers)
     with (
         numerics.applied(),
-        Shelf(partial(store.read_block, device=numerics.device), numerics, work) as shelf,
+        Shelf(partial(store.read_block, device=numerics.device), numerics, work, num_readers) as shelf,
         Executor(
             tree,
             items,
@@ -122,7 +123,7 @@ def open_executor(
             numerics,
             is_sharing=setup.is_sharing,
             budget_bytes=setup.options.budget_bytes,
-            memory_bytes=setup.memory_bytes(),
+            memory_bytes=memory_bytes,
             on_share=on_share or ignore_share,
         ) as executor,
     ):
