@@ -24,6 +24,7 @@ _CPU_BFLOAT16 = ("avx512_bf16", "amx_bf16", "sve_bf16", "bf16")
 # Depthwise and grouped convolutions train 1.1 to 1.5 times as fast so on an x86 CPU; ResNets, ConvNeXts and vision
 # transformers gain less than a tenth.
 _CHANNELS_LAST_ON_CPU = ("mobilenet_v", "efficientnet_", "regnet_")
+_FUSING_VERSION = 2  # of `search.engine.fusing`: another one gives other last bits, which caches keep apart
 _CUBLAS_WORKSPACE = ":4096:8"  # without it the order of cuBLAS's sums varies
 
 
@@ -82,7 +83,7 @@ class Numerics:
             name = torch.cuda.get_device_name(self.device)
         else:
             name = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
-        layout = f"channels_last={self.channels_last} fused={self.is_fused}"
+        layout = f"channels_last={self.channels_last} fused={_FUSING_VERSION if self.is_fused else 0}"
         return f"{self.device.type} {name} torch {torch.__version__} {self.dtype} {layout}"
 
     @property
