@@ -36,6 +36,8 @@ THREADED_NUMBERS = 500_000
 MAX_LOCK_STEP = 64
 # Numbers of the square matrices that a core of a CPU takes at once: larger ones leave its cache.
 CACHED_NUMBERS = 100_000
+# Numbers of the features that a core of a CPU takes at once, in double precision and some times: bounds its memory.
+FEATURE_NUMBERS = 2**21
 
 CPU = torch.device("cpu")
 
@@ -257,7 +259,8 @@ def _batches(
         if device.type != "cpu":
             num_together = MAX_LOCK_STEP
         elif proxy == "linear":
-            num_together = max(1, CACHED_NUMBERS // _num_numbers(proxy, kind))
+            num_features = (kind.num_train + kind.num_test) * kind.num_dims
+            num_together = max(1, min(CACHED_NUMBERS // _num_numbers(proxy, kind), FEATURE_NUMBERS // num_features))
         else:
             num_together = 1
         yield from (alike[start : start + num_together] for start in range(0, len(alike), num_together))
