@@ -119,7 +119,6 @@ def search(
     if workers > 1:
         check_question(store_dir, data, options)
     with show_progress(silent_s=QUIET_S) as on_progress:
-        on_progress("search/libraries", 0, 1, "")
         worker_bytes = OBJECT_STORE_BYTES + workers * WORKER_OBJECT_BYTES
         with nullcontext() if workers == 1 else shown_ray_session(worker_bytes, None, on_progress, [store_dir]):
             start_s = since_enter_s()

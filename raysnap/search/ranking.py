@@ -122,11 +122,13 @@ def _import_torch(drawn: DrawnItems, options: SearchOptions, on_progress: OnProg
     Raises:
         DataError: as `DrawnItems.decode` raises it.
     """
+    on_progress("search/libraries", 0, 1, "")
     with ThreadPoolExecutor(1) as beside:
         importing = beside.submit(import_module, "raysnap.search.rounds")
         if options.time_budget_s is None:
             drawn.decode(len(drawn.train), len(drawn.test), on_progress, is_busy=True)
         importing.result()
+    on_progress("search/libraries", 1, 1, "")
 
 
 def _sum_up(

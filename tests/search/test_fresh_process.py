@@ -36,8 +36,16 @@ print(json.dumps([[one.snapshot for one in candidates], len(tree.nodes), rungs[-
 SEARCH = """
 import json, sys
 from raysnap.search import search
-result = search(sys.argv[1], sys.argv[2], method="shared")
-print(json.dumps([[(line.snapshot, line.score) for line in result.ranking], result.work, "start" in result.timings_s]))
+told = []
+result = search(
+    sys.argv[1],
+    sys.argv[2],
+    method="shared",
+    time_budget_s=float(sys.argv[3]) if sys.argv[3:] else None,
+    on_progress=lambda stage, num_done, num_all, note: told.append(f"{stage} {num_done}/{num_all}"),
+)
+ranking = [(line.snapshot, line.score) for line in result.ranking]
+print(json.dumps([ranking, result.work, "start" in result.timings_s, told]))
 """
 
 
@@ -65,10 +73,17 @@ def test_a_search_is_planned_and_decoded_without_torch(resnets, photos):
 def test_a_fresh_process_answers_like_one_that_has_torch(find, resnets, photos):
     known = find(resnets, method="shared")
     done = run(SEARCH, resnets.path, photos)
-    ranking, work, has_start = json.loads(done.stdout)
+    ranking, work, has_start, told = json.loads(done.stdout)
     assert [snapshot for snapshot, _ in ranking] == [line[0] for line in lines(known)]
     assert [score for _, score in ranking] == pytest.approx([line[1] for line in lines(known)], abs=1e-6)
     assert work["images_decoded"] == SHAPES.num_train + SHAPES.num_val and has_start
+    assert told[:4] == ["search/libraries 0/1", "data 0/1", "data 1/1", "search/libraries 1/1"]
+
+
+def test_a_time_budget_says_what_to_decode_once_torch_is_there(resnets, photos):
+    done = run(SEARCH, resnets.path, photos, 600)
+    *_, told = json.loads(done.stdout)
+    assert told[:4] == ["search/libraries 0/1", "search/libraries 1/1", "data 0/1", "data 1/1"]
 
 
 def test_too_many_bad_images_are_an_error_in_a_fresh_process(resnets, photos):
