@@ -82,10 +82,10 @@ def search(
         candidates = field.first_round()
     setup = replace(setup, options=field.options)
     drawn = setup.draw_items(dataset, candidates)
+    num_decoded_ahead = 0
     if "torch" not in sys.modules:
         with work.timed("start"):
-            _import_torch(drawn, options, on_progress)
-    num_decoded_ahead = drawn.num_decoded
+            num_decoded_ahead = _import_torch(drawn, options, on_progress)
     from raysnap.search.rounds import hold_contest
 
     outlooks: list[Outlook] = []
@@ -116,8 +116,11 @@ def search(
     return result
 
 
-def _import_torch(drawn: DrawnItems, options: SearchOptions, on_progress: OnProgress) -> None:
+def _import_torch(drawn: DrawnItems, options: SearchOptions, on_progress: OnProgress) -> int:
     """Import what computes, and meanwhile decode the items, unless a time budget leaves open which.
+
+    Returns:
+        How many images were decoded.
 
     Raises:
         DataError: as `DrawnItems.decode` raises it.
@@ -125,10 +128,12 @@ def _import_torch(drawn: DrawnItems, options: SearchOptions, on_progress: OnProg
     on_progress("search/libraries", 0, 1, "")
     with ThreadPoolExecutor(1) as beside:
         importing = beside.submit(import_module, "raysnap.search.rounds")
+        num_decoded = 0
         if options.time_budget_s is None:
-            drawn.decode(len(drawn.train), len(drawn.test), on_progress, is_busy=True)
+            num_decoded = drawn.decode(len(drawn.train), len(drawn.test), on_progress, is_busy=True).num_decoded
         importing.result()
     on_progress("search/libraries", 1, 1, "")
+    return num_decoded
 
 
 def _sum_up(

@@ -50,11 +50,6 @@ class DrawnItems:
         }
         return cls(dataset, train, test, caches, time.perf_counter() - started_s)
 
-    @property
-    def num_decoded(self) -> int:
-        """How many images were decoded here, as no earlier search had."""
-        return sum(cache.num_decoded for cache in self.caches.values())
-
     def num_undecoded(self, num_train: int, num_test: int) -> int:
         """Return how many images are still to be decoded before a search of the first items of each kind."""
         indices = self._first(num_train, num_test)
