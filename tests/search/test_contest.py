@@ -34,8 +34,9 @@ def test_of_equal_scores_the_smaller_loss_is_ranked_first(resnets, data_dir, mon
     monkeypatch.setitem(
         PROXIES,
         "linear",
-        lambda *arrays: [
-            Score(0.5, next(losses), *2 * [(np.arange(arrays[2].shape[1]) % 2).astype(float)]) for _ in arrays[0]
+        lambda batch, _seed: [
+            Score(0.5, next(losses), *2 * [(np.arange(batch.test_BTD.shape[1]) % 2).astype(float)])
+            for _ in batch.train_BND
         ],
     )
     by_id = sorted(manifest.id for manifest in resnets.manifests())
@@ -62,7 +63,8 @@ def test_every_snapshot_is_ranked_once_and_the_better_first(find, mixed, method)
 def test_candidates_are_scored_once_a_rung_on_all_items_so_far(find, resnets, data_dir, monkeypatch, method):
     calls = []
 
-    def proxy(train_BND, train_labels_BN, test_BTD, test_labels_BT, seed):
+    def proxy(batch, seed):
+        train_BND, train_labels_BN, test_BTD, test_labels_BT = batch
         sizes = (train_BND.shape[1], train_labels_BN.shape[1], test_BTD.shape[1], test_labels_BT.shape[1])
         calls.extend([sizes] * len(train_BND))
         zeros_T = np.zeros(test_labels_BT.shape[1])

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from raysnap.config.choices import Proxy
 from raysnap.search.probes.axes import span_root
 from raysnap.search.probes.logistic import fit_logistic_regressions, whole_lines
-from raysnap.search.probes.score import Array, Score, score_logits
+from raysnap.search.probes.score import Array, ProbeBatch, Score, score_logits
 from raysnap.search.probes.transferability import hscore, logme
 
 NUM_NEIGHBOURS = 5
@@ -42,19 +42,14 @@ FEATURE_NUMBERS = 2**21
 CPU = torch.device("cpu")
 
 
-def linear(
-    train_BND: Tensor,
-    train_labels_BN: Array,
-    test_BTD: Tensor,
-    test_labels_BT: Array,
-    seed: int,  # noqa: ARG001
-) -> list[Score]:
+def linear(batch: ProbeBatch, seed: int) -> list[Score]:  # noqa: ARG001
     """Score by multinomial logistic regressions, converged.
 
     Features are standardised with the train items' mean and deviation; the penalty is half the squared weights, once
     for the sum of all items' losses (scikit-learn's C = 1). The optimum is in the span of the train items, and is
     searched there if these are fewer than the dimensions. See `logistic` for when a regression has converged.
     """
+    train_BND, train_labels_BN, test_BTD, test_labels_BT = batch
     classes, targets_BN = _number_classes(train_labels_BN)
     _, num_items, num_dims = train_BND.shape
     train_BND, test_BTD = (_in_whole_lines(features).double() for features in (train_BND, test_BTD))
@@ -80,15 +75,14 @@ def linear(
     return _score_logits(logits_BTC, classes, test_labels_BT)
 
 
-def sgd_linear(
-    train_BND: Tensor, train_labels_BN: Array, test_BTD: Tensor, test_labels_BT: Array, seed: int
-) -> list[Score]:
+def sgd_linear(batch: ProbeBatch, seed: int) -> list[Score]:
     """Score by linear layers trained as in the published protocol: SGD, lr 0.1, 100 epochs, batches of 128.
 
     The layers start as torch's do, and all see the items in the same order. Features are taken as they are, so at this
     rate the descent is stable only for short ones: of norm 9 or less it converges, of norm 29 to 39 (untrained
     ResNet-18) it jumps about, and rounding decides the score. On standardised features it would score as `linear` does.
     """
+    train_BND, train_labels_BN, test_BTD, test_labels_BT = batch
     classes, targets_BN = _number_classes(train_labels_BN)
     num_problems, num_items, num_dims = train_BND.shape
     generator = torch.Generator().manual_seed(seed)
@@ -110,19 +104,14 @@ def sgd_linear(
     return _score_logits(logits_BTC, classes, test_labels_BT)
 
 
-def knn(
-    train_BND: Tensor,
-    train_labels_BN: Array,
-    test_BTD: Tensor,
-    test_labels_BT: Array,
-    seed: int,  # noqa: ARG001
-) -> list[Score]:
+def knn(batch: ProbeBatch, seed: int) -> list[Score]:  # noqa: ARG001
     """Score by the most frequent class among an item's nearest train items, by the cosine of their features.
 
     There are 5 neighbours, fewer where classes have fewer train items on average. Of equally near train
     items the earlier counts, of classes with equally many neighbours the first. A class's probability, for the loss,
     is its share of the neighbours after one more of each class.
     """
+    train_BND, train_labels_BN, test_BTD, test_labels_BT = batch
     classes, targets_BN = _number_classes(train_labels_BN)
     num_neighbours = min(NUM_NEIGHBOURS, max(1, targets_BN.shape[1] // len(classes)))
     cosines_BTN = _normalised(test_BTD) @ _normalised(train_BND).mT
@@ -132,7 +121,7 @@ def knn(
     return _score_logits(torch.from_numpy(np.log1p(votes_BTC)), classes, test_labels_BT)
 
 
-BatchProxy = Callable[[Tensor, Array, Tensor, Array, int], list[Score]]
+BatchProxy = Callable[[ProbeBatch, int], list[Score]]
 
 PROXIES: dict[Proxy, BatchProxy] = {
     "linear": linear,
@@ -208,7 +197,7 @@ def score_splits(
         train_labels_BN, test_labels_BT = (
             np.stack(some) for some in zip(*(labels[split] for split, _ in batch), strict=True)
         )
-        return PROXIES[proxy](train_BND, train_labels_BN, test_BTD, test_labels_BT, seed)
+        return PROXIES[proxy](ProbeBatch(train_BND, train_labels_BN, test_BTD, test_labels_BT), seed)
 
     kinds = []
     for split, number in problems:

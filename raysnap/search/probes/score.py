@@ -3,11 +3,30 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import numpy as np
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 Array: TypeAlias = np.ndarray
+
+
+class ProbeBatch(NamedTuple):
+    """What a proxy scores in lock-step: train and test items of equal shapes, whose train items have equal classes.
+
+    Attributes:
+        train_BND: features of the train items, float32.
+        train_labels_BN: their classes.
+        test_BTD: features of the test items, float32.
+        test_labels_BT: their classes.
+    """
+
+    train_BND: Tensor
+    train_labels_BN: Array
+    test_BTD: Tensor
+    test_labels_BT: Array
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from raysnap.search.probes.axes import principal_axes
-from raysnap.search.probes.score import Array, Score, score_influences
+from raysnap.search.probes.score import Array, ProbeBatch, Score, score_influences
 
 # Natural logarithms of alpha / beta over the features' mean square along an axis; bounds keep the evidence finite.
 LOG_RATIO_RANGE = (-14.0, 14.0)
@@ -21,13 +21,7 @@ NUM_GRID_POINTS = 57
 NUM_REFINEMENTS = 24
 
 
-def hscore(
-    train_BND: Tensor,
-    train_labels_BN: Array,
-    test_BTD: Tensor,
-    test_labels_BT: Array,
-    seed: int,  # noqa: ARG001
-) -> list[Score]:
+def hscore(batch: ProbeBatch, seed: int) -> list[Score]:  # noqa: ARG001
     """Score by the distance between class means, relative to the features' own spread; 0 where there is none.
 
     `tr(S^-1 (1 - a) B)`: B is the covariance of items' class means (Bao et al. 2019, doi 10.1109/ICIP.2019.8803726),
@@ -36,17 +30,11 @@ def hscore(
     """
     return [
         _hscore(features_ID, _all_targets(*labels).to(features_ID.device))
-        for features_ID, *labels in zip(_all_items(train_BND, test_BTD), train_labels_BN, test_labels_BT, strict=True)
+        for features_ID, *labels in zip(_all_items(batch), batch.train_labels_BN, batch.test_labels_BT, strict=True)
     ]
 
 
-def logme(
-    train_BND: Tensor,
-    train_labels_BN: Array,
-    test_BTD: Tensor,
-    test_labels_BT: Array,
-    seed: int,  # noqa: ARG001
-) -> list[Score]:
+def logme(batch: ProbeBatch, seed: int) -> list[Score]:  # noqa: ARG001
     """Score by the evidence of Bayesian linear regressions, one per class, in nats per item and class.
 
     `log p(y | F)` for y = 1 on the class's items and 0 elsewhere, weights of precision alpha and noise of precision
@@ -56,13 +44,13 @@ def logme(
     """
     return [
         _logme(features_ID, _all_targets(*labels).to(features_ID.device))
-        for features_ID, *labels in zip(_all_items(train_BND, test_BTD), train_labels_BN, test_labels_BT, strict=True)
+        for features_ID, *labels in zip(_all_items(batch), batch.train_labels_BN, batch.test_labels_BT, strict=True)
     ]
 
 
-def _all_items(train_BND: Tensor, test_BTD: Tensor) -> Tensor:
+def _all_items(batch: ProbeBatch) -> Tensor:
     """Return the features of all items, float64 `[B, N + T, D]`."""
-    return torch.cat([train_BND, test_BTD], dim=1).double()
+    return torch.cat([batch.train_BND, batch.test_BTD], dim=1).double()
 
 
 def _all_targets(train_labels_N: Array, test_labels_T: Array) -> Tensor:

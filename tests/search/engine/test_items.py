@@ -25,10 +25,10 @@ pytestmark = [pytest.mark.usefixtures("single_thread"), pytest.mark.xdist_group(
 
 def test_probes_train_on_the_items_of_probe_splits(resnets, data_dir, monkeypatch):
     seen = []
-    monkeypatch.setitem(PROXIES, "linear", lambda *arrays: seen.append(arrays) or PROXIES["sgd_linear"](*arrays))
+    monkeypatch.setitem(PROXIES, "linear", lambda *asked: seen.append(asked) or PROXIES["sgd_linear"](*asked))
     search(resnets, DATA, method="shared", data_dir=data_dir, num_train=24, num_test=12, seed=5, where="name == 'base'")
     train, test = probe_splits(open_dataset(DATA, data_dir), 5, 24, 12)
-    ((_, train_labels, _, test_labels, seed),) = seen
+    (((_, train_labels, _, test_labels), seed),) = seen
     assert train_labels.tolist() == [[item.label for item in train]] and seed == 5
     assert test_labels.tolist() == [[item.label for item in test]]
 

@@ -6,6 +6,7 @@ import torch
 
 from raysnap.search.probes import proxies
 from raysnap.search.probes.proxies import PROXIES, score_candidates
+from raysnap.search.probes.score import ProbeBatch
 from tests.support.search_stores import one_thread, scored
 
 WIDTHS = (24, 64, 24, 90, 64)
@@ -89,7 +90,8 @@ def test_candidates_in_lock_step_score_as_alone(proxy):
     trains, labels, tests, test_labels = drawn(num_train=80, num_test=200, widths=(48,) * 5)
     trains[1], tests[1] = np.ones_like(trains[1]), np.ones_like(tests[1])
     train_BND, test_BTD = (torch.from_numpy(np.stack(features)) for features in (trains, tests))
-    found = PROXIES[proxy](train_BND, np.tile(labels, (5, 1)), test_BTD, np.tile(test_labels, (5, 1)), 0)
+    batch = ProbeBatch(train_BND, np.tile(labels, (5, 1)), test_BTD, np.tile(test_labels, (5, 1)))
+    found = PROXIES[proxy](batch, 0)
     expected = score_candidates(proxy, trains, labels, tests, test_labels, 0)
     assert [one.loss for one in found] == pytest.approx([one.loss for one in expected], rel=1e-3)
     assert [one.value for one in found] == pytest.approx([one.value for one in expected], abs=0.011)
