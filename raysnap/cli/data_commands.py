@@ -227,7 +227,7 @@ def data_cache(
     ] = None,
     clear: Annotated[bool, typer.Option("--clear", help="Delete what is listed.")] = False,
     kind: Annotated[
-        Literal["pixels", "tokens", "features", "prefixes", "blocks"] | None,
+        Literal["pixels", "tokens", "features", "answers", "prefixes", "blocks"] | None,
         typer.Option("--kind", help="Only caches of this kind."),
     ] = None,
     data_dir: DataDir = Path("data"),
@@ -236,9 +236,9 @@ def data_cache(
     """Show, or clear, what is cached for datasets, and blocks of stores in buckets.
 
     Caches lie in `.raysnap` in the dataset's folder, or in the user's cache folder: decoded images (pixels), tokens of
-    texts (tokens), features of searches (features), outputs of frozen blocks in fine-tunes (prefixes), blocks that were
-    fetched (blocks). What is cleared is made again when needed; clear decoded images and tokens only while nothing runs
-    on the dataset.
+    texts (tokens), features of searches (features) and what these answered (answers), outputs of frozen blocks in
+    fine-tunes (prefixes), blocks that were fetched (blocks). What is cleared is made again when needed; clear decoded
+    images and tokens only while nothing runs on the dataset.
     """
     from raysnap.datasets.dataset import find_dataset, folders_in
     from raysnap.datasets.disk_cache import clear_cache, find_caches

@@ -89,7 +89,9 @@ def search_lines(result: Mapping[str, Any]) -> str:
     timings_s, static, num_ranked = result["timings_s"], result["static_baseline"], len(result["ranking"])
     lines = [f"{plural(result['num_candidates'], 'candidate')} by {result['method']}, {timings_line(timings_s)}"]
     lines.append(read_line(result["data"]))
-    if not result["work"]["flops"]:
+    if result.get("answered"):
+        lines.append(answered_line(result))
+    elif not result["work"]["flops"]:
         lines.append("All features came from the feature cache of earlier searches")
     elif result["bound_s"]:
         starts_s = sum(timings_s.get(part, 0.0) for part in ("start", "start_workers"))
@@ -111,6 +113,15 @@ def search_lines(result: Mapping[str, Any]) -> str:
     if gain := result.get("gain"):
         lines.append(gain_text(gain))
     return "\n".join(lines)
+
+
+def answered_line(result: Mapping[str, Any]) -> str:
+    """Say that an earlier search answered the same question, when, and how long that took."""
+    took_s = result["forecast"]["came"]["timings_s"]["total"]
+    return (
+        f"This is the answer to the same question of {result['answered']}, which took {seconds_text(took_s)}; "
+        "--feature-cache 0 searches again"
+    )
 
 
 def overrun_line(total_s: float, budget_s: float) -> str:

@@ -111,7 +111,7 @@ class SearchOptions(Section):
         0,
         ge=0,
         description="Bound on the features and activations kept beside the dataset for later searches of it; 0 neither "
-        "reads nor keeps any.",
+        "reads nor keeps any, and no answers either.",
     )
 
     @classmethod

@@ -26,8 +26,9 @@ from raysnap.errors import DataError
 from raysnap.system import cache_places, user_cache_dir
 
 KEEP_FREE_BYTES = 256 * 2**20
-KINDS = ("pixels", "tokens", "features", "prefixes", "blocks")
-"""Decoded images, tokens of texts, what searches keep, outputs of frozen blocks; and blocks of stores in buckets."""
+KINDS = ("pixels", "tokens", "features", "answers", "prefixes", "blocks")
+"""Decoded images, tokens of texts, what searches compute and what they answer, outputs of frozen blocks; and blocks of
+stores in buckets."""
 
 _LOCK_NAME = ".lock"
 _ENTRY_NAME = re.compile(r"(\w+-)*[0-9a-f]{32}([0-9a-f]{32})?")

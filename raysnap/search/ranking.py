@@ -1,10 +1,12 @@
 """Rank a store's snapshots for a dataset: plan what to compare, compare it in one round or two, sum up.
 
-Until the first round nothing needs torch, which takes a second or two to import; images are decoded meanwhile.
+Until the first round nothing needs torch, which takes a second or two to import; images are decoded meanwhile. What an
+earlier process asked is answered without it.
 """
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 from collections.abc import Sequence
@@ -18,6 +20,7 @@ from raysnap.config.search_options import SearchKeywords, SearchOptions
 from raysnap.datasets.layout.account import Account
 from raysnap.humanize import plural
 from raysnap.progress import OnProgress, ignore_progress
+from raysnap.search.answers import AnswerFile
 from raysnap.search.candidates import (
     find_even_image_size,
     find_summaries,
@@ -39,6 +42,8 @@ if TYPE_CHECKING:
     from raysnap.search.outlook import Outlook
 
 STAGES = ("plan", "load_blocks", "decode", "inference", "proxy")
+
+log = logging.getLogger(__name__)
 
 
 def search(
@@ -82,8 +87,13 @@ def search(
         candidates = field.first_round()
     setup = replace(setup, options=field.options)
     drawn = setup.draw_items(dataset, candidates)
-    num_decoded_ahead = 0
+    num_decoded_ahead, answer = 0, None
     if "torch" not in sys.modules:
+        with work.timed("plan"):
+            answer = AnswerFile.of(setup, field, candidates, drawn)
+            known = answer.read() if answer else None
+        if known:
+            return _answer_again(known, work, started_s, on_progress)
         with work.timed("start"):
             num_decoded_ahead = _import_torch(drawn, options, on_progress)
     from raysnap.search.rounds import hold_contest
@@ -108,12 +118,27 @@ def search(
         narrowing = field.narrowing()
     account = replace(accounts[0], bad=tuple(dict.fromkeys(fault for one in accounts for fault in one.bad)))
     result = _sum_up(field, narrowing, outlooks, work, account, time.perf_counter() - started_s)
+    _report_end(result, on_progress)
+    outlooks[0].learn(work, result.work["images_decoded"] - num_decoded_ahead, result.forecast.came)
+    if answer:
+        answer.keep(result)
+    return result
+
+
+def _answer_again(known: SearchResult, work: Work, started_s: float, on_progress: OnProgress) -> SearchResult:
+    """Return the answer of an earlier search, with what is to be said of the dataset."""
+    for line in known.data.lines():
+        log.warning("%s", line)
+    result = known.found_again({**work.timings_s, "total": time.perf_counter() - started_s})
+    _report_end(result, on_progress)
+    return result
+
+
+def _report_end(result: SearchResult, on_progress: OnProgress) -> None:
     if result.ranking:
         first = result.ranking[0]
         note = f"{plural(len(result.ranking), 'candidate')}, {first.name} first with {first.score:.3f}"
         on_progress("search", len(result.rungs), len(result.rungs), note)
-    outlooks[0].learn(work, result.work["images_decoded"] - num_decoded_ahead, result.forecast.came)
-    return result
 
 
 def _import_torch(drawn: DrawnItems, options: SearchOptions, on_progress: OnProgress) -> int:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from raysnap.config.choices import AskedMethod, Method, Proxy, StopReason
@@ -223,6 +224,8 @@ class SearchResult:
         inputs: how candidates saw images, the most common way first; those of different groups share no blocks.
         even_image_size: the `image_size` with which all candidates would see images in the same way; None where they
             do already, or no size makes them.
+        answered: when an earlier search answered the same question, in UTC; its ranking, rungs and forecast are these.
+            None where this search ran.
     """
 
     method: Method
@@ -248,6 +251,18 @@ class SearchResult:
     inputs: tuple[InputGroup, ...] = ()
     even_image_size: int | None = None
     gain: Gain | None = None
+    answered: str | None = None
+
+    def found_again(self, timings_s: Mapping[str, float]) -> SearchResult:
+        """Return what an earlier search found, as the result of one that took these times and computed nothing."""
+        return replace(
+            self,
+            timings_s=dict.fromkeys(self.timings_s, 0.0) | dict(timings_s),
+            work=dict.fromkeys(self.work, 0),
+            bound_s=0.0,
+            peak_activation_bytes=0,
+            peak_memory_bytes=0,
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Return the result as plain values, in the form that `raysnap search --json` prints."""

@@ -2,7 +2,7 @@
 
 from types import SimpleNamespace
 
-from raysnap.cli.search_tables import cells_table, methods_table, noise_lines, overrun_line, read_line
+from raysnap.cli.search_tables import answered_line, cells_table, methods_table, noise_lines, overrun_line, read_line
 from raysnap.runs.questions import gain_text
 
 
@@ -82,3 +82,9 @@ def test_a_gain_that_may_be_luck_is_called_so():
     assert gain_text(gain) == said
     assert gain_text(gain | {"low": -0.01}).endswith("; that may be luck")
     assert "scores 0.020 less than" in gain_text(gain | {"value": -0.02})
+
+
+def test_an_answer_of_an_earlier_search_says_whose_it_is():
+    result = {"answered": "2026-01-31T12:00:00Z", "forecast": {"came": {"timings_s": {"total": 11.3}}}}
+    line = answered_line(result)
+    assert "2026-01-31T12:00:00Z, which took 11.3" in line and "--feature-cache 0" in line

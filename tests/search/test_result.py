@@ -24,7 +24,7 @@ def test_a_result_is_plain_json_with_its_keys(find, resnets):
     assert set(document) - {"dataset"} == {
         "method", "proxy", "num_candidates", "ranking", "timings_s", "work", "bound_s", "precision",
             "peak_activation_bytes", "peak_memory_bytes", "skipped", "rungs", "static_baseline", "expected_loss",
-            "stopped", "narrowing", "forecast", "inputs", "even_image_size", "data", "records", "gain",
+            "stopped", "narrowing", "forecast", "inputs", "even_image_size", "data", "records", "gain", "answered",
     }  # fmt: skip
     assert set(document["ranking"][0]) == {
         "rank", "snapshot", "name", "score", "num_train", "num_test", "tied_with_best", "within_tolerance",
