@@ -1,11 +1,12 @@
 """Time whole searches side by side: this build's, those of Alsatian's own code, and those of another build of raysnap.
 
-`benchmarks/peer.py [--peer CHECKOUT] [--packages DIR] [--against CHECKOUT] [--programs A,B] [--cached] [--loaders N]
-[--repeats N] [--warmups N] [--architecture NAME] [--snapshots N] [--distribution NAME] [--base WEIGHTS] [--store STORE]
-[--dataset TASK] [--image-size PX] [--train N] [--test N] [--dir DIR]`: every figure is of a process from its start to
-its end. Programs take turns; before each turn what raysnap keeps beside a dataset is deleted, unless with `--cached`,
-so that every search decodes its images or tokenises its texts. What is measured is announced first, on stderr; the last
-line, on stdout, is one JSON document with medians and, per turn, how many times as long as the first program each took.
+`benchmarks/peer.py [--peer CHECKOUT] [--packages DIR] [--against CHECKOUT] [--programs A,B] [--cached answers|features]
+[--loaders N] [--repeats N] [--warmups N] [--architecture NAME] [--snapshots N] [--distribution NAME] [--base WEIGHTS]
+[--store STORE] [--dataset TASK] [--image-size PX] [--train N] [--test N] [--dir DIR]`: every figure is of a process
+from its start to its end. Programs take turns; before each turn what raysnap keeps beside a dataset is deleted, so that
+every search decodes its images or tokenises its texts. `--cached answers` leaves all of it, `--cached features` all but
+answers. What is measured is announced first, on stderr; the last line, on stdout, is one JSON document with medians
+and, per turn, how many times as long as the first program each took.
 
 Alsatian is github.com/hpides/alsatian, branch `reproducibility`, unchanged; `peer_process.py` runs it. With `--peer` it
 makes the snapshots, which are imported block for block, and both systems read the same JPEGs. With `--architecture
@@ -110,7 +111,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--packages", type=Path, help="a folder of packages that only Alsatian imports")
     parser.add_argument("--against", type=Path, help="a checkout of another build of raysnap")
     parser.add_argument("--programs", help="a list with commas, the reference first; by default each side's default")
-    parser.add_argument("--cached", action="store_true", help="keep decoded images and features between turns")
+    parser.add_argument("--cached", choices=("features", "answers"), help="what to keep between turns, besides pixels")
     parser.add_argument("--loaders", type=int, default=0, help="processes that decode images for Alsatian")
     parser.add_argument("--repeats", type=int, default=3, help="turns")
     parser.add_argument("--warmups", type=int, default=1, help="turns of raysnap's before these, not counted")
@@ -253,8 +254,8 @@ def measure(options: argparse.Namespace, data: Path, programs: dict[str, Program
         for name, program in programs.items():
             if turn < 1 and name.startswith(PEER):
                 continue
-            if not options.cached:
-                shutil.rmtree(data / ".raysnap", ignore_errors=True)
+            if options.cached != "answers":
+                shutil.rmtree(data / ".raysnap" / ("answers" if options.cached else ""), ignore_errors=True)
             for kept in data.glob(PEER_CACHE):
                 shutil.rmtree(kept)
             taken = run(program, data)
