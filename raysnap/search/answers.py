@@ -59,7 +59,6 @@ class AnswerFile:
         options = setup.options
         if not options.feature_cache_bytes or options.time_budget_s is not None:
             return None
-        table = field.store.record_table() if options.use_records else None
         facts = (
             FORMAT,
             _describe_build(),
@@ -68,7 +67,8 @@ class AnswerFile:
             options.model_dump_json(exclude={"feature_cache_bytes"}),
             field.summaries,
             candidates,
-            table and [table.digests_R32.tobytes(), table.starts],
+            # Places by records depend on the lineages of all snapshots.
+            field.records and (field.records.digests_R32.tobytes(), field.store.lineages()),
             (drawn.dataset.name, drawn.dataset.classes, drawn.dataset.notes, drawn.dataset.left_out),
             [(str(item.path), item.label) for item in (*drawn.train, *drawn.test)],
             [cache.directory.name for cache in drawn.caches.values()],  # digests of all files' sizes and times

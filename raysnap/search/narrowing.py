@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,6 +21,7 @@ from raysnap.search.plan.strata import Body, find_bodies, order_evenly
 from raysnap.search.plan.tree import Candidate, find_misfit
 from raysnap.search.result import GroupNarrowing, Narrowing, RankedSnapshot
 from raysnap.store.index import SnapshotSummary
+from raysnap.store.records import RecordTable
 from raysnap.store.store import Store
 
 if TYPE_CHECKING:
@@ -62,6 +64,11 @@ class Field:
         if len(self.bodies) > self._limit >= MIN_FOR_TWO_ROUNDS:
             self._num_later = self._limit // SECOND_ROUND_SHARE
             self.options = options.model_copy(update={"tolerance": options.tolerance / 2})
+
+    @cached_property
+    def records(self) -> RecordTable | None:
+        """What came of fine-tunes on other datasets; None where the options leave that out."""
+        return self.store.record_table() if self.options.use_records else None
 
     def first_round(self) -> list[Candidate]:
         """Return the candidates of the first round, by id: all, or some of every kind."""

@@ -7,12 +7,12 @@ from dataclasses import replace
 
 import numpy as np
 
-from raysnap.config.search_options import SearchOptions
 from raysnap.datasets.dataset import Dataset
 from raysnap.errors import RaysnapError
 from raysnap.search.result import RankedSnapshot, RecordsUsed
 from raysnap.search.standings import Expected, expect, join
 from raysnap.store.index import SnapshotSummary
+from raysnap.store.records import RecordTable
 from raysnap.store.store import Store
 
 
@@ -21,16 +21,16 @@ def place(
     store: Store,
     summaries: Mapping[str, SnapshotSummary],
     dataset: Dataset,
-    options: SearchOptions,
+    table: RecordTable | None,
 ) -> tuple[tuple[RankedSnapshot, ...], RecordsUsed | None]:
     """Return the ranking in its final order, and what records had to do with it; without records the order stays.
 
     Args:
         summaries: what the index knows of the ranked snapshots and of their bases, by id.
         dataset: the one asked about.
+        table: all records; None where they are not to count.
     """
     described = [_described(line, store, summaries, dataset) for line in ranking]
-    table = store.record_table() if options.use_records else None
     if not described or table is None or not len(table):
         return tuple(described), None
     bases = {one.id: one.base for one in store.lineages()}

@@ -175,7 +175,7 @@ def _sum_up(
     losses = [contest.expected_loss for contest in contests if contest.expected_loss is not None]
     reports = tuple(report for contest in contests for report in contest.reports)
     options, first = contests[0].options, outlooks[0]
-    ranking, records = place(field.rank(), field.store, field.summaries, first.dataset, options)
+    ranking, records = place(field.rank(), field.store, field.summaries, first.dataset, field.records)
     stopped = contests[-1].stopped or "all_items"
     static = pick_static_baseline(list(candidates.values()), ranking)
     return SearchResult(

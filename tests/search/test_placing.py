@@ -4,7 +4,6 @@ import dataclasses
 
 import pytest
 
-from raysnap.config.search_options import SearchOptions
 from raysnap.datasets.dataset import Dataset
 from raysnap.search.placing import place, root_of
 from raysnap.search.result import RankedSnapshot
@@ -27,14 +26,14 @@ def store(tmp_path) -> Store:
     return store
 
 
-def rank(store: Store, dataset_name: str = "cars", **options):
+def rank(store: Store, dataset_name: str = "cars", *, use_records: bool = True):
     ids, dataset = store.refs(), Dataset(dataset_name, store.path, (), {}, digest=f"digest of {dataset_name}")
     ranking = [
         RankedSnapshot(number, ids[name], name, 1.0 - number / 10, 8, 8, tied_with_best=False, within_tolerance=False)
         for number, name in enumerate(NAMES, start=1)
     ]
     summaries = {summary.id: summary for summary in store.summaries()}
-    return place(ranking, store, summaries, dataset, SearchOptions(**options))
+    return place(ranking, store, summaries, dataset, store.record_table() if use_records else None)
 
 
 def remember(store: Store, *, dataset: str = "pets") -> None:
