@@ -69,7 +69,7 @@ class AnswerFile:
             candidates,
             # Places by records depend on the lineages of all snapshots.
             field.records and (field.records.digests_R32.tobytes(), field.store.lineages()),
-            (drawn.dataset.name, drawn.dataset.classes, drawn.dataset.notes, drawn.dataset.left_out),
+            [getattr(drawn.dataset, name) for name in ("name", "digest", "classes", "notes", "left_out")],
             [(str(item.path), item.label) for item in (*drawn.train, *drawn.test)],
             [cache.directory.name for cache in drawn.caches.values()],  # digests of all files' sizes and times
         )
