@@ -4,26 +4,36 @@ from __future__ import annotations
 
 import platform
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from raysnap.system import cpu_name, num_cpus, package_version
+
+# What drivers of GPUs have on Linux: NVIDIA's, its in a container, on a Jetson and on Windows; AMD's.
+DRIVERS = tuple(map(Path, ("/proc/driver/nvidia", "/dev/nvidiactl", "/dev/nvmap", "/dev/dxg", "/dev/kfd")))
 
 
 def describe_environment() -> dict[str, Any]:
     """Return the versions, processors and commit that a result depends on."""
-    gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     versions = {name: package_version(name) for name in ("raysnap", "torch", "torchvision", "ray")}
     return versions | {
         "python": platform.python_version(),
         "platform": platform.platform(),
         "cpu": cpu_name(),
         "num_cpus": num_cpus(),
-        "gpus": gpus,
+        "gpus": _gpu_names(),
         "commit": _commit(),
     }
+
+
+def _gpu_names() -> list[str]:
+    """Return the names of the GPUs that torch finds; where no driver is, torch need not be imported to find none."""
+    if sys.platform == "linux" and not any(path.exists() for path in DRIVERS):
+        return []
+    import torch
+
+    return [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
 
 
 def _commit() -> str | None:
