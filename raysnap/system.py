@@ -18,6 +18,9 @@ from blake3 import blake3
 PRETEND_GPUS = "RAYSNAP_PRETEND_GPUS"
 """Environment variable; 1 lets what has a GPU of Ray's run on the CPU, for tests of clusters without GPUs."""
 
+# What drivers of GPUs have on Linux: NVIDIA's, its in a container, on a Jetson and on Windows; AMD's.
+GPU_DRIVERS = tuple(map(Path, ("/proc/driver/nvidia", "/dev/nvidiactl", "/dev/nvmap", "/dev/dxg", "/dev/kfd")))
+
 _entered_s: float | None = None  # when this process began to run a command
 
 
@@ -87,6 +90,11 @@ def giving_back_memory() -> Iterator[None]:
 def num_cpus() -> int:
     """Return the number of CPUs that this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def has_gpu_driver() -> bool:
+    """Return whether a GPU's driver may be here, which on Linux is known without torch."""
+    return sys.platform != "linux" or any(path.exists() for path in GPU_DRIVERS)
 
 
 def cpu_name() -> str:

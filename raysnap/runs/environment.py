@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import platform
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
-from raysnap.system import cpu_name, num_cpus, package_version
-
-# What drivers of GPUs have on Linux: NVIDIA's, its in a container, on a Jetson and on Windows; AMD's.
-DRIVERS = tuple(map(Path, ("/proc/driver/nvidia", "/dev/nvidiactl", "/dev/nvmap", "/dev/dxg", "/dev/kfd")))
+from raysnap.system import cpu_name, has_gpu_driver, num_cpus, package_version
 
 
 def describe_environment() -> dict[str, Any]:
@@ -29,7 +25,7 @@ def describe_environment() -> dict[str, Any]:
 
 def _gpu_names() -> list[str]:
     """Return the names of the GPUs that torch finds; where no driver is, torch need not be imported to find none."""
-    if sys.platform == "linux" and not any(path.exists() for path in DRIVERS):
+    if not has_gpu_driver():
         return []
     import torch
 

@@ -1,7 +1,7 @@
 """Rank a store's snapshots for a dataset: plan what to compare, compare it in one round or two, sum up.
 
-Until the first round nothing needs torch, which takes a second or two to import; images are decoded meanwhile. What an
-earlier process asked is answered without it.
+Until the first round nothing needs torch, which takes a second or two to import; meanwhile images are decoded and
+blocks read. What an earlier process asked is answered without it.
 """
 
 from __future__ import annotations
@@ -34,6 +34,8 @@ from raysnap.search.engine.work import Work
 from raysnap.search.narrowing import Field
 from raysnap.search.placing import place
 from raysnap.search.plan.forecast import add_up
+from raysnap.search.plan.tree import Candidate
+from raysnap.search.read_ahead import ReadAhead
 from raysnap.search.result import ForecastReport, Gain, Narrowing, RankedSnapshot, SearchResult, SkippedSnapshot
 from raysnap.store.store import Store
 
@@ -88,6 +90,9 @@ def search(
     setup = replace(setup, options=field.options)
     drawn = setup.draw_items(dataset, candidates)
     num_decoded_ahead, answer = 0, None
+    outlooks: list[Outlook] = []
+    accounts: list[Account] = []
+    blocks = ReadAhead(store)
     if "torch" not in sys.modules:
         with work.timed("plan"):
             answer = AnswerFile.of(setup, field, candidates, drawn)
@@ -95,14 +100,12 @@ def search(
         if known:
             return _answer_again(known, work, started_s, on_progress)
         with work.timed("start"):
-            num_decoded_ahead = _import_torch(drawn, options, on_progress)
+            num_decoded_ahead = _import_torch(setup, drawn, candidates, blocks, on_progress)
     from raysnap.search.rounds import hold_contest
 
-    outlooks: list[Outlook] = []
-    accounts: list[Account] = []
     while candidates:
         outlook, contest, account = hold_contest(
-            setup, store, drawn, candidates, started_s, on_progress, is_first=not outlooks
+            setup, blocks, drawn, candidates, started_s, on_progress, is_first=not outlooks
         )
         if not contest.reports:  # there was no time for another round
             break
@@ -141,8 +144,10 @@ def _report_end(result: SearchResult, on_progress: OnProgress) -> None:
         on_progress("search", len(result.rungs), len(result.rungs), note)
 
 
-def _import_torch(drawn: DrawnItems, options: SearchOptions, on_progress: OnProgress) -> int:
-    """Import what computes, and meanwhile decode the items, unless a time budget leaves open which.
+def _import_torch(
+    setup: Setup, drawn: DrawnItems, candidates: Sequence[Candidate], blocks: ReadAhead, on_progress: OnProgress
+) -> int:
+    """Import what computes, meanwhile decode the items, unless a time budget leaves open which, and then read blocks.
 
     Returns:
         How many images were decoded.
@@ -154,8 +159,9 @@ def _import_torch(drawn: DrawnItems, options: SearchOptions, on_progress: OnProg
     with ThreadPoolExecutor(1) as beside:
         importing = beside.submit(import_module, "raysnap.search.rounds")
         num_decoded = 0
-        if options.time_budget_s is None:
+        if setup.options.time_budget_s is None:
             num_decoded = drawn.decode(len(drawn.train), len(drawn.test), on_progress, is_busy=True).num_decoded
+        blocks.read(setup, drawn.dataset, candidates, importing.done)
         importing.result()
     on_progress("search/libraries", 1, 1, "")
     return num_decoded

@@ -16,12 +16,11 @@ from raysnap.search.engine.cached_source import CachedSource
 from raysnap.search.engine.feature_cache import FeatureCache
 from raysnap.search.engine.items import DrawnItems, ProbeItems
 from raysnap.search.engine.setup import Setup, open_executor
-from raysnap.search.engine.source import FeatureSource, OnShare
+from raysnap.search.engine.source import BlockReader, FeatureSource, OnShare
 from raysnap.search.engine.work import Work
 from raysnap.search.outlook import Outlook, look_ahead
 from raysnap.search.plan.rungs import plan_rungs
 from raysnap.search.plan.tree import Candidate, PrefixTree, build_tree
-from raysnap.store.store import Store
 from raysnap.system import cache_place, giving_back_memory
 
 log = logging.getLogger(__name__)
@@ -29,7 +28,7 @@ log = logging.getLogger(__name__)
 
 def hold_contest(
     setup: Setup,
-    store: Store,
+    blocks: BlockReader,
     drawn: DrawnItems,
     candidates: Sequence[Candidate],
     started_s: float,
@@ -58,7 +57,7 @@ def hold_contest(
     def on_share(share: float) -> None:
         on_progress("search/features", round(100 * share), 100, "")
 
-    with giving_back_memory(), _open_source(setup, store, tree, items, work, on_share) as source:
+    with giving_back_memory(), _open_source(setup, blocks, tree, items, work, on_share) as source:
         if cache is not None:
             source = CachedSource(source, tree, items, len(items.positions), cache)
         contest = Contest(tree, source, items, setup.options, setup.pick_device())
@@ -79,11 +78,11 @@ def hold_contest(
 
 @contextmanager
 def _open_source(
-    setup: Setup, store: Store, tree: PrefixTree, items: ProbeItems, work: Work, on_share: OnShare
+    setup: Setup, blocks: BlockReader, tree: PrefixTree, items: ProbeItems, work: Work, on_share: OnShare
 ) -> Iterator[FeatureSource]:
     """Open where the contest's features come from: this process, or workers on the running Ray."""
     if setup.options.workers == 1:
-        with open_executor(setup, store, tree, items, work, on_share) as executor:
+        with open_executor(setup, blocks, tree, items, work, on_share) as executor:
             yield executor
     else:
         from raysnap.search.engine.fleet import Fleet  # ray takes seconds to import

@@ -32,6 +32,7 @@ from raysnap.store.backends.place import (
     REFS,
     SNAPSHOTS,
     TMP,
+    Allocate,
     Needed,
     OnRead,
     Place,
@@ -170,10 +171,34 @@ class Store:
         """
         from raysnap.models import tensor_bytes
 
+        allocate = tensor_bytes.pinned_memory if device is not None and device.type == "cuda" else None
+        return self.decode_block(digest, self.read_bytes(digest, allocate), device)
+
+    def read_bytes(self, digest: str, allocate: Allocate | None = None) -> memoryview:
+        """Return the verified bytes of a block, in memory of their own, for `decode_block`; needs no torch.
+
+        Args:
+            allocate: takes a number of bytes and returns the memory for them.
+
+        Raises:
+            BlockDamaged: the block is missing, or its bytes do not match its digest.
+        """
         try:
-            allocate = tensor_bytes.pinned_memory if device is not None and device.type == "cuda" else None
-            return tensor_bytes.decode(self._place.read_object(digest, allocate), "its bytes", device)
-        except (StoreDamaged, WeightsError) as error:
+            return self._place.read_object(digest, allocate)
+        except StoreDamaged as error:
+            raise self._damaged(digest, str(error)) from None
+
+    def decode_block(self, digest: str, content: memoryview, device: torch.device | None = None) -> dict[str, Tensor]:
+        """Return the tensors of a block whose bytes `read_bytes` gave, as `read_block` does.
+
+        Raises:
+            BlockDamaged: the bytes aren't those of tensors.
+        """
+        from raysnap.models import tensor_bytes
+
+        try:
+            return tensor_bytes.decode(content, "its bytes", device)
+        except WeightsError as error:
             raise self._damaged(digest, str(error)) from None
 
     def put_tokenizer(self, content: bytes) -> TokenizerEntry:

@@ -20,7 +20,7 @@ from raysnap.search.engine.work import Work
 from raysnap.search.plan.choice import Choice
 from raysnap.search.plan.rungs import shares_prefixes
 from raysnap.search.plan.tree import Candidate, PrefixTree
-from raysnap.store.store import Store, TokenizerReader
+from raysnap.store.store import TokenizerReader
 from raysnap.system import free_memory_bytes
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from raysnap.models.numerics import Numerics
     from raysnap.search.engine.executor import Executor
-    from raysnap.search.engine.source import OnShare
+    from raysnap.search.engine.source import BlockReader, OnShare
 
 FREE_SHARE = 0.8  # the rest is for libraries, and for what else begins to run on the machine
 
@@ -99,7 +99,7 @@ class Setup:
 @contextmanager
 def open_executor(
     setup: Setup,
-    store: Store,
+    blocks: BlockReader,
     tree: PrefixTree,
     items: ProbeItems,
     work: Work,
@@ -114,7 +114,7 @@ def open_executor(
     num_readers = pick_num_readers(tree.nodes, memory_bytes // setup.options.workers)
     with (
         numerics.applied(),
-        Shelf(partial(store.read_block, device=numerics.device), numerics, work, num_readers) as shelf,
+        Shelf(partial(blocks.read_block, device=numerics.device), numerics, work, num_readers) as shelf,
         Executor(
             tree,
             items,

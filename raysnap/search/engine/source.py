@@ -36,6 +36,13 @@ def ignore_share(share: float) -> None:
     """Do nothing: the progress of a source that nobody watches."""
 
 
+class BlockReader(Protocol):
+    """Where a search's blocks come from; a `Store` is one."""
+
+    def read_block(self, digest: str, device: torch.device | None = None) -> dict[str, Tensor]:
+        """Return the block's verified tensors."""
+
+
 class FeatureSource(Protocol):
     """What gives a contest its features; candidates are numbered as in the tree."""
 
