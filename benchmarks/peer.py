@@ -268,6 +268,7 @@ def measure(options: argparse.Namespace, data: Path, programs: dict[str, Program
 def run(program: Program, folder: Path) -> Run:
     """Run a program to its end in a folder; raise SystemExit with its errors where it fails."""
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, program.imports))}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # modules are compiled once, as where they are installed
     with tempfile.TemporaryFile() as errors, tempfile.TemporaryFile() as output:
         started_s = time.perf_counter()
         process = subprocess.Popen(
