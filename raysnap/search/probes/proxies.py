@@ -30,12 +30,13 @@ from raysnap.search.probes.transferability import hscore, logme
 NUM_NEIGHBOURS = 5
 SGD_EPOCHS, SGD_LR, SGD_BATCH_ITEMS = 100, 0.1, 128
 
-# With fewer numbers in all, handing candidates to threads costs more than it saves.
-THREADED_NUMBERS = 500_000
+# With fewer numbers for each, further threads wait longer for Python's lock than they compute.
+THREAD_NUMBERS = 50_000
 # Candidates of one shape that a GPU takes at once: bounds its memory.
 MAX_LOCK_STEP = 64
-# Numbers of the square matrices that a core of a CPU takes at once: larger ones leave its cache.
-CACHED_NUMBERS = 100_000
+# Numbers of the square matrices that a core of a CPU takes at once. The more in a call, the less threads wait for
+# Python's lock between calls; still larger ones leave its cache.
+LOCK_STEP_NUMBERS = 500_000
 # Numbers of the features that a core of a CPU takes at once, in double precision and some times: bounds its memory.
 FEATURE_NUMBERS = 2**21
 
@@ -204,11 +205,12 @@ def score_splits(
         train_labels_N, test_labels_T = labels[split]
         width = probes.train_features[number].shape[1]
         kinds.append(_Kind(len(train_labels_N), width, len(test_labels_T), tuple(np.unique(train_labels_N))))
-    batches = list(_batches(proxy, problems, kinds, device))
     num_numbers = sum(_num_numbers(proxy, kind) for kind in kinds)
     with _one_thread_each(device) as num_threads:
+        num_threads = max(1, min(num_threads, num_numbers // THREAD_NUMBERS))
+        batches = list(_batches(proxy, problems, kinds, device, num_threads))
         scored: Iterator[list[Score]]
-        if num_threads == 1 or num_numbers < THREADED_NUMBERS:
+        if num_threads == 1:
             scored = map(score_batch, batches)
         else:
             # torch's number of threads holds for the thread that set it; in a new one MKL takes all cores.
@@ -238,9 +240,9 @@ class _Kind(NamedTuple):
 
 
 def _batches(
-    proxy: Proxy, problems: Sequence[_Problem], kinds: Sequence[_Kind], device: torch.device
+    proxy: Proxy, problems: Sequence[_Problem], kinds: Sequence[_Kind], device: torch.device, num_threads: int
 ) -> Iterator[list[_Problem]]:
-    """Yield the problems that are solved together, of one kind: as many as fit."""
+    """Yield the problems that are solved together, of one kind: as many as fit, but no more than a thread's part."""
     by_kind: dict[_Kind, list[_Problem]] = defaultdict(list)
     for problem, kind in zip(problems, kinds, strict=True):
         by_kind[kind].append(problem)
@@ -249,7 +251,8 @@ def _batches(
             num_together = MAX_LOCK_STEP
         elif proxy == "linear":
             num_features = (kind.num_train + kind.num_test) * kind.num_dims
-            num_together = max(1, min(CACHED_NUMBERS // _num_numbers(proxy, kind), FEATURE_NUMBERS // num_features))
+            most = min(LOCK_STEP_NUMBERS // _num_numbers(proxy, kind), FEATURE_NUMBERS // num_features)
+            num_together = max(1, min(most, math.ceil(len(alike) / num_threads)))
         else:
             num_together = 1
         yield from (alike[start : start + num_together] for start in range(0, len(alike), num_together))

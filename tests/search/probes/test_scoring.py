@@ -48,7 +48,7 @@ def test_a_score_does_not_depend_on_the_other_candidates(proxy):
     assert len(set(together)) == len(WIDTHS), "a law about equal scores needs scores that differ"
 
 
-@pytest.mark.parametrize(("num_train", "width"), [(19, 77), (61, 512), (150, 130), (101, 45)])
+@pytest.mark.parametrize(("num_train", "width"), [(19, 77), (61, 512), (150, 130), (101, 45), (300, 600), (420, 512)])
 def test_lock_step_scores_equal_those_of_one_by_one(num_train, width):
     """Odd sizes: each candidate's numbers begin anywhere within a cache line, and some converge before others."""
     trains, labels, tests, test_labels = drawn(num_train=num_train, widths=(width,) * 7, num_classes=5)
@@ -61,7 +61,7 @@ def test_lock_step_scores_equal_those_of_one_by_one(num_train, width):
 def test_a_score_is_the_same_to_the_bit_on_one_thread_and_on_two(proxy, monkeypatch):
     trains, labels, tests, test_labels = drawn(num_train=150, widths=(96, 200, 96))
     expected = [bits(score) for score in score_candidates(proxy, trains, labels, tests, test_labels, 0)]
-    monkeypatch.setattr(proxies, "THREADED_NUMBERS", 0)
+    monkeypatch.setattr(proxies, "THREAD_NUMBERS", 1)
     torch.set_num_threads(2)
     try:
         found = [bits(score) for score in score_candidates(proxy, trains, labels, tests, test_labels, 0)]
