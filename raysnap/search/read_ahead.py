@@ -54,10 +54,7 @@ class ReadAhead:
         Raises:
             BlockDamaged: the block is missing, or its bytes do not match its digest.
         """
-        content = self._contents.pop(digest, None)
-        if content is None:
-            return self._store.read_block(digest, device)
-        return self._store.decode_block(digest, content, device)
+        return self._store.read_block(digest, device, self._contents.pop(digest, None))
 
 
 def _room_bytes(setup: Setup, dataset: Dataset) -> int:

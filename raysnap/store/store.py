@@ -156,49 +156,34 @@ class Store:
             self._place.put_object(digest, chunks)
         return BlockWrite(digest, num_bytes, is_new)
 
-    def read_block(self, digest: str, device: torch.device | None = None) -> dict[str, Tensor]:
+    def read_block(
+        self, digest: str, device: torch.device | None = None, content: memoryview | None = None
+    ) -> dict[str, Tensor]:
         """Return the block's tensors under torchvision's full names, as views of one private, writable buffer.
 
-        The file is read once, into memory, and that memory is what is verified.
-
         Args:
-            digest: the block's digest.
             device: where the tensors are placed, for computing with them but not for training them: see
                 `tensor_bytes.decode`. A GPU gets the whole block in one copy from pinned memory.
+            content: what `read_bytes` gave; by default the file is read once, into memory which is then verified.
 
         Raises:
             BlockDamaged: the block is missing, or its bytes do not match its digest.
         """
         from raysnap.models import tensor_bytes
 
-        allocate = tensor_bytes.pinned_memory if device is not None and device.type == "cuda" else None
-        return self.decode_block(digest, self.read_bytes(digest, allocate), device)
-
-    def read_bytes(self, digest: str, allocate: Allocate | None = None) -> memoryview:
-        """Return the verified bytes of a block, in memory of their own, for `decode_block`; needs no torch.
-
-        Args:
-            allocate: takes a number of bytes and returns the memory for them.
-
-        Raises:
-            BlockDamaged: the block is missing, or its bytes do not match its digest.
-        """
-        try:
-            return self._place.read_object(digest, allocate)
-        except StoreDamaged as error:
-            raise self._damaged(digest, str(error)) from None
-
-    def decode_block(self, digest: str, content: memoryview, device: torch.device | None = None) -> dict[str, Tensor]:
-        """Return the tensors of a block whose bytes `read_bytes` gave, as `read_block` does.
-
-        Raises:
-            BlockDamaged: the bytes aren't those of tensors.
-        """
-        from raysnap.models import tensor_bytes
-
+        if content is None:
+            is_gpu = device is not None and device.type == "cuda"
+            content = self.read_bytes(digest, tensor_bytes.pinned_memory if is_gpu else None)
         try:
             return tensor_bytes.decode(content, "its bytes", device)
         except WeightsError as error:
+            raise self._damaged(digest, str(error)) from None
+
+    def read_bytes(self, digest: str, allocate: Allocate | None = None) -> memoryview:
+        """Return the verified bytes of a block, in memory of their own or that `allocate` gives; needs no torch."""
+        try:
+            return self._place.read_object(digest, allocate)
+        except StoreDamaged as error:
             raise self._damaged(digest, str(error)) from None
 
     def put_tokenizer(self, content: bytes) -> TokenizerEntry:
