@@ -199,10 +199,10 @@ def test_a_block_that_raises_skips_its_candidates_only(resnets, data_dir, monkey
     broken = {block.digest for block in resnets.manifest("three").blocks[-4:-1]}
     read = Store.read_block
 
-    def read_block(store, digest, device=None):
+    def read_block(store, digest, device=None, content=None):
         if digest in broken:
             raise NotImplementedError("a fault\nof two lines")
-        return read(store, digest, device)
+        return read(store, digest, device, content)
 
     monkeypatch.setattr(Store, "read_block", read_block)
     result = search(resnets, DATA, data_dir=data_dir, method="shared")
@@ -213,7 +213,7 @@ def test_a_block_that_raises_skips_its_candidates_only(resnets, data_dir, monkey
 
 @pytest.mark.parametrize("error", [MemoryError("full"), OSError(24, "Too many open files"), StoreError("gone")])
 def test_a_fault_of_the_machine_ends_the_search(resnets, data_dir, monkeypatch, error):
-    def read_block(store, digest, device=None):
+    def read_block(store, digest, device=None, content=None):
         raise error
 
     monkeypatch.setattr(Store, "read_block", read_block)
