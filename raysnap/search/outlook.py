@@ -79,13 +79,18 @@ class Outlook:
         )
         return Forecast(self.choice.method, timings_s | {"total": total_s}, work.image_forwards, rungs)
 
-    def learn(self, work: Work, num_decoded: int, came: Forecast) -> None:
-        """Keep what a search in this process says of the device's pace."""
+    def learn(self, work: Work, num_decoded: int, num_read_bytes: int, came: Forecast) -> None:
+        """Keep what a search in this process says of the device's pace.
+
+        Args:
+            num_decoded: images decoded, and `num_read_bytes` bytes of blocks read, in the seconds of these stages: not
+                those before, while torch was imported.
+        """
         if self.setup.options.workers > 1:
             return
         question, rates = self.question, self.question.pace.rates
         usual_s = {
-            "load_blocks": work.block_bytes_read / rates.read_bytes_per_s,
+            "load_blocks": num_read_bytes / rates.read_bytes_per_s,
             "decode": num_decoded * rates.decode_s / question.pace.num_streams,
             "inference": sum(laps.total_s for laps in work.laps.values()) / question.pace.num_streams
             + len(came.rungs) * rates.rung_s * (work.block_item_passes > 0),

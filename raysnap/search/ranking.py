@@ -89,10 +89,8 @@ def search(
         candidates = field.first_round()
     setup = replace(setup, options=field.options)
     drawn = setup.draw_items(dataset, candidates)
-    num_decoded_ahead, answer = 0, None
-    outlooks: list[Outlook] = []
-    accounts: list[Account] = []
     blocks = ReadAhead(store)
+    num_decoded_ahead, answer = 0, None
     if "torch" not in sys.modules:
         with work.timed("plan"):
             answer = AnswerFile.of(setup, field, candidates, drawn)
@@ -103,6 +101,8 @@ def search(
             num_decoded_ahead = _import_torch(setup, drawn, candidates, blocks, on_progress)
     from raysnap.search.rounds import hold_contest
 
+    outlooks: list[Outlook] = []
+    accounts: list[Account] = []
     while candidates:
         outlook, contest, account = hold_contest(
             setup, blocks, drawn, candidates, started_s, on_progress, is_first=not outlooks
@@ -122,7 +122,8 @@ def search(
     account = replace(accounts[0], bad=tuple(dict.fromkeys(fault for one in accounts for fault in one.bad)))
     result = _sum_up(field, narrowing, outlooks, work, account, time.perf_counter() - started_s)
     _report_end(result, on_progress)
-    outlooks[0].learn(work, result.work["images_decoded"] - num_decoded_ahead, result.forecast.came)
+    num_decoded = result.work["images_decoded"] - num_decoded_ahead
+    outlooks[0].learn(work, num_decoded, work.block_bytes_read - blocks.num_bytes_ahead, result.forecast.came)
     if answer:
         answer.keep(result)
     return result

@@ -27,9 +27,14 @@ AHEAD_SHARE = 1 / 8
 
 
 class ReadAhead:
-    """A store's blocks, as `Store.read_block` gives them, of which some are here already, each to be taken once."""
+    """A store's blocks, as `Store.read_block` gives them, of which some are here already, each to be taken once.
+
+    Attributes:
+        num_bytes_ahead: bytes of the blocks that were read ahead.
+    """
 
     def __init__(self, store: Store):
+        self.num_bytes_ahead = 0
         self._store = store
         self._contents: dict[str, memoryview] = {}
 
@@ -47,6 +52,7 @@ class ReadAhead:
                 break
             with suppress(RaysnapError):
                 self._contents[block.digest] = self._store.read_bytes(block.digest)
+                self.num_bytes_ahead += block.num_bytes
 
     def read_block(self, digest: str, device: torch.device | None = None) -> dict[str, Tensor]:
         """Return the block's tensors.

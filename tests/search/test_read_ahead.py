@@ -53,6 +53,31 @@ Store.read_bytes = read_and_note
 result = search(sys.argv[1], sys.argv[2], method="shared")
 print(json.dumps([reads, {line.name: line.score for line in result.ranking}, [one.error for one in result.skipped]]))
 """
+PACE = """
+import json, sys
+from raysnap import system
+from raysnap.search import ranking
+
+system.GPU_DRIVERS = ()
+blocks, learned = [], []
+
+class Noted(ranking.ReadAhead):
+    def __init__(self, store):
+        super().__init__(store)
+        blocks.append(self)
+
+ranking.ReadAhead, import_torch = Noted, ranking._import_torch
+
+def import_and_note(*args):
+    found = import_torch(*args)
+    from raysnap.search.outlook import Outlook
+    Outlook.learn = lambda outlook, work, num_decoded, num_read_bytes, came: learned.append(num_read_bytes)
+    return found
+
+ranking._import_torch = import_and_note
+result = ranking.search(sys.argv[1], sys.argv[2], method="shared")
+print(json.dumps([blocks[0].num_bytes_ahead, learned[0], result.work["block_bytes_read"]]))
+"""
 
 
 @pytest.fixture(autouse=True)
@@ -132,6 +157,11 @@ def test_reading_ends_with_the_import_and_with_the_room(resnets, photos, monkeyp
     for share, num_read in ((1.0, 2), (1 - 1e-6, 1)):
         monkeypatch.setattr(read_ahead, "AHEAD_SHARE", share / read_ahead.FREE_SHARE)
         assert list(read(resnets, photos)._contents) == list(first)[:num_read]
+
+
+def test_blocks_read_ahead_say_nothing_of_the_pace(resnets, photos):
+    read_ahead_bytes, learned_bytes, all_bytes = run(PACE, resnets.path, photos)
+    assert 0 < read_ahead_bytes <= all_bytes and learned_bytes == all_bytes - read_ahead_bytes
 
 
 def test_a_fresh_process_reads_ahead_and_finds_the_same(find, resnets, photos):
