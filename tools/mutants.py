@@ -25,7 +25,7 @@ from tempfile import TemporaryDirectory
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from tools.mutations import datasets, files, formats, models, places, store  # noqa: E402
+from tools.mutations import datasets, files, formats, models, places, search, store  # noqa: E402
 from tools.mutations.mutant import Mutant  # noqa: E402
 
 NUM_JOBS = int(os.environ.get("RAYSNAP_JOBS", "2"))
@@ -34,7 +34,7 @@ FAILED = 1  # pytest's exit code for tests that failed, and not for its own trou
 LAWS = "raysnap/testing/store_laws.py"  # whose tests classes of other files inherit
 
 MUTANTS: list[Mutant] = [
-    mutant for part in (store, places, formats, files, models, datasets) for mutant in part.MUTANTS
+    mutant for part in (store, places, formats, files, models, datasets, search) for mutant in part.MUTANTS
 ]
 
 

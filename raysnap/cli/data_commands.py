@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
@@ -18,9 +18,8 @@ from raysnap.cli.console import (
     print_json,
     print_result,
 )
+from raysnap.config.choices import CacheKind, ClassLevel
 from raysnap.progress import show_progress
-
-ClassFolders = Literal["outer", "inner"]
 
 data_app = typer.Typer(help="List, prepare and check datasets.")
 
@@ -79,7 +78,7 @@ def data_prepare(
         str | None, typer.Option("--text-column", metavar="COLUMN", help="Column of the texts in tables of them.")
     ] = None,
     class_folders: Annotated[
-        ClassFolders | None,
+        ClassLevel | None,
         typer.Option(
             "--class-folders",
             metavar="LEVEL",
@@ -227,7 +226,7 @@ def data_cache(
     ] = None,
     clear: Annotated[bool, typer.Option("--clear", help="Delete what is listed.")] = False,
     kind: Annotated[
-        Literal["pixels", "tokens", "features", "answers", "prefixes", "blocks"] | None,
+        CacheKind | None,
         typer.Option("--kind", help="Only caches of this kind."),
     ] = None,
     data_dir: DataDir = Path("data"),

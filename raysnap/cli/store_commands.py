@@ -21,6 +21,7 @@ from raysnap.cli.console import (
     print_text,
     store_place,
 )
+from raysnap.config.choices import Interpolation, UsageAxis
 from raysnap.errors import RaysnapError, StoreDamaged, StoreUnreadable, UsageError
 from raysnap.humanize import given_first
 
@@ -195,7 +196,7 @@ def store_add(
         typer.Option("--resize", metavar="N[xN]", help="What images are resized to: the shorter side, or both (NxN)."),
     ] = None,
     interpolation: Annotated[
-        Literal["nearest", "bilinear", "bicubic", "lanczos"] | None,
+        Interpolation | None,
         typer.Option("--interpolation", help="How images are resized."),
     ] = None,
     mean: Annotated[
@@ -461,7 +462,7 @@ def store_rm(
 @store_app.command("du")
 def store_du(
     by: Annotated[
-        Literal["lineage", "dataset", "architecture", "age"],
+        UsageAxis,
         typer.Option("--by", help="What snapshots are grouped by; lineage is the base that fine-tunes began with."),
     ] = "lineage",
     store_dir: StoreDir = Path("store"),

@@ -10,7 +10,13 @@ TRANSFERABILITY: tuple[Proxy, ...] = ("hscore", "logme")  # scores that need no 
 StopReason = Literal["tolerance", "no_gain", "all_items", "time_budget"]
 Precision = Literal["auto", "float32", "fast_float32", "bfloat16", "float16"]
 TrackerName = Literal["mlflow", "wandb"]
+Preset = Literal["quick", "good", "best"]  # how much a finetune tries
+Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
+ClassLevel = Literal["outer", "inner"]  # which of two levels of folders names an image's class
 UsageAxis = Literal["lineage", "dataset", "architecture", "age"]
+# Decoded images, tokens of texts, what searches compute and what they answer, outputs of frozen blocks; and blocks of
+# stores in buckets.
+CacheKind = Literal["pixels", "tokens", "features", "answers", "prefixes", "blocks"]
 
 
 class Status(StrEnum):

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import BeforeValidator, Field, PlainSerializer, model_validator
 
-from raysnap.config.choices import TrackerName
+from raysnap.config.choices import Preset, TrackerName
 from raysnap.config.folders import Folder, NameOrFolder, Storage
 from raysnap.config.jobs import RunConfig, TrialsConfig
 from raysnap.config.parts import BaseConfig, ResourcesConfig, RetrainDepth, ShapesConfig
@@ -275,7 +275,7 @@ class FinetuneConfig(RunConfig):
     )
     data_dir: Folder = Field(Path("data"), description="Folder of the named datasets.")
     dataset: NameOrFolder = Field(description="The dataset: its name or the path of an ImageFolder.")
-    preset: Literal["quick", "good", "best"] = Field(
+    preset: Preset = Field(
         "good", description="How much is tried where the keys below don't say: recipes, starts and epochs."
     )
     starts: tuple[Annotated[str, Field(min_length=1)], ...] = Field(

@@ -20,15 +20,13 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from stat import S_ISREG
-from typing import BinaryIO
+from typing import BinaryIO, get_args
 
+from raysnap.config.choices import CacheKind
 from raysnap.errors import DataError
 from raysnap.system import cache_places, user_cache_dir
 
 KEEP_FREE_BYTES = 256 * 2**20
-KINDS = ("pixels", "tokens", "features", "answers", "prefixes", "blocks")
-"""Decoded images, tokens of texts, what searches compute and what they answer, outputs of frozen blocks; and blocks of
-stores in buckets."""
 
 _LOCK_NAME = ".lock"
 _ENTRY_NAME = re.compile(r"(\w+-)*[0-9a-f]{32}([0-9a-f]{32})?")
@@ -171,12 +169,11 @@ class CacheUse:
     """What one cache of a dataset takes.
 
     Attributes:
-        kind: one of `KINDS`.
         dataset: the dataset's folder; None of a cache in the user's cache folder, which doesn't say.
         num_bytes: what it takes on the disk.
     """
 
-    kind: str
+    kind: CacheKind
     dataset: Path | None
     path: Path
     num_bytes: int
@@ -184,12 +181,13 @@ class CacheUse:
 
 def find_caches(dataset_roots: Iterable[Path], *, with_others: bool) -> list[CacheUse]:
     """Return the caches of these datasets, and with `with_others` all others in the user's cache folder."""
-    places: list[tuple[str, Path | None, Path]] = [
-        (kind, root, place) for root in dataset_roots for kind in KINDS for place in cache_places(root, kind)
+    kinds: tuple[CacheKind, ...] = get_args(CacheKind)
+    places: list[tuple[CacheKind, Path | None, Path]] = [
+        (kind, root, place) for root in dataset_roots for kind in kinds for place in cache_places(root, kind)
     ]
     if with_others:
         known = {place for _, _, place in places}
-        others = ((kind, place) for kind in KINDS for place in sorted((user_cache_dir() / kind).glob("*/")))
+        others = ((kind, place) for kind in kinds for place in sorted((user_cache_dir() / kind).glob("*/")))
         places += [(kind, None, place) for kind, place in others if place not in known]
     found = (CacheUse(kind, root, place, _disk_bytes(place)) for kind, root, place in places if place.is_dir())
     return [cache for cache in found if cache.num_bytes]

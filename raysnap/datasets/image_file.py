@@ -19,9 +19,10 @@ from warnings import catch_warnings, simplefilter
 
 from PIL import ExifTags, Image, UnidentifiedImageError
 
+from raysnap.config.choices import Interpolation
 from raysnap.datasets.deep_samples import Shallow, is_deep_colour, to_shallow
 from raysnap.datasets.layout.suffixes import reads_heif
-from raysnap.datasets.resizing import Interpolation, Resizing, resized_shape
+from raysnap.datasets.resizing import Resizing, resized_shape
 from raysnap.errors import SYSTEM_LIMITS, DataError
 from raysnap.system import num_cpus
 

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple, TypeAlias
 
+from raysnap.config.choices import Interpolation
+
 ResizeMode: TypeAlias = Literal["shorter_side", "squash"]
-Interpolation: TypeAlias = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 CropRounding: TypeAlias = Literal["even", "down"]
 
 

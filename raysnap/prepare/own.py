@@ -11,10 +11,11 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from raysnap.config.choices import ClassLevel
 from raysnap.datasets.dataset import BUILT_IN, read_folder
 from raysnap.datasets.image_folder import class_slug, new_folder, read_record
 from raysnap.datasets.layout.account import Account
-from raysnap.datasets.layout.recognise import ClassLevel, Listing, recognise, recognise_table
+from raysnap.datasets.layout.recognise import Listing, recognise, recognise_table
 from raysnap.datasets.layout.suffixes import PARQUET_SUFFIXES, TAR_SUFFIXES, TEXT_TABLE_SUFFIXES
 from raysnap.datasets.layout.walk import walk
 from raysnap.datasets.published import SOURCES

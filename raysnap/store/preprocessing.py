@@ -13,12 +13,13 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, TypeAlias
+from typing import Annotated, Any, Final, Literal, TypeAlias, get_args
 
 from blake3 import blake3
 from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, ValidationError, model_serializer
 
-from raysnap.datasets.resizing import CropRounding, Interpolation, ResizeMode, Resizing
+from raysnap.config.choices import Interpolation
+from raysnap.datasets.resizing import CropRounding, ResizeMode, Resizing
 from raysnap.datasets.text.tokenizing import Tokenizing
 from raysnap.errors import WeightsError
 from raysnap.models.checkpoints.folders import CONFIG_FILE, description
@@ -32,7 +33,6 @@ IMAGENET_STD: Final = (0.229, 0.224, 0.225)
 _WIDER: Final = {"resize_mode": "shorter_side", "crop_rounding": "even"}
 _NARROW_INTERPOLATIONS: Final = ("bilinear", "bicubic")
 
-_TIMM_INTERPOLATIONS: Final = ("nearest", "bilinear", "bicubic", "lanczos")
 _PILLOW_INTERPOLATIONS: Final[Mapping[int, Interpolation]] = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
 _TIMM_CROP_SHARE: Final = 0.875
 
@@ -314,9 +314,9 @@ def of_timm(config: Mapping[str, Any], where: str = "pretrained_cfg") -> Preproc
             f"{where}: crop_mode: expected center or squash, found {mode!r:.80}; give --resize and --image-size"
         )
     interpolation = config.get("interpolation") or "bicubic"
-    if interpolation not in _TIMM_INTERPOLATIONS:
+    if interpolation not in (known := get_args(Interpolation)):
         raise WeightsError(
-            f"{where}: interpolation: expected one of {', '.join(_TIMM_INTERPOLATIONS)}, found {interpolation!r:.80}; "
+            f"{where}: interpolation: expected one of {', '.join(known)}, found {interpolation!r:.80}; "
             "give --interpolation"
         )
     return _checked(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -27,13 +27,13 @@ from raysnap.cli.console import (
 from raysnap.cli.job_session import shown_ray_session
 from raysnap.cli.search_arguments import Data, Where
 from raysnap.cluster.session import OBJECT_STORE_BYTES, WORKER_OBJECT_BYTES, interrupted_by_sigterm
+from raysnap.config.choices import Preset
 from raysnap.errors import UsageError
 from raysnap.progress import show_progress
 
 if TYPE_CHECKING:
     from raysnap.config.sweep import FinetuneConfig
 
-Preset = Literal["quick", "good", "best"]
 MAX_LIMIT = 1_000_000
 
 

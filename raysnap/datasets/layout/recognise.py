@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import TypeAlias
 
+from raysnap.config.choices import ClassLevel
 from raysnap.datasets.layout.account import LeftOut
 from raysnap.datasets.layout.splits import SPLITS, is_evaluation, split_called, split_mentioned
 from raysnap.datasets.layout.suffixes import (
@@ -29,7 +30,6 @@ from raysnap.datasets.layout.walk import Folder, join, walk
 from raysnap.errors import DataError
 from raysnap.humanize import plural
 
-ClassLevel: TypeAlias = Literal["outer", "inner"]
 Classes: TypeAlias = dict[str, list[str]]
 
 LAYOUT = "{train,val,test}/<class>/<image>"

@@ -17,8 +17,9 @@ from pathlib import Path
 from pydantic import ValidationError
 from torch import Tensor
 
+from raysnap.config.choices import Interpolation
 from raysnap.config.folders import StorePath, local_path
-from raysnap.datasets.resizing import Interpolation, ResizeMode
+from raysnap.datasets.resizing import ResizeMode
 from raysnap.datasets.text.tokenizer_file import FILE_NAME, find_tokenizer, read_tokenizer
 from raysnap.errors import DataError, SnapshotNotFound, StoreError, WeightsError
 from raysnap.models.architecture import TORCHVISION, parse, shown
