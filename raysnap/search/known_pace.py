@@ -23,12 +23,12 @@ from raysnap.search.plan.costs import BlockSpeed, Kind, shape_of_kind
 from raysnap.search.plan.forecast import DevicePace
 from raysnap.system import cpu_name, user_cache_dir
 
-FORMAT = 1
+FORMAT = 2
 # What one search teaches is halved in effect, on the scale of factors, as the machine may have been busy.
 TRUST = 0.5
 LARGEST_CORRECTION = 8.0
-# Stages that take less than this say nothing about the pace.
-SHORTEST_S = 0.02
+# Stages that take less than this say nothing about the pace: what is done once, whatever the work, counts too much.
+SHORTEST_S = 0.1
 # A file is written again when something in it is new or changes by more than this.
 NOTICEABLE = 0.1
 

@@ -93,7 +93,7 @@ class Outlook:
             "load_blocks": num_read_bytes / rates.read_bytes_per_s,
             "decode": num_decoded * rates.decode_s / question.pace.num_streams,
             "inference": sum(laps.total_s for laps in work.laps.values()) / question.pace.num_streams
-            + len(came.rungs) * rates.rung_s * (work.block_item_passes > 0),
+            + question.rungs_s(len(came.rungs), is_first=True) * (work.block_item_passes > 0),
             question.proxy: sum(
                 question.probes_s(came.method, rung.num_train, rung.num_test, rung.num_candidates)
                 for rung in came.rungs
@@ -105,15 +105,24 @@ class Outlook:
 
 
 def look_ahead(
-    tree: PrefixTree, drawn: DrawnItems, setup: Setup, cache: FeatureCache | None, started_s: float, *, is_first: bool
+    tree: PrefixTree,
+    drawn: DrawnItems,
+    setup: Setup,
+    cache: FeatureCache | None,
+    started_s: float,
+    *,
+    num_bytes_ahead: int,
+    is_first: bool,
 ) -> Outlook:
     """Forecast what the methods that the options allow would take, and choose one of them and its items.
 
     Args:
         started_s: when the search was called, by `time.perf_counter`.
+        num_bytes_ahead: bytes of blocks that were read already.
         is_first: whether this is the search's first round; a second takes the same method and items.
     """
     options, question = setup.options, _pose(tree, drawn, setup, cache)
+    question = replace(question, num_bytes_ahead=num_bytes_ahead)
     budget_s = options.time_budget_s if is_first else None
 
     def choose_now() -> Choice:

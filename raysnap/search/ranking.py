@@ -105,7 +105,14 @@ def search(
     accounts: list[Account] = []
     while candidates:
         outlook, contest, account = hold_contest(
-            setup, blocks, drawn, candidates, started_s, on_progress, is_first=not outlooks
+            setup,
+            blocks,
+            drawn,
+            candidates,
+            started_s,
+            on_progress,
+            num_bytes_ahead=0 if outlooks else blocks.num_bytes_ahead,
+            is_first=not outlooks,
         )
         if not contest.reports:  # there was no time for another round
             break

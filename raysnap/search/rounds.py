@@ -34,15 +34,22 @@ def hold_contest(
     started_s: float,
     on_progress: OnProgress,
     *,
+    num_bytes_ahead: int,
     is_first: bool,
 ) -> tuple[Outlook, Contest, Account]:
-    """Compare these candidates on the dataset, by the rungs of the method, as far as the time budget allows."""
+    """Compare these candidates on the dataset, by the rungs of the method, as far as the time budget allows.
+
+    Args:
+        started_s: when the search was called, by `time.perf_counter`.
+        num_bytes_ahead: bytes of their blocks that were read already.
+        is_first: whether this is the search's first round.
+    """
     planning_s = time.perf_counter()
     tree = build_tree(candidates, sharing=setup.is_sharing)
     cache = None
     if setup.options.feature_cache_bytes:
         cache = FeatureCache(cache_place(drawn.dataset.root, "features"), setup.options.feature_cache_bytes)
-    outlook = look_ahead(tree, drawn, setup, cache, started_s, is_first=is_first)
+    outlook = look_ahead(tree, drawn, setup, cache, started_s, num_bytes_ahead=num_bytes_ahead, is_first=is_first)
     choice = outlook.choice
     work = Work()
     work.timings_s["plan"] = time.perf_counter() - planning_s

@@ -84,7 +84,7 @@ def test_laps_move_a_known_speed_half_of_the_way():
 
 
 def test_corrections_are_of_what_usual_rates_say():
-    usual_s = {"inference": 1.0, "linear": 2.0, "decode": 0.001, "load_blocks": 0.1}
+    usual_s = {"inference": 1.0, "linear": 2.0, "decode": 0.001, "load_blocks": 0.2}
     took_s = {"inference": 4.0, "linear": 1.0, "decode": 0.3, "load_blocks": 100.0}
     first = learn_corrections(pace_with(), usual_s, took_s).corrections
     expected = {"inference": 4.0, "linear": 0.5, "load_blocks": 8.0}

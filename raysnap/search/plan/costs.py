@@ -23,24 +23,26 @@ class Rates:
         flops_per_s: of each stream: each core of a CPU runs one, a GPU is one.
         call_s: seconds that a block takes on a batch before its first item: the launches of its kernels.
         rung_s: seconds that a rung takes whatever is in it: kernels chosen for batches of new sizes, waits at its end.
+        first_rung_s: that the first one takes more: memory touched and libraries made ready for the first time.
         read_bytes_per_s: of blocks read, verified and made ready.
         handover_bytes_per_s: of writing activations for another worker; reading them takes as long again.
         dispatch_s: seconds that starting a piece on a wave takes.
         decode_s: of decoding an image that no earlier job has decoded; `pixel_s` of reading a decoded one.
-        probe_s: of scoring candidates that are scored together, whatever their features; `probe_flops_per_s` is the
-            rate of the rest of it.
+        probe_s: of fitting probes that are fitted together, whatever their features; `probe_flops_per_s` is the rate
+            of the rest of it.
     """
 
     flops_per_s: float = 5e10
     call_s: float = 2e-4
-    rung_s: float = 0.05
+    rung_s: float = 0.02
+    first_rung_s: float = 0.2
     read_bytes_per_s: float = 3e8
     handover_bytes_per_s: float = 1e9
     dispatch_s: float = 0.003
     decode_s: float = 0.004
     pixel_s: float = 1e-4
-    probe_s: float = 0.01
-    probe_flops_per_s: float = 2e10
+    probe_s: float = 8e-4
+    probe_flops_per_s: float = 1.2e10
 
 
 @dataclass(frozen=True)

@@ -34,12 +34,18 @@ STAGES = ("load_blocks", "decode", "inference", "proxy")
 # What a device takes that nothing was measured on yet, by its type: one core of a server's CPU, and one H100, whose
 # rates give the times of docs/search_speed.md.
 USUAL_RATES = {
-    "cpu": Rates(probe_flops_per_s=8e9),
+    "cpu": Rates(),
     "cuda": Rates(
-        flops_per_s=1e14, call_s=6e-4, rung_s=0.06, read_bytes_per_s=8e9, probe_s=0.05, probe_flops_per_s=1e12
+        flops_per_s=1e14,
+        call_s=6e-4,
+        rung_s=0.06,
+        first_rung_s=0.0,
+        read_bytes_per_s=8e9,
+        probe_s=0.05,
+        probe_flops_per_s=1e12,
     ),
 }
-# The most candidates that are scored together.
+# The most probes that `Rates.probe_s` is for: a CPU takes longer with each, a GPU fits many at once.
 LOCK_STEP = {"cpu": 1, "cuda": 64}
 
 # FLOPs of scoring one candidate, from its train items, test items, dimensions and classes: a linear probe works in the
@@ -138,6 +144,7 @@ class Question:
     Attributes:
         candidates: those that can run.
         nodes: those that must run, as neither features nor activations below them are cached.
+        num_bytes_ahead: bytes of their blocks that were read already.
     """
 
     tree: PrefixTree
@@ -146,6 +153,7 @@ class Question:
     proxy: Proxy
     num_classes: int
     pace: DevicePace
+    num_bytes_ahead: int = 0
 
     def unmeasured_kinds(self) -> list[Kind]:
         """Return the kinds of blocks that must run and whose speed isn't known, those with the most work first."""
@@ -157,38 +165,51 @@ class Question:
         return sorted(work, key=lambda kind: (-work[kind], kind))
 
     def forecast(
-        self, method: Method, rungs: Sequence[Rung], entrants: Sequence[int], *, num_undecoded: int, start_s: float
+        self,
+        method: Method,
+        rungs: Sequence[Rung],
+        entrants: Sequence[int],
+        *,
+        num_undecoded: int,
+        start_s: float,
+        end_chance: float = 0.0,
     ) -> Forecast:
-        """Return what these rungs would take.
+        """Return what these rungs are expected to take.
 
         Args:
             entrants: how many candidates enter each rung; the rungs after these don't run.
+            end_chance: the probability that a rung is the last one.
             num_undecoded: how many images must be decoded.
             start_s: seconds that have passed.
         """
         timings_s = {"start": start_s} | dict.fromkeys(STAGES, 0.0)
-        timings_s["load_blocks"] = self.pace.correct(
-            "load_blocks", self._block_bytes / self.pace.rates.read_bytes_per_s
-        )
+        num_bytes_left = max(0, self._block_bytes - self.num_bytes_ahead)
+        timings_s["load_blocks"] = self.pace.correct("load_blocks", num_bytes_left / self.pace.rates.read_bytes_per_s)
         decode_s = num_undecoded * self.pace.rates.decode_s / self.pace.num_streams
         timings_s["decode"] = self.pace.correct("decode", decode_s)
-        image_forwards = 0.0
+        image_forwards, chance = 0.0, 1.0
         forecast_rungs = []
         for rung, num_candidates in zip(rungs, entrants, strict=False):
             stages_s = self.rung_s(method, rung, num_candidates)
             for stage, seconds in stages_s.items():
-                timings_s[stage] += seconds
-            image_forwards += rung.num_items * sum(
-                group.models * hit_share(len(self.candidates), group.reach, num_candidates) for group in self._groups
+                timings_s[stage] += chance * seconds
+            image_forwards += (
+                chance
+                * rung.num_items
+                * sum(
+                    group.models * hit_share(len(self.candidates), group.reach, num_candidates)
+                    for group in self._groups
+                )
             )
             total_s = sum(stages_s.values())
             forecast_rungs.append(ForecastRung(num_candidates, rung.train_stop, rung.test_stop, total_s))
+            chance *= 1 - end_chance
         timings_s["total"] = sum(timings_s.values())
         return Forecast(method, timings_s, image_forwards, tuple(forecast_rungs))
 
     def rung_s(self, method: Method, rung: Rung, num_candidates: int) -> dict[str, float]:
         """Return the seconds by stage of a rung that so many candidates enter, its images decoded, its blocks read."""
-        inference_s = self.pace.rates.rung_s if self.nodes else 0.0
+        inference_s = self.rungs_s(1, is_first=not rung.train_start) if self.nodes else 0.0
         for group in self._groups:
             num_rounds = math.ceil(rung.num_items / (group.batch_items * self.pace.num_streams))
             largest = math.ceil(rung.num_items / max(1, min(rung.num_items, num_rounds * self.pace.num_streams)))
@@ -202,31 +223,38 @@ class Question:
             ),
         }
 
+    def rungs_s(self, num_rungs: int, *, is_first: bool) -> float:
+        """Return the seconds that rungs take at the usual rates whatever is in them."""
+        return num_rungs * self.pace.rates.rung_s + is_first * self.pace.rates.first_rung_s
+
     def probes_s(self, method: Method, num_train: int, num_test: int, num_candidates: int) -> float:
         """Return the seconds of scoring so many candidates at the usual rates, which nothing measured corrects.
 
-        Each core of a CPU takes one at a time, a GPU many.
+        Candidates and folds are fitted together, on a CPU a part of them on each core.
         """
-        rates = self.pace.rates
-        flops = sum(
-            count * PROBE_FLOPS[self.proxy](num_fitted, num_scored, width, self.num_classes)
-            for num_fitted, num_scored in self._fits(method, num_train, num_test)
-            for width, count in self._widths.items()
-        )
-        num_calls = math.ceil(num_candidates / LOCK_STEP[self.pace.device])
-        at_once = max(1, min(self.pace.num_streams, num_calls))
-        calls_s = math.ceil(num_calls / at_once) * len(self._fits(method, num_train, num_test)) * rates.probe_s
-        share = num_candidates / max(1, len(self.candidates)) / at_once
-        return calls_s + share * flops / rates.probe_flops_per_s
+        rates, seconds = self.pace.rates, 0.0
+        share = num_candidates / max(1, len(self.candidates))
+        for num_folds, num_fitted, num_scored in self._fits(method, num_train, num_test):
+            flops = sum(
+                count * PROBE_FLOPS[self.proxy](num_fitted, num_scored, width, self.num_classes)
+                for width, count in self._widths.items()
+            )
+            num_calls = math.ceil(num_folds * num_candidates / LOCK_STEP[self.pace.device])
+            at_once = max(1, min(self.pace.num_streams, num_calls))
+            seconds += math.ceil(num_calls / at_once) * rates.probe_s
+            seconds += num_folds * share * flops / at_once / rates.probe_flops_per_s
+        return seconds
 
-    def _fits(self, method: Method, num_train: int, num_test: int) -> list[tuple[int, int]]:
-        """Return the items of each fit of a candidate's probes, and of its score: `nested` cross-validates."""
+    def _fits(self, method: Method, num_train: int, num_test: int) -> list[tuple[int, int, int]]:
+        """Return how many probes of a candidate are fitted on how many items and scored on how many.
+
+        `nested` cross-validates.
+        """
         if method != "nested" or self.proxy in TRANSFERABILITY:
-            return [(num_train, num_test)]
+            return [(1, num_train, num_test)]
         return [
-            (num_train - num_train // num_folds, num_train // num_folds + num_test)
+            (num_folds, num_train - num_train // num_folds, num_train // num_folds + num_test)
             for num_folds in (NUM_FOLDS, NUM_FOLDS_BEFORE)
-            for _ in range(num_folds)
         ]
 
     @cached_property

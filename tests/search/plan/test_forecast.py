@@ -91,6 +91,43 @@ def test_each_stage_takes_its_own_and_corrections_scale_it():
         assert slow[stage] == pytest.approx(3 * plain[stage])
 
 
+def test_blocks_that_were_read_ahead_need_no_reading():
+    question = ask(heavy(star(4)), CPU)
+    rungs = plan_rungs("shared", 4, 80, 20)
+
+    def reading_s(num_bytes_ahead):
+        ahead = replace(question, num_bytes_ahead=num_bytes_ahead)
+        return ahead.forecast("shared", rungs, [4], num_undecoded=0, start_s=0.0).timings_s["load_blocks"]
+
+    all_bytes = reading_s(0) * CPU.rates.read_bytes_per_s
+    assert reading_s(round(all_bytes / 4)) == pytest.approx(0.75 * reading_s(0))
+    assert reading_s(round(2 * all_bytes)) == 0
+
+
+def test_rungs_that_may_not_come_count_by_their_chance():
+    question, rungs = ask(star(6), CPU), (Rung(0, 40, 0, 10, 3), Rung(40, 100, 10, 20, 1))
+    alone = [sum(question.rung_s("nested", rung, 6).values()) for rung in rungs]
+    found = question.forecast("nested", rungs, [6, 6], num_undecoded=0, start_s=0.0, end_chance=0.25)
+    assert found.total_s - found.timings_s["load_blocks"] == pytest.approx(alone[0] + 0.75 * alone[1])
+    assert [rung.total_s for rung in found.rungs] == pytest.approx(alone), "a rung by itself, if it comes"
+
+
+def test_a_search_that_drops_nobody_is_forecast_to_its_end():
+    question = ask(star(6), CPU)
+    ends, goes_on = (
+        next(one for one in take(question, "nested", tolerance=tolerance).forecasts if one.method == "nested")
+        for tolerance in (0.01, 0.0)
+    )
+    rungs_s = sum(rung.total_s for rung in goes_on.rungs)
+    assert goes_on.total_s - goes_on.timings_s["load_blocks"] == pytest.approx(rungs_s) and ends.total_s < rungs_s
+
+
+def test_the_first_rung_makes_ready_what_later_ones_use():
+    question, both = ask(star(4), CPU), (Rung(0, 40, 0, 10, 4), Rung(40, 80, 10, 20, 1))
+    first, later = (question.rung_s("nested", rung, 4)["inference"] for rung in both)
+    assert first - later == pytest.approx(CPU.rates.first_rung_s)
+
+
 def test_blocks_that_are_cached_take_nothing():
     tree = star(5)
     rungs = plan_rungs("nested", 5, 80, 20)
@@ -159,7 +196,7 @@ def test_nothing_that_can_run_is_forecast_to_take_nothing():
     assert choice.forecast.timings_s["inference"] == 0
 
 
-@pytest.mark.parametrize("budget_s", [90.0, 60.0, 40.0])
+@pytest.mark.parametrize("budget_s", [75.0, 60.0, 40.0])
 def test_a_budget_takes_the_largest_share_that_fits(budget_s):
     question = ask(at_224(star(16)), CPU)
     choice = take(question, num_train=2000, num_test=500, start_s=0.1, budget_s=budget_s)
@@ -203,9 +240,18 @@ def test_entrants_are_those_that_rungs_plan_to_keep():
     assert expected_entrants("nested", rungs, 9, 0.0) == [9, 9, 9, 9], "without a tolerance nobody is dropped"
 
 
+def test_candidates_and_folds_are_fitted_together_on_a_gpu():
+    question = ask(star(16), GPU)
+    nested_s, shared_s = (question.probes_s(method, 40, 10, 16) for method in ("nested", "shared"))
+    assert shared_s == pytest.approx(GPU.rates.probe_s, rel=0.01)
+    assert nested_s == pytest.approx(2 * GPU.rates.probe_s, rel=0.01), "64 probes of four folds, and 32 of two"
+
+
 def test_nested_fits_a_probe_for_each_fold():
     question = ask(star(4), replace(CPU, num_streams=1))
-    once, folds = (question.probes_s(method, 400, 100, 4) for method in ("shared", "nested"))
-    assert 3 * once < folds < 6 * once
+    rates, flops = question.pace.rates, PROBE_FLOPS["linear"]
+    fits = [(4, 300, 200)] * 4 + [(4, 200, 300)] * 2  # candidates, items trained on, items scored on
+    expected_s = sum(num * (rates.probe_s + flops(*items, 512, 10) / rates.probe_flops_per_s) for num, *items in fits)
+    assert question.probes_s("nested", 400, 100, 4) == pytest.approx(expected_s)
     scored = replace(question, proxy="logme")
     assert scored.probes_s("nested", 400, 100, 4) == scored.probes_s("shared", 400, 100, 4)
