@@ -42,7 +42,11 @@ def main() -> None:
         image_size=options.image_size,
         retrain=RetrainConfig(distribution=options.distribution),
     )
-    rates = Rates(options.flops_per_s, options.read_bytes_per_s, options.handover_bytes_per_s)
+    rates = Rates(
+        flops_per_s=options.flops_per_s,
+        read_bytes_per_s=options.read_bytes_per_s,
+        handover_bytes_per_s=options.handover_bytes_per_s,
+    )
     say(f"{options.method} over {options.snapshots} snapshots of {options.architectures} on {options.workers} workers")
     say(f"rates of a worker: {rates}; goal: at most {GOAL_RATIO:g} x the bound")
     started = time.perf_counter()

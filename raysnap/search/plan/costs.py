@@ -15,7 +15,7 @@ BlockKey: TypeAlias = tuple[str, int, int, str]  # architecture, image size, ind
 Kind: TypeAlias = tuple[str, int, int]  # architecture, image size, index of the block
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Rates:
     """How fast a worker is; only the ratios shape a partition.
 
