@@ -35,7 +35,6 @@ import numpy as np
 from blake3 import blake3
 
 from raysnap.atomic import create_zeros, sync_data, write_all_at
-from raysnap.config.choices import CacheKind
 from raysnap.datasets.dataset import Dataset, Item
 from raysnap.datasets.decoding import DecodeJob, Outcome, Shape, decode_into
 from raysnap.datasets.image_file import MAX_BAD_FRACTION, num_bad_allowed
@@ -82,7 +81,7 @@ class SlotCache(ABC):
     """What models see of a list of items, in one form; indices are positions in that list.
 
     Attributes:
-        kind: of the cache.
+        kind: of the cache, a `CacheKind`.
         title: what it is called.
         noun: what an item is called.
         unit: what `kept_size` counts.
@@ -92,7 +91,7 @@ class SlotCache(ABC):
         bad: items that can't be decoded, by index, each with its file and the reason.
     """
 
-    kind: ClassVar[CacheKind]
+    kind: ClassVar[str]
     title: ClassVar[str]
     noun: ClassVar[str]
     unit: ClassVar[str]
