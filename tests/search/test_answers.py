@@ -102,6 +102,15 @@ def test_a_changed_store_is_another_question(store, photos):
     assert len({before, named, ask(store, photos)}) == 3
 
 
+def test_names_of_snapshots_that_were_left_out_count(store, photos):
+    before = ask(store, photos, max_candidates=2)
+    options = SearchOptions(max_candidates=2)
+    tried = {one.snapshot for one in Field(store, options, store.summaries()).first_round()}
+    left_out = next(snapshot for snapshot in store.refs().values() if snapshot not in tried)
+    store.set_ref("another-name", left_out)
+    assert ask(store, photos, max_candidates=2) != before, "a second round may try it"
+
+
 def test_new_records_are_another_question_unless_unused(store, photos):
     before, without = (ask(store, photos, use_records=use_records) for use_records in (True, False))
     store.put_record(record("base", "pets", 0.5))
