@@ -88,7 +88,7 @@ def test_a_small_budget_asks_a_smaller_question(find, resnets, data_dir):
     result = run(resnets, data_dir, method="shared", time_budget_s=1e-3)
     line = result.ranking[0]
     assert (line.num_train, line.num_test) == (16, 8), "the fewest items"
-    assert "exceeds the 1\u00a0ms left of the time budget by" in result.forecast.reason
+    assert "more than the 1\u00a0ms left of the time budget" in result.forecast.reason
     same = find(resnets, method="shared", num_train=line.num_train, num_test=line.num_test)
     assert lines(result) == lines(same)
 

@@ -121,7 +121,7 @@ def _why_method(taken: Forecast, forecasts: Sequence[Forecast]) -> str:
 def _why_items(taken: Forecast, num_items: int, num_all: int, budget_s: float) -> str:
     over_s = taken.total_s - budget_s
     if over_s > 0:
-        over = f"which exceeds the {seconds_text(budget_s)} left of the time budget by {seconds_text(over_s)}"
-        return f"even {count_text(num_items)} of {count_text(num_all)} items are forecast to take {over}"
+        took = f"even {count_text(num_items)} of {count_text(num_all)} items take {seconds_text(taken.total_s)}"
+        return f"{took}, {seconds_text(over_s)} more than the {seconds_text(budget_s)} left of the time budget"
     part = "all" if num_items == num_all else f"{count_text(num_items)} of"
     return f"{part} {count_text(num_all)} items fit the {seconds_text(budget_s)} left of the time budget"

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from raysnap.humanize import seconds_text
 from raysnap.models.block_facts import block_shapes
 from raysnap.search.plan.choice import choose, expected_entrants
 from raysnap.search.plan.costs import BlockSpeed, kind_of
@@ -220,7 +221,8 @@ def test_too_small_a_budget_takes_the_fewest_items():
     choice = take(ask(at_224(star(16)), CPU, num_classes=4), num_train=2000, num_test=500, start_s=3.0, budget_s=2.0)
     assert choice.num_train == 16 and choice.num_test >= 8
     over_s = choice.forecast.total_s - 2.0
-    assert over_s > 1 and "exceeds the 2.00\u00a0s left of the time budget by" in choice.reason
+    took = f"items take {seconds_text(choice.forecast.total_s)}, {seconds_text(over_s)} more than"
+    assert over_s > 1 and f"{took} the 2.00\u00a0s left of the time budget" in choice.reason
     few = take(ask(star(2), CPU), num_train=3, num_test=2, budget_s=1e-6)
     assert (few.num_train, few.num_test) == (3, 2), "never more than there are"
 
