@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 from blake3 import blake3
 from PIL import ExifTags, Image
@@ -29,6 +29,8 @@ from raysnap.datasets.splits import check_classes
 from raysnap.datasets.text.text_file import read_text
 from raysnap.errors import SYSTEM_LIMITS, DataError
 from raysnap.progress import OnProgress
+
+Equality: TypeAlias = Literal["bytes", "pixels"]
 
 SMALL_PX = 64
 CHUNK_BYTES = 2**20
@@ -66,7 +68,7 @@ class BadFile:
 class SamePicture:
     """Files that hold the same picture, sorted by split, class and name; `equal` says what is the same in them."""
 
-    equal: Literal["bytes", "pixels"]
+    equal: Equality
     paths: tuple[Path, ...]
 
 
@@ -272,7 +274,7 @@ def _same_pictures(located: Sequence[tuple[str, Item]], facts: Sequence[FileFact
         splits = {located[i][0] for i in indices}
         labels = {located[i][1].label for i in indices}
         kind = "leaks" if len(splits) > 1 else "label_conflicts" if len(labels) > 1 else "copies"
-        equal: Literal["bytes", "pixels"] = "bytes" if len({facts[i].content for i in indices}) == 1 else "pixels"
+        equal: Equality = "bytes" if len({facts[i].content for i in indices}) == 1 else "pixels"
         same[kind].append(SamePicture(equal, tuple(located[i][1].path for i in indices)))
     return same
 

@@ -121,8 +121,7 @@ def look_ahead(
         num_bytes_ahead: bytes of blocks that were read already.
         is_first: whether this is the search's first round; a second takes the same method and items.
     """
-    options, question = setup.options, _pose(tree, drawn, setup, cache)
-    question = replace(question, num_bytes_ahead=num_bytes_ahead)
+    options, question = setup.options, _pose(tree, drawn, setup, cache, num_bytes_ahead)
     budget_s = options.time_budget_s if is_first else None
 
     def choose_now() -> Choice:
@@ -150,7 +149,9 @@ def look_ahead(
     return Outlook(setup, question, choice, drawn.dataset, is_shortened)
 
 
-def _pose(tree: PrefixTree, drawn: DrawnItems, setup: Setup, cache: FeatureCache | None) -> Question:
+def _pose(
+    tree: PrefixTree, drawn: DrawnItems, setup: Setup, cache: FeatureCache | None, num_bytes_ahead: int
+) -> Question:
     """Return the question, with what is known of this device."""
     numerics, num_workers = setup.numerics(), setup.options.workers
     pace = read_pace(numerics)
@@ -162,4 +163,5 @@ def _pose(tree: PrefixTree, drawn: DrawnItems, setup: Setup, cache: FeatureCache
         num_items = len(drawn.train) + len(drawn.test)
         nodes -= find_cached(tree, candidates, cache, numerics.fingerprint, num_items)
     num_classes = len({item.label for item in drawn.train})
-    return Question(tree, tuple(candidates), frozenset(nodes), setup.options.proxy, num_classes, pace)
+    proxy = setup.options.proxy
+    return Question(tree, tuple(candidates), frozenset(nodes), proxy, num_classes, pace, num_bytes_ahead)

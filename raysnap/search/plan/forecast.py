@@ -193,14 +193,10 @@ class Question:
             stages_s = self.rung_s(method, rung, num_candidates)
             for stage, seconds in stages_s.items():
                 timings_s[stage] += chance * seconds
-            image_forwards += (
-                chance
-                * rung.num_items
-                * sum(
-                    group.models * hit_share(len(self.candidates), group.reach, num_candidates)
-                    for group in self._groups
-                )
+            models = sum(
+                group.models * hit_share(len(self.candidates), group.reach, num_candidates) for group in self._groups
             )
+            image_forwards += chance * rung.num_items * models
             total_s = sum(stages_s.values())
             forecast_rungs.append(ForecastRung(num_candidates, rung.train_stop, rung.test_stop, total_s))
             chance *= 1 - end_chance
